@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What DKIM and ARC hash: header fields and body, `simple` and `relaxed` (RFC 6376 section 3.4).
+
+The body is hashed as its chunks arrive, so memory does not grow with the message; any chunking gives the same
+digest. Only CRLF ends a line here, as on the wire: a bare CR or LF is content. Knows neither keys nor signatures.
+"""
+
+import hashlib
+import re
+
+from gatekeeper.message import Header
+
+_SPACE = re.compile(rb"[ \t]+")
+_BLOCK = b"\r\n" * 4096
+
+
+def header(field: Header, relaxed: bool) -> bytes:
+    """The canonical form of one header field, without the final CRLF (RFC 6376 sections 3.4.1 and 3.4.2)."""
+    if not relaxed:
+        return field.line
+    value = _SPACE.sub(b" ", field.value.replace(b"\r\n", b"")).strip(b" ")
+    return field.name.lower().rstrip(b" \t") + b":" + value
+
+
+class BodyHash:
+    """The hash of a body in one canonical form, fed in chunks.
+
+    `limit` is the signature's `l=` in bytes of canonical body, or None for all of it. After `digest()`, `length` is
+    the size of the whole canonical body in bytes, so a caller can tell a limit beyond the end (`length < limit`,
+    invalid) and content that the signature does not cover (`length > limit`).
+    """
+
+    __slots__ = ("_blank", "_hash", "_limit", "_relaxed", "_rest", "length")
+
+    def __init__(self, relaxed: bool, algorithm: str = "sha256", limit: int | None = None) -> None:
+        self._relaxed = relaxed
+        self._hash = hashlib.new(algorithm, usedforsecurity=True)
+        self._limit = limit
+        self._rest = b""  # an unfinished end: white space, or a CR whose LF has not come; never longer than two bytes
+        self._blank = 0  # line ends held back: at the end of the body they would not count
+        self.length = 0
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        text = self._rest + chunk
+        end = len(text) - 1 if text.endswith(b"\r") else len(text)
+        if self._relaxed:
+            held = text[end:]
+            head = text[:end].rstrip(b" \t")
+            # a run of white space is one space however many chunks it came in
+            self._rest = b" " + held if len(head) < end else held
+            text = _SPACE.sub(b" ", head).replace(b" \r\n", b"\r\n")
+        else:
+            self._rest, text = text[end:], text[:end]
+        self._feed(text)
+
+    def digest(self) -> bytes:
+        """Finish and return the digest. To be called once."""
+        # White space before the missing final line end is stripped as before any other; a lone CR is content.
+        rest = self._rest.rstrip(b" \t") if self._relaxed else self._rest
+        if rest:
+            self._feed(rest)
+        if self.length or not self._relaxed:
+            self._emit(b"\r\n")  # the end of the last line, in place of the empty lines held back
+        return self._hash.digest()
+
+    def _feed(self, text: bytes) -> None:
+        """Hash all but the line ends at the end of `text`; those wait for the next chunk to show whether they count."""
+        end = len(text)
+        while text.endswith(b"\r\n", 0, end):
+            end -= 2
+        held = (len(text) - end) // 2
+        if not end:
+            self._blank += held
+            return
+        while self._blank:
+            count = min(self._blank, 4096)
+            self._emit(_BLOCK[: 2 * count])
+            self._blank -= count
+        self._emit(text[:end] if held else text)
+        self._blank = held
+
+    def _emit(self, text: bytes) -> None:
+        if self._limit is None:
+            self._hash.update(text)
+        elif self.length < self._limit:
+            self._hash.update(text[: self._limit - self.length])
+        self.length += len(text)

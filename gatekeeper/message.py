@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A message as bytes: header fields with their exact value, and the body.
+
+The rule: `name + b":" + value + CRLF` gives back what was on the wire, leading space and folding included, because
+DKIM's `simple` canonicalization signs exactly that (RFC 6376 section 3.4.1). Knows nothing of MIME and of meaning.
+"""
+
+import re
+from typing import NamedTuple
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
+
+
+class Header(NamedTuple):
+    """One header field: `value` starts behind the colon and ends before its last CRLF; folds inside are CRLF."""
+
+    name: bytes
+    value: bytes
+
+    @property
+    def line(self) -> bytes:
+        """The field as it stands in the message, without the final CRLF."""
+        return self.name + b":" + self.value
+
+
+def crlf(raw: bytes) -> bytes:
+    """`raw` with every line end (CR LF, bare CR, bare LF) as CRLF: how Postfix sends a file that it is given."""
+    return _LINE_END.sub(b"\r\n", raw)
+
+
+def parse(raw: bytes) -> tuple[list[Header], bytes]:
+    """Split CRLF-terminated `raw` into its header fields and its body.
+
+    As Postfix's cleanup(8) does, the first line that is no header field ends the header, with or without the empty
+    line; a first line that starts with white space does the same. Never raises.
+    """
+    headers: list[Header] = []
+    start = 0
+    while start < len(raw):
+        if raw.startswith(b"\r\n", start):
+            return headers, raw[start + 2 :]
+        end = _end_of_field(raw, start)
+        match = _FIELD.fullmatch(raw, start, end)
+        if match is None:
+            break
+        headers.append(Header(match[1], match[2]))
+        start = end + 2
+    return headers, raw[start:]
+
+
+def _end_of_field(raw: bytes, start: int) -> int:
+    """Where the field that starts at `start` ends: before the first CRLF that no white space follows."""
+    while True:
+        end = raw.find(b"\r\n", start)
+        if end < 0:
+            return len(raw)
+        if raw[end + 2 : end + 3] not in (b" ", b"\t"):
+            return end
+        start = end + 2

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The seam: every front door asks `Pipeline.decide(request, context)`, and nothing else decides.
+
+The lattice is Postfix's (smtpd_check.c, SMTPD_ACCESS_README). Lists run in Postfix's order. PERMIT ends its own
+list, REJECT ends all. The first `defer_if_permit` and the first `defer_if_reject` are kept: a 5xx that comes after a
+kept `defer_if_reject` becomes that 4xx; at the end a kept `defer_if_permit` is answered, else a kept
+`defer_if_reject` (so that it also tempers a refusal of Postfix's own further down its list), else DUNNO.
+
+A check that crashes abstains, loudly. Side effects wait for the decision: `Context.after`.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol, runtime_checkable
+
+from gatekeeper.facts import Facts
+from gatekeeper.request import Address, Request, Stage
+from gatekeeper.resolver import Resolver
+from gatekeeper.store import Clock, Keys, Store
+from gatekeeper.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict
+
+logger = logging.getLogger(__name__)
+
+CLIENT, HELO, SENDER, RECIPIENT, DATA, END_OF_DATA = LISTS = (
+    "client",
+    "helo",
+    "sender",
+    "recipient",
+    "data",
+    "end_of_data",
+)
+_EARLY = (CLIENT, HELO, SENDER, RECIPIENT)
+_LISTS_AT = {
+    Stage.CONNECT: _EARLY,
+    Stage.HELO: _EARLY,
+    Stage.MAIL: _EARLY,
+    Stage.RCPT: _EARLY,
+    Stage.VRFY: _EARLY,
+    Stage.ETRN: (CLIENT, HELO),
+    Stage.DATA: (DATA,),
+    Stage.END_OF_MESSAGE: (END_OF_DATA,),
+}
+"""Which lists run when. Checks whose attributes do not exist yet abstain, so one table serves Postfix with and
+without `smtpd_delay_reject`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What this relay is: the top level of the configuration, in the form that checks use.
+
+    Domains are lower-case A-labels; `local_domains` and `relay_domains` entries that start with a dot also hold for
+    everything below. The codes are Postfix's parameters of the same names (postconf(5)).
+    """
+
+    hostname: str
+    authserv_id: str
+    mynetworks: tuple[IPv4Network | IPv6Network, ...] = ()
+    local_domains: tuple[str, ...] = ()
+    relay_domains: tuple[str, ...] = ()
+    recipient_delimiter: str = ""
+    unknown_client_reject_code: str = "450"
+    unknown_hostname_reject_code: str = "450"
+    unknown_address_reject_code: str = "450"
+
+    def is_internal(self, address: Address | None) -> bool:
+        """True if `address` is in mynetworks."""
+        return address is not None and any(address in network for network in self.mynetworks)
+
+    def is_ours(self, domain: str) -> bool:
+        """True if `domain` is one that this relay takes mail for."""
+        return any(
+            domain == ours or (ours.startswith(".") and domain.endswith(ours))
+            for ours in (*self.local_domains, *self.relay_domains)
+        )
+
+
+Callback = Callable[[Decision], Awaitable[None]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """What a check may use besides the request: the world, passed in, and a place for what it finds out.
+
+    `keys` makes store keys; a check in observe mode is given keys of its own, so that its state is kept apart.
+    """
+
+    site: Site
+    resolver: Resolver
+    store: Store
+    clock: Clock
+    keys: Keys
+    facts: Facts
+    _notes: list[Note] = field(default_factory=list)
+    _callbacks: list[Callback] = field(default_factory=list)
+
+    def note(self, what: str, found: str) -> None:
+        """Write down what was found, where it is found out; explain, logs and reports read it."""
+        self._notes.append(Note(what, found))
+
+    def after(self, callback: Callback) -> None:
+        """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet."""
+        self._callbacks.append(callback)
+
+    def take_notes(self) -> tuple[Note, ...]:
+        """The notes since the last call."""
+        if not self._notes:
+            return ()
+        notes, self._notes = tuple(self._notes), []
+        return notes
+
+    async def settle(self, decision: Decision) -> None:
+        """Run the side effects. One that fails is logged and does not stop the next, nor the answer."""
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                await callback(decision)
+            except Exception:
+                logger.exception("a side effect failed")
+
+
+@runtime_checkable
+class Check(Protocol):
+    """One opinion. `name` is the word of the restriction list; options are fields of the implementing model.
+
+    `needs` names the Request attributes (`helo`, `sender`, `recipient`) without which the check abstains.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    async def check(self, request: Request, context: Context) -> Verdict:
+        """The opinion. May raise; the pipeline then takes it as PASS."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """The checks by list name (`LISTS`), in order. With `observe`, the answer is DUNNO whatever they say."""
+
+    lists: Mapping[str, tuple[Check, ...]]
+    observe: bool = False
+
+    async def decide(self, request: Request, context: Context) -> Decision:
+        """Ask the lists of `request.stage` and combine their verdicts. Never raises; the side effects are the caller's
+        to run with `context.settle(decision)` once the answer is on its way."""
+        steps: list[Step] = []
+        verdict = await self._combine(request, context, steps)
+        return Decision(request, PASS if self.observe else verdict, tuple(steps), verdict)
+
+    async def _combine(self, request: Request, context: Context, steps: list[Step]) -> Verdict:
+        if_permit: Verdict | None = None
+        if_reject: Verdict | None = None
+        action: Verdict | None = None
+        for name in _LISTS_AT[request.stage]:
+            for check in self.lists.get(name, ()):
+                step = await _ask(check, name, request, context)
+                if step is None:
+                    continue
+                steps.append(step)
+                if not step.applied:
+                    continue
+                verdict = step.verdict
+                match verdict.outcome:
+                    case Outcome.PASS:
+                        pass
+                    case Outcome.PERMIT:
+                        break
+                    case Outcome.ACCEPT:
+                        return if_permit or verdict
+                    case Outcome.REJECT:
+                        return if_reject if if_reject and verdict.code.startswith("5") else verdict
+                    case Outcome.DEFER_IF_PERMIT:
+                        if_permit = if_permit or verdict
+                    case Outcome.DEFER_IF_REJECT:
+                        if_reject = if_reject or verdict
+                    case Outcome.ACTION:
+                        action = action or verdict
+        return if_permit or action or if_reject or PASS
+
+
+async def _ask(check: Check, list_name: str, request: Request, context: Context) -> Step | None:
+    """One check's step; None if it is off or its attributes do not exist at this stage."""
+    if check.mode is Mode.OFF or any(getattr(request, need) is None for need in check.needs):
+        return None
+    enforced = check.mode is Mode.ENFORCE
+    keys = context.keys
+    if not enforced:
+        context.keys = Keys(keys.secret, "observe:")
+    try:
+        verdict = await check.check(request, context)
+    except Exception as error:
+        logger.exception("check %s failed and abstains", check.name)
+        context.note("internal error", type(error).__name__)
+        verdict = Verdict(Outcome.PASS, f"{check.name}.error")
+    finally:
+        context.keys = keys
+    return Step(list_name, check.name, verdict, context.take_notes(), applied=enforced)

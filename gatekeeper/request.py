@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One frozen question, the same for the policy daemon, the milter, replay and explain.
+
+Knows no wire format and no configuration. What the asker did not tell is None (not known at this stage) or
+empty (asked, and there is nothing), because the two mean different things: `sender=""` is the null sender.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+Address = IPv4Address | IPv6Address
+
+UNKNOWN = "unknown"
+"""What Postfix says for a client name that is missing or not confirmed (postconf(5), `smtpd_client_*`)."""
+
+
+class Stage(StrEnum):
+    """The SMTP stage, by Postfix's `protocol_state` (SMTPD_POLICY_README); EHLO counts as HELO, BDAT as DATA."""
+
+    CONNECT = "CONNECT"
+    HELO = "HELO"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    END_OF_MESSAGE = "END-OF-MESSAGE"
+    VRFY = "VRFY"
+    ETRN = "ETRN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """The SMTP client. `name` is forward-confirmed, `reverse_name` is the bare PTR; both may be `unknown`."""
+
+    address: Address | None = None
+    name: str = UNKNOWN
+    reverse_name: str = UNKNOWN
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked. Sizes are bytes. `instance` is Postfix's identifier of one message at one smtpd."""
+
+    stage: Stage
+    client: Client = Client()
+    helo: str | None = None
+    sender: str | None = None
+    recipient: str | None = None
+    recipient_count: int = 0
+    size: int = 0
+    queue_id: str = ""
+    instance: str = ""
+    sasl_user: str = ""
+    sasl_method: str = ""
+    encryption_protocol: str = ""
+    policy_context: str = ""
+    etrn_domain: str = ""
+
+
+def parse_address(text: str) -> Address | None:
+    """The address in `text`, or None for `unknown`, nothing, or anything else that is no address.
+
+    An IPv4-mapped IPv6 address is the IPv4 client that it stands for; a zone index (`fe80::1%eth0`) is dropped.
+    """
+    try:
+        address = ip_address(text.partition("%")[0].removeprefix("IPv6:"))
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def domain_of(mailbox: str) -> str:
+    """The domain of `local@domain` in lower case, without a trailing dot; empty if there is none."""
+    return mailbox.rpartition("@")[2].lower().removesuffix(".") if "@" in mailbox else ""

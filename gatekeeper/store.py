@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""State that outlives a request: the contract that every back end keeps (one contract suite runs on all).
+
+Values are small and all expire. Keys are keyed hashes of what they stand for (`Keys`), never addresses. Times are
+seconds since the epoch, from the clock that is passed in, so that replay can jump. Everything may raise StoreError,
+and no call takes longer than the store's timeout: who calls decides what to do without.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol
+
+Clock = Callable[[], float]
+"""Seconds since the epoch; time.time in production."""
+
+
+class StoreError(Exception):
+    """The store did not answer in time, is full, read-only, or gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One event to count against a sliding window: `amount` more under `key` within the last `window` seconds.
+
+    With a `once` token, the same token counts a single time while the window lasts: a message asked about at
+    several SMTP stages, or by several of our processes, is one message.
+    """
+
+    key: str
+    window: float
+    amount: int = 1
+    once: str = ""
+
+
+class Store(Protocol):
+    """What checks may ask of a back end."""
+
+    async def get(self, key: str) -> bytes | None:
+        """The value, or None if there is none or it has expired."""
+        ...
+
+    async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
+        """Keep `value` for `ttl` seconds; with `absent` only if there is none. True if written."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Forget the value, if there is one."""
+        ...
+
+    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+        """Count every hit, all or none, and return for each the sum in its window, this hit included."""
+        ...
+
+    async def unhit(self, hits: Sequence[Hit]) -> None:
+        """Give back what `hit` counted just now, for a request that was refused after all."""
+        ...
+
+    async def born(self) -> float:
+        """When this store was first opened empty: greylisting's learning period starts here."""
+        ...
+
+    async def secret(self) -> bytes:
+        """The key of the keyed hashes: 32 random bytes that all who share this store share."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and files."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Makes store keys: `keys("greylist", client, sender, recipient)`.
+
+    `prefix` keeps the state of checks in observe mode apart from the real one.
+    """
+
+    secret: bytes
+    prefix: str = ""
+
+    def __call__(self, kind: str, *parts: str) -> str:
+        """The key for `parts`: a 128-bit keyed BLAKE2b under a readable kind; no part can run into the next."""
+        digest = blake2b(key=self.secret, digest_size=16)
+        for part in parts:
+            data = part.encode("utf-8", "surrogateescape")
+            digest.update(len(data).to_bytes(4, "big"))
+            digest.update(data)
+        return f"{self.prefix}{kind}:{digest.hexdigest()}"
