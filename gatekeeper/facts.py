@@ -5,9 +5,7 @@ Facts are not opinions: SPF's `fail` is a fact, whether it refuses a mail is a c
 trouble keeps from being known is a finding (`temperror`), not an exception. Knows neither libmilter nor sockets.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 

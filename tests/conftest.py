@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What tests share: how a test says that it needs something from outside, and where the public suites lie."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIRE_ALL = os.environ.get("GATEKEEPER_REQUIRE_ALL") == "1"
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the running test with a reason for a person; where everything is required, fail it instead."""
+    if REQUIRE_ALL:
+        pytest.fail(f"required here, but {reason}")
+    pytest.skip(reason)
+
+
+def require_program(name: str, package: str) -> str:
+    """The path of a program that comes with a Debian package; also looks in /usr/sbin, where users have no path."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if found is None:
+        missing(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+def require_corpus(name: str) -> Path:
+    """A file of the public test suites: below $GATEKEEPER_CORPORA, or ../shared/corpora beside the project."""
+    folder = Path(os.environ.get("GATEKEEPER_CORPORA", ROOT.parent / "shared" / "corpora"))
+    if not (folder / name).exists():
+        missing(f"the public suite {name} is not in {folder}; set GATEKEEPER_CORPORA to where it is")
+    return folder / name
