@@ -2,11 +2,24 @@
 """DNS as everything else here sees it: one method, typed answers, and accidents told apart.
 
 NXDOMAIN and NODATA are answers; trouble is an exception (DNSError), because DMARC, DKIM and Postfix's own
-restrictions treat the two differently. Names go in and come out without a final dot, in lower case, as A-labels.
+restrictions treat the two differently. Names go in and come out without a final dot, in lower case, as A-labels
+(see dnsname.py for odd ones).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import dns.rdata
+import dns.rdtypes.ANY.CNAME
+import dns.rdtypes.ANY.MX
+import dns.rdtypes.ANY.NS
+import dns.rdtypes.ANY.PTR
+import dns.rdtypes.ANY.SOA
+import dns.rdtypes.ANY.TXT
+
+from gatekeeper.dnsname import to_text
+from gatekeeper.zone import Fault, Zone
 
 
 class DNSError(Exception):
@@ -36,7 +49,7 @@ Record = str | bytes | MX
 class Answer:
     """The records of one type at one name. `exists` is False for NXDOMAIN; no records with `exists` is NODATA.
 
-    A name that can never be in the DNS (a label over 63 bytes, an empty label) is answered as NXDOMAIN, unasked.
+    `name` and `type` are the question as it was asked. A name that can never be in the DNS (a label over 63 bytes, an empty label) is answered as NXDOMAIN, unasked.
     `ttl` is in seconds.
     """
 
@@ -60,3 +73,44 @@ class Resolver(Protocol):
     async def close(self) -> None:
         """Let go of sockets and tasks."""
         ...
+
+
+def to_records(data: Iterable[dns.rdata.Rdata]) -> tuple[Record, ...]:
+    """The records of one set as Answer has them, in the order of the set."""
+    return tuple(_to_record(item) for item in data)
+
+
+def _to_record(data: dns.rdata.Rdata) -> Record:
+    match data:
+        case dns.rdtypes.ANY.TXT.TXT():
+            return b"".join(data.strings)
+        case dns.rdtypes.ANY.MX.MX():
+            return MX(data.preference, to_text(data.exchange))
+        case dns.rdtypes.ANY.PTR.PTR() | dns.rdtypes.ANY.NS.NS() | dns.rdtypes.ANY.CNAME.CNAME():
+            return to_text(data.target)
+        case dns.rdtypes.ANY.SOA.SOA():
+            return to_text(data.mname)
+        case _:
+            return data.to_text()
+
+
+class TableResolver:
+    """Answers from a Zone: for tests, replay and `explain --dns`. A `!TIMEOUT` is raised at once."""
+
+    def __init__(self, zone: Zone) -> None:
+        self._zone = zone
+
+    async def query(self, name: str, type: str) -> Answer:
+        """What the zone says. Raises DNSTimeout and DNSFailure where the zone wants them."""
+        found = self._zone.lookup(name, type)
+        if found.fault is Fault.TIMEOUT:
+            raise DNSTimeout(f"{type} {name}: !TIMEOUT")
+        if found.fault is Fault.SERVFAIL:
+            raise DNSFailure(f"{type} {name}: !SERVFAIL")
+        ttl = float(min((rrset.ttl for rrset in found.rrsets), default=0))
+        if found.fault is not None:
+            return Answer(name, type, exists=found.fault is not Fault.NXDOMAIN, ttl=ttl)
+        return Answer(name, type, to_records(found.rrsets[-1]), ttl=ttl)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""

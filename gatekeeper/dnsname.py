@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Domain names: from what a stranger wrote to what the DNS is asked, and back.
+
+A name comes in as text, literally: a backslash is a byte, not an escape; bytes that were no UTF-8 come as surrogates
+(surrogateescape) and go out as the bytes they were; U-labels become A-labels (UTS 46 and IDNA 2008, then IDNA 2003
+for names that only it allows, such as emoji). A name comes out in the presentation form of RFC 4343, so that it is
+always printable ASCII, in lower case, without a final dot; the root is the empty string.
+"""
+
+import re
+
+import dns.exception
+import dns.name
+
+_DOTS = re.compile("[.\u3002\uff0e\uff61]")
+"""The characters that UTS 46 takes for a dot."""
+
+
+def to_name(text: str) -> dns.name.Name | None:
+    """The absolute name that `text` stands for, or None if it can never be in the DNS.
+
+    That is: an empty label (so also the empty text, and the root), one over 63 bytes, or a name over 255.
+    """
+    text = text.removesuffix(".")
+    try:
+        if text.isascii():
+            labels = text.lower().encode("ascii").split(b".")
+        else:
+            labels = [_to_label(label) for label in _DOTS.split(text)]
+        if b"" in labels:
+            return None
+        return dns.name.Name([*labels, b""])
+    except dns.exception.DNSException:
+        return None
+
+
+def to_text(name: dns.name.Name) -> str:
+    """`name` in presentation form, printable ASCII in lower case, without the final dot; "" for the root."""
+    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
+
+
+def _to_label(label: str) -> bytes:
+    if label.isascii():
+        return label.lower().encode("ascii")
+    for codec in (dns.name.IDNA_2008_Practical, dns.name.IDNA_2003):
+        try:
+            return codec.encode(label).lower()
+        except dns.name.LabelTooLong:
+            raise
+        except (dns.exception.DNSException, UnicodeError):
+            continue
+    return label.encode("utf-8", "surrogateescape")
