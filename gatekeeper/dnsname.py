@@ -30,7 +30,7 @@ def to_name(text: str) -> dns.name.Name | None:
         if b"" in labels:
             return None
         return dns.name.Name([*labels, b""])
-    except dns.exception.DNSException:
+    except (dns.exception.DNSException, UnicodeError):
         return None
 
 
@@ -45,8 +45,6 @@ def _to_label(label: str) -> bytes:
     for codec in (dns.name.IDNA_2008_Practical, dns.name.IDNA_2003):
         try:
             return codec.encode(label).lower()
-        except dns.name.LabelTooLong:
-            raise
         except (dns.exception.DNSException, UnicodeError):
             continue
     return label.encode("utf-8", "surrogateescape")

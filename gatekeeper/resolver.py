@@ -19,6 +19,7 @@ import dns.rdtypes.ANY.SOA
 import dns.rdtypes.ANY.TXT
 
 from gatekeeper.dnsname import to_text
+from gatekeeper.verdict import printable
 from gatekeeper.zone import Fault, Zone
 
 
@@ -49,8 +50,8 @@ Record = str | bytes | MX
 class Answer:
     """The records of one type at one name. `exists` is False for NXDOMAIN; no records with `exists` is NODATA.
 
-    `name` and `type` are the question as it was asked. A name that can never be in the DNS (a label over 63 bytes, an empty label) is answered as NXDOMAIN, unasked.
-    `ttl` is in seconds.
+    `name` and `type` are the question, the name in lower case without a final dot. A name that can never be in the
+    DNS (a label over 63 bytes, an empty label) is answered as NXDOMAIN, unasked. `ttl` is in seconds.
     """
 
     name: str
@@ -102,11 +103,12 @@ class TableResolver:
 
     async def query(self, name: str, type: str) -> Answer:
         """What the zone says. Raises DNSTimeout and DNSFailure where the zone wants them."""
+        name = name.lower().removesuffix(".")
         found = self._zone.lookup(name, type)
         if found.fault is Fault.TIMEOUT:
-            raise DNSTimeout(f"{type} {name}: !TIMEOUT")
+            raise DNSTimeout(f"{type} {printable(name)}: !TIMEOUT")
         if found.fault is Fault.SERVFAIL:
-            raise DNSFailure(f"{type} {name}: !SERVFAIL")
+            raise DNSFailure(f"{type} {printable(name)}: !SERVFAIL")
         ttl = float(min((rrset.ttl for rrset in found.rrsets), default=0))
         if found.fault is not None:
             return Answer(name, type, exists=found.fault is not Fault.NXDOMAIN, ttl=ttl)
