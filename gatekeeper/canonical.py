@@ -66,10 +66,8 @@ class BodyHash:
 
     def _feed(self, text: bytes) -> None:
         """Hash all but the line ends at the end of `text`; those wait for the next chunk to show whether they count."""
-        end = len(text)
-        while text.endswith(b"\r\n", 0, end):
-            end -= 2
-        held = (len(text) - end) // 2
+        held = _line_ends(text)
+        end = len(text) - 2 * held
         if not end:
             self._blank += held
             return
@@ -86,3 +84,13 @@ class BodyHash:
         elif self.length < self._limit:
             self._hash.update(text[: self._limit - self.length])
         self.length += len(text)
+
+
+def _line_ends(text: bytes) -> int:
+    """How many CRLFs stand at the very end of `text`; in one pass, since a body may be nothing but empty lines."""
+    if not text.endswith(b"\r\n"):
+        return 0
+    tail = text[len(text.rstrip(b"\r\n")) :]
+    # Behind the last doubled CR or LF the two alternate, so what is left are CRLFs, and maybe one LF before them.
+    doubled = max(tail.rfind(b"\r\r"), tail.rfind(b"\n\n"))
+    return (len(tail) - doubled - 1) // 2

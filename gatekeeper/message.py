@@ -2,7 +2,8 @@
 """A message as bytes: header fields with their exact value, and the body.
 
 The rule: `name + b":" + value + CRLF` gives back what was on the wire, leading space and folding included, because
-DKIM's `simple` canonicalization signs exactly that (RFC 6376 section 3.4.1). Knows nothing of MIME and of meaning.
+DKIM's `simple` canonicalization signs exactly that (RFC 6376 section 3.4.1). One exception: white space before the
+colon is dropped, as Postfix's cleanup(8) does, so that `From :` cannot hide. Knows nothing of MIME and of meaning.
 """
 
 import re
