@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration file: TOML in, one frozen Config out, or every mistake at once, each with its line.
+
+An option is declared here and nowhere else; `config/gatekeeper.toml` explains each, and a test proves that it does.
+Nothing is opened but the file itself (and postconf, for defaults): tables and keys are read by app.py. Paths in the
+file are relative to the file.
+"""
+
+import os
+import pwd
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictStr, ValidationError
+
+from gatekeeper import postconf
+from gatekeeper.listen import Listen
+from gatekeeper.mistakes import mistakes
+from gatekeeper.options import (
+    Addresses,
+    Delimiter,
+    Domains,
+    FileMode,
+    Hostname,
+    Nameservers,
+    Networks,
+    RejectCode,
+    Table,
+    Workers,
+)
+from gatekeeper.pipeline import LISTS, RECIPIENT, Site
+from gatekeeper.places import Path as KeyPath
+from gatekeeper.places import Places
+from gatekeeper.problem import ConfigError, Problem
+from gatekeeper.restrictions import Restriction, Restrictions, split
+from gatekeeper.units import Duration
+
+DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
+DEFAULT_RESTRICTIONS = (
+    "permit_mynetworks, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname, "
+    "reject_non_fqdn_helo_hostname, reject_non_fqdn_sender, reject_non_fqdn_recipient, access, "
+    "reject_unknown_sender_domain, reject_unknown_recipient_domain, dnsbl, spf, greylist"
+)
+"""Limits stand before authenticated users pass: a stolen account is the reason people limit."""
+
+NOT_YET = ("capture", "metrics", "reports")
+"""Sections that the product has names for and this version cannot do yet."""
+
+
+class Section(BaseModel):
+    """What every section has: an unknown key is a mistake, and nothing changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dns(Section):
+    nameservers: Nameservers = ()
+    timeout: Duration = 5.0
+
+
+def default_store() -> str:
+    """The embedded store's place: /var/lib/gatekeeper for root and for a service that owns it, else the user's own."""
+    system = Path("/var/lib/gatekeeper")
+    if os.geteuid() == 0 or os.access(system, os.W_OK):
+        return f"sqlite:{system}/state.db"
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return f"sqlite:{Path(home)}/gatekeeper/state.db"
+
+
+class StoreOptions(Section):
+    url: StrictStr = Field(default_factory=default_store)
+    timeout: Duration = 0.1
+
+
+class RestrictionLists(Section):
+    """One set of lists; what is not named is empty. `restrictions` is another name of the recipient list."""
+
+    restrictions: Restrictions = ()
+    client_restrictions: Restrictions = ()
+    helo_restrictions: Restrictions = ()
+    sender_restrictions: Restrictions = ()
+    recipient_restrictions: Restrictions = ()
+    data_restrictions: Restrictions = ()
+    end_of_data_restrictions: Restrictions = ()
+
+    def lists(self) -> Iterator[tuple[str, str, tuple[Restriction, ...]]]:
+        """For each list of the pipeline: its name, the key it was written under, its restrictions."""
+        for name in LISTS:
+            key = f"{name}_restrictions"
+            if name == RECIPIENT and "restrictions" in self.model_fields_set:
+                key = "restrictions"
+            yield name, key, getattr(self, key)
+
+
+class Policy(RestrictionLists):
+    listen: Addresses = (Listen("inet", "127.0.0.1", 10040),)
+    socket_mode: FileMode = 0o660
+    socket_group: StrictStr = ""
+    workers: Workers = 2
+    recipient_restrictions: Restrictions = tuple(split(DEFAULT_RESTRICTIONS))
+    contexts: Mapping[str, RestrictionLists] = {}
+    unknown_client_reject_code: RejectCode = "450"
+    unknown_hostname_reject_code: RejectCode = "450"
+    unknown_address_reject_code: RejectCode = "450"
+
+
+class Milter(Section):
+    listen: Addresses = (Listen("inet", "127.0.0.1", 8891),)
+    socket_mode: FileMode = 0o660
+    socket_group: StrictStr = ""
+    workers: Workers = 2
+    mode: Literal["s", "v", "sv"] = "sv"
+
+
+class Signing(Section):
+    key_table: Table = ()
+    signing_table: Table = ()
+    internal_hosts: Table | None = None
+
+
+class Verify(Section):
+    dmarc: Literal["observe", "quarantine", "reject"] = "observe"
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def default_user() -> str:
+    """`gatekeeper` where that user exists, as after installing the package, else `nobody`."""
+    try:
+        return pwd.getpwnam("gatekeeper").pw_name
+    except KeyError:
+        return "nobody"
+
+
+class Config(Section):
+    """The whole file, and where in it each thing stands."""
+
+    hostname: Hostname = Field(default_factory=socket.gethostname)
+    authserv_id: Hostname | None = None
+    mynetworks: Networks = (ip_network("127.0.0.0/8"), ip_network("::1"))
+    local_domains: Domains = ()
+    relay_domains: Domains = ()
+    recipient_delimiter: Delimiter = ""
+    user: StrictStr = Field(default_factory=default_user)
+    group: StrictStr = ""
+    mode: Literal["enforce", "observe"] = "enforce"
+    dns: Dns = Dns()
+    store: StoreOptions = Field(default_factory=StoreOptions)
+    policy: Policy = Policy()
+    milter: Milter = Milter()
+    signing: Signing = Signing()
+    verify: Verify = Verify()
+    log: Log = Log()
+
+    _file: Path | None = PrivateAttr(None)
+    _places: Places = PrivateAttr(Places(""))
+    _warnings: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths are relative to: the file's folder, or the working directory without a file."""
+        return self._file.parent if self._file else Path.cwd()
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What was noticed while reading that keeps nothing from working."""
+        return tuple(self.problem((), what, warning=True) for what in self._warnings)
+
+    @property
+    def site(self) -> Site:
+        """The top level in the form that checks use."""
+        return Site(
+            hostname=self.hostname,
+            authserv_id=self.authserv_id or self.hostname,
+            mynetworks=self.mynetworks,
+            local_domains=self.local_domains,
+            relay_domains=self.relay_domains,
+            recipient_delimiter=self.recipient_delimiter,
+            unknown_client_reject_code=self.policy.unknown_client_reject_code,
+            unknown_hostname_reject_code=self.policy.unknown_hostname_reject_code,
+            unknown_address_reject_code=self.policy.unknown_address_reject_code,
+        )
+
+    def problem(self, path: KeyPath, what: str, *, below: int = 0, warning: bool = False) -> Problem:
+        """A Problem at the line of `path`, or `below` lines further down."""
+        line = self._places.line(path)
+        return Problem(str(self._file or "the default configuration"), line + below if line else 0, what, warning)
+
+
+def defaults(ask: postconf.Ask = postconf.ask_postfix) -> Config:
+    """The configuration of an empty file."""
+    return _build({}, None, Places(""), ask)
+
+
+def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
+    """The configuration in `path`. Raises ConfigError with every mistake; of errors in TOML's grammar, the first."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError([Problem(str(path), 0, f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        line = path.read_bytes().count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(str(path), line, "is no UTF-8 text here")]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_grammar(path, text, error)]) from error
+    return _build(tree, path, Places(text), ask)
+
+
+def _grammar(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Problem:
+    """TOML's own complaint with its line in the usual place."""
+    match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
+    if match is None:
+        return Problem(str(path), 0, f"not TOML: {error}")
+    line = int(match[2] or text.rstrip().count("\n") + 1)
+    return Problem(str(path), line, f"not TOML: {match[1]}" + (f" (column {match[3]})" if match[3] else ""))
+
+
+def _build(tree: Mapping[str, Any], path: Path | None, places: Places, ask: postconf.Ask) -> Config:
+    relay = postconf.relay(ask)
+    file = str(path or "the default configuration")
+    problems = [Problem(file, places.line(at), what) for at, what in _outside_the_models(tree)]
+    known = {name: value for name, value in tree.items() if name not in NOT_YET}
+    try:
+        config = Config.model_validate({**relay.values, **known})
+    except ValidationError as error:
+        problems += [Problem(file, places.line(at), what) for at, what in mistakes(error, Config)]
+    if problems:
+        raise ConfigError(sorted(problems))
+    config._file, config._places = path, places
+    config._warnings = tuple(what for option, what in relay.warnings if option not in tree)
+    return config
+
+
+def _outside_the_models(tree: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Mistakes that no single field shows."""
+    for name in NOT_YET:
+        if name in tree:
+            yield (name,), f"[{name}] is not available yet in this version; take it out"
+    policy = tree.get("policy")
+    if not isinstance(policy, Mapping):
+        return
+    contexts = policy.get("contexts")
+    sets: list[tuple[KeyPath, Any]] = [(("policy",), policy)]
+    if isinstance(contexts, Mapping):
+        sets += [(("policy", "contexts", name), lists) for name, lists in contexts.items()]
+    for at, lists in sets:
+        if isinstance(lists, Mapping) and {"restrictions", "recipient_restrictions"} <= lists.keys():
+            what = "restrictions and recipient_restrictions name the same list; write one of them"
+            yield (*at, "recipient_restrictions"), what

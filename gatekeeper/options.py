@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kinds of values that options have: each parser takes what TOML gives and says what is allowed.
+
+Where Postfix has a list, a list or one string is taken, with white space or commas between, as main.cf has it.
+"""
+
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, StrictInt, StrictStr
+
+from gatekeeper import dnsname
+from gatekeeper.listen import Listen, parse_listen
+
+
+def _words(value: Any) -> Any:
+    """A list, or one string with white space or commas between, as main.cf has it."""
+    return [word for word in re.split(r"[\s,]+", value) if word] if isinstance(value, str) else value
+
+
+def _network(value: Any) -> IPv4Network | IPv6Network:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    text = str(value).replace("[", "").replace("]", "")
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        allowed = '"192.0.2.0/24", "2001:db8::/32" or a single address'
+        raise ValueError(f"{value!r} is no network; allowed: {allowed}") from None
+    if "/" in text and str(network.network_address) != str(ip_address(text.partition("/")[0])):
+        raise ValueError(f"{value!r} has bits set behind the prefix; did you mean {str(network)!r}?")
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    # Postfix writes [::ffff:127.0.0.0]/104 for IPv4 clients that a v6 socket sees; here they are plain IPv4.
+    return ip_network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
+
+
+def _domain(value: Any) -> str:
+    name = dnsname.to_name(str(value).removeprefix("."))
+    if name is None:
+        raise ValueError(f'{value!r} is no domain; allowed: "example.com", or ".example.com" for all below it')
+    return ("." if str(value).startswith(".") else "") + dnsname.to_text(name)
+
+
+def _listen(value: Any) -> Listen:
+    return value if isinstance(value, Listen) else parse_listen(str(value))
+
+
+def _file_mode(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch("0?[0-7]{3}", value):
+        return int(value, 8)
+    raise ValueError(f'{value!r} is no file mode; allowed: three octal digits as a string, "0660"')
+
+
+def _reject_code(value: Any) -> str:
+    if re.fullmatch("[45][0-9]{2}", str(value)):
+        return str(value)
+    raise ValueError(f"{value!r} is no reply code that refuses; allowed: 400 to 599")
+
+
+def _nameserver(value: Any) -> str:
+    try:
+        listen = parse_listen(f"inet:{value}" if ":" in str(value) else f"inet:{value}:53")
+    except ValueError:
+        listen = Listen("unix")
+    if not listen.host or not re.fullmatch("[0-9.]+|[0-9a-f:.]+", listen.host):
+        raise ValueError(f'{value!r} is no name server; allowed: ADDRESS:PORT, as "127.0.0.1:53" or "[::1]:53"')
+    return str(listen).removeprefix("inet:")
+
+
+def _some(values: tuple[Listen, ...]) -> tuple[Listen, ...]:
+    if not values:
+        raise ValueError("is an empty list; allowed: at least one address")
+    return values
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _hostname(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,255}", value):
+        return value
+    raise ValueError(f'{value!r} is no host name; allowed: letters, digits, dots and hyphens, as "mail.example.com"')
+
+
+def _delimiter(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[!-~]*", value) and "@" not in value:
+        return value
+    raise ValueError(f'{value!r} is no delimiter; allowed: characters as in main.cf, "+" or "+-", or "" for none')
+
+
+Hostname = Annotated[str, BeforeValidator(_hostname)]
+Networks = Annotated[
+    tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_words)
+]
+Domains = Annotated[tuple[Annotated[str, BeforeValidator(_domain)], ...], BeforeValidator(_words)]
+Delimiter = Annotated[str, BeforeValidator(_delimiter)]
+Addresses = Annotated[
+    tuple[Annotated[Listen, BeforeValidator(_listen)], ...], BeforeValidator(_one_or_more), AfterValidator(_some)
+]
+FileMode = Annotated[int, BeforeValidator(_file_mode)]
+RejectCode = Annotated[str, BeforeValidator(_reject_code)]
+Nameservers = Annotated[tuple[Annotated[str, BeforeValidator(_nameserver)], ...], BeforeValidator(_one_or_more)]
+Workers = Annotated[StrictInt, Field(ge=1, le=64)]
+Table = Annotated[tuple[StrictStr, ...], BeforeValidator(_one_or_more)]
+"""A data set as OpenDKIM spells it (`refile:FILE`, a path), or its lines as a list."""

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Quantities as people write them in a configuration: `"10m"`, `"1d"`.
+
+Postfix's time suffixes (postconf(5): s m h d w) and `ms`; a number without one is seconds.
+"""
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)", re.ASCII)
+
+
+def seconds(value: Any) -> float:
+    """The seconds that `"10m"`, `"1.5h"`, `90` or `0.5` stand for. Raises ValueError with what is allowed."""
+    if isinstance(value, str) and (match := _QUANTITY.fullmatch(value.strip())) and match[2] in _SECONDS:
+        return float(match[1]) * _SECONDS[match[2]]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    raise ValueError(
+        f'{value!r} is no duration; allowed: a number of seconds, or "500ms", "90s", "10m", "12h", "1d", "1w"'
+    )
+
+
+def duration_text(value: float) -> str:
+    """`value` seconds in the largest unit that keeps it whole: `10m`, `36h`, `0.25s`."""
+    for unit in ("w", "d", "h", "m"):
+        if value and value % _SECONDS[unit] == 0:
+            return f"{value / _SECONDS[unit]:.0f}{unit}"
+    return f"{value:g}s"
+
+
+Duration = Annotated[float, BeforeValidator(seconds)]
+"""Seconds, 0 or more."""

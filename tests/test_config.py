@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration file: every mistake with its line, defaults that are Postfix's, and lists in both spellings."""
+
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from gatekeeper.config import Config, defaults, load
+from gatekeeper.listen import Listen
+from gatekeeper.mistakes import mistakes
+from gatekeeper.places import Places
+from gatekeeper.problem import ConfigError
+
+MAIN_CF = {
+    "myhostname": "mx.example.com",
+    "mynetworks": "127.0.0.0/8 [::ffff:127.0.0.0]/104 [::1]/128",
+    "mydestination": "mx.example.com, , localhost",
+    "virtual_alias_domains": "hash:/etc/postfix/virtual",
+    "relay_domains": "customer.example",
+    "recipient_delimiter": "+-",
+    "parent_domain_matches_subdomains": "mynetworks,relay_domains",
+}
+
+
+def no_postfix(names: Sequence[str]) -> Mapping[str, str]:
+    return {}
+
+
+def read(folder: Path, text: str) -> Config:
+    file = folder / "gatekeeper.toml"
+    file.write_text(text)
+    return load(file, no_postfix)
+
+
+def complaints(folder: Path, text: str) -> list[str]:
+    """The problems of `text`, without the folder in front."""
+    with pytest.raises(ConfigError) as wrong:
+        read(folder, text)
+    return [str(problem).removeprefix(f"{folder}/gatekeeper.toml:") for problem in wrong.value.problems]
+
+
+def test_every_mistake_is_named_with_its_line_at_once(tmp_path: Path) -> None:
+    found = complaints(
+        tmp_path,
+        """hostnam = "x"
+timeout = 3
+[dns]
+timeout = "5 parsecs"
+nameservers = ["127.0.0.1:53",
+    "not-an-address:53"]
+[policy]
+workers = "2"
+listen = [
+    "inet:127.0.0.1:0",
+    "nonsense",
+]
+[milter]
+mode = "x"
+workers = 0
+""",
+    )
+    assert ["1", "2", "4", "6", "8", "11", "14", "15"] == [line.partition(":")[0] for line in found]
+
+
+def test_an_unknown_key_suggests_the_right_one(tmp_path: Path) -> None:
+    assert ["2: unknown key 'listn' in [policy]; did you mean 'listen'?"] == complaints(tmp_path, "[policy]\nlistn = 1")
+
+
+def test_a_key_in_the_wrong_section_is_sent_to_the_right_one(tmp_path: Path) -> None:
+    assert ["1: unknown key 'nameservers' in the top level; it belongs in [dns]"] == complaints(
+        tmp_path, "nameservers = []"
+    )
+
+
+def test_a_misspelled_section_is_suggested_too(tmp_path: Path) -> None:
+    assert ["1: unknown key 'polcy' in the top level; did you mean 'policy'?"] == complaints(tmp_path, "[polcy]")
+
+
+def test_a_value_of_the_wrong_kind_is_told_what_is_allowed(tmp_path: Path) -> None:
+    assert [
+        "1: policy is a number; allowed: a section of its own, in [brackets]",
+        '3: milter.mode is \'x\'; allowed: "s", "v" or "sv"',
+        "4: milter.workers is a string; allowed: a whole number",
+    ] == complaints(tmp_path, 'policy = 3\n[milter]\nmode = "x"\nworkers = "2"\n')
+
+
+def test_a_section_that_is_not_built_yet_says_so(tmp_path: Path) -> None:
+    assert ["1: [metrics] is not available yet in this version; take it out"] == complaints(tmp_path, "[metrics]")
+
+
+def test_two_names_of_one_list_are_a_mistake(tmp_path: Path) -> None:
+    text = '[policy.contexts.a]\nrestrictions = "permit"\nrecipient_restrictions = []\n'
+    assert ["3: restrictions and recipient_restrictions name the same list; write one of them"] == complaints(
+        tmp_path, text
+    )
+
+
+def test_toml_that_does_not_parse_is_named_with_its_line(tmp_path: Path) -> None:
+    assert complaints(tmp_path, 'a = 1\nb = "')[0].startswith("2: not TOML: ")
+    assert complaints(tmp_path, "a = 1\na = 2")[0].startswith("2: not TOML: ")
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "g.toml").write_bytes(b'a = 1\nb = "\xff"\n')
+    with pytest.raises(ConfigError, match=r"g\.toml:2: is no UTF-8"):
+        load(tmp_path / "g.toml", no_postfix)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml: cannot be read: No such file"):
+        load(tmp_path / "nothing.toml", no_postfix)
+
+
+def test_without_postfix_the_defaults_are_loopback() -> None:
+    config = defaults(no_postfix)
+    assert (ip_network("127.0.0.0/8"), ip_network("::1")) == config.mynetworks
+    assert ((), (), "") == (config.local_domains, config.relay_domains, config.recipient_delimiter)
+
+
+def test_with_postfix_the_defaults_are_what_main_cf_says() -> None:
+    config = defaults(lambda names: MAIN_CF)
+    assert ("mx.example.com", "localhost") == config.local_domains
+    assert ("customer.example", ".customer.example") == config.relay_domains
+    assert ("mx.example.com", "+-") == (config.hostname, config.recipient_delimiter)
+
+
+def test_an_ipv4_mapped_network_is_the_ipv4_network() -> None:
+    v4, v6 = ip_network("127.0.0.0/8"), ip_network("::1/128")
+    assert (v4, v4, v6) == defaults(lambda names: MAIN_CF).mynetworks
+
+
+def test_a_table_in_main_cf_cannot_be_taken_over_and_is_warned_about(tmp_path: Path) -> None:
+    (warning,) = defaults(lambda names: MAIN_CF).warnings
+    assert "virtual_alias_domains says 'hash:/etc/postfix/virtual'" in str(warning)
+    (tmp_path / "g.toml").write_text('local_domains = "example.com"')
+    assert () == load(tmp_path / "g.toml", lambda names: MAIN_CF).warnings
+
+
+def test_a_network_with_host_bits_gets_the_network_that_was_meant(tmp_path: Path) -> None:
+    found = complaints(tmp_path, 'mynetworks = "192.168.0.1/24"')
+    assert ["1: mynetworks: '192.168.0.1/24' has bits set behind the prefix; did you mean '192.168.0.0/24'?"] == found
+
+
+def test_lists_are_also_taken_as_one_string(tmp_path: Path) -> None:
+    config = read(tmp_path, 'mynetworks = "10.0.0.0/8, [fe80::]/10"\nlocal_domains = "A.example .bücher.example"')
+    assert (ip_network("10.0.0.0/8"), ip_network("fe80::/10")) == config.mynetworks
+    assert ("a.example", ".xn--bcher-kva.example") == config.local_domains
+
+
+def test_one_address_or_a_list_of_them_is_taken(tmp_path: Path) -> None:
+    config = read(tmp_path, '[policy]\nlisten = "inet:0@localhost"\n[milter]\nlisten = ["unix:/a", "local:/b"]')
+    assert (Listen("inet", "localhost", 0),) == config.policy.listen
+    assert ("unix:/a", "unix:/b") == tuple(map(str, config.milter.listen))
+
+
+def test_restrictions_alone_are_the_recipient_list(tmp_path: Path) -> None:
+    policy = read(tmp_path, '[policy]\nrestrictions = "permit_mynetworks, reject"').policy
+    assert ["permit_mynetworks", "reject"] == [
+        str(restriction) for name, _, restrictions in policy.lists() for restriction in restrictions
+    ]
+
+
+def test_a_list_of_strings_says_the_same_as_one_string(tmp_path: Path) -> None:
+    one = read(tmp_path, '[policy]\nrestrictions = "permit_mynetworks, check_client_access hash:/x"')
+    many = read(tmp_path, '[policy]\nrestrictions = ["permit_mynetworks", "check_client_access hash:/x"]')
+    assert one.policy == many.policy
+
+
+def test_a_context_holds_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+    config = read(tmp_path, '[policy.contexts.submission]\nclient_restrictions = ["permit_sasl_authenticated"]')
+    lists = {name: restrictions for name, _, restrictions in config.policy.contexts["submission"].lists()}
+    assert (1, 0) == (len(lists["client"]), len(lists["recipient"]))
+
+
+TOML = """# comment
+a = 1
+[b]
+list = [ # comment
+  "x",
+  { c = 1, d = 2 },
+  ["y",
+   "z"],
+]
+text = \"\"\"
+[not a section]
+key = 3
+\"\"\"
+[[b.tables]]
+e = 1
+[[b.tables]]
+e = 2
+"""
+
+LINES = {
+    ("a",): 2,
+    ("b",): 3,
+    ("b", "list"): 4,
+    ("b", "list", 0): 5,
+    ("b", "list", 1, "d"): 6,
+    ("b", "list", 2, 1): 8,
+    ("b", "text"): 10,
+    ("b", "tables", 0, "e"): 15,
+    ("b", "tables", 1, "e"): 17,
+    ("b", "tables", 1, "missing"): 16,
+    ("nothing",): 0,
+}
+
+
+@pytest.mark.parametrize(("path", "line"), LINES.items())
+def test_every_key_is_found_at_the_line_where_it_stands(path: tuple[str | int, ...], line: int) -> None:
+    assert line == Places(TOML).line(path)
+
+
+@given(st.text(alphabet='ab[]{}=".,\n# 1_', max_size=120))
+def test_places_take_any_text(text: str) -> None:
+    assert 0 <= Places(text).line(("a", "b")) <= text.count("\n") + 1
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), st.lists, max_leaves=5))
+def test_any_value_of_an_option_is_taken_or_named_as_a_mistake(value: object) -> None:
+    for name in Config.model_fields:
+        try:
+            Config.model_validate({name: value})
+        except ValidationError as error:
+            assert all(sentence for _, sentence in mistakes(error, Config))
