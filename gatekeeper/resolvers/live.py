@@ -8,17 +8,18 @@ Known limits: /etc/resolv.conf is read once. A nameserver that refuses UDP (nobo
 is slow, because the sockets are not connected.
 """
 
+import asyncio
 from collections.abc import Sequence
 from ipaddress import ip_address
 
 import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
 import dns.rdata
-import dns.rdatatype
 import dns.resolver
 
 from gatekeeper.dnsname import to_name
@@ -60,28 +61,38 @@ class LiveResolver:
 
     def __init__(self, nameservers: Sequence[str] = (), timeout: float = 5.0) -> None:
         self._resolver = _resolver_for([parse_nameserver(text) for text in nameservers])
-        self._resolver.lifetime = timeout
+        self._timeout = self._resolver.lifetime = timeout
         self._resolver.timeout = timeout / 3  # one try: a lost datagram leaves time for two more
         self._resolver.use_edns(0, 0, _EDNS_SIZE)
+        self._backend = dns.asyncbackend.get_backend("asyncio")
 
     async def query(self, name: str, type: str) -> Answer:
         """See resolver.Resolver.query."""
-        wanted = dns.rdatatype.from_text(type)
         name = name.lower().removesuffix(".")
         asked = to_name(name)
         if asked is None:
             return Answer(name, type, exists=False)
         try:
-            found = await self._resolver.resolve(asked, wanted, raise_on_no_answer=False, search=False)
-            result = found.chaining_result
-            return Answer(name, type, to_records(result.answer or ()), ttl=float(result.minimum_ttl))
-        except dns.resolver.NXDOMAIN as nothing:
-            return Answer(name, type, exists=False, ttl=_negative_ttl(nothing, asked))
-        except dns.exception.Timeout:
+            async with asyncio.timeout(self._timeout):  # dnspython's own limit forgets its pauses between tries
+                return await self._ask(name, type, asked)
+        except (dns.exception.Timeout, TimeoutError):
             raise DNSTimeout(f"{type} {printable(name)}: no answer in time") from None
         except Exception as error:
             # dnspython lets more than its own exceptions escape (OSError, EOFError, ValueError of hostile packets).
             raise DNSFailure(f"{type} {printable(name)}: {_reason(error)}") from None
+
+    async def _ask(self, name: str, type: str, asked: dns.name.Name) -> Answer:
+        try:
+            found = await self._resolver.resolve(
+                asked, type, raise_on_no_answer=False, search=False, backend=self._backend
+            )
+        except dns.resolver.NXDOMAIN as nothing:
+            return Answer(name, type, exists=False, ttl=_negative_ttl(nothing, asked))
+        if found.response.flags & dns.flags.TC:
+            # Over TCP: dnspython would take it for an answer without records.
+            raise dns.message.Truncated
+        result = found.chaining_result
+        return Answer(name, type, to_records(result.answer or ()), ttl=float(result.minimum_ttl))
 
     async def close(self) -> None:
         """Nothing to let go of: sockets live as long as a question."""
