@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SPF (RFC 7208): may this client send for this domain? pyspf does the evaluation, our resolver the asking.
+
+pyspf never waits here: its DNS seam answers from what was gathered for this evaluation or raises Missing, the answer
+is awaited, and the evaluation runs again (with a warm cache that is one short pass for each look-up). The number of
+passes and the time are bounded. What pyspf does not do for us is done around it: bad addresses, U-labels, `exp=`
+text, records made to cost time, and exceptions of its own.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from ipaddress import IPv6Address
+from typing import Any, Literal
+
+import spf
+
+from gatekeeper.auth.domain import normal
+from gatekeeper.request import Address
+from gatekeeper.resolver import MX, Answer, DNSError, Record, Resolver
+from gatekeeper.verdict import printable
+
+logger = logging.getLogger(__name__)
+
+TIME_LIMIT = 20.0
+"""Seconds for one evaluation, answers included (RFC 7208 section 4.6.4 recommends at least 20)."""
+_MAX_PASSES = 60  # ten terms of at most three questions each, the explanation, and some room
+_MAX_RECORD = 8192  # bytes; pyspf takes quadratic time over repeated modifiers
+_MAX_TERM = 512  # characters of one domain-spec; its regular expressions take quadratic time over those
+_MAX_EXPLANATION = 1024
+_MAX_NAMES = 10  # RFC 7208 section 4.6.4: of an MX or PTR answer
+
+Identity = Literal["mailfrom", "helo"]
+
+
+class SpfResult(StrEnum):
+    """RFC 7208 section 2.6."""
+
+    NONE = "none"
+    NEUTRAL = "neutral"
+    PASS = "pass"
+    FAIL = "fail"
+    SOFTFAIL = "softfail"
+    TEMPERROR = "temperror"
+    PERMERROR = "permerror"
+
+
+@dataclass(frozen=True, slots=True)
+class Spf:
+    """What came out. `domain` is the one that was judged, `reason` a sentence of ours, and `explanation` the domain's
+    own words for a `fail` (empty if it has none): printable ASCII on one line."""
+
+    result: SpfResult
+    identity: Identity = "mailfrom"
+    domain: str = ""
+    explanation: str = ""
+    reason: str = ""
+
+
+async def check_mail_from(resolver: Resolver, *, address: Address | None, helo: str, sender: str, receiver: str) -> Spf:
+    """SPF for the MAIL FROM identity; for the null sender that is `postmaster@helo` (RFC 7208 section 2.4).
+
+    `receiver` is our host name, for the `%{r}` macro. DNS trouble is `temperror`; nothing is raised.
+    """
+    if not sender:
+        return await check_helo(resolver, address=address, helo=helo, receiver=receiver)
+    local, _, domain = sender.rpartition("@")
+    return await _check(resolver, "mailfrom", address, local or "postmaster", domain, helo, receiver)
+
+
+async def check_helo(resolver: Resolver, *, address: Address | None, helo: str, receiver: str) -> Spf:
+    """SPF for the HELO identity (RFC 7208 section 2.3). DNS trouble is `temperror`; nothing is raised."""
+    return await _check(resolver, "helo", address, "postmaster", helo, helo, receiver)
+
+
+async def _check(
+    resolver: Resolver, identity: Identity, address: Address | None, local: str, domain: str, helo: str, receiver: str
+) -> Spf:
+    name = normal(domain.removesuffix("."))
+    nothing = Spf(SpfResult.NONE, identity, name)
+    if address is None:
+        return replace(nothing, reason="the client's address is not known")
+    # RFC 7208 section 4.3: neither a literal, nor a name of one label, nor a malformed one has a policy
+    if "." not in name or name.rpartition(".")[2].isdigit():
+        return replace(nothing, reason=f"{printable(domain, 80) or 'the empty name'} is no domain that could have one")
+    evaluation = _Evaluation(address, local, name, normal(helo) or "unknown", receiver)
+    try:
+        async with asyncio.timeout(TIME_LIMIT):
+            result, explanation, reason = await _run(resolver, evaluation)
+    except TimeoutError:
+        result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
+    return Spf(result, identity, name, explanation, printable(reason, 200))
+
+
+class Missing(Exception):
+    """These questions have to be asked before the evaluation can go on."""
+
+    def __init__(self, *questions: tuple[str, str]) -> None:
+        self.questions = questions
+
+
+class _Explain(str):
+    """Stands in place of the text of an `exp=` modifier, which is fetched only if the result is `fail`."""
+
+    domain: str
+
+
+async def _run(resolver: Resolver, evaluation: "_Evaluation") -> tuple[SpfResult, str, str]:
+    """(result, explanation, reason) of running `evaluation` until it has all its answers."""
+    outcome: tuple[str, Any, Any] | None = None
+    for _ in range(_MAX_PASSES):
+        try:
+            if outcome is None:
+                evaluation.exps = dict(evaluation.defexps)  # a pass that was cut short may have changed it
+                outcome = evaluation.check()
+            explanation = evaluation.explanation(outcome[2]) if outcome[0] == "fail" else ""
+        except Missing as missing:
+            await evaluation.gather(resolver, missing.questions)
+        except Exception as error:  # ValueError and the like, over records that pyspf did not foresee
+            logger.warning("pyspf failed on the record of %s: %s", evaluation.o, type(error).__name__)
+            return SpfResult.PERMERROR, "", f"the record of {evaluation.o} cannot be evaluated"
+        else:
+            return SpfResult(outcome[0]), explanation, _reason(evaluation, *outcome)
+    return SpfResult.PERMERROR, "", f"the record of {evaluation.o} needs too many look-ups"
+
+
+def _reason(evaluation: "_Evaluation", result: str, _: object, text: object) -> str:
+    client, domain, mechanism = evaluation.c, evaluation.o, evaluation.mechanism
+    match result:
+        case "none":
+            return f"{domain} publishes no SPF record"
+        case "pass":
+            return f"{domain} lets {client} send: {mechanism}"
+        case "fail" | "softfail" | "neutral" if mechanism:
+            says = {
+                "fail": "does not let",
+                "softfail": "would rather not let",
+                "neutral": "does not say whether to let",
+            }
+            return f"{domain} {says[result]} {client} send: {mechanism}"
+        case "neutral":
+            return f"nothing in the record of {domain} is about {client}"
+    return str(text)
+
+
+class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
+    """pyspf with its DNS seam replaced and its costs bounded."""
+
+    def __init__(self, address: Address, local: str, domain: str, helo: str, receiver: str) -> None:
+        if isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or IPv6Address(int(address))  # without a zone index
+        super().__init__(str(address), f"{local}@{domain}", helo, receiver=receiver, querytime=TIME_LIMIT)
+        # pyspf splits at the first `@`, which a quoted local part may hold
+        self.l, self.o, self.d = local, domain, domain
+        self.answers: dict[tuple[str, str], Answer | DNSError] = {}
+
+    async def gather(self, resolver: Resolver, questions: tuple[tuple[str, str], ...]) -> None:
+        """Ask what is missing, all at once; trouble is kept as the answer."""
+
+        async def ask(name: str, kind: str) -> Answer | DNSError:
+            try:
+                return await resolver.query(name, kind)
+            except DNSError as error:
+                return error
+
+        answers = await asyncio.gather(*(ask(*question) for question in questions))
+        self.answers.update(zip(questions, answers, strict=True))
+
+    def explanation(self, text: object) -> str:
+        """The domain's own words, expanded; empty if it has none or they cannot be had (RFC 7208 section 6.2)."""
+        if not isinstance(text, _Explain):
+            return ""
+        here, self.d = self.d, text.domain
+        try:
+            found = super().get_explanation(str(text))
+        except (spf.TempError, spf.PermError, ValueError):
+            return ""
+        finally:
+            self.d = here
+        return printable(found) if found else ""
+
+    # What follows replaces methods of pyspf.
+
+    def dns(self, name: str, qtype: str, cnames: object = None, ignore_void: bool = False) -> list[Any]:
+        """The records, from what was gathered. Counts void look-ups (RFC 7208 section 4.6.4)."""
+        name = name.lower().removesuffix(".")
+        # A name with bytes beyond ASCII comes from a local part, and never matches (RFC 8616 section 4).
+        if not name.isascii() or not all(0 < len(label) < 64 for label in name.split(".")):
+            return []
+        answer = self.answers.get((name, qtype))
+        if answer is None:
+            raise Missing((name, qtype))
+        if isinstance(answer, DNSError):
+            raise spf.TempError(f"{qtype} of {printable(name, 80)} could not be looked up")
+        if not answer.records and not ignore_void:
+            self.void_lookups += 1
+            if self.void_lookups > spf.MAX_VOID_LOOKUPS:
+                raise spf.PermError(f"more than {spf.MAX_VOID_LOOKUPS} look-ups found nothing")
+        return [_as_pyspf(record) for record in answer.records]
+
+    def dns_mx(self, domainname: str) -> list[str]:
+        """The addresses of the mail exchangers; all of them are asked for at once."""
+        exchangers = self.dns(domainname, "MX")
+        if len(exchangers) > _MAX_NAMES:
+            raise spf.PermError(f"more than {_MAX_NAMES} mail exchangers")
+        hosts = [host for _, host in sorted(exchangers) if host]
+        self._need(hosts)
+        return [address for host in hosts for address in self.dns_a(host, self.A)]
+
+    def validated_ptrs(self) -> list[str]:
+        """The names of the client that lead back to it. Trouble means: no name (RFC 7208 section 5.5)."""
+        try:
+            names: list[str] = self.dns_ptr(self.i)[:_MAX_NAMES]
+        except spf.TempError:
+            return []
+        self._need(names)
+        return [name for name in names if self._leads_back(name)]
+
+    def _leads_back(self, name: str) -> bool:
+        try:
+            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+        except spf.TempError:
+            return False
+
+    def _need(self, hosts: list[str]) -> None:
+        """Raise Missing for all addresses of `hosts` that are not known yet, instead of for one after the other."""
+        wanted = dict.fromkeys((host.lower().removesuffix("."), self.A) for host in hosts)
+        missing = [question for question in wanted if question not in self.answers and question[0].isascii()]
+        if missing:
+            raise Missing(*missing)
+
+    def dns_txt(self, domainname: str, rr: str = "TXT", ignore_void: bool = False) -> list[bytes]:
+        """TXT records, without those that pyspf would take too long over."""
+        records: list[bytes] = super().dns_txt(domainname, rr, ignore_void)
+        if any(len(record) > _MAX_RECORD and spf.RE_SPF.match(record) for record in records):
+            raise spf.PermError(f"the record of {printable(domainname, 80)} is longer than {_MAX_RECORD} bytes")
+        return records
+
+    def get_explanation(self, spec: str) -> _Explain:
+        """Not now: most results are no `fail`."""
+        later = _Explain(spec)
+        later.domain = self.d
+        return later
+
+    def expand_domain(self, arg: str) -> str:
+        """Check and expand a domain-spec."""
+        if len(arg) > _MAX_TERM:
+            raise spf.PermError("a term is too long")
+        expanded: str = super().expand_domain(arg)
+        return expanded
+
+    def expand(self, s: str, stripdot: bool = True) -> str:
+        """Expand macros."""
+        if "%" in s and len(s) > _MAX_EXPLANATION:
+            raise spf.PermError("a text with macros is too long")
+        expanded: str = super().expand(s, stripdot)
+        return expanded
+
+
+def _as_pyspf(record: Record) -> str | tuple[bytes] | tuple[int, str]:
+    """A record in the form that pyspf expects of its DNS library."""
+    match record:
+        case MX():
+            return (record.preference, record.host)
+        case bytes():
+            return (record,)
+    return record

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SPF: the whole public suite of RFC 7208, and what pyspf alone gets wrong."""
+
+import asyncio
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatekeeper.auth.spf import Spf, SpfResult, check_helo, check_mail_from
+from gatekeeper.resolver import Answer, TableResolver
+from gatekeeper.zone import Zone
+from tests.conftest import require_corpus
+
+
+class Asked(TableResolver):
+    """A table that remembers the questions."""
+
+    def __init__(self, zone: str) -> None:
+        super().__init__(Zone.parse(zone))
+        self.questions: list[tuple[str, str]] = []
+
+    async def query(self, name: str, type: str) -> Answer:
+        self.questions.append((name, type))
+        return await super().query(name, type)
+
+
+async def mail_from(zone: str | TableResolver, sender: str = "user@example.com", client: str = "192.0.2.1") -> Spf:
+    resolver = TableResolver(Zone.parse(zone)) if isinstance(zone, str) else zone
+    return await check_mail_from(
+        resolver, address=ip_address(client), helo="mail.example.net", sender=sender, receiver="mx.example.org"
+    )
+
+
+def txt(text: str | bytes) -> str:
+    """`text` as a quoted string of a zone file, cut as DNS wants it."""
+    data = text.encode("utf-8") if isinstance(text, str) else text
+    pieces = [data[start : start + 255] for start in range(0, len(data), 255)] or [b""]
+    return " ".join('"' + "".join(f"\\{byte:03d}" for byte in piece) + '"' for piece in pieces)
+
+
+def suite_zone(data: dict[str, list[Any]]) -> Zone:
+    """The DNS world of one scenario; `SPF` is what TXT says unless TXT is there too."""
+    lines = []
+    for name, entries in data.items():
+        owner = ".".join("".join(f"\\{byte:03d}" for byte in label.encode()) for label in name.split("."))
+        records = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
+        if not any(kind == "TXT" for kind, _ in records):
+            records = [("TXT" if kind == "SPF" else kind, value) for kind, value in records]
+        if "TIMEOUT" in entries:
+            lines.append(f"{owner} ANY !TIMEOUT")
+        for kind, value in records:
+            if kind == "SPF" or value == "NONE":
+                continue
+            if kind == "TXT":
+                pieces = value if isinstance(value, list) else [value]
+                # YAML's \x80 means that byte
+                value = txt("".join(pieces).encode("latin-1"))
+            elif kind == "MX":
+                value = f"{value[0]} {value[1] or '.'}"
+            lines.append(f"{owner} {kind} {value}")
+    return Zone.parse("\n".join(lines))
+
+
+async def test_every_case_of_the_public_suite_comes_out_as_it_should() -> None:
+    corpus = require_corpus("spf-rfc7208.yml")
+    wrong, count = [], 0
+    for scenario in filter(None, yaml.safe_load_all(corpus.read_text("utf-8"))):
+        resolver = TableResolver(suite_zone(scenario["zonedata"]))
+        for name, test in scenario["tests"].items():
+            count += 1
+            found = await check_mail_from(
+                resolver,
+                address=ip_address(test["host"]),
+                helo=test["helo"],
+                sender=test["mailfrom"],
+                receiver="mx.example.org",
+            )
+            allowed = test["result"] if isinstance(test["result"], list) else [test["result"]]
+            words = test.get("explanation", found.explanation).removesuffix("DEFAULT")
+            if found.result not in allowed or found.explanation != words:
+                wrong.append((name, allowed, words, found))
+    assert [] == wrong
+    assert 203 == count
+
+
+async def test_a_listed_client_passes_and_the_reason_names_the_mechanism() -> None:
+    found = await mail_from('example.com TXT "v=spf1 ip4:192.0.2.0/24 -all"')
+    assert (
+        Spf(SpfResult.PASS, "mailfrom", "example.com", "", "example.com lets 192.0.2.1 send: ip4:192.0.2.0/24") == found
+    )
+
+
+async def test_another_client_fails_with_the_domains_own_words() -> None:
+    found = await mail_from('example.com TXT "v=spf1 -all exp=why.example.com"\nwhy.example.com TXT "%{i} is not ours"')
+    assert (SpfResult.FAIL, "192.0.2.1 is not ours") == (found.result, found.explanation)
+    assert "example.com does not let 192.0.2.1 send: -all" == found.reason
+
+
+async def test_an_explanation_cannot_end_a_reply_line() -> None:
+    evil = txt("no\r\n250 OK\r\nSubject: %{s} \x1b[31m")
+    found = await mail_from(f'example.com TXT "v=spf1 -all exp=why.example.com"\nwhy.example.com TXT {evil}')
+    assert "no??250 OK??Subject: user@example.com ?[31m" == found.explanation
+
+
+async def test_an_explanation_is_not_fetched_for_a_client_that_passes() -> None:
+    asked = Asked('example.com TXT "v=spf1 exp=why.example.com +all"')
+    assert SpfResult.PASS == (await mail_from(asked)).result
+    assert [("example.com", "TXT")] == asked.questions
+
+
+async def test_each_question_is_asked_once_and_the_hosts_of_an_mx_together() -> None:
+    asked = Asked(
+        'example.com TXT "v=spf1 mx -all"\nexample.com MX 10 a.example.com\nexample.com MX 20 b.example.com\n'
+        "a.example.com A 198.51.100.1\nb.example.com A 192.0.2.1"
+    )
+    assert SpfResult.PASS == (await mail_from(asked)).result
+    assert 4 == len(asked.questions) == len(set(asked.questions))
+
+
+@pytest.mark.parametrize("client", ["::ffff:192.0.2.1", "192.0.2.1"])
+async def test_an_ipv4_mapped_client_is_the_ipv4_client(client: str) -> None:
+    assert SpfResult.PASS == (await mail_from('example.com TXT "v=spf1 ip4:192.0.2.1 -all"', client=client)).result
+
+
+async def test_a_zone_index_of_the_client_does_not_matter() -> None:
+    resolver = TableResolver(Zone.parse('example.com TXT "v=spf1 ip6:fe80::1 -all"'))
+    found = await check_mail_from(
+        resolver, address=IPv6Address("fe80::1%eth0"), helo="h", sender="a@example.com", receiver=""
+    )
+    assert SpfResult.PASS == found.result
+
+
+async def test_an_unknown_client_address_gives_none() -> None:
+    found = await check_mail_from(Asked(""), address=None, helo="a.example", sender="a@b.example", receiver="")
+    assert (SpfResult.NONE, "the client's address is not known") == (found.result, found.reason)
+
+
+async def test_the_null_sender_is_judged_by_its_helo_name() -> None:
+    found = await mail_from('mail.example.net TXT "v=spf1 -all"', sender="")
+    assert (SpfResult.FAIL, "helo", "mail.example.net") == (found.result, found.identity, found.domain)
+
+
+async def test_the_helo_name_can_be_judged_by_itself() -> None:
+    found = await check_helo(
+        Asked('h.example TXT "v=spf1 a -all"\nh.example A 192.0.2.1'),
+        address=ip_address("192.0.2.1"),
+        helo="H.example.",
+        receiver="",
+    )
+    assert (SpfResult.PASS, "helo", "h.example") == (found.result, found.identity, found.domain)
+
+
+async def test_a_u_label_is_looked_up_as_its_a_label() -> None:
+    found = await mail_from('xn--bcher-kva.example TXT "v=spf1 +all"', sender="user@bücher.example")
+    assert (SpfResult.PASS, "xn--bcher-kva.example") == (found.result, found.domain)
+
+
+async def test_a_local_part_beyond_ascii_matches_nothing() -> None:
+    asked = Asked('example.com TXT "v=spf1 exists:%{l}.example.com ?all"')
+    assert SpfResult.NEUTRAL == (await mail_from(asked, sender="jürgen@example.com")).result
+    assert [("example.com", "TXT")] == asked.questions
+
+
+async def test_an_at_sign_in_a_quoted_local_part_does_not_choose_the_domain() -> None:
+    found = await mail_from(
+        'good.example TXT "v=spf1 +all"\nexample.com TXT "v=spf1 -all"', sender='"a@good.example"@example.com'
+    )
+    assert (SpfResult.FAIL, "example.com") == (found.result, found.domain)
+
+
+@pytest.mark.parametrize("fault", ["SERVFAIL", "TIMEOUT"])
+async def test_dns_trouble_is_a_temporary_error(fault: str) -> None:
+    assert SpfResult.TEMPERROR == (await mail_from(f"example.com TXT !{fault}")).result
+    assert SpfResult.TEMPERROR == (await mail_from(f'example.com TXT "v=spf1 mx"\nexample.com MX !{fault}')).result
+
+
+async def test_trouble_with_the_clients_name_only_means_that_ptr_does_not_match() -> None:
+    found = await mail_from('example.com TXT "v=spf1 ptr ?all"\n1.2.0.192.in-addr.arpa PTR !SERVFAIL')
+    assert SpfResult.NEUTRAL == found.result
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "v=spf1 a:" + "a" * 9000,
+        "v=spf1 " + " ".join(f"m{n}=x" for n in range(1600)),
+        "v=spf1 x=" + "%{" * 4000,
+        "v=spf1 exists:%{d" + "9" * 400 + "}.example.com",
+        "v=spf1 ip4:192.0.2.1/" + "9" * 5000,
+        "v=spf1 include:example.com",
+        "v=spf1 redirect=example.com",
+        "v=spf1 " + "a:%{p}.example.com " * 400,
+    ],
+)
+async def test_a_record_made_to_cost_time_gets_an_answer(record: str) -> None:
+    async with asyncio.timeout(10):
+        await mail_from(f"example.com TXT {txt(record)}")
+
+
+async def test_a_record_of_mail_exchangers_without_end_stays_within_the_limits() -> None:
+    hosts = "\n".join(f"m{n}.example.com MX {n} h{n}x{m}.example.com" for n in range(12) for m in range(10))
+    zone = f"example.com TXT {txt('v=spf1 ' + ' '.join(f'mx:m{n}.example.com' for n in range(12)))}\n{hosts}"
+    assert SpfResult.PERMERROR == (await mail_from(zone)).result
+
+
+TERMS = st.sampled_from(
+    ["a", "mx", "ptr", "include:b.example", "exists:%{ir}.%{v}.x", "redirect=b.example", "exp=e.example", "a/33"]
+    + [
+        "ip4:192.0.2.0/24",
+        "ip4:%",
+        "ip6:::",
+        "all",
+        "-all",
+        "?all",
+        "%{",
+        "a:",
+        "a:/",
+        "mx//0",
+        "//128",
+        "=",
+        "==",
+        "-",
+    ]
+    + ["x=%", "%%{s}", "%{z}", "%{d0}", "%{d99r+}", "\x01", "include:"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(terms=st.lists(TERMS, max_size=8), noise=st.binary(max_size=12), client=st.ip_addresses())
+def test_no_record_raises_whatever_it_says(terms: list[str], noise: bytes, client: Any) -> None:
+    record = txt(b"v=spf1 " + " ".join(terms).encode() + noise)
+    zone = f'example.com TXT {record}\nb.example TXT {record}\ne.example TXT "%{{s}} %{{c}}"\nexample.com MX 5 .'
+    found = asyncio.run(mail_from(zone, client=str(client)))
+    assert isinstance(found.result, SpfResult)
+    assert found.reason.isprintable()
+
+
+@settings(max_examples=100, deadline=None)
+@given(sender=st.text(max_size=30), helo=st.text(max_size=30))
+def test_no_sender_and_no_helo_raises(sender: str, helo: str) -> None:
+    found = asyncio.run(
+        check_mail_from(Asked(""), address=ip_address("192.0.2.1"), helo=helo, sender=sender, receiver="")
+    )
+    assert SpfResult.NONE == found.result
+    assert found.reason.isascii()
