@@ -223,8 +223,12 @@ def test_places_take_any_text(text: str) -> None:
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), st.lists, max_leaves=5))
 def test_any_value_of_an_option_is_taken_or_named_as_a_mistake(value: object) -> None:
-    for name in Config.model_fields:
-        try:
-            Config.model_validate({name: value})
-        except ValidationError as error:
-            assert all(sentence for _, sentence in mistakes(error, Config))
+    assert all(sentence for name in Config.model_fields for sentence in sentences(name, value))
+
+
+def sentences(name: str, value: object) -> list[str]:
+    try:
+        Config.model_validate({name: value})
+    except ValidationError as error:
+        return [sentence for _, sentence in mistakes(error, Config)]
+    return []

@@ -32,13 +32,18 @@ def test_each_spelling_has_one_canonical_form_that_reads_back(text: str, canonic
 
 @pytest.mark.parametrize(
     "text",
-    ["", "foo", "8891", "inet:", "inet:host", "inet:host:70000", "inet:host:-1", "inet:::1:25", "unix:run/g.sock"]
-    + ["unix:/" + 107 * "x", "tcp:1:2:3", "inet:a b:25", "inet:٣@localhost"],
+    ["", "foo", "8891", "inet:", "inet:host", "inet:host:70000", "inet:host:-1", "inet:::1:25", "unix:run/g.sock"],
 )
 def test_what_is_no_address_is_refused_with_the_text_that_was_written(text: str) -> None:
-    with pytest.raises(ValueError, match="allowed|must be|at most|brackets") as refused:
+    with pytest.raises(ValueError, match=r"allowed|must be|brackets") as refused:
         parse_listen(text)
     assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["unix:/" + 107 * "x", "tcp:1:2:3", "inet:a b:25", "inet:٣@localhost", "unix:/a\0b"])
+def test_what_no_system_could_bind_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"allowed|at most"):
+        parse_listen(text)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"(inet6?|unix|local):[\[\]:@/*0-9a-z.]*", fullmatch=True))

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is written down: one line for each decision, and lines of a process that nobody from outside can forge.
+
+A decision line is logfmt: `name=value` pairs with one space between. A value that is not plain is quoted, and in it
+every character that is not printable ASCII, every quote and every backslash is escaped, so a stranger's HELO can
+neither end the line nor add a pair. `unescape` gives the value back.
+"""
+
+import base64
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+from gatekeeper.request import Client, Request
+from gatekeeper.verdict import Decision, Outcome, Verdict
+
+_PLAIN = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
+_UNSAFE = re.compile(rb"[^ !#-\[\]-~]")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_LONGEST = 320
+"""Bytes of a stranger's value that are written: enough for any valid address (RFC 5321 section 4.5.3.1)."""
+
+
+def setup(level: str = "info", stream: TextIO | None = None) -> None:
+    """Send this process's log to standard error, from `level` (debug, info, warning, error) up."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _Formatter(logging.Formatter):
+    """One record begins one line: what follows the first line (a traceback, or line breaks that came from outside) is
+    indented behind a bar, and control characters are shown as `?`."""
+
+    default_msec_format = "%s.%03d"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        lines = super().format(record).splitlines() or [""]
+        return "\n    | ".join(map(_visible, lines))
+
+
+def _visible(line: str) -> str:
+    return line if line.isprintable() else "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
+
+
+def trace_id(client: Client) -> str:
+    """What policy daemon and milter both call one connection: base32 of the first 40 bits of SHA-256 over the
+    client's address and port. Empty without an address."""
+    if client.address is None:
+        return ""
+    seen = f"{client.address},{'' if client.port is None else client.port}"
+    return base64.b32encode(hashlib.sha256(seen.encode()).digest()[:5]).decode("ascii")
+
+
+def decision_line(decision: Decision, side: str) -> str:
+    """The line for one decision. `side` is the front door that asked: policy, milter, explain, replay."""
+    return " ".join(f"{name}={escape(value)}" for name, value in _pairs(decision, side) if value)
+
+
+def action(verdict: Verdict) -> str:
+    """A verdict in one word or reply: `DUNNO`, `OK`, `450 4.7.1 text`, `HOLD`."""
+    match verdict.outcome:
+        case Outcome.ACCEPT:
+            return "OK"
+        case Outcome.ACTION:
+            return verdict.text
+        case Outcome.PASS | Outcome.PERMIT:
+            return "DUNNO"
+    return verdict.reply
+
+
+def escape(value: str) -> str:
+    """`value` as a logfmt value: bare if it is plain, else quoted with `\\xNN` for each byte that is not."""
+    data = value.encode("utf-8", "surrogateescape")
+    if len(data) > _LONGEST:
+        data = data[: _LONGEST - 3] + b"..."
+    text = _UNSAFE.sub(lambda match: b"\\x%02x" % match[0][0], data).decode("ascii")
+    return text if _PLAIN.fullmatch(text) else f'"{text}"'
+
+
+def unescape(text: str) -> str:
+    """The value that `escape` wrote as `text`."""
+    data = text.removeprefix('"').removesuffix('"').encode("ascii")
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "surrogateescape")
+
+
+def _pairs(decision: Decision, side: str) -> Iterator[tuple[str, str]]:
+    request = decision.request
+    yield "side", side
+    yield "trace", trace_id(request.client)
+    yield "queue_id", request.queue_id
+    yield "stage", request.stage
+    yield "context", request.policy_context
+    yield "action", action(decision.verdict)
+    if decision.judged != decision.verdict:
+        yield "judged", action(decision.judged)
+    yield "reasons", ",".join(decision.reasons)
+    yield from _envelope(request)
+
+
+def _envelope(request: Request) -> Iterator[tuple[str, str]]:
+    yield "client", str(request.client.address or "unknown")
+    yield "name", request.client.name
+    yield "helo", request.helo or ""
+    # The null sender is told apart from a sender that is not known yet.
+    yield "sender", "" if request.sender is None else f"<{request.sender}>"
+    yield "recipient", "" if request.recipient is None else f"<{request.recipient}>"
+    yield "sasl_user", request.sasl_user
