@@ -118,8 +118,8 @@ class Milter(Section):
 
 
 class Signing(Section):
-    key_table: Table = ()
-    signing_table: Table = ()
+    key_table: Table | None = None
+    signing_table: Table | None = None
     internal_hosts: Table | None = None
 
 
@@ -194,13 +194,18 @@ class Config(Section):
         return Problem(str(self._file or "the default configuration"), line + below if line else 0, what, warning)
 
 
-def defaults(ask: postconf.Ask = postconf.ask_postfix) -> Config:
-    """The configuration of an empty file."""
-    return _build({}, None, Places(""), ask)
+def find(named: str | None = None) -> Path | None:
+    """The file to read: the one that was named, else $GATEKEEPER_CONFIG, else the usual one if it is there, else none."""
+    if name := named or os.environ.get("GATEKEEPER_CONFIG"):
+        return Path(name)
+    return DEFAULT_PATH if DEFAULT_PATH.exists() else None
 
 
-def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
-    """The configuration in `path`. Raises ConfigError with every mistake; of errors in TOML's grammar, the first."""
+def load(path: Path | None, ask: postconf.Ask = postconf.ask_postfix) -> Config:
+    """The configuration in `path`, or that of an empty file for None. Raises ConfigError with every mistake; of errors
+    in TOML's grammar, the first."""
+    if path is None:
+        return _build({}, None, Places(""), ask)
     try:
         text = path.read_text(encoding="utf-8")
         tree = tomllib.loads(text)

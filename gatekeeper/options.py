@@ -8,7 +8,7 @@ import re
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StrictInt
 
 from gatekeeper import dnsname
 from gatekeeper.listen import Listen, parse_listen
@@ -90,6 +90,14 @@ def _delimiter(value: Any) -> str:
     raise ValueError(f'{value!r} is no delimiter; allowed: characters as in main.cf, "+" or "+-", or "" for none')
 
 
+def _table(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
+        return tuple(value)
+    raise ValueError('is no table; allowed: "FILE", "refile:FILE", or its lines as a list of strings')
+
+
 Hostname = Annotated[str, BeforeValidator(_hostname)]
 Networks = Annotated[
     tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_words)
@@ -103,5 +111,5 @@ FileMode = Annotated[int, BeforeValidator(_file_mode)]
 RejectCode = Annotated[str, BeforeValidator(_reject_code)]
 Nameservers = Annotated[tuple[Annotated[str, BeforeValidator(_nameserver)], ...], BeforeValidator(_one_or_more)]
 Workers = Annotated[StrictInt, Field(ge=1, le=64)]
-Table = Annotated[tuple[StrictStr, ...], BeforeValidator(_one_or_more)]
-"""A data set as OpenDKIM spells it (`refile:FILE`, a path), or its lines as a list."""
+Table = Annotated[str | tuple[str, ...], PlainValidator(_table)]
+"""A data set as OpenDKIM spells it (`refile:FILE`, a path, a comma list), or its lines as a list."""

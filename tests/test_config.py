@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatekeeper.config import Config, defaults, load
+from gatekeeper.config import Config, load
 from gatekeeper.listen import Listen
 from gatekeeper.mistakes import mistakes
 from gatekeeper.places import Places
@@ -117,13 +117,13 @@ def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_without_postfix_the_defaults_are_loopback() -> None:
-    config = defaults(no_postfix)
+    config = load(None, no_postfix)
     assert (ip_network("127.0.0.0/8"), ip_network("::1")) == config.mynetworks
     assert ((), (), "") == (config.local_domains, config.relay_domains, config.recipient_delimiter)
 
 
 def test_with_postfix_the_defaults_are_what_main_cf_says() -> None:
-    config = defaults(lambda names: MAIN_CF)
+    config = load(None, lambda names: MAIN_CF)
     assert ("mx.example.com", "localhost") == config.local_domains
     assert ("customer.example", ".customer.example") == config.relay_domains
     assert ("mx.example.com", "+-") == (config.hostname, config.recipient_delimiter)
@@ -131,11 +131,11 @@ def test_with_postfix_the_defaults_are_what_main_cf_says() -> None:
 
 def test_an_ipv4_mapped_network_is_the_ipv4_network() -> None:
     v4, v6 = ip_network("127.0.0.0/8"), ip_network("::1/128")
-    assert (v4, v4, v6) == defaults(lambda names: MAIN_CF).mynetworks
+    assert (v4, v4, v6) == load(None, lambda names: MAIN_CF).mynetworks
 
 
 def test_a_table_in_main_cf_cannot_be_taken_over_and_is_warned_about(tmp_path: Path) -> None:
-    (warning,) = defaults(lambda names: MAIN_CF).warnings
+    (warning,) = load(None, lambda names: MAIN_CF).warnings
     assert "virtual_alias_domains says 'hash:/etc/postfix/virtual'" in str(warning)
     (tmp_path / "g.toml").write_text('local_domains = "example.com"')
     assert () == load(tmp_path / "g.toml", lambda names: MAIN_CF).warnings
