@@ -109,7 +109,8 @@ def test_a_module_stands_in_a_layer(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_from_above(module: str) -> None:
-    assert [] == objections(module)
+    found = objections(module)
+    assert [] == found, "\n".join(found)
 
 
 def test_the_table_names_nothing_that_is_gone() -> None:
