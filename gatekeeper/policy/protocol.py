@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Postfix's policy delegation protocol (SMTPD_POLICY_README): bytes to Request, Verdict to bytes. Does no I/O.
+
+A request is `name=value` lines and an empty line, an answer one `action=` line and an empty line. Lines end in LF; the
+CR that tools for people send before it is dropped. A frame that cannot be right raises ProtocolError, and the
+connection is closed without an answer, as the document asks; what is well framed but means nothing to us raises
+NotUnderstood, and is answered DUNNO. Of two attributes of the same name the first counts, as in Postfix's own
+attr_scan_plain(3). Values are UTF-8 with surrogateescape: a HELO may hold any byte.
+"""
+
+import re
+from collections.abc import Mapping
+
+from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
+from gatekeeper.verdict import Outcome, Verdict, printable
+
+MAX_REQUEST = 64 * 1024
+"""Bytes of one request, and so of one line. Postfix's own values end at 2048 (`line_length_limit`); certificates' names
+may be longer."""
+
+_END = re.compile(rb"\n\r?\n")
+
+
+class ProtocolError(Exception):
+    """What came is no policy request: nothing that follows on this connection can be trusted."""
+
+
+class NotUnderstood(Exception):
+    """A well-framed request that asks for something else than we know."""
+
+
+class RequestParser:
+    """Takes bytes in any chunks, gives requests in order. Holds one request and what was fed behind it."""
+
+    __slots__ = ("_buffer", "_seen")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._seen = 0
+        """Where the search for the end of the request goes on: chunks of one byte must not cost a full search each."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were fed and have not been given out."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Take in `data`."""
+        self._buffer += data
+
+    def next(self) -> dict[str, str] | None:
+        """The attributes of the next request, or None if its end has not come yet. Raises ProtocolError."""
+        buffer = self._buffer
+        if buffer[:1] == b"\n" or buffer[:2] == b"\r\n":
+            raise ProtocolError("an empty request")
+        end = _END.search(buffer, self._seen)
+        # Without an end, the last two bytes may be the beginning of it: any chunking comes to the same.
+        if (end.start() if end else len(buffer) - 2) > MAX_REQUEST:
+            raise ProtocolError(f"a request of more than {MAX_REQUEST} bytes")
+        if end is None:
+            self._seen = max(0, len(buffer) - 2)
+            return None
+        frame = bytes(buffer[: end.start()])
+        del buffer[: end.end()]
+        self._seen = 0
+        return _attributes(frame)
+
+
+def _attributes(frame: bytes) -> dict[str, str]:
+    if b"\0" in frame:
+        raise ProtocolError("a NUL byte")
+    if b"\r" in frame:
+        frame = (frame + b"\n").replace(b"\r\n", b"\n")[:-1]
+    attributes: dict[str, str] = {}
+    for line in reversed(frame.decode("utf-8", "surrogateescape").split("\n")):
+        name, equals, value = line.partition("=")
+        if not equals or not name:
+            raise ProtocolError(f"a line that is not name=value: {printable(line, 80)}")
+        attributes[name] = value
+    if "request" not in attributes:
+        raise ProtocolError("no request= attribute")
+    return attributes
+
+
+_STAGES = {
+    "CONNECT": Stage.CONNECT,
+    "HELO": Stage.HELO,
+    "EHLO": Stage.HELO,
+    "MAIL": Stage.MAIL,
+    "RCPT": Stage.RCPT,
+    "DATA": Stage.DATA,
+    "BDAT": Stage.DATA,
+    "END-OF-MESSAGE": Stage.END_OF_MESSAGE,
+    "VRFY": Stage.VRFY,
+    "ETRN": Stage.ETRN,
+}
+_IN_TRANSACTION = frozenset((Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_MESSAGE))
+
+
+def to_request(attributes: Mapping[str, str]) -> Request:
+    """The question that Postfix asks. Raises NotUnderstood.
+
+    Postfix sends an empty value for what it does not know: an empty `sender` within a mail transaction is the null
+    sender, before it means that there is none yet. An empty `helo_name` is always that no HELO was said. `recipient`
+    is empty at DATA and END-OF-MESSAGE if there is more than one.
+    """
+    get = attributes.get
+    if get("request") != "smtpd_access_policy":
+        raise NotUnderstood(f"request={printable(get('request', ''), 80)}")
+    stage = _STAGES.get(get("protocol_state", ""))
+    if stage is None:
+        raise NotUnderstood(f"protocol_state={printable(get('protocol_state', ''), 80)}")
+    sender, recipient = get("sender", ""), get("recipient", "")
+    return Request(
+        stage=stage,
+        client=Client(
+            address=parse_address(get("client_address", "")),
+            name=get("client_name") or UNKNOWN,
+            reverse_name=get("reverse_client_name") or UNKNOWN,
+            port=_number(get("client_port", "")) or None,
+        ),
+        helo=get("helo_name") or None,
+        sender=sender if stage in _IN_TRANSACTION else sender or None,
+        recipient=recipient if stage is Stage.RCPT else recipient or None,
+        recipient_count=_number(get("recipient_count", "")),
+        size=_number(get("size", "")),
+        queue_id=get("queue_id", ""),
+        instance=get("instance", ""),
+        sasl_user=get("sasl_username", ""),
+        sasl_method=get("sasl_method", ""),
+        encryption_protocol=get("encryption_protocol", ""),
+        policy_context=get("policy_context", ""),
+        etrn_domain=get("etrn_domain", ""),
+    )
+
+
+def _number(text: str) -> int:
+    """A count, or 0 for anything that is none (`size` is empty where the client did not say it)."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else 0
+
+
+DUNNO = b"action=DUNNO\n\n"
+
+_SOFT = {Outcome.DEFER_IF_PERMIT: "DEFER_IF_PERMIT", Outcome.DEFER_IF_REJECT: "DEFER_IF_REJECT"}
+
+
+def encode_answer(verdict: Verdict) -> bytes:
+    """The answer that says `verdict`: one line of printable ASCII, whatever its text holds."""
+    return b"action=" + action(verdict).encode("ascii") + b"\n\n"
+
+
+def action(verdict: Verdict) -> str:
+    """The access(5) action that says `verdict`.
+
+    A refusal is a full reply, code, enhanced code and always a text: Postfix 3.7 sends stray bytes for a code with an
+    enhanced code alone, and takes a code alone for a permit. DEFER_IF_* take no code, Postfix answers with its
+    access_map_defer_code (450). An empty action would permit, so an ACTION without text is DUNNO.
+    """
+    match verdict.outcome:
+        case Outcome.REJECT:
+            return _line(f"{verdict.code} {verdict.enhanced}", verdict.text)
+        case Outcome.DEFER_IF_PERMIT | Outcome.DEFER_IF_REJECT:
+            return _line(f"{_SOFT[verdict.outcome]} {verdict.enhanced}", verdict.text)
+        case Outcome.ACCEPT:
+            return "OK"
+        case Outcome.ACTION:
+            # Not cut to a reply's length: a PREPENDed header field may fill a line of RFC 5322 section 2.1.1.
+            return printable(verdict.text.strip(), 998) or "DUNNO"
+    return "DUNNO"
+
+
+def _line(codes: str, text: str) -> str:
+    # A reply ends at 510 bytes (RFC 5321 section 4.5.3.1.5); Postfix puts `<recipient>: Recipient address rejected:`
+    # in front of our text and cuts, without a mark, what is then too long.
+    return printable(f"{codes.strip()} {text.strip() or 'Service unavailable'}", 510)
