@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Private keys: read by the privileged parent as bytes, parsed at first use in a worker, never shown.
+
+The rule: key material is in no repr, log line or exception; what is wrong with a key is said in words and by its
+origin (a path, or `file:line` of an inline key). Parsing skips OpenSSL's validation, which costs 37 ms a key;
+`check()` does it, for check-config.
+"""
+
+import binascii
+import grp
+import os
+import pwd
+import re
+import stat
+from base64 import b64decode, b64encode
+from collections.abc import Collection
+from pathlib import Path
+from shlex import quote
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
+
+from gatekeeper.problem import Problem
+
+ALGORITHMS = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
+"""The signature algorithms (`a=`), and the key type (`k=`) that each needs. rsa-sha1 is never valid (RFC 8301)."""
+
+MINIMUM_BITS = 1024
+RECOMMENDED_BITS = 2048
+_MAXIMUM_SIZE = 65536
+_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
+_SPACE = re.compile(rb"\s+")
+_PADDING = PKCS1v15()
+_PREHASHED = Prehashed(SHA256())
+
+
+class BadKey(Exception):
+    """A private key cannot be used. The text says why and how to mend it, and holds nothing of the key."""
+
+
+class PrivateKey:
+    """An RSA or Ed25519 private key: PEM (PKCS#1 or PKCS#8), or base64 of DER, or of an Ed25519 seed of 32 bytes.
+
+    `origin` says where it comes from. Parsed at the first use of any property; BadKey is raised there, and each
+    time again.
+    """
+
+    __slots__ = ("_bits", "_data", "_key", "origin")
+
+    def __init__(self, data: bytes, origin: str) -> None:
+        self.origin = origin
+        self._data = data
+        self._key: RSAPrivateKey | Ed25519PrivateKey | None = None
+        self._bits = 0
+
+    def __repr__(self) -> str:
+        return f"<PrivateKey from {self.origin}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a private key is not pickled")
+
+    @property
+    def kind(self) -> str:
+        """`rsa` or `ed25519`: the `k=` of the key record."""
+        return "rsa" if isinstance(self._parsed(), RSAPrivateKey) else "ed25519"
+
+    @property
+    def algorithm(self) -> str:
+        """The `a=` of signatures made with this key."""
+        return f"{self.kind}-sha256"
+
+    @property
+    def bits(self) -> int:
+        """The size of the key in bits."""
+        self._parsed()
+        return self._bits
+
+    def sign(self, digest: bytes) -> bytes:
+        """The signature over a SHA-256 `digest`: PKCS#1 v1.5 (RFC 6376 section 3.3), or Ed25519 over the digest as
+        its message (RFC 8463 section 3)."""
+        key = self._parsed()
+        if isinstance(key, RSAPrivateKey):
+            return key.sign(digest, _PADDING, _PREHASHED)
+        return key.sign(digest)
+
+    def record(self) -> str:
+        """The TXT record that lets others verify (RFC 6376 section 3.6.1, RFC 8463 section 4.2)."""
+        key = self._parsed()
+        if isinstance(key, RSAPrivateKey):
+            public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        else:
+            public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return f"v=DKIM1; k={self.kind}; p={b64encode(public).decode()}"
+
+    def check(self) -> list[Problem]:
+        """Validate fully (37 ms for RSA-2048): everything that is wrong with this key."""
+        try:
+            _load(self._data, validate=True)
+            bits = self.bits
+        except BadKey as bad:
+            return [Problem(self.origin, 0, str(bad))]
+        if self.kind == "rsa" and bits < RECOMMENDED_BITS:
+            what = f"an RSA key of {bits} bits is weak; make one of {RECOMMENDED_BITS} under a new selector"
+            return [Problem(self.origin, 0, what, warning=True)]
+        return []
+
+    def _parsed(self) -> RSAPrivateKey | Ed25519PrivateKey:
+        if self._key is None:
+            self._key = _load(self._data, validate=False)
+            self._bits = self._key.key_size if isinstance(self._key, RSAPrivateKey) else 256
+        return self._key
+
+
+def _load(data: bytes, *, validate: bool) -> RSAPrivateKey | Ed25519PrivateKey:
+    der = _der(data)
+    if len(der) == 32:
+        return Ed25519PrivateKey.from_private_bytes(der)
+    try:
+        key = load_der_private_key(der, None, unsafe_skip_rsa_key_validation=not validate)
+    except TypeError:
+        raise BadKey("the key is encrypted; write it without a passphrase with openssl pkey -in OLD -out NEW") from None
+    except (ValueError, UnsupportedAlgorithm):
+        # The library's words may quote what it read: they are not passed on.
+        raise BadKey("this is no valid private key; allowed are RSA and Ed25519, in PEM or base64 of DER") from None
+    if isinstance(key, Ed25519PrivateKey):
+        return key
+    if not isinstance(key, RSAPrivateKey):
+        raise BadKey("DKIM knows RSA and Ed25519 keys only; make one with openssl genpkey -algorithm RSA")
+    if key.key_size < MINIMUM_BITS:
+        raise BadKey(f"an RSA key of {key.key_size} bits is never valid (RFC 8301); make one of {RECOMMENDED_BITS}")
+    return key
+
+
+def _der(data: bytes) -> bytes:
+    """The bytes behind PEM, also on one line as KeyTables have it, or behind bare base64."""
+    match = _PEM.search(data)
+    if match is not None:
+        if b"PRIVATE KEY" not in match[1]:
+            raise BadKey(f"this is a {match[1].decode()}, not a private key")
+        if b"ENCRYPTED" in match[1] or b"ENCRYPTED" in match[2]:
+            raise BadKey("the key is encrypted; write it without a passphrase with openssl pkey -in OLD -out NEW")
+        data = match[2]
+    try:
+        return b64decode(_SPACE.sub(b"", data), validate=True)
+    except binascii.Error:
+        raise BadKey("this is neither PEM nor base64") from None
+
+
+class KeyFiles:
+    """Reads key files, each file and each folder's permissions once; `problems` says what is wrong, also once.
+
+    `owners` are the user ids that may own keys besides root (default: the effective one). Permissions that
+    OpenDKIM's RequireSafeKeys refuses make a key unusable; without `require_safe` they are a warning.
+    """
+
+    def __init__(self, owners: Collection[int] | None = None, *, require_safe: bool = True) -> None:
+        self._owners = frozenset({os.geteuid()} if owners is None else owners)
+        self._warn = not require_safe
+        self._keys: dict[str, PrivateKey | None] = {}
+        self._folders: dict[Path, list[Problem]] = {}
+        self._problems: dict[Problem, None] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Everything found so far, in order."""
+        return list(self._problems)
+
+    def read(self, path: str | Path) -> PrivateKey | None:
+        """The key in the file at `path`; None if it cannot be used, and then `problems` says why."""
+        name = str(path)
+        if name not in self._keys:
+            self._keys[name], problems = self._read(name)
+            self._problems.update(dict.fromkeys(problems))
+        return self._keys[name]
+
+    def _read(self, name: str) -> tuple[PrivateKey | None, list[Problem]]:
+        try:
+            # Not blocking: a FIFO in place of the file must not hold up the start.
+            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    return None, [Problem(name, 0, "a private key must be a regular file")]
+                data = file.read(_MAXIMUM_SIZE)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else "not a path"
+            return None, [Problem(name, 0, f"cannot read the private key: {reason}")]
+        problems = self._unsafe_file(name, status) + self._unsafe_folders(Path(name).parent)
+        return (None if problems and not self._warn else PrivateKey(data, name)), problems
+
+    def _unsafe_file(self, name: str, status: os.stat_result) -> list[Problem]:
+        found = []
+        if status.st_uid not in self._owners | {0}:
+            owner = _user(min(self._owners, default=0))
+            found.append(f"the key belongs to {_user(status.st_uid)}; mend it with: chown {owner} {quote(name)}")
+        if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            found.append(f"every user can read or write the key; mend it with: chmod go-rwx {quote(name)}")
+        elif status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) and (other := _stranger(status.st_gid, self._owners)):
+            found.append(f"{other} can read or write the key by its group; mend it with: chmod g-rw {quote(name)}")
+        return [Problem(name, 0, what, warning=self._warn) for what in found]
+
+    def _unsafe_folders(self, folder: Path) -> list[Problem]:
+        """Who can replace the file can replace the key."""
+        if folder not in self._folders:
+            real = folder.resolve()
+            self._folders[folder] = [problem for each in (real, *real.parents) for problem in self._unsafe_folder(each)]
+        return self._folders[folder]
+
+    def _unsafe_folder(self, folder: Path) -> list[Problem]:
+        found = []
+        name = quote(str(folder))
+        status = folder.stat()
+        if status.st_uid not in self._owners | {0}:
+            found.append(f"this folder of keys belongs to {_user(status.st_uid)}; mend it with: chown root {name}")
+        # OpenDKIM also refuses sticky folders such as /tmp; but in those nobody replaces what is another's.
+        if not status.st_mode & stat.S_ISVTX:
+            if status.st_mode & stat.S_IWOTH:
+                found.append(f"every user can write to this folder of keys; mend it with: chmod o-w {name}")
+            elif status.st_mode & stat.S_IWGRP and (other := _stranger(status.st_gid, self._owners)):
+                found.append(f"{other} can write to this folder of keys; mend it with: chmod g-w {name}")
+        return [Problem(str(folder), 0, what, warning=self._warn) for what in found]
+
+
+def read_key(
+    path: str | Path, *, owners: Collection[int] | None = None, require_safe: bool = True
+) -> tuple[PrivateKey | None, list[Problem]]:
+    """Read one key file: the key, or None, and everything that is wrong with it. See KeyFiles."""
+    files = KeyFiles(owners, require_safe=require_safe)
+    return files.read(path), files.problems
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _stranger(gid: int, owners: frozenset[int]) -> str:
+    """A user in the group `gid` who is neither root nor one of `owners`; empty if there is none."""
+    try:
+        members = set(grp.getgrgid(gid).gr_mem)
+    except KeyError:
+        members = set()
+    trusted = owners | {0}
+    for user in pwd.getpwall():
+        if user.pw_uid not in trusted and (user.pw_gid == gid or user.pw_name in members):
+            return user.pw_name
+    return ""

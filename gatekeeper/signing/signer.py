@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes DKIM-Signature fields (RFC 6376 section 5, RFC 8463) while the body streams by.
+
+The field is hashed exactly as it is handed on: with the space behind the colon and folded with CRLF TAB, `b=` last
+and then still empty. So it holds under `simple` too, given that the milter adds it with its leading space
+(SMFIP_HDR_LEADSPC). Lines have at most 78 characters, unless one tag that cannot be folded is longer.
+
+Knows nothing of who may sign: policy.py decides that. No `l=`: what it leaves unsigned, anybody can replace.
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from gatekeeper import canonical
+from gatekeeper.auth.domain import is_within
+from gatekeeper.message import Header
+from gatekeeper.signing.keys import PrivateKey
+
+OPENDKIM_HEADERS = (
+    "From",
+    "Reply-To",
+    "Subject",
+    "Date",
+    "To",
+    "Cc",
+    "Resent-Date",
+    "Resent-From",
+    "Resent-Sender",
+    "Resent-To",
+    "Resent-Cc",
+    "In-Reply-To",
+    "References",
+    "List-Id",
+    "List-Help",
+    "List-Unsubscribe",
+    "List-Subscribe",
+    "List-Post",
+    "List-Owner",
+    "List-Archive",
+)
+"""What OpenDKIM 2.11 signs unless told otherwise (RFC 6376 section 5.4.1)."""
+
+ONE_CLICK = ("List-Unsubscribe", "List-Unsubscribe-Post")
+"""One-click unsubscription must be signed (RFC 8058 section 4)."""
+
+_WIDTH = 78
+_UNSAFE = re.compile(rb"[^!-:<>-~]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignOptions:
+    """How to sign. Canonicalizations are `relaxed` or `simple`; the default is that of Debian's opendkim.conf.
+
+    `oversign_headers` are named in `h=` once more than they occur, so that nobody can add one.
+    `oversign_present` likewise, but only where the message has them: a mailing list may add its own. `lifetime` is
+    how many seconds a signature is valid (`x=`), None for ever.
+    """
+
+    header_canonicalization: str = "relaxed"
+    body_canonicalization: str = "simple"
+    sign_headers: tuple[str, ...] = (*OPENDKIM_HEADERS, "List-Unsubscribe-Post")
+    oversign_headers: tuple[str, ...] = ("From",)
+    oversign_present: tuple[str, ...] = ONE_CLICK
+    lifetime: int | None = None
+
+    @property
+    def canonicalization(self) -> str:
+        """The `c=` tag."""
+        return f"{self.header_canonicalization}/{self.body_canonicalization}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who signs: `d=`, `s=`, the key, and `i=`, which is left out unless it is in the domain."""
+
+    domain: str
+    selector: str
+    key: PrivateKey
+    signer: str = ""
+
+
+class Signer:
+    """The signatures of one message. Feed the body with `update`, then call `signatures` once.
+
+    `now` is seconds since the epoch. However many identities sign, the header and the body are hashed once.
+    """
+
+    def __init__(
+        self, headers: Sequence[Header], identities: Sequence[Identity], options: SignOptions, now: float
+    ) -> None:
+        self._identities = identities
+        self._options = options
+        self._now = int(now)
+        self._relaxed = options.header_canonicalization == "relaxed"
+        self._body = canonical.BodyHash(options.body_canonicalization == "relaxed")
+        self._names, chosen = _select(headers, options)
+        self._hash = sha256()
+        for field in chosen:
+            self._hash.update(canonical.header(field, self._relaxed) + b"\r\n")
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        self._body.update(chunk)
+
+    def signatures(self) -> list[Header]:
+        """The DKIM-Signature fields, in the order of the identities. Raises BadKey."""
+        body_hash = b64encode(self._body.digest()).decode()
+        return [self._signature(identity, body_hash) for identity in self._identities]
+
+    def _signature(self, identity: Identity, body_hash: str) -> Header:
+        tags = [
+            "v=1",
+            f"a={identity.key.algorithm}",
+            f"c={self._options.canonicalization}",
+            f"d={identity.domain}",
+            f"s={identity.selector}",
+            f"t={self._now}",
+        ]
+        if self._options.lifetime is not None:
+            tags.append(f"x={self._now + self._options.lifetime}")
+        _, at, host = identity.signer.rpartition("@")
+        if at and is_within(host.lower(), identity.domain):  # RFC 6376 section 3.5
+            tags.append(f"i={_quoted(identity.signer)}")
+        tags += [f"bh={body_hash}", "h=" + ":".join(self._names)]
+        value = _folded(tags) + b"\r\n\tb="
+        total = self._hash.copy()
+        total.update(canonical.header(Header(b"DKIM-Signature", value), self._relaxed))
+        signature = b64encode(identity.key.sign(total.digest()))
+        lines = [signature[start : start + 72] for start in range(0, len(signature), 72)]
+        return Header(b"DKIM-Signature", value + b"\r\n\t ".join(lines))
+
+
+def _select(headers: Sequence[Header], options: SignOptions) -> tuple[list[str], list[Header]]:
+    """The names for `h=`, and the fields in the order in which they are hashed.
+
+    All instances of a field are signed, and hashed from the bottom up, as verifiers take them (section 5.4.2).
+    """
+    wanted = {name.lower() for name in (*options.sign_headers, *options.oversign_headers, "From")}
+    present = [field for field in headers if field.name.lower().decode("latin-1") in wanted]
+    names = [field.name.decode("ascii") for field in present]
+    from_bottom: dict[str, list[Header]] = {}
+    for name, field in zip(names, present, strict=True):
+        from_bottom.setdefault(name.lower(), []).append(field)
+    chosen = [from_bottom[name.lower()].pop() for name in names]
+    oversigned = dict.fromkeys(options.oversign_headers)
+    oversigned.update((name, None) for name in options.oversign_present if name.lower() in from_bottom)
+    return [*names, *oversigned], chosen
+
+
+def _folded(tags: Sequence[str]) -> bytes:
+    """The field's value: `tag; tag; ...;` with folds between tags and behind the colons of `h=`."""
+    pieces = [
+        (" " if not number else "", part)
+        for tag in tags
+        for number, part in enumerate(re.findall(r"[^:]*:|[^:]+$", f"{tag};") if tag.startswith("h=") else [f"{tag};"])
+    ]
+    lines = []
+    line = "DKIM-Signature:"
+    for glue, piece in pieces:
+        if len(line) + len(glue) + len(piece) > _WIDTH:
+            lines.append(line)
+            line = "\t" + piece
+        else:
+            line += glue + piece
+    lines.append(line)
+    return "\r\n".join(lines).removeprefix("DKIM-Signature:").encode("ascii")
+
+
+def _quoted(text: str) -> str:
+    """`text` as dkim-quoted-printable (RFC 6376 section 2.11)."""
+    return _UNSAFE.sub(lambda match: b"=%02X" % ord(match[0]), text.encode("utf-8", "surrogateescape")).decode("ascii")
