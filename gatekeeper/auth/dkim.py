@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""DKIM verification (RFC 6376, 8301, 8463, 8616): which domains take responsibility for this message?
+
+The body is hashed as its chunks come, once for each distinct way that a signature wants it; keys come from our
+resolver; OpenSSL does the arithmetic. Every signature gets a result and a reason in our words: nothing a stranger
+wrote is in it but domains in normal form. Nothing is raised for what a message or a key record says.
+"""
+
+import asyncio
+import hashlib
+import logging
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from gatekeeper import canonical
+from gatekeeper.auth.dkim_key import PublicKey, parse_key
+from gatekeeper.auth.dkim_signature import Signature, parse_signature, without_signature
+from gatekeeper.message import Header
+from gatekeeper.resolver import Answer, DNSError, Resolver
+
+logger = logging.getLogger(__name__)
+
+MAX_SIGNATURES = 8
+"""Signatures looked at, from the top: each may cost a look-up, a body hash and a verification."""
+CLOCK_SKEW = 300
+"""Seconds that a signer's clock may be ahead of ours (OpenDKIM's ClockDrift)."""
+_MAX_KEYS = 4  # TXT records tried at one name
+
+_BodyForm = tuple[bool, int | None]  # relaxed?, l=
+
+
+class DkimResult(StrEnum):
+    """RFC 8601 section 2.7.1. `policy`: it verifies, and is not accepted; `neutral`: it was not looked at."""
+
+    NONE = "none"
+    PASS = "pass"
+    FAIL = "fail"
+    POLICY = "policy"
+    NEUTRAL = "neutral"
+    TEMPERROR = "temperror"
+    PERMERROR = "permerror"
+
+
+@dataclass(frozen=True, slots=True)
+class Dkim:
+    """What came out for one signature. `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008)."""
+
+    result: DkimResult
+    domain: str = ""
+    selector: str = ""
+    identity: str = ""
+    algorithm: str = ""
+    key_bits: int = 0
+    b: str = ""
+    reason: str = ""
+    testing: bool = False
+
+
+NOT_SIGNED = Dkim(DkimResult.NONE, reason="the message is not signed")
+
+
+class DkimVerifier:
+    """The signatures of one message. Feed the body with `update`; `fetch` may run meanwhile; then ask `results`.
+
+    `now` is seconds since the epoch. The body must have CRLF line ends, as on the wire.
+    """
+
+    def __init__(self, headers: Sequence[Header], *, now: float, max_signatures: int = MAX_SIGNATURES) -> None:
+        self._headers = headers
+        self._now = now
+        places = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
+        self._ignored = max(0, len(places) - max_signatures)
+        self._signatures = [(index, parse_signature(headers[index])) for index in places[:max_signatures]]
+        forms = {_form(signature) for _, signature in self._signatures if not signature.problem}
+        self._bodies = {form: canonical.BodyHash(form[0], limit=form[1]) for form in forms}
+        self._keys: dict[str, Answer | DNSError] = {}
+        self._results: tuple[Dkim, ...] | None = None
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        for body in self._bodies.values():
+            body.update(chunk)
+
+    async def fetch(self, resolver: Resolver) -> None:
+        """Look up the keys that are not known yet, all at once. DNS trouble is kept for the results."""
+        names = {_key_name(signature) for _, signature in self._signatures if not self._objection(signature)}
+        wanted = sorted(names - self._keys.keys())
+        if wanted:
+            answers = await asyncio.gather(*(_ask(resolver, name) for name in wanted))
+            self._keys.update(zip(wanted, answers, strict=True))
+
+    async def results(self, resolver: Resolver) -> tuple[Dkim, ...]:
+        """One finding for each signature, from the top; a single `none` if there is none. Ends the body."""
+        await self.fetch(resolver)
+        if self._results is None:
+            self._results = self._verify_all()
+        return self._results
+
+    def _verify_all(self) -> tuple[Dkim, ...]:
+        digests = {form: body.digest() for form, body in self._bodies.items()}
+        fields = _Fields(self._headers)
+        found = []
+        for index, signature in self._signatures:
+            finding = _describe(signature)
+            try:
+                found.append(self._verify(finding, index, signature, fields, digests))
+            except Exception:
+                logger.exception("verifying a signature of %s failed", signature.domain)
+                found.append(replace(finding, result=DkimResult.NEUTRAL, reason="it could not be processed"))
+        if self._ignored:
+            found.append(Dkim(DkimResult.NEUTRAL, reason=f"{self._ignored} more signatures were not looked at"))
+        return tuple(found) or (NOT_SIGNED,)
+
+    def _verify(
+        self, finding: Dkim, index: int, signature: Signature, fields: "_Fields", digests: dict[_BodyForm, bytes]
+    ) -> Dkim:
+        objection = self._objection(signature)
+        if objection:
+            result = DkimResult.PERMERROR if signature.problem else DkimResult.FAIL
+            return replace(finding, result=result, reason=objection)
+        name = _key_name(signature)
+        answer = self._keys[name]
+        if isinstance(answer, DNSError):
+            return replace(finding, result=DkimResult.TEMPERROR, reason=f"the key {name} could not be looked up")
+        records = [record for record in answer.records if isinstance(record, bytes)]
+        if not records:
+            return replace(finding, result=DkimResult.PERMERROR, reason=f"there is no key {name}")
+        length = self._bodies[_form(signature)].length
+        intact = digests[_form(signature)] == signature.body_hash
+        digest = fields.digest(index, signature)
+        tried = [
+            _judge(finding, signature, parse_key(record), digest, intact, length) for record in records[:_MAX_KEYS]
+        ]
+        return min(tried, key=lambda tried: _PREFERRED.index(tried.result))
+
+    def _objection(self, signature: Signature) -> str:
+        """Why no key is needed to see that this signature is not valid; empty if one is."""
+        if signature.problem:
+            return signature.problem
+        if signature.expires_at is not None and signature.expires_at < self._now:
+            return "the signature has expired (x=)"
+        if signature.signed_at is not None and signature.signed_at > self._now + CLOCK_SKEW:
+            return "the signature is from the future (t=)"
+        return ""
+
+
+_PREFERRED = (DkimResult.PASS, DkimResult.POLICY, DkimResult.FAIL, DkimResult.PERMERROR)
+"""Of several keys at one name, the one that says most (RFC 6376 section 6.1.2)."""
+
+
+def _judge(finding: Dkim, signature: Signature, key: PublicKey | str, digest: bytes, intact: bool, length: int) -> Dkim:
+    """The finding with one key: `digest` of the header, whether the body is `intact`, its canonical `length`."""
+    if isinstance(key, str):
+        return replace(finding, result=DkimResult.PERMERROR, reason=key)
+    finding = replace(finding, key_bits=key.bits, testing=key.testing)
+    if not signature.algorithm.startswith(key.kind):
+        return replace(finding, result=DkimResult.PERMERROR, reason=f"the key is {key.kind}, the signature is not")
+    if key.strict and signature.identity_domain != signature.domain:
+        return replace(finding, result=DkimResult.PERMERROR, reason="the key does not allow subdomains in i= (t=s)")
+    unsigned = 0 if signature.length is None else length - signature.length
+    if unsigned < 0:
+        return replace(finding, result=DkimResult.FAIL, reason="the body is shorter than was signed (l=)")
+    if not intact:
+        return replace(finding, result=DkimResult.FAIL, reason="the body was changed after signing")
+    if not key.verifies(signature.b, digest):
+        reason = "the header was changed after signing, or signed with another key"
+        return replace(finding, result=DkimResult.FAIL, reason=reason)
+    reason = f"{key.bits}-bit {key.kind} key"
+    if key.too_short:
+        return replace(finding, result=DkimResult.POLICY, reason=f"a {reason} is too short to count (RFC 8301)")
+    if unsigned and not signature.length:
+        return replace(finding, result=DkimResult.POLICY, reason="nothing of the body is signed (l=0)")
+    if unsigned:
+        reason += f", the last {unsigned} bytes of the body are not signed (l=)"
+    return replace(finding, result=DkimResult.PASS, reason=reason)
+
+
+class _Fields:
+    """The header as signatures select from it: for each name in `h=` the next field from the bottom (section 5.4.2)."""
+
+    def __init__(self, headers: Sequence[Header]) -> None:
+        self._headers = headers
+        self._places: dict[bytes, list[int]] = {}
+        for index, field in enumerate(headers):
+            self._places.setdefault(field.name.lower(), []).append(index)
+        self._forms: dict[tuple[int, bool], bytes] = {}  # signatures mostly cover the same fields
+
+    def digest(self, index: int, signature: Signature) -> bytes:
+        """The SHA-256 that `signature`, which stands at `index`, signs."""
+        left: dict[bytes, list[int]] = {}
+        hashed = hashlib.sha256()
+        for name in signature.names:
+            if name not in left:
+                # it did not exist when it was signed, so it is never among what it selects
+                left[name] = [place for place in self._places.get(name, ()) if place != index]
+            if left[name]:
+                hashed.update(self._canonical(left[name].pop(), signature.relaxed_header))
+        field = self._headers[index]
+        own = Header(field.name, without_signature(field.value))
+        hashed.update(canonical.header(own, signature.relaxed_header))
+        return hashed.digest()
+
+    def _canonical(self, place: int, relaxed: bool) -> bytes:
+        form = self._forms.get((place, relaxed))
+        if form is None:
+            form = canonical.header(self._headers[place], relaxed) + b"\r\n"
+            self._forms[place, relaxed] = form
+        return form
+
+
+def _describe(signature: Signature) -> Dkim:
+    """What is known of a signature before it is judged."""
+    return Dkim(
+        DkimResult.NEUTRAL,
+        signature.domain,
+        signature.selector,
+        signature.identity,
+        signature.algorithm,
+        b=b64encode(signature.b[:6]).decode("ascii"),
+    )
+
+
+def _form(signature: Signature) -> _BodyForm:
+    return signature.relaxed_body, signature.length
+
+
+def _key_name(signature: Signature) -> str:
+    return f"{signature.selector}._domainkey.{signature.domain}"
+
+
+async def _ask(resolver: Resolver, name: str) -> Answer | DNSError:
+    try:
+        return await resolver.query(name, "TXT")
+    except DNSError as error:
+        return error

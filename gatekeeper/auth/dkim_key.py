@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The public key of a DKIM signature, as its TXT record publishes it (RFC 6376 section 3.6.1, RFC 8301, RFC 8463).
+
+Knows neither DNS nor signatures: a record's bytes become a PublicKey or the reason why it is none.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from gatekeeper.auth.tags import parse_base64, parse_list, parse_tags
+
+MINIMUM_RSA_BITS = 1024
+"""RFC 8301 section 3.2: a signature with a shorter key is never valid."""
+
+_PADDING, _PREHASHED = PKCS1v15(), Prehashed(SHA256())
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A usable key and its conditions: `strict` is t=s (i= must equal d=), `testing` is t=y."""
+
+    key: RSAPublicKey | Ed25519PublicKey
+    strict: bool = False
+    testing: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The `k=` tag: rsa or ed25519."""
+        return "rsa" if isinstance(self.key, RSAPublicKey) else "ed25519"
+
+    @property
+    def bits(self) -> int:
+        """The size of the key."""
+        return self.key.key_size if isinstance(self.key, RSAPublicKey) else 256
+
+    @property
+    def too_short(self) -> bool:
+        """True if no signature with this key counts."""
+        return self.kind == "rsa" and self.bits < MINIMUM_RSA_BITS
+
+    def verifies(self, signature: bytes, digest: bytes) -> bool:
+        """True if `signature` is this key's over the SHA-256 `digest`."""
+        try:
+            if isinstance(self.key, RSAPublicKey):
+                self.key.verify(signature, digest, _PADDING, _PREHASHED)
+            else:
+                self.key.verify(signature, digest)  # RFC 8463 section 3: PureEdDSA over the digest
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@lru_cache(maxsize=512)
+def parse_key(record: bytes) -> PublicKey | str:
+    """The key in a TXT record, or why there is none for us. Remembered: parsing costs twice as much as verifying."""
+    try:
+        tags = parse_tags(record)
+    except ValueError as error:
+        return f"the key record is malformed: {error}"
+    if tags.get(b"v", b"DKIM1") != b"DKIM1":
+        return "the record is not a DKIM key"
+    if b"p" not in tags:
+        return "the key record has no key in it"
+    if not tags[b"p"]:
+        return "the key has been revoked"
+    if b"sha256" not in parse_list(tags.get(b"h", b"sha256")):
+        return "the key is not for SHA-256 (h=)"
+    if not {b"*", b"email"} & set(parse_list(tags.get(b"s", b"*"))):
+        return "the key is not for mail (s=)"
+    flags = parse_list(tags.get(b"t", b""))
+    try:
+        key = _load(tags.get(b"k", b"rsa").lower(), parse_base64(tags[b"p"]))
+    except (ValueError, UnsupportedAlgorithm):
+        return "the key is malformed"
+    if key is None:
+        return "the key is of a kind that is not known here (k=)"
+    return PublicKey(key, strict=b"s" in flags, testing=b"y" in flags)
+
+
+def _load(kind: bytes, data: bytes) -> RSAPublicKey | Ed25519PublicKey | None:
+    if kind == b"ed25519":
+        return Ed25519PublicKey.from_public_bytes(data)
+    if kind != b"rsa":
+        return None
+    key = load_der_public_key(data)  # SubjectPublicKeyInfo, or PKCS#1 as the RFC's text has it
+    if not isinstance(key, RSAPublicKey):
+        raise ValueError  # noqa: TRY004  # a key of another kind is as bad as none
+    return key

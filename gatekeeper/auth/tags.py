@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tag lists of DKIM (RFC 6376 section 3.2): `a=1; b=two`, as signatures and key records have them.
+
+dkimpy splits them; what it lets through is checked here. Knows nothing of what the tags mean.
+"""
+
+import re
+from base64 import b64decode
+
+from dkim.util import DuplicateTag, InvalidTagValueList, parse_tag_value
+
+MAX_LENGTH = 16384
+"""Bytes of one tag list; a signature over a long header or a 4096-bit key needs less than a quarter of that."""
+
+_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9_]*\Z")
+
+
+def parse_tags(text: bytes) -> dict[bytes, bytes]:
+    """Tag names and values, without the white space around them. `text` may be folded.
+
+    Raises ValueError with what is wrong, in words fit for a reason: no bytes of `text` are in it.
+    """
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"the tag list is longer than {MAX_LENGTH} bytes")
+    try:
+        tags: dict[bytes, bytes] = parse_tag_value(text.replace(b"\r\n", b""))
+    except DuplicateTag:
+        raise ValueError("a tag stands there twice") from None
+    except InvalidTagValueList:
+        raise ValueError("the tag list is malformed") from None
+    # dkimpy only looks at how a name begins
+    if not all(map(_NAME.match, tags)):
+        raise ValueError("a tag name is malformed")
+    return tags
+
+
+def parse_list(value: bytes) -> tuple[bytes, ...]:
+    """The items of a list with colons, in lower case."""
+    return tuple(item.strip().lower() for item in value.split(b":"))
+
+
+def parse_base64(value: bytes) -> bytes:
+    """Decode base64 that may be folded (RFC 6376 section 2.10). Raises ValueError."""
+    return b64decode(value.translate(None, b" \t\r\n"), validate=True)
