@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The back ends behind the contract of store.py, and the one place that knows which url means which."""
+
+import importlib
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gatekeeper.store import Clock, Store
+from gatekeeper.stores.guarded import GuardedStore
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.readonly import ReadOnlyStore
+from gatekeeper.stores.sqlite import SqliteStore
+
+__all__ = ["GuardedStore", "MemoryStore", "ReadOnlyStore", "SqliteStore", "describe", "open_store", "preload"]
+
+_REDIS = ("redis", "rediss", "unix", "redis+sentinel")
+_ALLOWED = (
+    "sqlite:/absolute/path, memory:, redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///path/to/socket?db=0 "
+    "or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"
+)
+
+
+async def open_store(
+    url: str,
+    clock: Clock = time.time,
+    timeout: float = 0.1,  # noqa: ASYNC109 (of each later call, not of this one)
+    *,
+    read_only: bool = False,
+) -> GuardedStore:
+    """The store at `url`, tried once. Raises ValueError, with what is allowed, for a url that cannot be used.
+
+    A store that does not answer is no error: it is logged, its calls raise StoreError, and it comes back by itself.
+    With `read_only` nothing is created or changed, and writes are answered as if they had happened.
+    """
+    store = GuardedStore(_back_end(url, clock, timeout, read_only), timeout, name=describe(url))
+    await store.start()
+    return store
+
+
+def describe(url: str) -> str:
+    """`url` without what is secret in it, for logs and errors."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def preload(url: str) -> None:
+    """Import now what the store at `url` needs later, for workers that give up their privileges."""
+    if urlsplit(url).scheme in _REDIS:
+        importlib.import_module("gatekeeper.stores.redis")
+        "localhost".encode("idna")  # what resolving a host name imports
+
+
+def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
+    scheme, _, rest = url.partition(":")
+    store: Store
+    if scheme == "memory" and not rest:
+        return MemoryStore(clock)
+    if scheme == "sqlite" and rest.startswith("/"):
+        path = Path("/" + rest.lstrip("/"))
+        if read_only:
+            store = SqliteStore(path, clock, read_only=True) if path.exists() else MemoryStore(clock)
+            return ReadOnlyStore(store, clock)
+        return SqliteStore(path, clock)
+    if scheme in _REDIS:
+        try:
+            # Imported here: it takes a tenth of a second and some megabytes, which the default does not need.
+            from gatekeeper.stores.redis import RedisStore
+
+            store = RedisStore(url, clock, timeout)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{describe(url)!a} cannot be used: {error}; allowed are {_ALLOWED}") from None
+        return ReadOnlyStore(store, clock) if read_only else store
+    if scheme == "redis+cluster":
+        raise ValueError(f"redis+cluster:// does not work yet; allowed are {_ALLOWED}")
+    raise ValueError(f"{describe(url)!a} is not a store; allowed are {_ALLOWED}")

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every back end wears: no call takes longer than the limit, and every accident is a StoreError.
+
+After one, the store counts as gone: calls fail at once, so that a hanging store costs one request its 0.1 seconds and
+not all of them. After a pause the next call that fails at once starts a probe behind its back, which writes (a full or
+read-only store still reads) and makes sure that `born` and `secret` are there (it may have been emptied). When that
+works, the store is back. One log line when it goes, one when it is back.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from gatekeeper.store import Clock, Hit, Store, StoreError
+from gatekeeper.verdict import printable
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PAUSE = 1.0
+"""Seconds between a failure and the next probe."""
+PROBE_LIMIT = 2.0
+"""Seconds that a probe may take: it may have to connect, with TLS, over some distance."""
+PROBE = "probe"
+
+
+class GuardedStore:
+    """See store.Store. `timeout` is in seconds; `name` stands in the log; `clock` only measures pauses."""
+
+    def __init__(
+        self, inner: Store, timeout: float = 0.1, clock: Clock = time.monotonic, name: str = "the store"
+    ) -> None:
+        self._inner = inner
+        self._timeout = timeout
+        self._clock = clock
+        self._name = printable(name)
+        self._gone = ""
+        self._probe_at = 0.0
+        self._probe: asyncio.Task[None] | None = None
+        self._secret = b""
+
+    @property
+    def gone(self) -> str:
+        """Why the store counts as gone; empty while it works."""
+        return self._gone
+
+    async def start(self) -> None:
+        """Try the store before it is used; one that does not work is logged, and comes back by itself."""
+        await self._try()
+
+    async def get(self, key: str) -> bytes | None:
+        return await self._guard(self._inner.get(key))
+
+    async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
+        return await self._guard(self._inner.set(key, value, ttl, absent=absent))
+
+    async def delete(self, key: str) -> None:
+        await self._guard(self._inner.delete(key))
+
+    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+        return await self._guard(self._inner.hit(hits))
+
+    async def unhit(self, hits: Sequence[Hit]) -> None:
+        await self._guard(self._inner.unhit(hits))
+
+    async def born(self) -> float:
+        return await self._guard(self._inner.born())
+
+    async def secret(self) -> bytes:
+        """The store's secret; while it is gone, the one it last told, else one of our own. Raises nothing.
+
+        Nothing under a secret of our own reaches the store: it is good for what a process remembers by itself.
+        """
+        try:
+            self._secret = await self._guard(self._inner.secret())
+        except StoreError:
+            self._secret = self._secret or secrets.token_bytes(32)
+        return self._secret
+
+    async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
+        try:
+            async with asyncio.timeout(PROBE_LIMIT):
+                await self._inner.close()
+        except Exception as error:
+            logger.debug("%s: closing: %s", self._name, _reason(error))
+
+    async def _guard(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._gone:
+            call.close()
+            self._probe_if_due()
+            raise StoreError(f"{self._name} is gone: {self._gone}")
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await call
+        except Exception as error:
+            self._fail(error)
+            raise StoreError(f"{self._name}: {_reason(error)}") from None
+
+    def _fail(self, error: Exception) -> None:
+        if not self._gone:
+            logger.warning("%s is gone, decisions go on without it: %s", self._name, _reason(error))
+        self._gone = _reason(error)
+        self._probe_at = self._clock() + PAUSE
+
+    def _probe_if_due(self) -> None:
+        if self._clock() >= self._probe_at and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.create_task(self._try())
+
+    async def _try(self) -> None:
+        try:
+            async with asyncio.timeout(PROBE_LIMIT):
+                await self._inner.set(PROBE, b"", 60.0)
+                await self._inner.born()
+        except Exception as error:
+            self._fail(error)
+            return
+        if self._gone:
+            logger.warning("%s is back", self._name)
+        self._gone = ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return printable(str(error) or type(error).__name__, 200)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""State in this process alone: `memory:`, for tests, replay, and what explain pretends to write.
+
+Several workers do not share it, and it is gone when the process ends.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from gatekeeper.store import Clock, Hit
+from gatekeeper.stores.origin import Origin
+from gatekeeper.stores.window import Place, place
+
+_SWEEP_EVERY = 5000
+"""Writes between two looks for what has expired."""
+
+
+class MemoryStore:
+    """See store.Store."""
+
+    def __init__(self, clock: Clock = time.time) -> None:
+        self._clock = clock
+        self._values: dict[str, tuple[bytes, float]] = {}
+        self._sums: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        self._tokens: dict[str, int] = {}
+        self._expiry: dict[str, float] = {}  # of the names in _sums and _tokens
+        self._writes = 0
+        self._origin = Origin(self, clock)
+
+    async def get(self, key: str) -> bytes | None:
+        value, expires = self._values.get(key, (None, 0.0))
+        return value if expires > self._clock() else None
+
+    async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
+        now = self._clock()
+        if absent and self._values.get(key, (b"", 0.0))[1] > now:
+            return False
+        self._values[key] = (value, now + ttl)
+        self._wrote(now)
+        return True
+
+    async def delete(self, key: str) -> None:
+        self._values.pop(key, None)
+
+    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+        now = self._clock()
+        return [self._hit(place(hit, now), now) for hit in hits]
+
+    async def unhit(self, hits: Sequence[Hit]) -> None:
+        now = self._clock()
+        for hit in hits:
+            self._unhit(place(hit, now))
+
+    async def born(self) -> float:
+        return await self._origin.born()
+
+    async def secret(self) -> bytes:
+        return await self._origin.secret()
+
+    async def close(self) -> None:
+        pass
+
+    def _hit(self, at: Place, now: float) -> int:
+        sums = self._sums.get(at.name, {})
+        if at.amount and not (at.token and at.first <= self._tokens.get(at.token, at.first - 1) <= at.last):
+            sums = self._sums[at.name]
+            sums[at.slot] = sums.get(at.slot, 0) + at.amount
+            self._expiry[at.name] = now + at.ttl
+            for slot in [slot for slot in sums if slot < at.first]:
+                del sums[slot]
+            if at.token:
+                self._tokens[at.token] = at.slot
+                self._expiry[at.token] = now + at.ttl
+            self._wrote(now)
+        return sum(amount for slot, amount in sums.items() if at.first <= slot <= at.last)
+
+    def _unhit(self, at: Place) -> None:
+        sums = self._sums.get(at.name, {})
+        slots = sorted(sums, reverse=True)
+        if at.token:
+            if at.token not in self._tokens:
+                return
+            slots = [self._tokens.pop(at.token)]
+        left = at.amount
+        for slot in slots:
+            back = min(left, sums.get(slot, 0))
+            left -= back
+            sums[slot] = sums.get(slot, 0) - back
+
+    def _wrote(self, now: float) -> None:
+        self._writes += 1
+        if self._writes % _SWEEP_EVERY:
+            return
+        self._values = {key: kept for key, kept in self._values.items() if kept[1] > now}
+        for name in [name for name, expires in self._expiry.items() if expires <= now]:
+            del self._expiry[name]
+            self._sums.pop(name, None)
+            self._tokens.pop(name, None)

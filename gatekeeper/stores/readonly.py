@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A store that answers as if it had written, and has not: for `explain` and `replay --against`.
+
+What would have been written is kept in memory on top of the real store, so that one session is consistent in itself.
+Events given back with `unhit` are only those counted here.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gatekeeper.store import Clock, Hit, Store
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.origin import Origin
+
+
+class ReadOnlyStore:
+    """See store.Store; `inner` is only read."""
+
+    def __init__(self, inner: Store, clock: Clock = time.time) -> None:
+        self._inner = inner
+        self._written = MemoryStore(clock)
+        self._deleted: set[str] = set()
+        self._origin = Origin(self, clock)
+
+    async def get(self, key: str) -> bytes | None:
+        value = await self._written.get(key)
+        if value is None and key not in self._deleted:
+            value = await self._inner.get(key)
+        return value
+
+    async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
+        if absent and await self.get(key) is not None:
+            return False
+        self._deleted.add(key)  # when this value expires, an older one must not shine through
+        return await self._written.set(key, value, ttl)
+
+    async def delete(self, key: str) -> None:
+        self._deleted.add(key)
+        await self._written.delete(key)
+
+    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+        real = await self._inner.hit([replace(hit, amount=0, once="") for hit in hits])
+        pretended = await self._written.hit(hits)
+        return [a + b for a, b in zip(real, pretended, strict=True)]
+
+    async def unhit(self, hits: Sequence[Hit]) -> None:
+        await self._written.unhit(hits)
+
+    async def born(self) -> float:
+        return await self._origin.born()
+
+    async def secret(self) -> bytes:
+        return await self._origin.secret()
+
+    async def close(self) -> None:
+        await self._inner.close()

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sliding window that all back ends share: time is cut into slots of 1/60 of the window, each with a sum.
+
+An event counts in its slot, and the slot counts until it lies wholly outside the window. So an event counts for at
+least the window and at most 1/60 longer: a limit is never exceeded within any stretch of time as long as the window,
+and memory for a key is bounded (61 sums), however often it is hit. Nothing is estimated.
+
+A `once` token remembers the slot it was counted in and counts for nothing while that slot does. Slots more than a
+window ahead are those of a clock that was wrong and has been put right: they do not count either.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from gatekeeper.store import Hit
+
+SLOTS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a hit goes: `name` is its key and window in one, `token` is empty without a `once`; `ttl` is in seconds,
+    after which nothing of it matters. Slots from `first` to `last` count, `slot` is now."""
+
+    name: str
+    token: str
+    slot: int
+    amount: int
+    ttl: float
+
+    @property
+    def first(self) -> int:
+        return self.slot - SLOTS
+
+    @property
+    def last(self) -> int:
+        return self.slot + SLOTS
+
+
+def place(hit: Hit, now: float) -> Place:
+    """The place of `hit` at `now` (seconds since the epoch)."""
+    width = hit.window / SLOTS
+    name = f"{hit.key}/{float(hit.window)}"
+    # What a token is made of is not ours to keep, nor its length ours to trust.
+    token = f"{name}/{blake2b(hit.once.encode('utf-8', 'surrogateescape'), digest_size=12).hexdigest()}"
+    return Place(name, token if hit.once else "", int(now // width), hit.amount, hit.window + width)
