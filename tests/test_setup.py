@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a newcomer meets first: the Makefile, the scripts behind it, and the lock."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
+
+
+def locked() -> dict[str, str]:
+    """Name and version of every entry of requirements.lock."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", text, re.MULTILINE))
+
+
+def script(name: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a copy of `.ci/NAME`, so that nothing happens to this checkout."""
+    (folder / ".ci").mkdir()
+    copy = shutil.copy(ROOT / ".ci" / name, folder / ".ci")
+    return subprocess.run(
+        [copy, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS])
+def test_the_lock_holds_what_the_project_asks_for(line: str) -> None:
+    wanted = Requirement(line)
+    assert wanted.specifier.contains(locked()[wanted.name.lower()])
+
+
+def test_every_locked_version_has_a_hash() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert [] == re.findall(r"^[a-z0-9-]+==[^\\]*$", text, re.MULTILINE)
+
+
+def test_make_help_names_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
+    shown = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
+    assert phony == re.findall(r"^  make (\w+)", shown, re.MULTILINE)
+
+
+def test_what_make_run_replaces_is_in_the_configuration() -> None:
+    # .ci/config puts Postfix's own sockets in place of these lines; reworded, they would silently stay.
+    config = (ROOT / "config" / "gatekeeper.toml").read_text(encoding="utf-8")
+    replaced = re.findall(r"s\|\^(#[^|]+)\|", (ROOT / ".ci" / "config").read_text(encoding="utf-8").replace('\\"', '"'))
+    assert 3 == len(replaced)
+    assert [] == [line for line in replaced if f"\n{line}\n" not in config]
+
+
+def test_make_run_takes_a_configuration_that_is_named_as_it_is(tmp_path: Path) -> None:
+    assert "mine.toml\n" == script("config", "mine.toml", folder=tmp_path).stdout
+
+
+def test_without_a_suitable_python_one_sentence_says_so(tmp_path: Path) -> None:
+    done = script("bootstrap", folder=tmp_path, PYTHON=str(tmp_path / "python3.9"))
+    assert (1, "gatekeeper: no Python 3.11, 3.12 or 3.13 found; name one with make PYTHON=/path/to/python3.12\n") == (
+        done.returncode,
+        done.stderr,
+    )
+
+
+def test_a_word_that_bootstrap_does_not_know_is_refused(tmp_path: Path) -> None:
+    done = script("bootstrap", "pstfix", folder=tmp_path)
+    assert (1, True) == (done.returncode, "usage:" in done.stderr)
