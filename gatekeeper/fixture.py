@@ -26,22 +26,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from gatekeeper.mistakes import mistakes
+from gatekeeper.places import Places
 from gatekeeper.problem import ConfigError, Problem
 from gatekeeper.request import UNKNOWN, parse_address
+from gatekeeper.units import Duration, duration_text
+from gatekeeper.zone import Zone
 
 SESSION, EXPECTED, ZONE, CONFIG, README = "session.toml", "expected.toml", "dns.zone", "gatekeeper.toml", "README"
 
 T = TypeVar("T")
-
-_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
-
-def _seconds(value: object) -> object:
-    """A duration ("5m", "1.5h", 90) in seconds; raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value))
-    if match is None or match[2] not in _UNITS:
-        raise ValueError(f'{value!r} is not a duration: write for example "5m" (ms, s, m, h, d, w)')
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def _client(value: object) -> object:
@@ -61,6 +55,14 @@ def _some(items: tuple[T, ...]) -> tuple[T, ...]:
     if not items:
         raise ValueError("is empty, at least one is needed")
     return items
+
+
+def _reply(value: object) -> object:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if not isinstance(value, str | tuple | None):
+        raise ValueError('is neither a reply ("450 4.7.1") nor a list of replies')  # noqa: TRY004 (pydantic's way)
+    return value
 
 
 class _Part(BaseModel):
@@ -90,7 +92,7 @@ class Connection(_Part):
     helo: str | None = None
     """None: the client says neither HELO nor EHLO."""
     sasl_user: str = ""
-    wait: Annotated[float, BeforeValidator(_seconds)] = 0.0
+    wait: Duration = 0.0
     """Seconds that pass before this connection."""
     messages: tuple[Message, ...] = Field(default=(), validation_alias="message", serialization_alias="message")
 
@@ -98,7 +100,7 @@ class Connection(_Part):
 class Expected(_Part):
     """What must come of a message or connection; None is not compared."""
 
-    reply: str | tuple[str, ...] | None = None
+    reply: Annotated[str | tuple[str, ...] | None, BeforeValidator(_reply)] = None
     reasons: tuple[str, ...] | None = None
     headers_added: tuple[str, ...] | None = None
     headers_removed: tuple[str, ...] | None = None
@@ -114,8 +116,8 @@ class Session(_Part):
     """session.toml."""
 
     format: Literal[1]
-    connections: tuple[Connection, ...] = Field(
-        validation_alias="connection", serialization_alias="connection", min_length=1
+    connections: Annotated[tuple[Connection, ...], AfterValidator(_some)] = Field(
+        validation_alias="connection", serialization_alias="connection"
     )
 
 
@@ -124,7 +126,7 @@ class Expectation(_Part):
 
     format: Literal[1] = 1
     connections: tuple[ExpectedConnection, ...] = Field(
-        (), validation_alias="connection", serialization_alias="connection"
+        default=(), validation_alias="connection", serialization_alias="connection"
     )
 
 
@@ -181,6 +183,10 @@ def read(folder: Path) -> Case:
     if session:
         problems.extend(_surplus(folder / EXPECTED, session, expected))
     zone, readme = (_read_text(folder / name, problems) for name in (ZONE, README))
+    try:
+        Zone.parse(zone, str(folder / ZONE))
+    except ConfigError as error:
+        problems.extend(error.problems)
     if problems or session is None:
         raise ConfigError(problems)
     return Case(
@@ -255,49 +261,10 @@ def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Mod
         line = re.search(r"at line (\d+)", str(error))
         problems.append(Problem(str(path), int(line[1]) if line else 0, f"is not TOML: {error}"))
     except ValidationError as error:
-        lines = _lines(text)
-        # A union (`reply`) reports one error for each member: one mistake is one problem.
-        found = {_place(mistake["loc"]): mistake["msg"] for mistake in reversed(error.errors())}
-        for place, what in sorted(found.items(), key=lambda item: _line_of(item[0], lines)):
-            key = ".".join(str(part) for part in place if isinstance(part, str))
-            what = what.removeprefix("Value error, ").replace("Extra inputs are not permitted", "there is no such key")
-            problems.append(Problem(str(path), _line_of(place, lines), f"{key}: {what}"))
+        places = Places(text)
+        found = [(places.line(place), what) for place, what in mistakes(error, model)]
+        problems.extend(Problem(str(path), line, what) for line, what in sorted(found))
     return None
-
-
-_Place = tuple[str | int, ...]
-
-
-def _place(loc: _Place) -> _Place:
-    """The TOML key of a pydantic location: without the names of union members and without array items."""
-    return tuple(part for part in loc if isinstance(part, int) or (part != "str" and not part.startswith("tuple[")))
-
-
-def _lines(text: str) -> dict[_Place, int]:
-    """Where each table and key of a TOML text stands. Knows arrays of tables and bare keys, all that the format has."""
-    counts: dict[str, int] = {}
-    lines: dict[_Place, int] = {}
-    table: _Place = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if match := re.match(r"\s*\[\[\s*([\w.]+)\s*\]\]", line):
-            name = match[1]
-            counts = {k: n for k, n in counts.items() if not k.startswith(name + ".")}
-            counts[name] = counts.get(name, -1) + 1
-            parts = name.split(".")
-            table = tuple(
-                piece
-                for end in range(1, len(parts) + 1)
-                for piece in (parts[end - 1], counts.get(".".join(parts[:end]), 0))
-            )
-            lines[table] = number
-        elif match := re.match(r"\s*([\w-]+)\s*=", line):
-            lines.setdefault((*table, match[1]), number)
-    return lines
-
-
-def _line_of(place: _Place, lines: Mapping[_Place, int]) -> int:
-    """The line of `place`, else of the innermost thing around it; 0 for the file as a whole."""
-    return next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), 0)
 
 
 def _toml(model: _Part) -> str:
@@ -327,4 +294,5 @@ def _toml_value(value: object) -> str:
         # JSON's escapes are TOML's too, but TOML has no lone surrogates and wants DEL escaped.
         text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value)
         return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value)
+    # The only number but `format` is a duration.
+    return f'"{duration_text(value)}"' if isinstance(value, float) else str(value)

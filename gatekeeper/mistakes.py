@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from gatekeeper.places import Path
@@ -82,12 +83,17 @@ def _options(model: type[BaseModel], path: Path) -> list[str]:
         if found is None:
             continue
         model = found
-    return list(model.model_fields)
+    return list(_fields(model))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by the names that stand in the file: `from` cannot be a name in Python."""
+    return {str(field.validation_alias or name): field for name, field in model.model_fields.items()}
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     """The model of the section that field `name` holds, itself or by name; None if it holds a plain value."""
-    field = model.model_fields.get(name)
+    field = _fields(model).get(name)
     return _model_in(field.annotation) if field else None
 
 
@@ -98,7 +104,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _all_options(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, str]]:
-    for name in model.model_fields:
+    for name in _fields(model):
         if section := section_of(model, name):
             yield from _all_options(section, f"{above}.{name}".removeprefix("."))
         else:

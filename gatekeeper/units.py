@@ -30,7 +30,7 @@ def duration_text(value: float) -> str:
     for unit in ("w", "d", "h", "m"):
         if value and value % _SECONDS[unit] == 0:
             return f"{value / _SECONDS[unit]:.0f}{unit}"
-    return f"{value:g}s"
+    return f"{value:.12g}s"
 
 
 Duration = Annotated[float, BeforeValidator(seconds)]
