@@ -2,9 +2,11 @@
 """The seam: every front door asks `Pipeline.decide(request, context)`, and nothing else decides.
 
 The lattice is Postfix's (smtpd_check.c, SMTPD_ACCESS_README). Lists run in Postfix's order. PERMIT ends its own
-list, REJECT ends all. The first `defer_if_permit` and the first `defer_if_reject` are kept: a 5xx that comes after a
-kept `defer_if_reject` becomes that 4xx; at the end a kept `defer_if_permit` is answered, else a kept
-`defer_if_reject` (so that it also tempers a refusal of Postfix's own further down its list), else DUNNO.
+list, REJECT ends all. The first `defer_if_permit` of all lists and the first `defer_if_reject` of each list are kept:
+a 5xx that comes after a kept `defer_if_reject` in its list becomes that 4xx; both together end the list, because
+nothing that comes can change more than the words. At the end a kept `defer_if_permit` is answered, else an action,
+else the last list's `defer_if_reject` (so that it also tempers a refusal of Postfix's own further down its list), else
+DUNNO. The action DISCARD ends everything, as in Postfix.
 
 A check that crashes abstains, loudly. Side effects wait for the decision: `Context.after`.
 """
@@ -158,6 +160,7 @@ class Pipeline:
         if_reject: Verdict | None = None
         action: Verdict | None = None
         for name in _LISTS_AT[request.stage]:
+            if_reject = None
             for check in self.lists.get(name, ()):
                 step = await _ask(check, name, request, context)
                 if step is None:
@@ -180,7 +183,11 @@ class Pipeline:
                     case Outcome.DEFER_IF_REJECT:
                         if_reject = if_reject or verdict
                     case Outcome.ACTION:
+                        if verdict.text.startswith("DISCARD"):
+                            return if_permit or verdict
                         action = action or verdict
+                if if_permit and if_reject:
+                    break
         return if_permit or action or if_reject or PASS
 
 
