@@ -182,11 +182,13 @@ class KeyFiles:
         try:
             # Not blocking: a FIFO in place of the file must not hold up the start.
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as file:
+            try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
                     return None, [Problem(name, 0, "a private key must be a regular file")]
-                data = file.read(_MAXIMUM_SIZE)
+                data = os.read(descriptor, _MAXIMUM_SIZE)
+            finally:
+                os.close(descriptor)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else "not a path"
             return None, [Problem(name, 0, f"cannot read the private key: {reason}")]
