@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The right-hand side of an access table, access(5): what an entry says is to be done.
+
+Replies are what Postfix makes of them: default codes, an enhanced code at the head of the text, and the mapping of
+x.1.y codes to the thing that is refused (smtpd_dsn_fix.c). Restriction names on the right side are checks of their own.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from gatekeeper.auth.spf import SpfResult
+from gatekeeper.pipeline import Check, Context
+from gatekeeper.request import Request
+from gatekeeper.verdict import PASS, Outcome, Verdict, printable
+
+_ENHANCED = re.compile(r"([245](?:\.\d{1,3}){2})(?:\s+|$)", re.ASCII)
+_CODE = re.compile(r"[45]\d\d", re.ASCII)
+_HEADER = re.compile(r"[!-9;-~]+[ \t]*:.*", re.ASCII)
+_IF = re.compile(r"if=(\S*)", re.ASCII)
+
+_REPLIES = {
+    "REJECT": (Outcome.REJECT, "554", "5.7.1", "Access denied"),
+    "DEFER": (Outcome.REJECT, "450", "4.7.1", "Access denied"),
+    "DEFER_IF_PERMIT": (Outcome.DEFER_IF_PERMIT, "450", "4.7.1", "Service unavailable"),
+    "DEFER_IF_REJECT": (Outcome.DEFER_IF_REJECT, "450", "4.7.1", "Service unavailable"),
+}
+_ARGUMENT = {
+    "BCC": (re.compile(r"\S*@\S+"), "an address, user@domain"),
+    "DISCARD": (re.compile(".*"), ""),
+    "FILTER": (re.compile(r"[^:\s]+:\S*"), "transport:destination"),
+    "HOLD": (re.compile(".*"), ""),
+    "INFO": (re.compile(".*"), ""),
+    "PREPEND": (_HEADER, "a header field, Name: value"),
+    "REDIRECT": (re.compile(r"\S*@\S+"), "an address, user@domain"),
+    "WARN": (re.compile(".*"), ""),
+}
+"""What Postfix does itself, and what has to stand behind the word."""
+
+_ALLOWED = (
+    "allowed: OK, DUNNO, REJECT, DEFER, 4xx or 5xx with a text, DEFER_IF_PERMIT, DEFER_IF_REJECT, HOLD, DISCARD, "
+    "REDIRECT, BCC, FILTER, PREPEND, INFO, WARN, or restrictions"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What an entry says. `verdict` lacks only the name of the thing that is refused; `checks` are asked instead of it.
+
+    `condition` is what an allow entry demands (`spf`): without it the entry does not count.
+    """
+
+    verdict: Verdict
+    checks: tuple[Check, ...] = ()
+    condition: str = ""
+
+    @property
+    def allows(self) -> bool:
+        """True for OK: ends the list in favour of the client."""
+        return self.verdict.outcome is Outcome.PERMIT
+
+
+Restrictions = Callable[[str], tuple[Check, ...]]
+"""Makes checks of restriction names. Raises ValueError with what is wrong."""
+
+
+def parse_action(text: str, restrictions: Restrictions) -> Action:
+    """What `text` says. Raises ValueError with what is allowed."""
+    word, rest = [*text.split(None, 1), "", ""][:2]
+    rest = rest.strip()
+    upper = word.upper()
+    if not word:
+        raise ValueError(f"the entry has no action; {_ALLOWED}")
+    if upper in _REPLIES:
+        return Action(_reply(upper.lower(), *_REPLIES[upper], rest))
+    if upper in ("OK", "RELAY"):
+        return _allow(rest)
+    if text.strip().isdigit():
+        return _allow("")
+    if upper == "DUNNO":
+        return Action(replace(PASS, reason="access.dunno"))
+    if _CODE.fullmatch(word):
+        return Action(_reply(word, Outcome.REJECT, word, f"{word[0]}.7.1", "Access denied", rest))
+    if upper in _ARGUMENT:
+        pattern, needed = _ARGUMENT[upper]
+        if not pattern.fullmatch(rest):
+            raise ValueError(f"{upper} needs {needed} behind it")
+        return Action(Verdict(Outcome.ACTION, f"access.{upper.lower()}", text=f"{upper} {rest}".strip()))
+    if ":" in text:
+        raise ValueError(f"{text!r}: a table cannot name another table; {_ALLOWED}")
+    return Action(PASS, restrictions(text))
+
+
+def _allow(rest: str) -> Action:
+    """OK; text behind it is ignored, as in Postfix, but for our own `if=`."""
+    allowed = Verdict(Outcome.PERMIT, "access.ok")
+    match = _IF.search(rest)
+    if match is None:
+        return Action(allowed)
+    if match[1] in ("dkim", "dmarc"):
+        raise ValueError(
+            f"if={match[1]} cannot be honoured yet: it is known only at the end of the message; allowed: if=spf"
+        )
+    if match[1] != "spf":
+        raise ValueError(f"{match[0]!r} is no condition; allowed: if=spf")
+    return Action(allowed, condition="spf")
+
+
+def _reply(word: str, outcome: Outcome, code: str, enhanced: str, default: str, rest: str) -> Verdict:
+    if match := _ENHANCED.match(rest):
+        enhanced, rest = code[0] + match[1][1:], rest[match.end() :]
+    return Verdict(outcome, f"access.{word}", code, enhanced, rest or default)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The thing that was looked up, and what Postfix calls it: `Client host`, `Helo command`, `Sender address`, ..."""
+
+    what: str
+    label: str
+
+
+async def apply(action: Action, subject: Subject, request: Request, context: Context) -> Verdict:
+    """The verdict of an entry that was found for `subject`."""
+    if action.condition and (await context.facts.spf()).result is not SpfResult.PASS:
+        context.note(f"if={action.condition}", "not so: the entry does not count")
+        return Verdict(Outcome.PASS, "access.unproven")
+    if action.checks:
+        return await _ask(action.checks, request, context)
+    verdict = action.verdict
+    if not verdict.code:
+        return verdict
+    text = f"<{printable(subject.what, 320)}>: {subject.label} rejected: {printable(verdict.text)}"
+    return replace(verdict, enhanced=_fix(verdict.enhanced, subject.label), text=text)
+
+
+async def _ask(checks: Sequence[Check], request: Request, context: Context) -> Verdict:
+    """Restrictions named by an entry, in order: the first that decides. Soft failures on the way are kept, each once.
+
+    One verdict has to stand for all: a kept `defer_if_permit` outlives a permit, as it would at the end of a list.
+    """
+    kept: Verdict | None = None
+    tempered: Verdict | None = None
+    for check in checks:
+        if any(getattr(request, need) is None for need in check.needs):
+            continue
+        verdict = await check.check(request, context)
+        match verdict.outcome:
+            case Outcome.PASS:
+                continue
+            case Outcome.DEFER_IF_PERMIT:
+                kept = kept or verdict
+            case Outcome.DEFER_IF_REJECT:
+                tempered = tempered or verdict
+            case Outcome.REJECT:
+                return tempered if tempered and verdict.code.startswith("5") else verdict
+            case _:
+                return kept or verdict
+    return kept or tempered or PASS
+
+
+_MAPPED = {
+    # detail of x.1.detail: for a sender, for a recipient
+    "1": ("0", "1"),
+    "2": ("8", "2"),
+    "3": ("7", "3"),
+    "4": ("0", "4"),
+    "5": ("0", "5"),
+    "6": ("0", "6"),
+    "7": ("7", "3"),
+    "8": ("8", "2"),
+}
+
+
+def _fix(enhanced: str, label: str) -> str:
+    """An address status (x.1.y) made to fit what is refused; any other stays."""
+    first, _, rest = enhanced.partition(".")
+    if not rest.startswith("1."):
+        return enhanced
+    sender, recipient = _MAPPED.get(rest[2:], ("0", "0"))
+    if label == "Sender address":
+        return f"{first}.1.{sender}"
+    if label == "Recipient address":
+        return f"{first}.1.{recipient}"
+    return f"{first}.0.0"

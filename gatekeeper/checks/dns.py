@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The look-ups that Postfix's restrictions share: one question after another, first answer wins (dns_lookup(3))."""
+
+from collections.abc import Sequence
+
+from gatekeeper.checks.syntax import is_hostname
+from gatekeeper.dnsname import to_name, to_text
+from gatekeeper.pipeline import Context
+from gatekeeper.resolver import MX, Answer, DNSError
+from gatekeeper.verdict import printable
+
+
+async def ask(context: Context, name: str, type: str) -> Answer | None:
+    """The answer, noted; None if DNS did not give one."""
+    what = f"{type} {printable(name, 255)}"
+    try:
+        answer = await context.resolver.query(name, type)
+    except DNSError as error:
+        context.note(what, f"no answer: {error}" if str(error) else f"no answer: {error.__class__.__name__}")
+        return None
+    if answer.records:
+        context.note(what, ", ".join(_show(record) for record in answer.records[:8]))
+    else:
+        context.note(what, "no data" if answer.exists else "no such name")
+    return answer
+
+
+async def exists(context: Context, name: str, types: Sequence[str]) -> bool | None:
+    """Whether `name` has records of any of `types`, asked in this order; None if DNS trouble keeps it open.
+
+    As in Postfix a failing question does not matter once another one is answered, and what is no host name (a bare
+    address too) does not exist, unasked.
+    """
+    if not is_hostname(name):
+        context.note(f"name {printable(name, 255)}", "is no host name")
+        return False
+    trouble = False
+    for type in types:
+        answer = await ask(context, name, type)
+        if answer is None:
+            trouble = True
+        elif answer.records:
+            return True
+    return None if trouble else False
+
+
+def a_label(domain: str) -> str:
+    """`domain` as the DNS has it: lower case, U-labels as A-labels; as it is if it can never be in the DNS."""
+    if domain.isascii():
+        return domain.lower()
+    name = to_name(domain)
+    return domain if name is None else to_text(name)
+
+
+def is_null_mx(answer: Answer) -> bool:
+    """True if one of the records is the null MX (RFC 7505); one beside real ones still counts, as in Postfix."""
+    return any(isinstance(record, MX) and not record.host for record in answer.records)
+
+
+def _show(record: object) -> str:
+    if isinstance(record, MX):
+        return f"{record.preference} {printable(record.host, 255) or '.'}"
+    return printable(record.decode("ascii", "replace") if isinstance(record, bytes) else str(record), 120)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The two shapes of a check: a word of Postfix's, and an opinion of our own with a section of options.
+
+Both satisfy `pipeline.Check`. A word is one callable and carries what it was given in its list; an opinion is its
+options: a frozen model whose fields are documented here and nowhere else.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gatekeeper.pipeline import Callback, Context, Site
+from gatekeeper.problem import Problem
+from gatekeeper.request import Request, domain_of
+from gatekeeper.store import StoreError
+from gatekeeper.verdict import Decision, Mode, Outcome, Verdict
+
+Judge = Callable[[Request, Context], Awaitable[Verdict]]
+"""What every restriction comes down to."""
+
+
+class Place(NamedTuple):
+    """Where something is written: `line` counts from 1, 0 is the file as a whole."""
+
+    file: str
+    line: int = 0
+
+    def problem(self, what: str, *, warning: bool = False) -> Problem:
+        """A mistake in this place."""
+        return Problem(self.file, self.line, what, warning)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One of Postfix's restrictions, ready to be asked. `name` is as written, with its arguments."""
+
+    name: str
+    judge: Judge
+    needs: tuple[str, ...] = ()
+    mode: Mode = Mode.ENFORCE
+
+    async def check(self, request: Request, context: Context) -> Verdict:
+        """The restriction's verdict."""
+        return await self.judge(request, context)
+
+
+class Opinion(BaseModel):
+    """A check of our own. Trouble with the store never decides anything: it is noted, and the check abstains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    mode: Mode = Field(
+        default=Mode.ENFORCE,
+        description="enforce: the verdict counts; observe: it is only written down; off: it is not asked for",
+    )
+
+    async def check(self, request: Request, context: Context) -> Verdict:
+        """The verdict; PASS with the reason `NAME.store` if the store does not answer."""
+        try:
+            return await self.judge(request, context)
+        except StoreError as error:
+            context.note("store", str(error) or type(error).__name__)
+            return Verdict(Outcome.PASS, f"{self.name}.store")
+
+    async def judge(self, request: Request, context: Context) -> Verdict:
+        """The opinion itself. May raise StoreError."""
+        raise NotImplementedError
+
+
+def unless_store_fails(callback: Callback) -> Callback:
+    """A side effect that is left undone when the store does not answer: the guard has said so already."""
+
+    async def settle(decision: Decision) -> None:
+        with suppress(StoreError):
+            await callback(decision)
+
+    return settle
+
+
+_ALWAYS_REACHABLE = ("postmaster", "abuse")
+
+
+def always_reachable(recipient: str | None, site: Site) -> bool:
+    """True for our postmaster and abuse mailboxes, which a refused stranger must be able to write to (RFC 2142).
+
+    A relay that has not said what its domains are takes every domain for its own here: this only spares refusals.
+    """
+    if recipient is None:
+        return False
+    local, _, domain = recipient.lower().rpartition("@")
+    if not local:
+        return domain in _ALWAYS_REACHABLE
+    if local not in _ALWAYS_REACHABLE:
+        return False
+    return site.is_ours(domain_of(recipient)) or not (site.local_domains or site.relay_domains)

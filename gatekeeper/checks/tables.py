@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The access tables that a configuration names, `TYPE:FILE`: each file is read once, and every mistake in it collected.
+
+Indexed tables are read from their source text. What lies in a server or in Postfix (`mysql:`, `ldap:`, `proxy:`) is
+refused with what is allowed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gatekeeper.checks.action import Restrictions
+from gatekeeper.checks.entries import Actions, Table
+from gatekeeper.checks.indexed import parse_indexed
+from gatekeeper.checks.opinion import Place
+from gatekeeper.checks.rules import parse_cidr, parse_pcre, parse_regexp
+from gatekeeper.problem import Problem
+
+READERS: dict[str, Callable[[str, Actions], Table]] = {
+    "hash": parse_indexed,
+    "btree": parse_indexed,
+    "dbm": parse_indexed,
+    "lmdb": parse_indexed,
+    "texthash": parse_indexed,
+    "cidr": parse_cidr,
+    "regexp": parse_regexp,
+    "pcre": parse_pcre,
+}
+
+
+class Tables:
+    """The tables that a configuration names: each file is read once, and every mistake in it collected."""
+
+    def __init__(self, folder: Path, restrictions: Restrictions) -> None:
+        self.problems: list[Problem] = []
+        self._folder = folder
+        self._restrictions = restrictions
+        self._read: dict[tuple[str, Path], Table | None] = {}
+
+    def read(self, name: str, place: Place) -> Table | None:
+        """The table `TYPE:FILE`; None, and a problem, if it cannot be used. `place` is where it is named."""
+        type, colon, file = name.partition(":")
+        if not colon or not file or type not in READERS:
+            self.problems.append(place.problem(_no_table(name, type if colon else "")))
+            return None
+        path = self._folder / file
+        if (type, path) not in self._read:
+            self._read[type, path] = self._parse(type, path, place)
+        return self._read[type, path]
+
+    def _parse(self, type: str, path: Path, place: Place) -> Table | None:
+        try:
+            text = path.read_bytes().decode("utf-8", "surrogateescape")
+        except OSError as error:
+            self.problems.append(place.problem(f"cannot read {path}: {error.strerror}"))
+            return None
+        actions = Actions(str(path), self._restrictions)
+        table = READERS[type](text, actions)
+        problems = actions.finish()
+        self.problems += problems
+        return table if all(problem.warning for problem in problems) else None
+
+
+def _no_table(name: str, type: str) -> str:
+    allowed = f"allowed: {', '.join(f'{known}:FILE' for known in READERS)}"
+    if name.startswith("proxy:"):
+        return f"{name!r}: gatekeeper reads the file itself, leave out proxy:; {allowed}"
+    if type and type not in READERS:
+        return f"{name!r}: tables of type {type} cannot be read; {allowed}"
+    return f"{name!r} is no table; {allowed}"
