@@ -4,7 +4,8 @@
 Reads them into entries with their place; what keys and values mean is the tables' business. As OpenDKIM
 (opendkim-db.c): `#` starts a comment anywhere, the key runs to the first white space, the value is the rest. A
 refile key is a pattern: `*` is any text, `+` and `.` are themselves, the rest is a POSIX extended regular
-expression over the whole text. Values are never shown in a problem: a KeyTable may hold private keys.
+expression over the whole text. A KeyTable may hold private keys, so nothing that could be
+one is shown in a problem.
 """
 
 import os
@@ -17,6 +18,7 @@ from gatekeeper.problem import Problem
 
 _TYPE = re.compile(r"([a-z]+):(?!:)", re.IGNORECASE)
 _UNSUPPORTED = ("db", "dsn", "ldap", "ldapi", "ldaps", "lua", "memcache", "erlang", "mdb", "socket", "repute")
+_KEY = re.compile(r"[A-Za-z0-9+/=]{32,}")
 _ALLOWED = "allowed are file:PATH, refile:PATH, csl:LIST, the path of a file and a comma list"
 
 
@@ -41,8 +43,8 @@ class DataSet:
     entries: tuple[Entry, ...]
 
     def problem(self, entry: Entry, what: str, *, warning: bool = False) -> Problem:
-        """A Problem at the place of `entry`."""
-        return Problem(self.name, entry.line, what, warning=warning)
+        """A Problem at the place of `entry`. A key that has slipped into a wrong field is not shown."""
+        return Problem(self.name, entry.line, _KEY.sub("(a key?)", what), warning=warning)
 
 
 def read(spec: str | Sequence[str], where: str, base: Path = Path()) -> tuple[DataSet, list[Problem]]:

@@ -25,6 +25,10 @@ from gatekeeper.signing.keys import ALGORITHMS, BadKey, KeyFiles, PrivateKey
 _DOMAIN = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
 
 
+_SEED = re.compile(r"/[A-Za-z0-9+/]{42}=")
+"""One Ed25519 seed in 64 begins as a path does."""
+
+
 @dataclass(frozen=True, slots=True)
 class TableKey:
     """One line of the KeyTable. `location` is a path or, for an inline key, empty. `private` is None if the key could
@@ -118,7 +122,7 @@ class KeyTable:
 
     def _load(self, data: DataSet, entry: Entry, domain: str, text: str) -> tuple[str, PrivateKey | None]:
         """Where the key lies, and the key; a path that waits for the From domain has none yet."""
-        if not text.startswith(("/", "./", "../")):
+        if not text.startswith(("/", "./", "../")) or _SEED.fullmatch(text):
             key = PrivateKey(text.encode(), f"{data.name}:{entry.line}")
             self._inline.append(key)
             return "", key
