@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whose domain does From claim? The one answer, or the reason why there is none (RFC 5322 section 3.4, RFC 9989).
+
+An attacker must not choose which of several addresses is judged while readers see another, so this reads strictly:
+one From field, and every address in it, also one that poses as a display name, has the same domain; anything the
+grammar does not know is a problem. Encoded words are only ever display names here, as they are to readers.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from gatekeeper.auth.domain import normal
+from gatekeeper.message import Header
+
+_MAX_LENGTH = 65536  # characters of a From field
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
+_COMMENT_EDGE = re.compile(r"[()]|\\.?", re.DOTALL)
+_TOKEN = re.compile(
+    r"""(?P<space>[ \t]+)
+    |(?P<word>"(?:[^"\\]|\\.)*")
+    |(?P<literal>\[[^\[\]\\]*\])
+    |(?P<atom>[A-Za-z0-9!\#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+)
+    |(?P<special>[<>@,;:.])""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class Author(NamedTuple):
+    """`domain` in normal form, or empty with the `problem` in our words."""
+
+    domain: str
+    problem: str = ""
+
+
+class _Token(NamedTuple):
+    kind: str  # word (quoted), atom, literal, or special
+    text: str
+
+    def is_special(self, which: str) -> bool:
+        return self.kind == "special" and self.text == which
+
+
+def from_domain(headers: Sequence[Header]) -> Author:
+    """The domain of the author of a message with these fields. Never raises."""
+    fields = [field for field in headers if field.name.lower() == b"from"]
+    if len(fields) != 1:
+        return Author("", f"there are {len(fields)} From fields" if fields else "there is no From field")
+    try:
+        domains = dict.fromkeys(parse_mailboxes(fields[0].value))
+    except ValueError as error:
+        return Author("", str(error))
+    if len(domains) != 1:
+        return Author("", "From has addresses of several domains" if domains else "From has no address in it")
+    return Author(next(iter(domains)))
+
+
+def parse_mailboxes(value: bytes) -> list[str]:
+    """The domains of all addresses in an address list, groups included, in order and in normal form.
+
+    Raises ValueError with the problem, in words fit for a reason.
+    """
+    text = value.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t").decode("utf-8", "surrogateescape")
+    if len(text) > _MAX_LENGTH:
+        raise ValueError("From is too long")
+    if _CONTROL.search(text):
+        raise ValueError("From has control characters in it")
+    domains = []
+    for element in _elements(_tokens(text)):
+        domains += _address(element)
+    return domains
+
+
+def _tokens(text: str) -> list[_Token]:
+    """All tokens but white space and comments."""
+    tokens, at = [], 0
+    while at < len(text):
+        if text[at] == "(":
+            at = _end_of_comment(text, at)
+            continue
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise ValueError("From is malformed")
+        kind = match.lastgroup or ""
+        if kind != "space":
+            tokens.append(_Token(kind, match[0]))
+        at = match.end()
+    return tokens
+
+
+def _end_of_comment(text: str, at: int) -> int:
+    """The place behind the comment that starts at `at`; comments nest, to any depth."""
+    depth = 0
+    for edge in _COMMENT_EDGE.finditer(text, at):
+        depth += {"(": 1, ")": -1}.get(edge[0], 0)
+        if not depth:
+            return edge.end()
+    raise ValueError("From has a comment without an end")
+
+
+def _elements(tokens: list[_Token]) -> list[list[_Token]]:
+    """The tokens of each address; the names of groups are dropped."""
+    elements: list[list[_Token]] = [[]]
+    in_angle = in_group = False
+    for token in tokens:
+        which = token.text if token.kind == "special" else ""
+        if in_angle or which == "<":
+            in_angle = which != ">"
+            elements[-1].append(token)
+        elif which == ",":
+            elements.append([])
+        elif which == ":":
+            if in_group or any(token.is_special("@") or token.is_special(">") for token in elements[-1]):
+                raise ValueError("From is malformed")
+            in_group, elements[-1] = True, []
+        elif which == ";":
+            if not in_group:
+                raise ValueError("From is malformed")
+            in_group = False
+            elements.append([])
+        else:
+            elements[-1].append(token)
+    if in_angle or in_group:
+        raise ValueError("From is malformed")
+    return [element for element in elements if element]
+
+
+def _address(tokens: list[_Token]) -> list[str]:
+    """The domain of one address; and that of its display name, if it poses as an address (`a@b <c@d>`)."""
+    start = next((at for at, token in enumerate(tokens) if token.is_special("<")), None)
+    if start is None:
+        return [_addr_spec(tokens)]
+    display, inner, end = tokens[:start], tokens[start + 1 : -1], tokens[-1]
+    if not end.is_special(">") or any(token.is_special(">") for token in (*display, *inner)):
+        raise ValueError("From is malformed")
+    domains = [_addr_spec(inner)]
+    if any(token.is_special("@") for token in display):
+        domains.append(_addr_spec(display))
+    return domains
+
+
+def _addr_spec(tokens: list[_Token]) -> str:
+    """The domain of `local@domain`; the local part may have its dots anywhere, as some old mailboxes do."""
+    at = next((at for at, token in enumerate(tokens) if token.is_special("@")), None)
+    if at is None:
+        raise ValueError("From has an address without a domain")
+    local, right = tokens[:at], tokens[at + 1 :]
+    words = [token for token in local if not token.is_special(".")]
+    adjacent = any(not a.is_special(".") and not b.is_special(".") for a, b in pairwise(local))
+    if not words or adjacent or any(token.kind not in ("atom", "word") for token in words):
+        raise ValueError("From is malformed")
+    if [token.kind for token in right] == ["literal"]:
+        raise ValueError("From has an address literal for a domain")
+    alternate = all(token.kind == "atom" if n % 2 == 0 else token.is_special(".") for n, token in enumerate(right))
+    domain = normal("".join(token.text for token in right)) if alternate and len(right) % 2 else ""
+    if not domain:
+        raise ValueError("From has an address with a malformed domain")
+    return domain

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""DMARC (RFC 9989): did anyone who answers for the domain in From vouch for this message, and if not, what then?
+
+The organizational domain is found by the tree walk (section 4.10), without a list of public suffixes. DNS trouble is
+`temperror`, unless what is known decides already. A From that names no single domain is `permerror`, never `pass`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from gatekeeper.auth.author import from_domain
+from gatekeeper.auth.dkim import Dkim, DkimResult
+from gatekeeper.auth.dmarc_record import Policy, Record, the_record
+from gatekeeper.auth.domain import is_within
+from gatekeeper.auth.spf import Spf, SpfResult
+from gatekeeper.message import Header
+from gatekeeper.resolver import DNSError, Resolver
+
+__all__ = ["Dmarc", "DmarcResult", "Policy", "check_dmarc", "discover", "from_domain"]
+
+_MAX_LABELS = 8
+"""A longer name is cut to one label less after the first question, so that no walk takes more than 8."""
+
+
+class DmarcResult(StrEnum):
+    """RFC 9989 section 9.4 (`none`: no policy applies); `permerror` is a From that names no single domain."""
+
+    NONE = "none"
+    PASS = "pass"
+    FAIL = "fail"
+    TEMPERROR = "temperror"
+    PERMERROR = "permerror"
+
+
+@dataclass(frozen=True, slots=True)
+class Dmarc:
+    """What came out. `domain` is that of From, `record_domain` the name whose record applies.
+
+    `published` is the policy in that record for this domain, `policy` what is to be applied: `none` unless the
+    result is `fail`, and a step milder if the domain is testing. `spf_aligned` and `dkim_aligned` say what passed.
+    """
+
+    result: DmarcResult
+    domain: str = ""
+    organizational: str = ""
+    record_domain: str = ""
+    policy: Policy = Policy.NONE
+    published: Policy = Policy.NONE
+    reason: str = ""
+    spf_aligned: bool = False
+    dkim_aligned: bool = False
+    testing: bool = False
+
+
+@dataclass(slots=True)
+class _Walk:
+    """One tree walk: the records on the way up, and whether DNS trouble ended it."""
+
+    start: str
+    records: list[tuple[str, Record]] = field(default_factory=list)
+    broken: bool = False
+
+    @property
+    def organizational(self) -> str:
+        """The organizational domain of `start` (section 4.10.2)."""
+        for name, record in self.records:
+            if record.psd == "n":
+                return name
+            if record.psd == "y" and name != self.start:
+                return _last_labels(self.start, name.count(".") + 2)
+        return self.records[-1][0] if self.records else self.start
+
+    def applicable(self) -> tuple[str, Record] | None:
+        """The record whose policy applies: at the domain, else at its organizational domain, else at its public
+        suffix domain (section 4.10.1)."""
+        by_name = dict(self.records)
+        suffixes = [name for name, record in self.records if record.psd == "y"]
+        for name in (self.start, self.organizational, *suffixes):
+            if name in by_name:
+                return name, by_name[name]
+        return None
+
+
+async def check_dmarc(resolver: Resolver, headers: Sequence[Header], spf: Spf, dkim: Sequence[Dkim]) -> Dmarc:
+    """The finding for a message with these fields. `spf` is the finding for MAIL FROM (for the null sender, that is
+    the HELO identity). Nothing is raised."""
+    author = from_domain(headers)
+    if author.problem:
+        return Dmarc(DmarcResult.PERMERROR, reason=author.problem)
+    walks = _Walks(resolver)
+    walk = await walks.walk(author.domain)
+    finding = Dmarc(DmarcResult.NONE, author.domain, walk.organizational)
+    found = walk.applicable()
+    if walk.broken and (found is None or found[0] != author.domain):
+        return replace(finding, result=DmarcResult.TEMPERROR, reason="the DMARC record could not be looked up")
+    if found is None:
+        return replace(finding, reason=f"{author.domain} publishes no DMARC record")
+    record_domain, record = found
+    finding = replace(finding, record_domain=record_domain, testing=record.testing)
+    if record.policy is None:
+        return replace(finding, reason=f"the DMARC record of {record_domain} has no valid policy")
+    spf_aligned = await walks.any_aligned(walk, _passed(spf), record.strict_spf)
+    dkim_aligned = await walks.any_aligned(walk, _passed(*dkim), record.strict_dkim)
+    if spf_aligned or dkim_aligned:
+        methods = " and ".join(name for name, yes in (("SPF", spf_aligned), ("DKIM", dkim_aligned)) if yes)
+        return replace(
+            finding,
+            result=DmarcResult.PASS,
+            published=_published(author.domain, record_domain, record),
+            reason=f"{methods} passed for {author.domain}",
+            spf_aligned=bool(spf_aligned),
+            dkim_aligned=bool(dkim_aligned),
+        )
+    try:
+        exists = record.nonexistent is None or (await resolver.query(author.domain, "A")).exists
+    except DNSError:
+        return replace(finding, result=DmarcResult.TEMPERROR, reason=f"{author.domain} could not be looked up")
+    published = _published(author.domain, record_domain, record, exists=exists)
+    finding = replace(finding, published=published)
+    if None in (spf_aligned, dkim_aligned) or _undecided(walk, record, spf, dkim):
+        reason = "DNS trouble keeps it open whether SPF or DKIM passed for this domain"
+        return replace(finding, result=DmarcResult.TEMPERROR, reason=reason)
+    policy = published.lowered() if record.testing else published
+    reason = f"neither SPF nor DKIM passed for {author.domain}"
+    return replace(finding, result=DmarcResult.FAIL, policy=policy, reason=reason)
+
+
+async def discover(resolver: Resolver, headers: Sequence[Header]) -> None:
+    """Ask what `check_dmarc` will surely ask, so that a caching resolver knows it by then. Nothing is raised."""
+    author = from_domain(headers)
+    if author.domain:
+        await _Walks(resolver).walk(author.domain)
+
+
+def _passed(*findings: Spf | Dkim) -> list[str]:
+    """The domains that passed."""
+    return [one.domain for one in findings if one.result in (SpfResult.PASS, DkimResult.PASS) and one.domain]
+
+
+def _published(domain: str, record_domain: str, record: Record, *, exists: bool = True) -> Policy:
+    """The policy that the record has for `domain`, which does or does not exist in the DNS."""
+    assert record.policy is not None
+    if domain == record_domain:
+        return record.policy
+    if not exists and record.nonexistent is not None:
+        return record.nonexistent
+    return record.subdomains or record.policy
+
+
+def _undecided(walk: _Walk, record: Record, spf: Spf, dkim: Sequence[Dkim]) -> bool:
+    """True if something could not be checked that, had it passed, might have been aligned."""
+
+    def might_align(domain: str, strict: bool) -> bool:
+        return domain == walk.start if strict else is_within(domain, walk.organizational)
+
+    return (spf.result is SpfResult.TEMPERROR and might_align(spf.domain, record.strict_spf)) or any(
+        one.result is DkimResult.TEMPERROR and might_align(one.domain, record.strict_dkim) for one in dkim
+    )
+
+
+class _Walks:
+    """Tree walks that ask for each record once."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+        self._records: dict[str, Record | None] = {}
+
+    async def walk(self, start: str) -> _Walk:
+        """Walk from `start` to the top, or to a record that ends it (section 4.10)."""
+        walk = _Walk(start)
+        labels = start.count(".") + 1
+        sizes = [labels, *range(min(labels, _MAX_LABELS) - 1, 0, -1)]
+        try:
+            for size in sizes:
+                name = _last_labels(start, size)
+                record = await self._at(name)
+                if record is not None:
+                    walk.records.append((name, record))
+                    if record.psd == "n" or (record.psd == "y" and name != start):
+                        break
+        except DNSError:
+            walk.broken = True
+        return walk
+
+    async def any_aligned(self, author: _Walk, domains: Sequence[str], strict: bool) -> bool | None:
+        """True if one of `domains` is aligned with that of the author; None if DNS trouble keeps that from being
+        known."""
+        if author.start in domains:
+            return True
+        if strict:
+            return False
+        unknown = False
+        for domain in dict.fromkeys(domains):
+            if not author.broken and not is_within(domain, author.organizational):
+                continue
+            other = await self.walk(domain)
+            if author.broken or other.broken:
+                unknown = True
+            elif other.organizational == author.organizational:
+                return True
+        return None if unknown else False
+
+    async def _at(self, name: str) -> Record | None:
+        if name not in self._records:
+            self._records[name] = the_record((await self._resolver.query(f"_dmarc.{name}", "TXT")).records)
+        return self._records[name]
+
+
+def _last_labels(name: str, count: int) -> str:
+    return ".".join(name.split(".")[-count:])

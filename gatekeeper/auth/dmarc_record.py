@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A DMARC policy record (RFC 9989 sections 4.7 and 4.8): TXT bytes become a Record, or nothing.
+
+Unknown and malformed tags are ignored, those of RFC 7489 that are gone (`pct`, `rf`, `ri`) among them. Knows no DNS.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+_VERSION = re.compile(rb"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
+_URI = re.compile(r"(?!mailto:)[a-z][a-z0-9+.-]*:[^\s,!]+|mailto:[^\s,!@]+@[^\s,!@]+", re.IGNORECASE)
+
+
+class Policy(StrEnum):
+    """What the domain asks to be done with mail that fails."""
+
+    NONE = "none"
+    QUARANTINE = "quarantine"
+    REJECT = "reject"
+
+    def lowered(self) -> "Policy":
+        """One step milder, for a policy in testing (`t=y`)."""
+        return Policy.QUARANTINE if self is Policy.REJECT else Policy.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a record says. `policy` is None if there is neither a valid `p` nor a `rua`: then DMARC does not apply.
+
+    `subdomains` is `sp`, `nonexistent` is `np`, None if not said. `psd` is y, n or u.
+    """
+
+    policy: Policy | None
+    subdomains: Policy | None = None
+    nonexistent: Policy | None = None
+    strict_dkim: bool = False
+    strict_spf: bool = False
+    testing: bool = False
+    psd: str = "u"
+    rua: tuple[str, ...] = ()
+
+
+def the_record(texts: Iterable[object]) -> Record | None:
+    """The record among the TXT records of one name; None if there is none, or more than one (section 4.10)."""
+    found = [text for text in texts if isinstance(text, bytes) and _VERSION.match(text)]
+    return _parse(found[0]) if len(found) == 1 else None
+
+
+def _parse(text: bytes) -> Record:
+    tags: dict[str, str] = {}
+    for part in text.decode("ascii", "replace").split(";")[1:]:
+        name, equals, value = part.partition("=")
+        if equals:
+            tags.setdefault(name.strip().lower(), value.strip())
+    rua = tuple(uri for uri in (part.strip() for part in tags.get("rua", "").split(",")) if _URI.match(uri))
+    policies = {name: _policy(tags[name]) for name in ("p", "sp", "np") if name in tags}
+    if "p" not in policies or None in policies.values():
+        # section 4.10.1: act as if it said p=none, and nothing else, or leave the message alone
+        policies = {"p": Policy.NONE if rua else None}
+    psd = tags.get("psd", "").lower()
+    return Record(
+        policy=policies["p"],
+        subdomains=policies.get("sp"),
+        nonexistent=policies.get("np"),
+        strict_dkim=tags.get("adkim", "").lower() == "s",
+        strict_spf=tags.get("aspf", "").lower() == "s",
+        testing=tags.get("t", "").lower() == "y",
+        psd=psd if psd in ("y", "n") else "u",
+        rua=rua,
+    )
+
+
+def _policy(value: str) -> Policy | None:
+    try:
+        return Policy(value.lower())
+    except ValueError:
+        return None

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""DMARC as RFC 9989 has it, and a From that cannot be steered."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatekeeper.auth.dkim import Dkim, DkimResult
+from gatekeeper.auth.dmarc import Dmarc, DmarcResult, Policy, check_dmarc, discover, from_domain
+from gatekeeper.auth.dmarc_record import Record, the_record
+from gatekeeper.auth.spf import Spf, SpfResult
+from gatekeeper.message import Header
+from gatekeeper.resolver import TableResolver
+from gatekeeper.zone import Zone
+from tests.test_spf import Asked
+
+NO_SPF = Spf(SpfResult.NONE)
+REJECT = '_dmarc.example.com TXT "v=DMARC1; p=reject"'
+
+
+def spf_pass(domain: str) -> Spf:
+    return Spf(SpfResult.PASS, "mailfrom", domain)
+
+
+def dkim_pass(*domains: str) -> list[Dkim]:
+    return [Dkim(DkimResult.PASS, domain) for domain in domains]
+
+
+async def dmarc(
+    zone: str | TableResolver, author: str = "example.com", spf: Spf = NO_SPF, dkim: Sequence[Dkim] = ()
+) -> Dmarc:
+    resolver = TableResolver(Zone.parse(zone)) if isinstance(zone, str) else zone
+    return await check_dmarc(resolver, [Header(b"From", f" Joe <joe@{author}>".encode())], spf, dkim)
+
+
+# --- alignment and policy
+
+
+async def test_an_aligned_signature_passes() -> None:
+    found = await dmarc(REJECT, dkim=dkim_pass("example.net", "example.com"))
+    assert (
+        Dmarc(
+            DmarcResult.PASS,
+            domain="example.com",
+            organizational="example.com",
+            record_domain="example.com",
+            published=Policy.REJECT,
+            reason="DKIM passed for example.com",
+            dkim_aligned=True,
+        )
+        == found
+    )
+
+
+async def test_a_message_that_nobody_vouches_for_fails_with_the_policy_of_its_domain() -> None:
+    found = await dmarc(REJECT, spf=spf_pass("example.net"), dkim=dkim_pass("evil-example.com"))
+    assert (DmarcResult.FAIL, Policy.REJECT, Policy.REJECT) == (found.result, found.policy, found.published)
+    assert "neither SPF nor DKIM passed for example.com" == found.reason
+
+
+@pytest.mark.parametrize(
+    ("author", "other", "tags", "result"),
+    [
+        ("example.com", "example.com", "", "pass"),
+        ("example.com", "mail.example.com", "", "pass"),
+        ("mail.example.com", "example.com", "", "pass"),
+        ("a.example.com", "b.example.com", "", "pass"),
+        ("example.com", "mail.example.com", "; aspf=s; adkim=s", "fail"),
+        ("example.com", "example.com", "; aspf=s; adkim=s", "pass"),
+        ("example.com", "notexample.com", "", "fail"),
+        ("example.com", "com", "", "fail"),
+        ("EXAMPLE.com", "example.com", "", "pass"),
+    ],
+)
+async def test_alignment_is_equality_or_a_common_organizational_domain(
+    author: str, other: str, tags: str, result: str
+) -> None:
+    zone = f'_dmarc.example.com TXT "v=DMARC1; p=reject{tags}"'
+    assert result == (await dmarc(zone, author, spf=spf_pass(other))).result
+    assert result == (await dmarc(zone, author, dkim=dkim_pass(other))).result
+
+
+@pytest.mark.parametrize("result", [result for result in SpfResult if result is not SpfResult.PASS])
+async def test_of_spf_only_pass_counts(result: SpfResult) -> None:
+    found = await dmarc(REJECT, spf=Spf(result, "mailfrom", "example.com"))
+    assert found.result in (DmarcResult.FAIL, DmarcResult.TEMPERROR)
+
+
+@pytest.mark.parametrize("result", [result for result in DkimResult if result is not DkimResult.PASS])
+async def test_of_dkim_only_pass_counts(result: DkimResult) -> None:
+    found = await dmarc(REJECT, dkim=[Dkim(result, "example.com")])
+    assert found.result in (DmarcResult.FAIL, DmarcResult.TEMPERROR)
+
+
+@pytest.mark.parametrize(
+    ("record", "author", "policy"),
+    [
+        ("p=quarantine", "example.com", "quarantine"),
+        ("p=reject; sp=none", "example.com", "reject"),
+        ("p=none; sp=reject", "sub.example.com", "reject"),
+        ("p=quarantine", "sub.example.com", "quarantine"),
+        ("p=none; sp=quarantine; np=reject", "sub.example.com", "quarantine"),
+        ("p=none; sp=quarantine; np=reject", "no.example.com", "reject"),
+        ("p=none; np=reject", "example.com", "none"),
+        ("p=none; sp=quarantine", "no.example.com", "quarantine"),
+        ("p=reject; t=y", "example.com", "quarantine"),
+        ("p=quarantine; t=y", "example.com", "none"),
+        ("p=none; sp=reject; t=y", "sub.example.com", "quarantine"),
+        ("p=none; t=y", "example.com", "none"),
+        ("p=reject; pct=0; rf=afrf; ri=5", "example.com", "reject"),
+    ],
+)
+async def test_the_policy_is_that_for_the_domain_in_from(record: str, author: str, policy: str) -> None:
+    zone = f'_dmarc.example.com TXT "v=DMARC1; {record}"\nsub.example.com A 192.0.2.1'
+    found = await dmarc(zone, author)
+    assert (DmarcResult.FAIL, policy) == (found.result, found.policy)
+
+
+async def test_the_domain_s_own_record_comes_before_that_of_its_organization() -> None:
+    found = await dmarc(f'{REJECT}\n_dmarc.sub.example.com TXT "v=DMARC1; p=none"', "sub.example.com")
+    assert (Policy.NONE, "sub.example.com", "example.com") == (found.policy, found.record_domain, found.organizational)
+
+
+# --- the tree walk
+
+
+async def test_without_a_record_there_is_no_policy_and_the_domain_is_its_own_organization() -> None:
+    found = await dmarc("", "a.b.example.com")
+    assert (DmarcResult.NONE, "a.b.example.com") == (found.result, found.organizational)
+
+
+@pytest.mark.parametrize(
+    ("author", "names"),
+    [
+        ("a.mail.example.com", "a.mail.example.com mail.example.com example.com com"),
+        (
+            "a.b.c.d.e.f.g.com",
+            "a.b.c.d.e.f.g.com b.c.d.e.f.g.com c.d.e.f.g.com d.e.f.g.com e.f.g.com f.g.com g.com com",
+        ),
+        (
+            "1.2.3.4.a.b.c.d.e.f.g.com",
+            "1.2.3.4.a.b.c.d.e.f.g.com b.c.d.e.f.g.com c.d.e.f.g.com d.e.f.g.com e.f.g.com f.g.com g.com com",
+        ),
+        ("localhost", "localhost"),
+    ],
+)
+async def test_the_walk_goes_up_with_at_most_eight_questions(author: str, names: str) -> None:
+    asked = Asked("")
+    await dmarc(asked, author)
+    assert [(f"_dmarc.{name}", "TXT") for name in names.split()] == asked.questions
+
+
+@pytest.mark.parametrize(
+    ("zone", "author", "organizational"),
+    [
+        ({"example.com": "p=none", "mail.example.com": "p=none"}, "a.mail.example.com", "example.com"),
+        ({"mail.example.com": "p=none; psd=n", "com": "p=none"}, "a.mail.example.com", "mail.example.com"),
+        ({"com": "p=none; psd=y"}, "a.mail.example.com", "example.com"),
+        ({"com": "p=none; psd=y", "a.mail.example.com": "p=none"}, "a.mail.example.com", "example.com"),
+        ({"co.uk": "p=none; psd=y", "uk": "p=none"}, "a.example.co.uk", "example.co.uk"),
+        ({"co.uk": "p=none; psd=y"}, "co.uk", "co.uk"),
+        ({"co.uk": "p=none; psd=y", "uk": "p=none; psd=u"}, "co.uk", "uk"),
+        ({"com": "p=none"}, "a.example.com", "com"),
+        ({"com": "p=none; psd=maybe"}, "a.example.com", "com"),
+        ({"example.com": "psd=n"}, "a.example.com", "example.com"),
+    ],
+)
+async def test_the_organizational_domain_is_found_by_the_walk(
+    zone: dict[str, str], author: str, organizational: str
+) -> None:
+    text = "\n".join(f'_dmarc.{name} TXT "v=DMARC1; {record}"' for name, record in zone.items())
+    assert organizational == (await dmarc(text, author)).organizational
+
+
+async def test_the_policy_of_a_public_suffix_holds_for_organizations_without_their_own() -> None:
+    zone = '_dmarc.bank TXT "v=DMARC1; p=reject; sp=quarantine; np=reject; psd=y"\nacme.bank A 192.0.2.1'
+    assert (Policy.QUARANTINE, "bank") == ((found := await dmarc(zone, "acme.bank")).policy, found.record_domain)
+    assert Policy.REJECT == (await dmarc(zone, "no.bank")).policy
+
+
+async def test_two_organizations_under_one_public_suffix_are_not_aligned() -> None:
+    zone = '_dmarc.bank TXT "v=DMARC1; p=reject; psd=y"'
+    assert DmarcResult.FAIL == (await dmarc(zone, "acme.bank", dkim=dkim_pass("evil.bank"))).result
+    assert DmarcResult.PASS == (await dmarc(zone, "acme.bank", dkim=dkim_pass("mail.acme.bank"))).result
+
+
+async def test_a_subdomain_with_an_organization_of_its_own_is_not_aligned_with_its_parent() -> None:
+    zone = f'{REJECT}\n_dmarc.tenant.example.com TXT "v=DMARC1; p=none; psd=n"'
+    assert DmarcResult.FAIL == (await dmarc(zone, "example.com", dkim=dkim_pass("x.tenant.example.com"))).result
+
+
+async def test_several_records_at_a_name_count_as_none_and_the_walk_goes_on() -> None:
+    zone = f'{REJECT}\n_dmarc.a.example.com TXT "v=DMARC1; p=none"\n_dmarc.a.example.com TXT "v=DMARC1; p=none; t=y"'
+    assert "example.com" == (await dmarc(zone, "a.example.com")).record_domain
+
+
+async def test_each_record_is_asked_for_once() -> None:
+    asked = Asked(REJECT)
+    await dmarc(asked, "a.example.com", spf_pass("b.example.com"), dkim_pass("c.example.com", "b.example.com"))
+    assert len(asked.questions) == len(set(asked.questions))
+
+
+async def test_what_is_discovered_early_is_what_is_asked_later() -> None:
+    early, late = Asked(REJECT), Asked(REJECT)
+    await discover(early, [Header(b"From", b"a@a.example.com")])
+    await dmarc(late, "a.example.com")
+    assert early.questions == late.questions
+
+
+# --- DNS trouble
+
+
+@pytest.mark.parametrize("fault", ["SERVFAIL", "TIMEOUT"])
+@pytest.mark.parametrize("name", ["a.example.com", "example.com", "com"])
+async def test_trouble_in_the_walk_is_a_temporary_error(fault: str, name: str) -> None:
+    zone = f"_dmarc.{name} TXT !{fault}"
+    assert DmarcResult.TEMPERROR == (await dmarc(zone, "a.example.com", dkim=dkim_pass("a.example.com"))).result
+
+
+async def test_trouble_above_does_not_matter_if_the_domain_itself_decides() -> None:
+    zone = f"{REJECT}\n_dmarc.com TXT !SERVFAIL"
+    assert DmarcResult.PASS == (await dmarc(zone, dkim=dkim_pass("example.com"))).result
+    assert DmarcResult.FAIL == (await dmarc(zone)).result
+    assert DmarcResult.TEMPERROR == (await dmarc(zone, dkim=dkim_pass("mail.example.com"))).result
+
+
+async def test_trouble_with_one_identifier_does_not_matter_if_another_passes() -> None:
+    zone = f"{REJECT}\n_dmarc.bad.example.com TXT !SERVFAIL"
+    bad = spf_pass("bad.example.com")
+    assert DmarcResult.PASS == (await dmarc(zone, spf=bad, dkim=dkim_pass("example.com"))).result
+    assert DmarcResult.PASS == (await dmarc(zone, spf=bad, dkim=dkim_pass("mail.example.com"))).result
+    assert DmarcResult.TEMPERROR == (await dmarc(zone, spf=bad)).result
+
+
+async def test_a_signature_that_could_not_be_checked_leaves_it_open_only_if_it_might_be_aligned() -> None:
+    unknown = [Dkim(DkimResult.TEMPERROR, "mail.example.com")]
+    assert DmarcResult.TEMPERROR == (await dmarc(REJECT, dkim=unknown)).result
+    assert DmarcResult.FAIL == (await dmarc(REJECT, dkim=[Dkim(DkimResult.TEMPERROR, "example.net")])).result
+    assert DmarcResult.TEMPERROR == (await dmarc(REJECT, spf=Spf(SpfResult.TEMPERROR, domain="example.com"))).result
+
+
+async def test_trouble_in_finding_out_whether_the_domain_exists_is_a_temporary_error() -> None:
+    zone = '_dmarc.example.com TXT "v=DMARC1; p=none; np=reject"\na.example.com A !TIMEOUT'
+    assert DmarcResult.TEMPERROR == (await dmarc(zone, "a.example.com")).result
+
+
+# --- records
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        (b"v=DMARC1; p=reject", "reject"),
+        (b"v=DMARC1;p=reject;", "reject"),
+        (b"v = DMARC1 ; rua=mailto:a@b ; p = Reject", "reject"),
+        (b"v=DMARC1; foo=bar; ;=; x; p=reject; p=none", "reject"),
+        (b"v=DMARC1", None),
+        (b"v=DMARC1; p=rejekt", None),
+        (b"v=DMARC1; p=reject; sp=maybe", None),
+        (b"v=DMARC1; p=reject; np=", None),
+        (b"v=DMARC1; rua=mailto:a@example.com", "none"),
+        (b"v=DMARC1; p=reject; np=x; rua=https://a, mailto:a@example.com!10m", "none"),
+        (b"v=DMARC1; rua=mailto:, a@b", None),
+    ],
+)
+def test_a_record_is_read_for_its_policy(text: bytes, policy: str | None) -> None:
+    record = the_record([text])
+    assert record is not None
+    assert policy == record.policy
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"v=dmarc1; p=none", b"v=DMARC2; p=none", b"p=none; v=DMARC1", b"v=DMARC11; p=none", b"v=spf1 -all"]
+)
+def test_what_does_not_begin_with_the_version_is_no_record(text: bytes) -> None:
+    assert the_record([text]) is None
+
+
+def test_a_record_beside_other_texts_counts() -> None:
+    assert Record(policy=Policy.NONE) == the_record([b"hello", b"v=DMARC1; p=none", b"v=spf1 -all"])
+
+
+async def test_a_record_without_policy_and_address_means_no_dmarc() -> None:
+    found = await dmarc('_dmarc.example.com TXT "v=DMARC1; p=x"', dkim=dkim_pass("example.com"))
+    assert (DmarcResult.NONE, "the DMARC record of example.com has no valid policy") == (found.result, found.reason)
+
+
+PARTS = st.sampled_from(
+    [b"v=DMARC1", b";", b"p", b"=", b"none", b"sp=", b"rua=mailto:", b"\xff", b" ", b"psd=y", b"t=y"]
+)
+
+
+@given(text=st.lists(PARTS, max_size=12).map(b"".join))
+def test_no_record_raises(text: bytes) -> None:
+    assert the_record([b"v=DMARC1;" + text]) is not None
+    the_record([text])
+
+
+# --- From
+
+
+@pytest.mark.parametrize(
+    ("value", "domain"),
+    [
+        (b"joe@example.com", "example.com"),
+        (b" Joe <joe@Example.COM>", "example.com"),
+        (b' "Doe, Joe" <joe@example.com>', "example.com"),
+        (b' "joe@victim.example" <joe@example.com>', "example.com"),
+        (b' "\\"<a@victim.example>" <joe@example.com>', "example.com"),
+        (b' "a@victim.example,"@example.com', "example.com"),
+        (b" (a@victim.example) joe@example.com (b@victim.example)", "example.com"),
+        (b" joe@(a (nested\\)) comment)example.com", "example.com"),
+        (b" Joe (\r\n <a@victim.example>\r\n ) <joe@example.com>", "example.com"),
+        (b" =?utf-8?q?a=40victim=2eexample=20?= <joe@example.com>", "example.com"),
+        (b" =?utf-8?q?=3Ca=40victim=2eexample=3E?= <joe@example.com>", "example.com"),
+        (b" J. Q. Public <j..q.@example.com>", "example.com"),
+        (b" joe@example.com <joe@example.com>", "example.com"),
+        (b" a@example.com, B <b@example.com>,", "example.com"),
+        (b" Friends: a@example.com, B <b@example.com>;", "example.com"),
+        (b" [EXT] Joe <joe@example.com>", "example.com"),
+        (" Jürgen <jürgen@bücher.example>".encode(), "xn--bcher-kva.example"),
+        ("joe@example。com".encode(), "example.com"),
+        (b"joe\r\n @example.com", "example.com"),
+    ],
+)  # fmt: skip
+def test_the_domain_of_the_author_is_read_as_readers_see_it(value: bytes, domain: str) -> None:
+    assert (domain, "") == from_domain([Header(b"FROM", value)])
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (b"", "From has no address in it"),
+        (b" Undisclosed:;", "From has no address in it"),
+        (b" (joe@example.com)", "From has no address in it"),
+        (b" a@victim.example, joe@example.com", "From has addresses of several domains"),
+        (b" a@victim.example <joe@example.com>", "From has addresses of several domains"),
+        (b" G: a@victim.example; joe@example.com", "From has addresses of several domains"),
+        (b" Acme, Inc. <joe@example.com>", "From has an address without a domain"),
+        (b" joe", "From has an address without a domain"),
+        (b" Joe <joe>", "From has an address without a domain"),
+        (b" <>", "From has an address without a domain"),
+        (b" <@example.com>", "From is malformed"),
+        (b" joe@", "From has an address with a malformed domain"),
+        (b" joe@example..com", "From has an address with a malformed domain"),
+        (b" joe@.example.com", "From has an address with a malformed domain"),
+        (b" joe@exam ple.com", "From has an address with a malformed domain"),
+        (b" joe@exam=ple.com", "From has an address with a malformed domain"),
+        (b" joe@[192.0.2.1]", "From has an address literal for a domain"),
+        (b" joe@example.com@victim.example", "From has an address with a malformed domain"),
+        (b" a@victim.example joe@example.com", "From has an address with a malformed domain"),
+        (b" <a@victim.example> <joe@example.com>", "From is malformed"),
+        (b" <joe@example.com> a@victim.example", "From is malformed"),
+        (b" Joe <<joe@example.com>>", "From is malformed"),
+        (b" Joe <joe@example.com", "From is malformed"),
+        (b" Joe joe@example.com", "From is malformed"),
+        (b" <@relay.example:joe@example.com>", "From is malformed"),
+        (b' "Joe <joe@example.com>', "From is malformed"),
+        (b" Joe) <joe@example.com>", "From is malformed"),
+        (b" Joe (a <joe@example.com>", "From has a comment without an end"),
+        (b" a@victim.example\x00 <joe@example.com>", "From has control characters in it"),
+        (b" a@victim.example\n <joe@example.com>", "From has control characters in it"),
+        (b" a@victim.example\r <joe@example.com>", "From has control characters in it"),
+        (b" \\a@example.com", "From is malformed"),
+        (b" =?utf-8?q?<a=40victim.example>?= <joe@example.com>", "From is malformed"),
+        (b" Re: joe <joe@example.com>", "From is malformed"),
+        (b"x" * 70000 + b"@example.com", "From is too long"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_a_from_that_names_no_single_domain_is_refusable_and_never_passes(value: bytes, problem: str) -> None:
+    resolver = TableResolver(Zone.parse(REJECT))
+    dkim = dkim_pass("example.com", "victim.example")
+    found = await check_dmarc(resolver, [Header(b"From", value)], spf_pass("example.com"), dkim)
+    assert Dmarc(DmarcResult.PERMERROR, reason=problem) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"), [([], "there is no From field"), ([b"From", b"from"], "there are 2 From fields")]
+)
+def test_there_must_be_one_from_field(names: list[bytes], problem: str) -> None:
+    assert ("", problem) == from_domain([Header(name, b"joe@example.com") for name in names])
+
+
+def test_five_thousand_nested_comments_are_no_matter() -> None:
+    deep = b"(" * 5000 + b"a@victim.example" + b")" * 5000
+    assert "example.com" == from_domain([Header(b"From", deep + b"joe@example.com")]).domain
+
+
+SYNTAX = st.sampled_from([*'<>@,;:."()\\[] \t\r\n', "a", "b.c", "x@y", "=?utf-8?q?a?=", "\r\n ", "é", "\udcff", "\x00"])
+
+
+@settings(max_examples=400)
+@given(text=st.lists(SYNTAX, max_size=14).map("".join))
+def test_no_from_raises_and_one_with_a_domain_shows_it(text: str) -> None:
+    domain, problem = from_domain([Header(b"From", text.encode("utf-8", "surrogateescape"))])
+    assert bool(domain) != bool(problem)
+    assert domain == "" or "@" in text
+
+
+BLANKS = st.lists(
+    st.sampled_from([" ", "\r\n\t", "(a@victim.example)", "(\\()", "((<b@c.example>,))", '("@)']), max_size=3
+).map("".join)
+WORDS = st.sampled_from(["joe", '"a@victim.example"', '"\\"<b@c.example>, "', "=?utf-8?q?a=40b?=", "é", "J.Q."])
+LOCALS = st.sampled_from(["joe", '"a@victim.example"', "j.d", "a..b", '"<b@c.example>"'])
+
+
+@given(blanks=st.lists(BLANKS, min_size=7, max_size=7), words=st.lists(WORDS, max_size=3), local=LOCALS)
+def test_comments_quotes_and_display_names_never_choose_the_domain(
+    blanks: list[str], words: list[str], local: str
+) -> None:
+    a, b, c, d, e, f, g = blanks
+    spec = f"{a}{local}{b}@{c}example{d}.{e}com{f}"
+    name = " ".join(words)
+    for value in (spec, f"{name} {g}<{spec}>{g}", f"{name} x {g}:{spec},{name}<{spec}>;"):
+        assert ("example.com", "") == from_domain([Header(b"From", value.encode())]), value
+
+
+@settings(max_examples=100, deadline=None)
+@given(domain=st.from_regex(r"[a-z]{1,3}(\.[a-z]{1,2}){0,10}", fullmatch=True), tags=st.text("psdny=;t ", max_size=20))
+def test_no_walk_raises(domain: str, tags: str) -> None:
+    zone = "\n".join(
+        f'_dmarc.{domain[at:]} TXT "v=DMARC1; {tags}"' for at in range(len(domain)) if domain[at - 1] == "."
+    )
+    found = asyncio.run(dmarc(zone, domain, spf_pass("x." + domain)))
+    assert domain.endswith(found.organizational)
