@@ -19,13 +19,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictStr, ValidationError
 
 from gatekeeper import postconf
+from gatekeeper.checks.access import AccessOptions
+from gatekeeper.checks.dnsbl import Dnsbl
+from gatekeeper.checks.greylist import Greylist
+from gatekeeper.checks.ratelimit import RateLimit
+from gatekeeper.checks.spf import Spf
 from gatekeeper.listen import Listen
 from gatekeeper.mistakes import mistakes
 from gatekeeper.options import (
     Addresses,
+    Canonicalization,
     Delimiter,
     Domains,
     FileMode,
+    Headers,
     Hostname,
     Nameservers,
     Networks,
@@ -38,6 +45,8 @@ from gatekeeper.places import Path as KeyPath
 from gatekeeper.places import Places
 from gatekeeper.problem import ConfigError, Problem
 from gatekeeper.restrictions import Restriction, Restrictions, split
+from gatekeeper.signing.policy import WithoutKey
+from gatekeeper.signing.signer import SignOptions
 from gatekeeper.units import Duration
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
@@ -117,10 +126,27 @@ class Milter(Section):
     mode: Literal["s", "v", "sv"] = "sv"
 
 
+_SIGN = SignOptions()
+
+
 class Signing(Section):
     key_table: Table | None = None
     signing_table: Table | None = None
     internal_hosts: Table | None = None
+    canonicalization: Canonicalization = ("relaxed", "simple")
+    sign_headers: Headers = _SIGN.sign_headers
+    oversign_headers: Headers = _SIGN.oversign_headers
+    without_key: WithoutKey = WithoutKey.TEMPFAIL
+
+
+class Checks(Section):
+    """`[checks.NAME]`: each section is the options of the check of that name."""
+
+    access: AccessOptions = AccessOptions()
+    ratelimit: RateLimit = RateLimit()
+    dnsbl: Dnsbl = Dnsbl()
+    spf: Spf = Spf()
+    greylist: Greylist = Greylist()
 
 
 class Verify(Section):
@@ -154,6 +180,7 @@ class Config(Section):
     dns: Dns = Dns()
     store: StoreOptions = Field(default_factory=StoreOptions)
     policy: Policy = Policy()
+    checks: Checks = Checks()
     milter: Milter = Milter()
     signing: Signing = Signing()
     verify: Verify = Verify()
@@ -188,6 +215,17 @@ class Config(Section):
             unknown_address_reject_code=self.policy.unknown_address_reject_code,
         )
 
+    @property
+    def sign_options(self) -> SignOptions:
+        """How the signer signs."""
+        header, body = self.signing.canonicalization
+        return SignOptions(
+            header_canonicalization=header,
+            body_canonicalization=body,
+            sign_headers=self.signing.sign_headers,
+            oversign_headers=self.signing.oversign_headers,
+        )
+
     def problem(self, path: KeyPath, what: str, *, below: int = 0, warning: bool = False) -> Problem:
         """A Problem at the line of `path`, or `below` lines further down."""
         line = self._places.line(path)
@@ -195,17 +233,28 @@ class Config(Section):
 
 
 def find(named: str | None = None) -> Path | None:
-    """The file to read: the one that was named, else $GATEKEEPER_CONFIG, else the usual one if it is there, else none."""
+    """The file to read: the one that was named, else $GATEKEEPER_CONFIG, else the usual one if it is there."""
     if name := named or os.environ.get("GATEKEEPER_CONFIG"):
         return Path(name)
     return DEFAULT_PATH if DEFAULT_PATH.exists() else None
 
 
-def load(path: Path | None, ask: postconf.Ask = postconf.ask_postfix) -> Config:
-    """The configuration in `path`, or that of an empty file for None. Raises ConfigError with every mistake; of errors
-    in TOML's grammar, the first."""
-    if path is None:
-        return _build({}, None, Places(""), ask)
+def defaults(ask: postconf.Ask = postconf.ask_postfix) -> Config:
+    """The configuration of an empty file."""
+    return _build({}, None, Places(""), ask)[0]
+
+
+def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
+    """The configuration in `path`. Raises ConfigError with every mistake; of errors in TOML's grammar, the first."""
+    config, problems = examine(path, ask)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Config, list[Problem]]:
+    """What can be used of the configuration in `path`, and every mistake in it: so that check-config can go on and look
+    into the tables. Raises ConfigError for a file that is no TOML."""
     try:
         text = path.read_text(encoding="utf-8")
         tree = tomllib.loads(text)
@@ -216,6 +265,8 @@ def load(path: Path | None, ask: postconf.Ask = postconf.ask_postfix) -> Config:
         raise ConfigError([Problem(str(path), line, "is no UTF-8 text here")]) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_grammar(path, text, error)]) from error
+    except RecursionError as error:
+        raise ConfigError([Problem(str(path), 0, "is nested too deeply")]) from error
     return _build(tree, path, Places(text), ask)
 
 
@@ -228,20 +279,35 @@ def _grammar(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Problem:
     return Problem(str(path), line, f"not TOML: {match[1]}" + (f" (column {match[3]})" if match[3] else ""))
 
 
-def _build(tree: Mapping[str, Any], path: Path | None, places: Places, ask: postconf.Ask) -> Config:
+def _build(tree: dict[str, Any], path: Path | None, places: Places, ask: postconf.Ask) -> tuple[Config, list[Problem]]:
     relay = postconf.relay(ask)
     file = str(path or "the default configuration")
-    problems = [Problem(file, places.line(at), what) for at, what in _outside_the_models(tree)]
-    known = {name: value for name, value in tree.items() if name not in NOT_YET}
-    try:
-        config = Config.model_validate({**relay.values, **known})
-    except ValidationError as error:
-        problems += [Problem(file, places.line(at), what) for at, what in mistakes(error, Config)]
-    if problems:
-        raise ConfigError(sorted(problems))
+    found = list(_outside_the_models(tree))
+    usable = {**relay.values, **{name: value for name, value in tree.items() if name not in NOT_YET}}
+    while True:
+        try:
+            config = Config.model_validate(usable)
+            break
+        except ValidationError as error:
+            wrong = list(mistakes(error, Config))
+            found += wrong
+            rest = usable
+            for at, _ in wrong:
+                rest = _without(rest, at)
+            # Nothing left to take out would mean that a default is wrong: no reason to go round for ever.
+            usable = rest if rest != usable else {}
     config._file, config._places = path, places
     config._warnings = tuple(what for option, what in relay.warnings if option not in tree)
-    return config
+    return config, sorted({Problem(file, places.line(at), what) for at, what in found})
+
+
+def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:
+    """`tree` without the option at `at`; a list goes as a whole. So every round leaves less to be wrong."""
+    key, *rest = at or ("",)
+    inner = tree.get(str(key))
+    if rest and isinstance(inner, dict) and str(rest[0]) in inner:
+        return {**tree, str(key): _without(inner, tuple(rest))}
+    return {name: value for name, value in tree.items() if name != key}
 
 
 def _outside_the_models(tree: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:

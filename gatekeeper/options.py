@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 
 from gatekeeper import dnsname
 from gatekeeper.listen import Listen, parse_listen
+from gatekeeper.resolvers import parse_nameserver
 
 
 def _words(value: Any) -> Any:
@@ -59,13 +60,8 @@ def _reject_code(value: Any) -> str:
 
 
 def _nameserver(value: Any) -> str:
-    try:
-        listen = parse_listen(f"inet:{value}" if ":" in str(value) else f"inet:{value}:53")
-    except ValueError:
-        listen = Listen("unix")
-    if not listen.host or not re.fullmatch("[0-9.]+|[0-9a-f:.]+", listen.host):
-        raise ValueError(f'{value!r} is no name server; allowed: ADDRESS:PORT, as "127.0.0.1:53" or "[::1]:53"')
-    return str(listen).removeprefix("inet:")
+    parse_nameserver(str(value))
+    return str(value)
 
 
 def _some(values: tuple[Listen, ...]) -> tuple[Listen, ...]:
@@ -98,6 +94,19 @@ def _table(value: Any) -> str | tuple[str, ...]:
     raise ValueError('is no table; allowed: "FILE", "refile:FILE", or its lines as a list of strings')
 
 
+def _canonicalization(value: Any) -> tuple[str, str]:
+    header, _, body = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if {header, body or "simple"} <= {"relaxed", "simple"}:
+        return header, body or "simple"
+    raise ValueError(f'{value!r} is no canonicalization; allowed: HEADER/BODY, each "relaxed" or "simple"')
+
+
+def _header(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[!-9<-~]+", value):
+        return value
+    raise ValueError(f'{value!r} is no name of a header field; allowed: names without colon, as "Subject"')
+
+
 Hostname = Annotated[str, BeforeValidator(_hostname)]
 Networks = Annotated[
     tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_words)
@@ -110,6 +119,8 @@ Addresses = Annotated[
 FileMode = Annotated[int, BeforeValidator(_file_mode)]
 RejectCode = Annotated[str, BeforeValidator(_reject_code)]
 Nameservers = Annotated[tuple[Annotated[str, BeforeValidator(_nameserver)], ...], BeforeValidator(_one_or_more)]
+Canonicalization = Annotated[tuple[str, str], PlainValidator(_canonicalization)]
+Headers = Annotated[tuple[Annotated[str, BeforeValidator(_header)], ...], BeforeValidator(_words)]
 Workers = Annotated[StrictInt, Field(ge=1, le=64)]
 Table = Annotated[str | tuple[str, ...], PlainValidator(_table)]
 """A data set as OpenDKIM spells it (`refile:FILE`, a path, a comma list), or its lines as a list."""

@@ -47,7 +47,7 @@ def _parse(prefix: str) -> Mapping[str, Any]:
     for closer in _CLOSERS:
         try:
             return tomllib.loads(prefix + closer)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return {}
 

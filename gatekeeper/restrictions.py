@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 _TAKES_ARGUMENT = re.compile(
-    r"check_(?!sasl_password)\w+|(reject|permit)_(rbl|rhsbl|dnswl|rhswl)_\w+|check_policy_service|sleep", re.IGNORECASE
+    r"check_(?!relay_domains|recipient_maps)\w+|(reject|permit)_(rbl|rhsbl|dnswl|rhswl)_\w+|reject_rbl|sleep",
+    re.IGNORECASE,
 )
 """Words of Postfix that are followed by one argument."""
 

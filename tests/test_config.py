@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatekeeper.config import Config, load
+from gatekeeper.checks import SECTIONS
+from gatekeeper.config import Checks, Config, defaults, load
 from gatekeeper.listen import Listen
 from gatekeeper.mistakes import mistakes
 from gatekeeper.places import Places
@@ -117,13 +118,13 @@ def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_without_postfix_the_defaults_are_loopback() -> None:
-    config = load(None, no_postfix)
+    config = defaults(no_postfix)
     assert (ip_network("127.0.0.0/8"), ip_network("::1")) == config.mynetworks
     assert ((), (), "") == (config.local_domains, config.relay_domains, config.recipient_delimiter)
 
 
 def test_with_postfix_the_defaults_are_what_main_cf_says() -> None:
-    config = load(None, lambda names: MAIN_CF)
+    config = defaults(lambda names: MAIN_CF)
     assert ("mx.example.com", "localhost") == config.local_domains
     assert ("customer.example", ".customer.example") == config.relay_domains
     assert ("mx.example.com", "+-") == (config.hostname, config.recipient_delimiter)
@@ -131,11 +132,11 @@ def test_with_postfix_the_defaults_are_what_main_cf_says() -> None:
 
 def test_an_ipv4_mapped_network_is_the_ipv4_network() -> None:
     v4, v6 = ip_network("127.0.0.0/8"), ip_network("::1/128")
-    assert (v4, v4, v6) == load(None, lambda names: MAIN_CF).mynetworks
+    assert (v4, v4, v6) == defaults(lambda names: MAIN_CF).mynetworks
 
 
 def test_a_table_in_main_cf_cannot_be_taken_over_and_is_warned_about(tmp_path: Path) -> None:
-    (warning,) = load(None, lambda names: MAIN_CF).warnings
+    (warning,) = defaults(lambda names: MAIN_CF).warnings
     assert "virtual_alias_domains says 'hash:/etc/postfix/virtual'" in str(warning)
     (tmp_path / "g.toml").write_text('local_domains = "example.com"')
     assert () == load(tmp_path / "g.toml", lambda names: MAIN_CF).warnings
@@ -175,6 +176,24 @@ def test_a_context_holds_what_it_says_and_nothing_else(tmp_path: Path) -> None:
     config = read(tmp_path, '[policy.contexts.submission]\nclient_restrictions = ["permit_sasl_authenticated"]')
     lists = {name: restrictions for name, _, restrictions in config.policy.contexts["submission"].lists()}
     assert (1, 0) == (len(lists["client"]), len(lists["recipient"]))
+
+
+def test_every_check_with_options_has_its_section() -> None:
+    assert dict(SECTIONS) == {name: field.annotation for name, field in Checks.model_fields.items()}
+
+
+def test_a_section_decodes_straight_into_its_check(tmp_path: Path) -> None:
+    config = read(tmp_path, '[checks.greylist]\ndelay = "10m"')
+    assert 600.0 == config.checks.greylist.delay
+
+
+def test_a_mistake_in_a_check_is_named_like_any_other(tmp_path: Path) -> None:
+    assert ["2: unknown key 'dely' in [checks.greylist]; did you mean 'delay'?"] == complaints(
+        tmp_path, '[checks.greylist]\ndely = "10m"'
+    )
+    assert ["1: unknown key 'greylst' in [checks]; did you mean 'greylist'?"] == complaints(
+        tmp_path, "[checks.greylst]"
+    )
 
 
 TOML = """# comment

@@ -12,7 +12,7 @@ MAIN_CF = """
     check_client_access hash:/etc/postfix/access, warn_if_reject reject_unknown_client_hostname
     warn_if_reject, reject_rbl_client zen.spamhaus.org=127.0.0.[2..11]
     check_helo_access inline:{a=reject, b=ok} check_policy_service { inet:127.0.0.1:1, timeout=5s }
-    check_sasl_password_x
+    check_relay_domains
     permit
 """
 
@@ -29,7 +29,7 @@ def test_a_list_moves_over_from_main_cf_by_copying_it() -> None:
         "warn_if_reject reject_rbl_client zen.spamhaus.org=127.0.0.[2..11]",
         "check_helo_access inline:{a=reject, b=ok}",
         "check_policy_service { inet:127.0.0.1:1, timeout=5s }",
-        "check_sasl_password_x",
+        "check_relay_domains",
         "permit",
     ] == words(MAIN_CF)
 

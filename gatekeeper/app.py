@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The only wiring: Config -> Plan (everything read, nothing opened) -> App (resolver, store, pipelines at work).
+
+`prepare` runs in the privileged parent and reads every table and key as bytes; `open_app` runs in a worker after it
+has dropped its privileges, and opens what a process has for itself. Every front door asks an App.
+"""
+
+import grp
+import os
+import pwd
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from gatekeeper.checks import Dmarc, Place, Reader
+from gatekeeper.config import Checks, Config, RestrictionLists
+from gatekeeper.facts import Facts
+from gatekeeper.pipeline import END_OF_DATA, Check, Context, Pipeline, Site
+from gatekeeper.places import Path as KeyPath
+from gatekeeper.problem import ConfigError, Problem
+from gatekeeper.request import Request
+from gatekeeper.resolver import Resolver
+from gatekeeper.resolvers import CachingResolver, LiveResolver
+from gatekeeper.signing.hosts import HostList
+from gatekeeper.signing.keys import KeyFiles
+from gatekeeper.signing.policy import SigningPolicy
+from gatekeeper.signing.signer import SignOptions
+from gatekeeper.signing.tables import KeyTable, SigningTable
+from gatekeeper.store import Clock, Keys, Store
+from gatekeeper.stores import check_url, open_store
+from gatekeeper.verdict import Decision
+
+_OBSERVE = "observe:"
+"""The prefix of what is remembered in observe mode, as of what one observed check remembers (pipeline.py)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that files can tell: what a worker needs and could no longer read. `pipelines` are by policy_context."""
+
+    config: Config
+    site: Site
+    pipelines: Mapping[str, Pipeline]
+    milter_pipeline: Pipeline
+    signing: SigningPolicy
+    sign_options: SignOptions
+    warnings: tuple[Problem, ...] = ()
+
+
+def prepare(config: Config, *, thorough: bool = False, found: Sequence[Problem] = ()) -> Plan:
+    """Read everything that `config` names. Raises ConfigError with every problem, those `found` before included;
+    `thorough` validates each key (37 ms for an RSA key), for check-config."""
+    observe = config.mode == "observe"
+    reader = Reader({name: getattr(config.checks, name) for name in Checks.model_fields}, config.folder)
+    pipelines = {"": _pipeline(config, reader, config.policy, ("policy",))}
+    for name, lists in config.policy.contexts.items():
+        pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
+    signing, problems = _signing(config, thorough)
+    problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems})
+    if any(not problem.warning for problem in problems):
+        raise ConfigError(problems)
+    return Plan(
+        config=config,
+        site=config.site,
+        pipelines=pipelines,
+        milter_pipeline=Pipeline({END_OF_DATA: (Dmarc(obey=config.verify.dmarc),)}, observe),
+        signing=signing,
+        sign_options=config.sign_options,
+        warnings=tuple(problems),
+    )
+
+
+def summary(plan: Plan) -> str:
+    """What a plan holds, in half a sentence."""
+    checks = {name: sum(map(len, pipeline.lists.values())) for name, pipeline in plan.pipelines.items()}
+    contexts = [f"{count} in context {name}" for name, count in checks.items() if name]
+    listen = [*plan.config.policy.listen, *plan.config.milter.listen]
+    signing = plan.signing
+    parts = [", ".join([f"{checks['']} checks", *contexts]), f"{len(signing.key_table)} keys"]
+    parts += [f"{len(signing.signing_table)} lines in the signing table", f"listening on {', '.join(map(str, listen))}"]
+    return "; ".join(parts)
+
+
+def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPath) -> Pipeline:
+    checks: dict[str, tuple[Check, ...]] = {}
+    for name, key, restrictions in lists.lists():
+        found = []
+        for restriction in restrictions:
+            index = () if restriction.index is None else (restriction.index,)
+            place = config.problem((*at, key, *index), "", below=restriction.lines_below)
+            found.append(reader.check(restriction.words, Place(place.file, place.line)))
+        checks[name] = tuple(check for check in found if check is not None)
+    return Pipeline(checks, config.mode == "observe")
+
+
+def _signing(config: Config, thorough: bool) -> tuple[SigningPolicy, list[Problem]]:
+    """Whom to sign for; without tables nobody, but whose mail is ours is still known."""
+    options, folder = config.signing, config.folder
+    problems = list(_lonely_table(config))
+    files = KeyFiles(_key_owners(config))
+    keys, found = KeyTable.read(_spec(config, options.key_table), _where(config, "key_table"), base=folder, files=files)
+    problems += found
+    spec, where = _spec(config, options.signing_table), _where(config, "signing_table")
+    table, found = SigningTable.read(spec, keys, where, base=folder)
+    problems += found
+    if options.internal_hosts is None:
+        hosts = HostList.of_networks(config.mynetworks)
+    else:
+        spec, where = _spec(config, options.internal_hosts), _where(config, "internal_hosts")
+        hosts, found = HostList.read(spec, where, base=folder)
+        problems += found
+    if thorough:
+        problems += keys.check()
+    policy = SigningPolicy(signing_table=table, key_table=keys, internal_hosts=hosts, without_key=options.without_key)
+    return policy, problems
+
+
+def _lonely_table(config: Config) -> Iterator[Problem]:
+    for there, missing in (("key_table", "signing_table"), ("signing_table", "key_table")):
+        if getattr(config.signing, there) is not None and getattr(config.signing, missing) is None:
+            yield config.problem(("signing", there), f"signing.{there} signs nothing without signing.{missing}")
+
+
+def _spec(config: Config, table: str | tuple[str, ...] | None) -> str | tuple[str, ...]:
+    """The data set in OpenDKIM's words, where a relative path without a prefix would be taken for a comma list."""
+    if isinstance(table, str) and "/" not in table[:1] and (config.folder / table).is_file():
+        return f"file:{table}"
+    return () if table is None else table
+
+
+def _where(config: Config, option: str) -> str:
+    """Where a table's own lines are written if they are not in a file."""
+    return str(config.problem(("signing", option), f"signing.{option}"))
+
+
+def _key_owners(config: Config) -> frozenset[int]:
+    """Who may own private keys besides root: who reads them, and whom the workers become."""
+    try:
+        return frozenset({os.geteuid(), pwd.getpwnam(config.user).pw_uid})
+    except KeyError:
+        return frozenset({os.geteuid()})
+
+
+def _others(config: Config) -> Iterator[Problem]:
+    """What is wrong with the options that nothing above reads."""
+    try:
+        check_url(config.store.url)
+    except ValueError as error:
+        yield config.problem(("store", "url"), f"store.url: {error}")
+    # Only root becomes somebody else: for everybody else these options are not used.
+    unused = os.geteuid() != 0
+    for option, names, lookup in (
+        (("user",), config.user, pwd.getpwnam),
+        (("group",), config.group, grp.getgrnam),
+        (("policy", "socket_group"), config.policy.socket_group, grp.getgrnam),
+        (("milter", "socket_group"), config.milter.socket_group, grp.getgrnam),
+    ):
+        try:
+            if names:
+                lookup(names)
+        except KeyError:
+            what = f"{'.'.join(option)}: there is no {option[-1].removeprefix('socket_')} {names!r} on this machine"
+            yield config.problem(option, what, warning=unused)
+
+
+class App:
+    """One process's world: who answers DNS, where state is, and what was planned."""
+
+    def __init__(self, plan: Plan, resolver: Resolver, store: Store, clock: Clock = time.time) -> None:
+        self.plan = plan
+        self.resolver = resolver
+        self.store = store
+        self.clock = clock
+
+    @property
+    def site(self) -> Site:
+        """What this relay is."""
+        return self.plan.site
+
+    def facts(self, request: Request) -> Facts:
+        """What can be known about `request`, nothing of it asked yet."""
+        return Facts(
+            self.resolver,
+            client=request.client,
+            helo=request.helo,
+            sender=request.sender,
+            receiver=self.site.hostname,
+        )
+
+    def pipeline(self, request: Request) -> Pipeline:
+        """The lists for the request's policy_context; those of [policy] for one that has none of its own."""
+        return self.plan.pipelines.get(request.policy_context) or self.plan.pipelines[""]
+
+    async def context(self, facts: Facts, *, observe: bool = False) -> Context:
+        """What checks may use for one request. In observe mode state is kept apart."""
+        # Asked each time: a store that was emptied has a new secret (stores/origin.py).
+        secret = await self.store.secret()
+        prefix = _OBSERVE if observe else ""
+        return Context(
+            site=self.site,
+            resolver=self.resolver,
+            store=self.store,
+            clock=self.clock,
+            keys=Keys(secret, prefix),
+            facts=facts,
+        )
+
+    async def decide(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
+        """The policy daemon's decision. The context's side effects are the caller's to settle, after the answer."""
+        return await self._decide(self.pipeline(request), request, facts)
+
+    async def decide_message(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
+        """The milter's decision at the end of a message, on facts that know it; to be settled likewise."""
+        return await self._decide(self.plan.milter_pipeline, request, facts)
+
+    async def _decide(self, pipeline: Pipeline, request: Request, facts: Facts | None) -> tuple[Decision, Context]:
+        known = facts or self.facts(request)
+        try:
+            context = await self.context(known, observe=pipeline.observe)
+            return await pipeline.decide(request, context), context
+        finally:
+            if facts is None:
+                known.close()
+
+    async def close(self) -> None:
+        """Let go of the resolver and the store."""
+        await self.resolver.close()
+        await self.store.close()
+
+
+async def open_app(
+    plan: Plan, *, resolver: Resolver | None = None, store: Store | None = None, clock: Clock = time.time
+) -> App:
+    """The app of this process, on `resolver` and `store` or those that the configuration names. A store that does not
+    answer is no error: decisions go on without it."""
+    config = plan.config
+    if resolver is None:
+        resolver = CachingResolver(LiveResolver(config.dns.nameservers, config.dns.timeout), clock)
+    if store is None:
+        store = await open_store(config.store.url, clock, config.store.timeout)
+    return App(plan, resolver, store, clock)
