@@ -4,8 +4,7 @@
 Reads them into entries with their place; what keys and values mean is the tables' business. As OpenDKIM
 (opendkim-db.c): `#` starts a comment anywhere, the key runs to the first white space, the value is the rest. A
 refile key is a pattern: `*` is any text, `+` and `.` are themselves, the rest is a POSIX extended regular
-expression over the whole text. A KeyTable may hold private keys, so nothing that could be
-one is shown in a problem.
+expression over the whole text. A KeyTable may hold private keys, so nothing that could be one is shown in a problem.
 """
 
 import os

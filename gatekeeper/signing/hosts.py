@@ -103,7 +103,7 @@ class HostList:
         bits = network.prefixlen if "/" in plain else _EXACT
         self._add_network(network, bits, 2 * bool(bracket) + wanted, entry.key)
         if bits != _EXACT and not _is_exact(plain, network):
-            what = f"{entry.key} counts as {network} here, but opendkim never matches it; write {network}"
+            what = f"{entry.key} counts as {network} here, but OpenDKIM never matches it; write {network}"
             return [data.problem(entry, what, warning=True)]
         return []
 
@@ -127,7 +127,7 @@ class HostList:
             except ValueError as error:
                 return [data.problem(entry, str(error))]
             if entry.key.startswith("*"):
-                what = f"{entry.key} matches here, but opendkim takes it as negated; .domain in a file: list is clearer"
+                what = f"{entry.key} matches here, but OpenDKIM takes it as negated; .domain in a file: list is clearer"
                 return [data.problem(entry, what, warning=True)]
             return []
         name = text.lower().removesuffix(".")
