@@ -12,7 +12,16 @@ from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore
 from gatekeeper.stores.sqlite import SqliteStore
 
-__all__ = ["GuardedStore", "MemoryStore", "ReadOnlyStore", "SqliteStore", "describe", "open_store", "preload"]
+__all__ = [
+    "GuardedStore",
+    "MemoryStore",
+    "ReadOnlyStore",
+    "SqliteStore",
+    "check_url",
+    "describe",
+    "open_store",
+    "preload",
+]
 
 _REDIS = ("redis", "rediss", "unix", "redis+sentinel")
 _ALLOWED = (
@@ -38,10 +47,16 @@ async def open_store(
     return store
 
 
+def check_url(url: str) -> None:
+    """Raises ValueError, with what is allowed, for a url that cannot be used. Opens nothing."""
+    _back_end(url, time.time, 0.1, True)
+
+
 def describe(url: str) -> str:
     """`url` without what is secret in it, for logs and errors."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    before, slashes, rest = url.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return before + slashes + host.rpartition("@")[2] + slash + path
 
 
 def preload(url: str) -> None:

@@ -25,6 +25,8 @@ PAUSE = 1.0
 PROBE_LIMIT = 2.0
 """Seconds that a probe may take: it may have to connect, with TLS, over some distance."""
 PROBE = "probe"
+_START = (0.05, 0.1, 0.2)
+"""Seconds before each new try."""
 
 
 class GuardedStore:
@@ -48,8 +50,17 @@ class GuardedStore:
         return self._gone
 
     async def start(self) -> None:
-        """Try the store before it is used; one that does not work is logged, and comes back by itself."""
-        await self._try()
+        """Try the store before it is used; one that does not work is logged, and comes back by itself.
+
+        Tries a few times: several processes that create an SQLite file at once get into each other's way.
+        """
+        error = await self._try()
+        for wait in _START:
+            if error is not None:
+                await asyncio.sleep(wait)
+                error = await self._try()
+        if error is not None:
+            self._fail(error)
 
     async def get(self, key: str) -> bytes | None:
         return await self._guard(self._inner.get(key))
@@ -110,19 +121,25 @@ class GuardedStore:
 
     def _probe_if_due(self) -> None:
         if self._clock() >= self._probe_at and (self._probe is None or self._probe.done()):
-            self._probe = asyncio.create_task(self._try())
+            self._probe = asyncio.create_task(self._probe_once())
 
-    async def _try(self) -> None:
+    async def _probe_once(self) -> None:
+        error = await self._try()
+        if error is not None:
+            self._fail(error)
+            return
+        logger.warning("%s is back", self._name)
+        self._gone = ""
+
+    async def _try(self) -> Exception | None:
+        """Write something, and see to it that `born` and `secret` are there; what went wrong."""
         try:
             async with asyncio.timeout(PROBE_LIMIT):
                 await self._inner.set(PROBE, b"", 60.0)
                 await self._inner.born()
         except Exception as error:
-            self._fail(error)
-            return
-        if self._gone:
-            logger.warning("%s is back", self._name)
-        self._gone = ""
+            return error
+        return None
 
 
 def _reason(error: Exception) -> str:

@@ -188,8 +188,6 @@ def _client(url: str, timeout: float) -> "redis.asyncio.Redis":
         "socket_connect_timeout": None,  # the time limit is GuardedStore's, for a call and for a probe
         "socket_timeout": None,
         "protocol": 2,
-        "lib_name": None,
-        "lib_version": None,
     }
     if url.startswith("redis+sentinel:"):
         return _sentinel(url, options)

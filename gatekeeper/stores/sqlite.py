@@ -12,6 +12,7 @@ time: whoever gets the lease of the round. Rows go in batches, so that writers g
 """
 
 import asyncio
+import errno
 import os
 import sqlite3
 import threading
@@ -128,6 +129,9 @@ class SqliteStore:
         if not self._read_only:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(self._path)
+            if not os.access(self._path, os.W_OK, effective_ids=True):
+                # SQLite would open it to read, and leave files beside it that stay read-only when this one is mended.
+                raise PermissionError(errno.EACCES, "cannot be written")
         db = _connect(self._path, read_only=self._read_only)
         try:
             if not self._read_only:

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: ASYNC110, ASYNC221 (what a test waits for happens in other processes)
+"""What happens to a store in real life, done to real ones: decisions go on, and the store comes back by itself."""
+
+import asyncio
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from gatekeeper.store import Hit, Store, StoreError
+from gatekeeper.stores import GuardedStore, MemoryStore, SqliteStore, guarded, open_store, origin
+from gatekeeper.stores import sqlite as sqlite_module
+from gatekeeper.stores.redis import RedisStore
+from tests.conftest import missing, require_program
+from tests.redis_server import RedisServer, free_port, redis_server
+
+HIT = [Hit("a", 600.0)]
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody wants to wait a second for each probe here."""
+    monkeypatch.setattr(guarded, "PAUSE", 0.02)
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_server("--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0") as server:
+        yield server
+
+
+@asynccontextmanager
+async def opened(url: str, limit: float = 0.1) -> AsyncIterator[GuardedStore]:
+    store = await open_store(url, timeout=limit)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def until_back(store: Store) -> list[int]:
+    """What the first hit that works again answers."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await store.hit(HIT)
+            except StoreError:
+                await asyncio.sleep(0.02)
+
+
+async def assert_gone(store: GuardedStore) -> None:
+    """Every call fails, and after the first one without asking the store."""
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.hit(HIT),
+        lambda: store.get("k"),
+        lambda: store.set("k", b"", 10),
+        lambda: store.unhit(HIT),
+        lambda: store.delete("k"),
+        store.born,
+    ]
+    with pytest.raises(StoreError):
+        await store.hit(HIT)
+    for call in calls:
+        with pytest.raises(StoreError, match="is gone"):
+            await call()
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return ["back" if "is back" in record.message else "gone" for record in caplog.records if "guarded" in record.name]
+
+
+async def test_a_redis_that_stops_is_missed_and_welcomed_back(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server.url) as store:
+        assert [1] == await store.hit(HIT)
+        secret = await store.secret()
+        server.stop()
+        await assert_gone(store)
+        await assert_gone(store)
+        assert secret == await store.secret()
+        server.start()
+        assert [1] == await until_back(store)
+    assert ["gone", "back"] == lines(caplog)
+
+
+async def test_a_redis_that_was_not_there_at_the_start_is_found_later(server: RedisServer) -> None:
+    server.stop()
+    async with opened(server.tcp_url) as store:
+        own = await store.secret()
+        server.start()
+        assert [1] == await until_back(store)
+        assert own != await store.secret()
+
+
+def sleep(server: RedisServer) -> object:
+    return server.admin.execute_command("DEBUG", "SLEEP", "1")
+
+
+async def test_a_redis_that_sleeps_costs_one_time_limit(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(server.url) as store:
+        await store.hit(HIT)
+        sleeping: list[asyncio.Task[object]] = []
+        while not store.gone:
+            if not sleeping or sleeping[-1].done():
+                sleeping.append(asyncio.create_task(asyncio.to_thread(sleep, server)))
+            await asyncio.gather(store.get("k"), return_exceptions=True)
+        assert "no answer in time" == store.gone
+        await assert_gone(store)
+        await asyncio.gather(*sleeping)
+        await until_back(store)
+        await store.set("k", b"right", 10)
+        assert b"right" == await store.get("k")  # no answer of a call that was given up comes to another
+    assert "gone" == lines(caplog)[0]
+    assert "back" == lines(caplog)[-1]
+
+
+async def test_a_cancelled_call_neither_breaks_the_store_nor_mixes_up_answers(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        for number in range(50):
+            call = asyncio.create_task(store.get("other"))
+            await asyncio.sleep(0.0002 * (number % 5))
+            call.cancel()
+            await store.set("k", str(number).encode(), 10)
+            assert str(number).encode() == await store.get("k")
+        assert not store.gone
+
+
+async def test_a_replica_that_cannot_be_written_is_gone_until_it_is_promoted(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server.url) as store:
+        await store.hit(HIT)
+        server.admin.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+        server.admin.config_set("replica-serve-stale-data", "yes")
+        with pytest.raises(StoreError, match="read only"):
+            await store.hit(HIT)
+        for _ in range(10):
+            await assert_gone(store)
+            await asyncio.sleep(0.01)
+        server.admin.execute_command("REPLICAOF", "NO", "ONE")
+        assert [2] == await until_back(store)
+    assert ["gone", "back"] == lines(caplog)
+
+
+async def test_a_redis_out_of_memory_counts_all_hits_or_none(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        await store.hit(HIT)
+        server.admin.config_set("maxmemory", "1")
+        with pytest.raises(StoreError, match="maxmemory"):
+            await store.hit([Hit("b", 600.0, 1, "m1"), *HIT])
+        await assert_gone(store)
+        server.admin.config_set("maxmemory", "0")
+        assert [2] == await until_back(store)
+        assert [1] == await store.hit([Hit("b", 600.0, 1, "m1")])
+
+
+async def test_a_full_redis_that_evicts_keeps_the_secret_and_the_day_of_birth(server: RedisServer) -> None:
+    server.admin.config_set("maxmemory-policy", "volatile-ttl")
+    async with opened(server.url) as store:
+        born, secret = await store.born(), await store.secret()
+        server.admin.config_set("maxmemory", str(server.admin.info("memory")["used_memory"] + 200_000))
+        for number in range(2000):
+            await asyncio.gather(store.set(f"k{number}", b"x" * 1000, 1000), return_exceptions=True)
+        assert server.admin.info("stats")["evicted_keys"] > 0
+    async with opened(server.url) as store:
+        assert (born, secret) == (await store.born(), await store.secret())
+
+
+async def test_an_emptied_redis_learns_again_under_the_same_secret(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        born, secret = await store.born(), await store.secret()
+        server.admin.flushall()
+        assert born < await store.born()
+        async with opened(server.url) as newcomer:
+            assert secret == await newcomer.secret()
+
+
+async def test_a_secret_that_a_newcomer_made_in_an_emptied_redis_is_taken_over(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin, "RECHECK", -1.0)
+    old = RedisStore(server.url)
+    known = await old.secret()
+    server.admin.flushall()
+    newcomer = RedisStore(server.url)
+    agreed = await newcomer.secret()
+    assert known != agreed
+    assert agreed == await old.secret()
+    for store in (old, newcomer):
+        await store.close()
+
+
+async def test_a_restarted_redis_has_no_scripts_and_does_not_mind(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        await store.hit(HIT)
+        server.admin.script_flush()
+        assert [2] == await store.hit(HIT)
+
+
+def fails_over(sentinel: RedisServer) -> bool:
+    """False while the sentinel does not yet know that the replica is good enough."""
+    try:
+        return bool(sentinel.admin.execute_command("SENTINEL", "FAILOVER", "relays"))
+    except redis.exceptions.ResponseError:
+        return False
+
+
+async def test_a_sentinel_tells_where_to_write_also_after_a_failover(server: RedisServer, tmp_path: Path) -> None:
+    with redis_server("--replicaof", f"127.0.0.1 {server.port}") as replica:
+        while replica.admin.info("replication")["master_link_status"] != "up":
+            await asyncio.sleep(0.05)
+        config = tmp_path / "sentinel.conf"
+        config.write_text(f"sentinel monitor relays 127.0.0.1 {server.port} 1\nsentinel resolve-hostnames no\n")
+        with redis_server(mode=(str(config), "--sentinel")) as sentinel:
+            while not sentinel.admin.execute_command("SENTINEL", "REPLICAS", "relays"):
+                await asyncio.sleep(0.05)
+            async with opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/relays/0", 2.0) as store:
+                assert [1] == await store.hit(HIT)
+                while not fails_over(sentinel):
+                    await asyncio.sleep(0.1)
+                while replica.admin.info("replication")["role"] != "master":
+                    await asyncio.sleep(0.05)
+                server.stop()
+                await until_back(store)
+                assert replica.admin.keys("*a/600.0")
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """A folder of its own, and no more rights than any user has: root may write what is read-only."""
+    folder = Path(tempfile.mkdtemp(prefix="gatekeeper-store-"))
+    if os.geteuid() != 0:
+        yield folder
+    else:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+async def test_a_file_that_another_process_has_locked_costs_little(tmp_path: Path) -> None:
+    async with opened(f"sqlite:{tmp_path}/state.db") as store:
+        await store.hit(HIT)
+        other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            await store.hit(HIT)
+        await assert_gone(store)
+        other.execute("ROLLBACK")
+        other.close()
+        assert [2] == await until_back(store)
+
+
+async def test_a_read_only_file_is_gone_until_it_can_be_written() -> None:
+    with unprivileged() as folder:
+        path = folder / "state.db"
+        async with opened(f"sqlite:{path}") as store:
+            await store.hit(HIT)
+        path.chmod(0o400)
+        async with opened(f"sqlite:{path}") as store:
+            await assert_gone(store)
+            path.chmod(0o600)
+            assert [2] == await until_back(store)
+
+
+async def test_a_folder_that_cannot_be_made_is_gone_until_it_is_there() -> None:
+    with unprivileged() as folder:
+        folder.chmod(0o500)
+        async with opened(f"sqlite:{folder}/new/state.db") as store:
+            await assert_gone(store)
+            folder.chmod(0o700)
+            assert [1] == await until_back(store)
+
+
+async def test_a_full_disk_counts_all_hits_or_none(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        missing("mounting a small tmpfs needs root")
+    mount, umount = (require_program(name, "mount") for name in ("mount", "umount"))
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=False).returncode:
+        missing("this machine does not let root mount a tmpfs")
+    try:
+        async with opened(f"sqlite:{tmp_path}/state.db") as store:
+            await store.hit(HIT)
+            for number in range(300):
+                await asyncio.gather(store.set(f"k{number}", bytes(10_000), 1000), return_exceptions=True)
+            assert "full" in store.gone
+            await assert_gone(store)
+            subprocess.run([mount, "-o", "remount,size=20m", tmp_path], check=True)
+            assert [2] == await until_back(store)
+    finally:
+        subprocess.run([umount, tmp_path], check=True)
+
+
+async def test_a_damaged_file_is_left_for_a_person_and_replaced_when_moved_away(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(b"not a database, but somebody may want it " * 100)
+    async with opened(f"sqlite:{path}") as store:
+        await assert_gone(store)
+        assert "not a database" in store.gone
+        path.rename(tmp_path / "damaged")
+        assert [1] == await until_back(store)
+
+
+async def test_a_file_deleted_while_we_run_is_begun_anew_with_the_same_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "MAINTENANCE", 0.02)
+    path = tmp_path / "state.db"
+    async with opened(f"sqlite:{path}") as store:
+        born, secret = await store.born(), await store.secret()
+        for name in os.listdir(tmp_path):
+            os.unlink(tmp_path / name)
+        while born == await store.born():
+            await asyncio.sleep(0.02)
+        assert path.exists()
+        assert secret == await SqliteStore(path).secret()
+
+
+async def test_what_has_expired_is_swept_away_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_module, "MAINTENANCE", 0.02)
+    monkeypatch.setattr(sqlite_module, "BATCH", 7)
+    path, now = tmp_path / "state.db", 1000.0
+    store = SqliteStore(path, lambda: now)
+    for number in range(50):
+        await store.set(f"k{number}", b"", 10)
+        await store.hit([Hit(f"k{number}", 10.0, 1, "once")])
+    await store.set("stays", b"", 1000)
+    now += 100
+    db = sqlite3.connect(path)
+    while db.execute("SELECT count(*) FROM counted").fetchone() != (0,):
+        await asyncio.sleep(0.02)
+    assert [("stays",)] == db.execute("SELECT key FROM kept WHERE key != 'maintenance'").fetchall()
+    assert (0,) == db.execute("SELECT count(*) FROM token").fetchone()
+    db.close()
+    await store.close()
+
+
+async def test_the_file_and_those_beside_it_are_for_its_owner_alone(tmp_path: Path) -> None:
+    async with opened(f"sqlite:{tmp_path}/state/state.db") as store:
+        await store.hit(HIT)
+        modes = {entry.name: entry.stat().st_mode & 0o777 for entry in os.scandir(tmp_path / "state")}
+    assert {"state.db": 0o600, "state.db-wal": 0o600, "state.db-shm": 0o600} == modes
+    assert 0o700 == os.stat(tmp_path / "state").st_mode & 0o777
+
+
+class Broken(MemoryStore):
+    """A back end with a bug."""
+
+    async def get(self, key: str) -> bytes | None:
+        raise KeyError("a line\r\nof somebody else")
+
+
+async def test_whatever_goes_wrong_is_a_store_error_and_one_clean_line(caplog: pytest.LogCaptureFixture) -> None:
+    store = GuardedStore(Broken(), name="memory:")
+    with pytest.raises(StoreError):
+        await store.get("k")
+    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert "\n" not in record.getMessage()
+    await store.close()

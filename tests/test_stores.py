@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The contract of store.py, on every back end."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gatekeeper.store import Hit, Keys, Store
+from gatekeeper.stores import MemoryStore, ReadOnlyStore, SqliteStore, describe, open_store
+from gatekeeper.stores.redis import RedisStore
+from tests.redis_server import RedisServer, redis_server
+
+MINUTE = 60.0
+WORKER = """
+import asyncio, sys
+from gatekeeper.store import Hit, StoreError
+from gatekeeper.stores import SqliteStore, open_store
+
+async def main(url, worker):
+    store = await open_store(url, timeout=5)
+    print("secret", (await store.secret()).hex(), await store.born(), store.gone)
+    for number in range(60):
+        while True:
+            try:
+                print("sum", *await store.hit([Hit("a", 600.0), Hit("b", 600.0, 2), Hit("c", 600.0, 1, f"m{number}")]))
+                break
+            except StoreError:
+                await asyncio.sleep(0.05)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "redis-tcp", "readonly"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, time: Time) -> AsyncIterator[Store]:
+    store: Store
+    if request.param == "memory":
+        store = MemoryStore(time)
+    elif request.param == "sqlite":
+        store = SqliteStore(tmp_path / "state" / "state.db", time)
+    elif request.param == "readonly":
+        store = ReadOnlyStore(MemoryStore(time), time)
+    else:
+        server: RedisServer = request.getfixturevalue("server")
+        server.admin.flushall()
+        store = RedisStore(server.url if request.param == "redis" else server.tcp_url, time)
+    yield store
+    await store.close()
+
+
+async def test_a_value_is_kept_until_it_expires(store: Store, time: Time) -> None:
+    assert await store.get("k") is None
+    assert await store.set("k", b"\x00 v\xff", 10)
+    time.now += 9.9
+    assert b"\x00 v\xff" == await store.get("k")
+    time.now += 0.2
+    assert await store.get("k") is None
+
+
+async def test_a_value_is_replaced_unless_only_a_missing_one_is_wanted(store: Store, time: Time) -> None:
+    assert await store.set("k", b"1", 10, absent=True)
+    assert not await store.set("k", b"2", 10, absent=True)
+    assert b"1" == await store.get("k")
+    assert await store.set("k", b"3", 20)
+    assert b"3" == await store.get("k")
+    time.now += 21
+    assert await store.set("k", b"4", 10, absent=True)
+    assert b"4" == await store.get("k")
+
+
+async def test_a_deleted_value_is_gone_and_can_be_set_again(store: Store) -> None:
+    await store.delete("k")
+    await store.set("k", b"1", 10)
+    await store.delete("k")
+    assert await store.get("k") is None
+    assert await store.set("k", b"2", 10, absent=True)
+    assert b"2" == await store.get("k")
+
+
+async def test_hits_are_summed_by_key_and_window(store: Store) -> None:
+    assert [1, 5, 1] == await store.hit([Hit("a", MINUTE), Hit("b", MINUTE, 5), Hit("a", 3600)])
+    assert [2, 7, 3] == await store.hit([Hit("a", MINUTE), Hit("b", MINUTE, 2), Hit("a", 3600, 2)])
+    assert [3, 4] == await store.hit([Hit("a", MINUTE), Hit("a", MINUTE)])
+
+
+async def test_no_hits_are_no_sums(store: Store) -> None:
+    assert [] == await store.hit([])
+    await store.unhit([])
+
+
+async def test_an_amount_of_zero_asks_without_counting(store: Store) -> None:
+    await store.hit([Hit("a", MINUTE, 3)])
+    assert [3, 0] == await store.hit([Hit("a", MINUTE, 0, "m1"), Hit("b", MINUTE, 0)])
+    assert [4] == await store.hit([Hit("a", MINUTE, 1, "m1")])
+
+
+@pytest.mark.parametrize("window", [1.0, MINUTE, 86400.0, 1_000_000.5])
+async def test_an_event_counts_for_its_window_and_hardly_longer(store: Store, time: Time, window: float) -> None:
+    await store.hit([Hit("a", window)])
+    time.now += window * 0.999
+    assert [1] == await store.hit([Hit("a", window, 0)])
+    time.now += window * (0.001 + 1.01 / 60)
+    assert [0] == await store.hit([Hit("a", window, 0)])
+
+
+async def test_the_window_slides(store: Store, time: Time) -> None:
+    sums = []
+    for _ in range(12):
+        sums += await store.hit([Hit("a", MINUTE)])
+        time.now += 10
+    assert [1, 2, 3, 4, 5, 6, 7, 7, 7, 7, 7, 7] == sums
+
+
+async def test_a_token_counts_a_single_time_while_the_window_lasts(store: Store, time: Time) -> None:
+    message = [Hit("a", MINUTE, 2, "m1"), Hit("a", 3600, 1, "m1")]
+    assert [2, 1] == await store.hit(message)
+    time.now += 59
+    assert [2, 1] == await store.hit(message)
+    assert [4] == await store.hit([Hit("a", MINUTE, 2, "m2")])
+    time.now += 3
+    assert [4, 1] == await store.hit(message)
+
+
+async def test_what_is_given_back_does_not_count(store: Store, time: Time) -> None:
+    await store.hit([Hit("a", MINUTE, 3), Hit("b", MINUTE, 2, "m1")])
+    time.now += 5
+    await store.hit([Hit("a", MINUTE, 1)])
+    await store.unhit([Hit("a", MINUTE, 2), Hit("b", MINUTE, 2, "m1")])
+    assert [2, 0] == await store.hit([Hit("a", MINUTE, 0), Hit("b", MINUTE, 0)])
+    assert [2] == await store.hit([Hit("b", MINUTE, 2, "m1")])
+
+
+async def test_never_more_is_given_back_than_was_counted(store: Store) -> None:
+    await store.hit([Hit("a", MINUTE, 1), Hit("b", MINUTE, 1, "m1")])
+    await store.unhit([Hit("a", MINUTE, 5), Hit("b", MINUTE, 1, "m2"), Hit("c", MINUTE)])
+    await store.unhit([Hit("b", MINUTE, 1, "m1"), Hit("b", MINUTE, 1, "m1")])
+    assert [1, 1, 1] == await store.hit([Hit("a", MINUTE), Hit("b", MINUTE), Hit("c", MINUTE)])
+
+
+async def test_what_a_wrong_clock_counted_in_the_future_does_not_count(store: Store, time: Time) -> None:
+    time.now += 1e6
+    await store.hit([Hit("a", MINUTE, 5, "m1")])
+    time.now -= 1e6
+    assert [1] == await store.hit([Hit("a", MINUTE, 1, "m1")])
+
+
+async def test_the_day_of_birth_and_the_secret_stay(store: Store, time: Time) -> None:
+    born, secret = await store.born(), await store.secret()
+    time.now += 1e8
+    assert (born, secret) == (await store.born(), await store.secret())
+    assert 32 == len(secret)
+    assert time.now - 1e8 == pytest.approx(born)
+
+
+class Model:
+    """What a window of 60 seconds means, said with a list of events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, int]] = []
+
+    def hit(self, now: int, amount: int) -> int:
+        self.events.append((now, amount))
+        return sum(amount for when, amount in self.events if when >= now - 60)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=20))
+def test_sums_are_those_of_a_list_of_events(server: RedisServer, steps: list[tuple[int, int]]) -> None:
+    async def play() -> None:
+        time, model = Time(), Model()
+        server.admin.flushall()
+        with TemporaryDirectory() as folder:
+            stores: list[Store] = [
+                MemoryStore(time),
+                SqliteStore(Path(folder) / "state.db", time),
+                RedisStore(server.url, time),
+            ]
+            await compare(stores, time, model)
+
+    async def compare(stores: list[Store], time: Time, model: Model) -> None:
+        for wait, amount in steps:
+            time.now += wait
+            expected = model.hit(int(time.now), amount)
+            assert [[expected]] * len(stores) == [await store.hit([Hit("a", MINUTE, amount)]) for store in stores]
+        for store in stores:
+            await store.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_processes_that_share_a_store_count_exactly(kind: str, server: RedisServer, tmp_path: Path) -> None:
+    server.admin.flushall()
+    url = server.url if kind == "redis" else f"sqlite:{tmp_path}/state/state.db"
+    workers = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, url, str(n), stdout=-1) for n in range(4)
+    ]
+    lines = [line for worker in workers for line in (await worker.communicate())[0].decode().splitlines()]
+    sums = sorted(tuple(map(int, line.split()[1:])) for line in lines if line.startswith("sum"))
+    assert [0] * 4 == [worker.returncode for worker in workers]
+    assert list(range(1, 241)) == [a for a, _, _ in sums]
+    assert list(range(2, 482, 2)) == [b for _, b, _ in sums]
+    assert 60 == max(c for _, _, c in sums)
+    assert 1 == len({line for line in lines if line.startswith("secret")})
+
+
+async def test_a_read_only_store_answers_as_if_and_leaves_no_trace(time: Time) -> None:
+    inner = MemoryStore(time)
+    await inner.set("old", b"1", 100)
+    await inner.hit([Hit("a", MINUTE, 4)])
+    store = ReadOnlyStore(inner, time)
+    assert not await store.set("old", b"2", 10, absent=True)
+    assert await store.set("new", b"2", 10, absent=True)
+    await store.delete("old")
+    assert [5] == await store.hit([Hit("a", MINUTE)])
+    assert (None, b"2") == (await store.get("old"), await store.get("new"))
+    assert (b"1", None) == (await inner.get("old"), await inner.get("new"))
+    assert [4] == await inner.hit([Hit("a", MINUTE, 0)])
+
+
+async def test_reading_only_creates_no_file(tmp_path: Path) -> None:
+    store = await open_store(f"sqlite:{tmp_path}/state/state.db", read_only=True)
+    assert [1] == await store.hit([Hit("a", MINUTE)])
+    assert await store.born()
+    await store.close()
+    assert [] == os.listdir(tmp_path)
+
+
+async def test_reading_only_sees_what_a_running_service_wrote(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path}/state/state.db"
+    service = await open_store(url)
+    await service.hit([Hit("a", MINUTE, 4)])
+    store = await open_store(url, read_only=True)
+    assert [5] == await store.hit([Hit("a", MINUTE)])
+    assert await service.secret() == await store.secret()
+    assert [5] == await service.hit([Hit("a", MINUTE)])
+    for each in (store, service):
+        await each.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "/var/lib/state.db",
+        "sqlite:",
+        "sqlite:state.db",
+        "memory:x",
+        "mysql://h/d",
+        "redis://h:port/0",
+        "redis://h/0?nonsense=1",
+        "redis+cluster://h:1",
+        "redis+sentinel://h:1",
+        "redis+sentinel://h:x/s",
+    ],
+)
+async def test_a_url_that_cannot_be_used_is_refused_with_what_is_allowed(url: str) -> None:
+    with pytest.raises(ValueError, match="allowed are sqlite:/absolute/path"):
+        await open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://user:hunter2@h:1/0?password=hunter2", "redis://h:1/0"),
+        ("redis+sentinel://:hunter2@h:1,i:2/s/0", "redis+sentinel://h:1,i:2/s/0"),
+        ("sqlite:/a/b", "sqlite:/a/b"),
+        ("unix:///run/r.sock?password=hunter2", "unix:///run/r.sock"),
+    ],
+)
+def test_a_password_is_never_shown(url: str, expected: str) -> None:
+    assert expected == describe(url)
+
+
+@given(st.lists(st.text()), st.lists(st.text()))
+def test_different_parts_make_different_keys(one: list[str], other: list[str]) -> None:
+    keys = Keys(b"k" * 32)
+    assert (one == other) == (keys("kind", *one) == keys("kind", *other))
