@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Postfix's words that look at nothing but who asks, and warn_if_reject."""
+
+from dataclasses import replace
+
+import pytest
+
+from gatekeeper.request import Stage
+from gatekeeper.verdict import PASS, Outcome
+from tests.checking import World, rcpt, reply
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("permit", ""),
+        ("reject", "554 5.7.1"),
+        ("defer", "450 4.3.2"),
+        ("defer_if_permit", "450 4.7.0"),
+        ("defer_if_reject", "450 4.7.0"),
+        ("reject_plaintext_session", "450 4.7.1"),
+    ],
+)
+async def test_the_codes_are_those_of_postfix(word: str, code: str) -> None:
+    assert code == await reply(word, rcpt())
+
+
+async def test_mynetworks_and_logins_are_permitted() -> None:
+    words = "permit_mynetworks, permit_sasl_authenticated, reject"
+    assert "" == await reply(words, rcpt(address="10.1.2.3"))
+    assert "" == await reply(words, rcpt(sasl_user="alice"))
+    assert "554 5.7.1" == await reply(words, rcpt())
+
+
+async def test_an_ipv4_client_that_came_over_ipv6_is_still_in_mynetworks() -> None:
+    assert "" == await reply("permit_mynetworks, reject", rcpt(address="::ffff:10.1.2.3"))
+
+
+async def test_encryption_satisfies_reject_plaintext_session() -> None:
+    assert "" == await reply("reject_plaintext_session", replace(rcpt(), encryption_protocol="TLSv1.3"))
+
+
+async def test_a_bounce_to_many_is_refused_once_all_recipients_are_known() -> None:
+    world = World("reject_multi_recipient_bounce")
+    context = replace(rcpt(sender=""), recipient_count=2)
+    assert PASS == await world.verdict(context)
+    [check] = world.checks
+    verdict = await check.check(replace(context, stage=Stage.DATA), None)  # type: ignore[arg-type]  # looks at nothing
+    assert "550 5.5.3" == f"{verdict.code} {verdict.enhanced}"
+
+
+async def test_warn_if_reject_writes_a_refusal_down_and_lets_it_pass() -> None:
+    decision = await World("warn_if_reject reject_non_fqdn_helo_hostname").decide(rcpt(helo="localhost"))
+    [step] = decision.steps
+    assert (PASS, "warn_if_reject.helo.non_fqdn") == (decision.verdict, step.verdict.reason)
+    assert "would refuse" == step.notes[-1].what
+
+
+async def test_warn_if_reject_holds_for_one_restriction() -> None:
+    assert "554 5.7.1" == await reply("warn_if_reject reject, reject", rcpt())
+
+
+async def test_warn_if_reject_turns_a_soft_failure_into_a_note_too() -> None:
+    assert "" == await reply("warn_if_reject defer_if_permit", rcpt())
+
+
+async def test_a_permit_behind_warn_if_reject_still_permits() -> None:
+    assert "" == await reply("warn_if_reject permit, reject", rcpt())
+
+
+async def test_a_defer_if_reject_behind_warn_if_reject_still_tempers() -> None:
+    decision = await World("warn_if_reject defer_if_reject, reject").decide(rcpt())
+    assert (Outcome.DEFER_IF_REJECT, "450") == (decision.verdict.outcome, decision.verdict.code)

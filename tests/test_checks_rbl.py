@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Postfix's words for DNS lists: what is asked, what is skipped, and what trouble does."""
+
+import pytest
+
+from tests.checking import World, rcpt, reply
+
+ZONE = r"""
+1.2.0.192.bl.example A 127.0.0.2
+1.2.0.192.bl.example TXT "Listed, see" " https://bl.example/192.0.2.1"
+2.2.0.192.bl.example A 127.0.0.10
+3.2.0.192.bl.example A 127.255.255.254
+4.2.0.192.bl.example A 203.0.113.7
+5.2.0.192.bl.example A !SERVFAIL
+6.2.0.192.bl.example A 127.0.0.2
+6.2.0.192.bl.example TXT !SERVFAIL
+1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.bl.example A 127.0.0.2
+bad.example.dbl.example A 127.0.1.2
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "list", "code"),
+    [
+        ("192.0.2.1", "bl.example", "554 5.7.1"),
+        ("2001:db8::1", "bl.example", "554 5.7.1"),
+        ("192.0.2.1", "bl.example=127.0.0.2", "554 5.7.1"),
+        ("192.0.2.1", "bl.example=127.0.0.[3..11]", ""),
+        ("192.0.2.2", "bl.example=127.0.0.[2;4..11]", "554 5.7.1"),
+        ("192.0.2.3", "bl.example", ""),  # the operator's error
+        ("192.0.2.3", "bl.example=127.[0..255].[0..255].[0..255]", ""),
+        ("192.0.2.4", "bl.example", ""),  # a parked zone
+        ("192.0.2.5", "bl.example", ""),  # trouble
+        ("192.0.2.6", "bl.example", "554 5.7.1"),  # listed, with no text to be had
+        ("192.0.2.9", "bl.example", ""),
+        ("unknown", "bl.example", ""),
+    ],
+)
+async def test_reject_rbl_client(address: str, list: str, code: str) -> None:
+    assert code == await reply(f"reject_rbl_client {list}", rcpt(address=address), ZONE)
+
+
+async def test_the_reply_is_postfix_s_with_the_list_s_own_words() -> None:
+    verdict = await World("reject_rbl_client bl.example=127.0.0.2", ZONE).verdict(rcpt())
+    expected = "Service unavailable; Client host [192.0.2.1] blocked using bl.example; Listed, see https://bl.example/192.0.2.1"
+    assert expected == verdict.text
+
+
+@pytest.mark.parametrize(
+    ("word", "request_"),
+    [
+        ("reject_rhsbl_client", rcpt(name="bad.example")),
+        ("reject_rhsbl_reverse_client", rcpt(reverse_name="bad.example")),
+        ("reject_rhsbl_helo", rcpt(helo="BAD.example")),
+        ("reject_rhsbl_sender", rcpt(sender="user@bad.example")),
+        ("reject_rhsbl_recipient", rcpt(recipient="user@bad.example")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_rhsbl_asks_for_the_domain(word: str, request_: object) -> None:
+    assert "554 5.7.1" == await reply(f"{word} dbl.example", request_, ZONE)  # type: ignore[arg-type]  # a Request
+
+
+@pytest.mark.parametrize("helo", ["192.0.2.1", "[192.0.2.1]", "host.123", "", "unknown", "bad..example"])
+async def test_rhsbl_asks_for_no_numbers_and_no_nonsense(helo: str) -> None:
+    decision = await World("reject_rhsbl_helo dbl.example", "*.dbl.example A 127.0.0.2").decide(rcpt(helo=helo))
+    assert ((), ()) == (decision.reasons, decision.steps[0].notes)
+
+
+async def test_an_allow_list_permits_for_our_domains_only() -> None:
+    words = "permit_dnswl_client bl.example, reject"
+    assert "" == await reply(words, rcpt(), ZONE)
+    assert "554 5.7.1" == await reply(words, rcpt(recipient="user@elsewhere.example"), ZONE)
+    assert "554 5.7.1" == await reply(words, rcpt(address="192.0.2.9"), ZONE)
+
+
+async def test_a_failing_allow_list_makes_a_later_5xx_temporary() -> None:
+    assert "450 4.7.1" == await reply("permit_dnswl_client bl.example, reject", rcpt(address="192.0.2.5"), ZONE)
+
+
+async def test_an_allow_list_of_names_permits() -> None:
+    assert "" == await reply("permit_rhswl_client dbl.example, reject", rcpt(name="bad.example"), ZONE)
