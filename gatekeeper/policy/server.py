@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Policy sockets on asyncio: bytes in, protocol.py's requests to the app, answers out, strictly in order.
+
+Rules: one connection carries many requests; an answer is on its way before its side effects run; a broken frame
+closes its own connection and nothing else; whatever goes wrong in a decision is answered DUNNO and logged, because
+Postfix takes silence for a broken service. An idle connection costs its buffers, no task and no timer. Knows no checks.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, cast
+
+from gatekeeper.log import decision_line
+from gatekeeper.pipeline import Context
+from gatekeeper.policy.protocol import (
+    DUNNO,
+    MAX_REQUEST,
+    NotUnderstood,
+    ProtocolError,
+    RequestParser,
+    encode_answer,
+    to_request,
+)
+from gatekeeper.request import Request
+from gatekeeper.verdict import Decision
+
+logger = logging.getLogger(__name__)
+
+BUDGET = 20.0
+"""Seconds for one decision; well below the 100 s after which Postfix gives up (`smtpd_policy_service_timeout`)."""
+
+_PAUSE = 0.2
+"""Seconds without accepting after an accident such as too many open files: the listener would wake us at once."""
+
+
+class Decider(Protocol):
+    """What is asked: gatekeeper.app.App."""
+
+    async def decide(self, request: Request) -> tuple[Decision, Context]:
+        """The decision, and the context whose side effects are to be settled after the answer."""
+        ...
+
+
+class PolicyServer:
+    """Serves policy connections with the decisions of `app`; `budget` is in seconds."""
+
+    def __init__(self, app: Decider, *, budget: float = BUDGET) -> None:
+        self._app = app
+        self._budget = budget
+        self._listeners: list[socket.socket] = []
+        self._connections: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._changed = asyncio.Event()
+
+    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept on `listeners` (listening, non-blocking, the caller's to close) from now on; returns at once."""
+        self._listeners.extend(listeners)
+        for listener in listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    async def drain(self, timeout: float, *, keep_idle: bool = False) -> None:  # noqa: ASYNC109 (how long peers have)
+        """Stop accepting, and return when the last connection has gone, at the latest after `timeout` seconds.
+
+        A connection is closed when its current request is answered, an idle one at once: that costs its smtpd 1 s
+        (smtpd_policy_service_retry_delay), which is less than a service that is away for long. With `keep_idle`, for a
+        worker whose successor already accepts, connections are served until their peers close them or time is up.
+        """
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+        self._listeners.clear()
+        if not keep_idle:
+            self._closing = True
+            for connection in tuple(self._connections):
+                connection.finish()
+        try:
+            async with asyncio.timeout(timeout):
+                while self._connections or self._tasks:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            logger.warning("%d policy connections are cut off after %g s of draining", len(self._connections), timeout)
+            for connection in tuple(self._connections):
+                connection.finish(abort=True)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept one connection only: more workers wait on the same socket, and what one takes it keeps for long."""
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another worker was faster, or the peer has thought better of it
+        except OSError as error:
+            logger.error("cannot accept a policy connection: %s", error)  # noqa: TRY400 (a full table, not a bug)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(_PAUSE, self._resume, listener)
+            return
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._start(self._connect(sock))
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        connection = _Connection(self)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+        except OSError:
+            sock.close()
+        if self._closing:
+            connection.finish()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._changed.set()
+
+    async def _answer(self, attributes: dict[str, str], send: Callable[[bytes], None]) -> None:
+        """Answer one request, then run its side effects. Never raises."""
+        try:
+            request = to_request(attributes)
+        except NotUnderstood as odd:
+            logger.warning("a policy request that is not understood is answered DUNNO: %s", odd)
+            send(DUNNO)
+            return
+        answer = DUNNO
+        try:
+            async with asyncio.timeout(self._budget) as limit:
+                decision, context = await self._app.decide(request)
+            answer = encode_answer(decision.verdict)
+        except Exception:
+            if limit.expired():
+                logger.error("no decision within %g s, answered DUNNO: instance %r", self._budget, request.instance)  # noqa: TRY400 (nothing broke)
+            else:
+                logger.exception("no decision, answered DUNNO: instance %r", request.instance)
+            return
+        finally:
+            send(answer)
+        # uvloop writes at the end of its round: without this one, side effects on an inline store would come first.
+        await asyncio.sleep(0)
+        try:
+            logger.info("%s", decision_line(decision, "policy"))
+            await context.settle(decision)
+        except Exception:
+            logger.exception("after the answer: instance %r", request.instance)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection of Postfix."""
+
+    __slots__ = ("_busy", "_finishing", "_parser", "_paused", "_server", "_transport")
+
+    def __init__(self, server: PolicyServer) -> None:
+        self._server = server
+        self._parser = RequestParser()
+        self._transport: asyncio.Transport | None = None
+        self._busy = False
+        self._paused = False
+        self._finishing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._server._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._server._connections.discard(self)
+        self._server._changed.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
+        if not self._busy:
+            if (attributes := self._next()) is not None:
+                self._busy = True
+                self._server._start(self._work(attributes))
+        elif self._parser.pending > MAX_REQUEST and self._transport and not self._paused:
+            # Who sends on without waiting for answers waits until those have been given.
+            self._paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """What was asked is answered even to a peer that has said its last word."""
+        self._finishing = True
+        return self._busy
+
+    def pause_writing(self) -> None:
+        logger.warning("a policy client that does not read its answers is cut off")
+        self.finish(abort=True)
+
+    def finish(self, *, abort: bool = False) -> None:
+        """Close the connection as soon as the requests that have come are answered; with `abort` at once."""
+        self._finishing = True
+        if self._transport is not None and abort:
+            self._transport.abort()
+        elif self._transport is not None and not self._busy:
+            self._transport.close()
+
+    def _next(self) -> dict[str, str] | None:
+        """The next request if it is complete. After a broken frame there is none."""
+        try:
+            return self._parser.next()
+        except ProtocolError as error:
+            logger.warning("a policy connection is closed without an answer: %s", error)
+            self.finish()
+            return None
+
+    async def _work(self, attributes: dict[str, str] | None) -> None:
+        while attributes is not None:
+            await self._server._answer(attributes, self._send)
+            attributes = self._next()
+        self._busy = False
+        if self._finishing:
+            self.finish()
+        elif self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _send(self, answer: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(answer)
