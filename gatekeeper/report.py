@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the milter does with one message, outside any milter: `verify`, `sign` and `explain --message`.
+
+The milter's own Session is fed with the message, so that what is shown is what would happen; the findings behind it
+are asked from the same facts. A file with bare LF line ends is taken as the same mail with CRLF, as Postfix sends it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from gatekeeper.app import App
+from gatekeeper.auth.dkim import Dkim, DkimVerifier
+from gatekeeper.auth.dmarc import Dmarc
+from gatekeeper.auth.iprev import Iprev
+from gatekeeper.auth.results import authentication_results
+from gatekeeper.auth.spf import Spf
+from gatekeeper.message import Header, crlf, parse
+from gatekeeper.milter.edits import Edits
+from gatekeeper.milter.session import Session
+from gatekeeper.request import Request, Stage
+from gatekeeper.signing.policy import SigningChoice
+from gatekeeper.verdict import printable
+
+_OURS = Request(stage=Stage.END_OF_MESSAGE)
+_SUBMISSION = "ORIGINATING"
+"""The daemon name by which a milter knows outbound mail (`milter_macro_daemon_name`)."""
+_CHUNK = 65535
+"""How much of a body a milter is given at a time (MILTER_CHUNK_SIZE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A message, read from a file."""
+
+    headers: list[Header]
+    body: bytes
+
+    @classmethod
+    def read(cls, raw: bytes) -> "Mail":
+        """The message in `raw`, whatever its line ends."""
+        return cls(*parse(crlf(raw)))
+
+    def return_path(self) -> str | None:
+        """The envelope sender that the final delivery wrote down (RFC 5321 section 4.4); None if it did not."""
+        for field in self.headers:
+            if field.name.lower() == b"return-path":
+                match = re.search(rb"<([^<>\s]*)>", field.value)
+                return match[1].decode("utf-8", "surrogateescape") if match else None
+        return None
+
+    def edited(self, edits: Edits) -> bytes:
+        """The message as Postfix writes it after `edits`."""
+        headers = list(self.headers)
+        for removal in edits.removals:
+            places = [i for i, field in enumerate(headers) if field.name.lower() == removal.name.lower().encode()]
+            del headers[places[removal.index - 1]]
+        added = [Header(i.name.encode(), i.value.replace("\n", "\r\n").encode()) for i in reversed(edits.insertions)]
+        return b"".join(field.line + b"\r\n" for field in [*added, *headers]) + b"\r\n" + self.body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What authentication found, and the field that says so."""
+
+    iprev: Iprev
+    spf: Spf
+    helo_spf: Spf
+    dkim: tuple[Dkim, ...]
+    dmarc: Dmarc
+    field: Header
+
+
+async def verify(app: App, request: Request, mail: Mail) -> Findings:
+    """Everything that the milter would find out about `mail`."""
+    facts = app.facts(request)
+    verifier = DkimVerifier(mail.headers, now=app.clock())
+    facts.add_message(mail.headers, verifier)
+    verifier.update(mail.body)
+    try:
+        return Findings(
+            iprev=await facts.iprev(),
+            spf=await facts.spf(),
+            helo_spf=await facts.helo_spf(),
+            dkim=await facts.dkim(),
+            dmarc=await facts.dmarc(),
+            field=await authentication_results(app.site.authserv_id, facts),
+        )
+    finally:
+        facts.close()
+
+
+async def play(app: App, request: Request, mail: Mail, *, daemon_name: str = "") -> Edits:
+    """What the milter would do to `mail`."""
+    session = Session(app)
+    client = request.client
+    session.connect(client.name, str(client.address or ""), client.port, daemon_name=daemon_name)
+    session.helo(request.helo or "")
+    _discard(session.mail(f"<{request.sender or ''}>", sasl_user=request.sasl_user, sasl_method=request.sasl_method))
+    session.rcpt(f"<{request.recipient or ''}>")
+    for field in mail.headers:
+        session.header(field.name, field.value)
+    _discard(session.end_of_header())
+    for start in range(0, len(mail.body), _CHUNK):
+        session.body(mail.body[start : start + _CHUNK])
+    return await session.end_of_message()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the milter makes of one message: `findings` if it judges it, `choice` if it is ours, and its edits."""
+
+    findings: Findings | None
+    choice: SigningChoice
+    edits: Edits
+
+
+async def explain(app: App, request: Request, mail: Mail) -> Told:
+    """Sign or judge, with the reasons."""
+    choice = app.plan.signing.choose(request, mail.headers)
+    findings = None if choice.origin else await verify(app, request, mail)
+    return Told(findings, choice, await play(app, request, mail))
+
+
+async def sign(app: App, mail: Mail) -> tuple[bytes, str]:
+    """`mail` as it would leave if a submission service handed it in, and why it is signed or not."""
+    choice = app.plan.signing.choose(_OURS, mail.headers, daemon_name=_SUBMISSION)
+    edits = await play(app, _OURS, mail, daemon_name=_SUBMISSION)
+    return mail.edited(edits), "; ".join([choice.reason, *(f"{note.what}: {note.found}" for note in choice.notes)])
+
+
+def _discard(early: Any) -> None:
+    """Work that may start early, and need not."""
+    if early is not None:
+        early.close()
+
+
+def sentences(findings: Findings) -> Iterator[str]:
+    """The findings, line by line, for a person, and the field that says them."""
+    yield from _found(findings)
+    yield ""
+    yield "The milter would add:"
+    yield from field_lines(findings.field)
+
+
+def _found(findings: Findings) -> Iterator[str]:
+    iprev, spf, helo, dmarc = findings.iprev, findings.spf, findings.helo_spf, findings.dmarc
+    yield _line("iprev", iprev.result, iprev.address or "no client address", iprev.name or iprev.reverse, iprev.reason)
+    yield _line("SPF", spf.result, f"{spf.identity} {spf.domain}".strip(), spf.reason, spf.explanation)
+    if spf.identity != "helo":
+        yield _line("SPF", helo.result, f"helo {helo.domain}".strip(), helo.reason)
+    for dkim in findings.dkim:
+        key = f"{dkim.algorithm}, {dkim.key_bits} bits" if dkim.key_bits else dkim.algorithm
+        who = f"d={dkim.domain} s={dkim.selector}" if dkim.domain else ""
+        yield _line("DKIM", dkim.result, who, key, dkim.reason)
+    yield _line(
+        "DMARC", dmarc.result, dmarc.domain, f"policy {dmarc.policy}" if dmarc.record_domain else "", dmarc.reason
+    )
+
+
+def field_lines(field: Header) -> Iterator[str]:
+    """A header field as lines that are safe to print."""
+    yield from (printable(line.replace("\t", "    ")) for line in field.line.decode("latin-1").split("\r\n"))
+
+
+def _line(method: str, result: StrEnum, *details: str) -> str:
+    said = "; ".join(printable(detail) for detail in details if detail)
+    return f"{method:6} {result:9} {said}".rstrip()
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """The findings for a program."""
+    return {
+        "iprev": asdict(findings.iprev),
+        "spf": asdict(findings.spf),
+        "helo_spf": asdict(findings.helo_spf),
+        "dkim": [asdict(dkim) for dkim in findings.dkim],
+        "dmarc": asdict(findings.dmarc),
+        "header": "\n".join(field_lines(findings.field)),
+    }
+
+
+def told_sentences(told: Told) -> Iterator[str]:
+    """What the milter makes of the message, line by line, for a person."""
+    yield ""
+    yield "The message"
+    if told.findings is not None:
+        yield from (f"  {line}" for line in _found(told.findings))
+    for note in told.choice.notes:
+        yield f"  {note.what}: {printable(note.found)}"
+    yield f"  ({told.choice.reason})"
+    yield ""
+    yield from changes(told.edits)
+
+
+def told_json(told: Told) -> dict[str, Any]:
+    """What the milter makes of the message, for a program."""
+    reply = told.edits.reply
+    return {
+        "findings": as_json(told.findings) if told.findings else None,
+        "signing": told.choice.reason,
+        "notes": [{"what": note.what, "found": note.found} for note in told.choice.notes],
+        "adds": [f"{insertion.name}:{insertion.value}" for insertion in told.edits.insertions],
+        "removes": [f"{removal.name} {removal.index}" for removal in told.edits.removals],
+        "reply": reply.reply if reply else "",
+        "quarantine": told.edits.quarantine,
+    }
+
+
+def changes(edits: Edits) -> Iterator[str]:
+    """What the milter would do, line by line, for a person."""
+    if edits.reply is not None:
+        yield f"The milter would refuse the message: {edits.reply.reply}"
+        return
+    if edits.quarantine:
+        yield f"The milter would hold the message: {printable(edits.quarantine)}"
+    for removal in reversed(edits.removals):
+        yield f"The milter would remove the forged field {removal.name} number {removal.index}"
+    for insertion in edits.insertions:
+        yield f"The milter would add: {insertion.name}:{printable(insertion.value.replace(chr(10), ' '), 2000)}"
+    if not (edits.removals or edits.insertions or edits.quarantine):
+        yield "The milter would leave the message as it is"

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is written for people is complete and true: the shipped configuration and the command-line reference."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from gatekeeper import app, cli, config
+from gatekeeper.config import Config
+from gatekeeper.mistakes import section_of
+from tests.conftest import ROOT
+from tests.test_config import no_postfix
+
+SHIPPED = ROOT / "config" / "gatekeeper.toml"
+REFERENCE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+NO_FIXED_DEFAULT = {
+    "hostname",
+    "authserv_id",
+    "user",
+    "store.url",
+    "policy.restrictions",
+    "signing.key_table",
+    "signing.signing_table",
+    "signing.internal_hosts",
+}
+"""Options shown by an example: unset by default, or as the machine is."""
+
+
+def options(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Every option, dotted; what stands in a context has the names of [policy]."""
+    for name in model.model_fields:
+        if section := section_of(model, name):
+            if name != "contexts":
+                yield from options(section, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
+
+
+def shown(pattern: str) -> set[str]:
+    """The options in lines that match `pattern`, dotted by the section above them."""
+    found, section = set(), ""
+    for line in SHIPPED.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"\[([\w.]+)\]", line):
+            section = f"{match[1]}."
+        elif match := re.match(pattern, line):
+            found.add(section + match[1])
+    return found
+
+
+def test_the_shipped_configuration_shows_every_option() -> None:
+    assert set(options(Config)) - NO_FIXED_DEFAULT == shown(r"#(\w+) = ")
+    assert NO_FIXED_DEFAULT <= shown(r"# (\w+) = ")
+
+
+def test_the_shipped_configuration_shows_the_true_defaults(tmp_path: Path) -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    uncommented = re.sub(r"^#(?=\S|  )", "", text, flags=re.MULTILINE)
+    (tmp_path / "gatekeeper.toml").write_text(uncommented, encoding="utf-8")
+    assert text.count("\n#") > uncommented.count("\n#")
+    assert dict(config.defaults(no_postfix)) == dict(config.load(tmp_path / "gatekeeper.toml", no_postfix))
+
+
+def test_the_shipped_configuration_works_as_it_stands() -> None:
+    assert () == app.prepare(config.load(SHIPPED, no_postfix)).warnings
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_reference_tells_every_command_and_flag(name: str) -> None:
+    (part,) = [part for part in REFERENCE.split("\n## ") if f"`gatekeeper {name}" in part.partition("\n")[0]]
+    flags = [flag for action in commands()[name]._actions for flag in action.option_strings if len(flag) > 2]
+    assert [] == [flag for flag in flags if flag not in part and flag not in ("--help", "--config")]
+
+
+def test_the_reference_tells_no_command_or_flag_that_does_not_exist() -> None:
+    told = set(re.findall(r"^## (.*)", REFERENCE, re.MULTILINE))
+    assert set(commands()) == {name for line in told for name in re.findall(r"`gatekeeper ([\w-]+)", line)}
+    known = {flag for command in commands().values() for action in command._actions for flag in action.option_strings}
+    assert set(re.findall(r"^- `(--[\w-]+)", REFERENCE, re.MULTILINE)) <= known
+
+
+def test_every_option_of_a_check_says_what_it_is_for() -> None:
+    checks = section_of(Config, "checks")
+    assert checks is not None
+    sections = [section_of(checks, name) for name in checks.model_fields]
+    assert all(field.description for section in sections if section for field in section.model_fields.values())
