@@ -72,7 +72,7 @@ def verifies(message: bytes, record: str) -> bool:
         if header_form == b"simple":
             return line
         name, value = line.split(b":", 1)
-        return name.strip().lower() + b":" + re.sub(rb"[ \t\r\n]+", b" ", value).strip()
+        return name.strip().lower() + b":" + re.sub(rb"[ \t\r\n]+", b" ", value).strip(b" ")
 
     signed = b""
     for name in tags[b"h"].lower().split(b":"):

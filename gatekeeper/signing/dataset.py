@@ -41,6 +41,10 @@ class DataSet:
     kind: str
     entries: tuple[Entry, ...]
 
+    def place(self, entry: Entry) -> str:
+        """Where `entry` stands: `file:line`, or the option."""
+        return f"{self.name}:{entry.line}" if entry.line else self.name
+
     def problem(self, entry: Entry, what: str, *, warning: bool = False) -> Problem:
         """A Problem at the place of `entry`. A key that has slipped into a wrong field is not shown."""
         return Problem(self.name, entry.line, _KEY.sub("(a key?)", what), warning=warning)

@@ -123,7 +123,7 @@ class KeyTable:
     def _load(self, data: DataSet, entry: Entry, domain: str, text: str) -> tuple[str, PrivateKey | None]:
         """Where the key lies, and the key; a path that waits for the From domain has none yet."""
         if not text.startswith(("/", "./", "../")) or _SEED.fullmatch(text):
-            key = PrivateKey(text.encode(), f"{data.name}:{entry.line}")
+            key = PrivateKey(text.encode("utf-8", "surrogateescape"), data.place(entry))
             self._inline.append(key)
             return "", key
         location = str(self._base / text)
@@ -229,8 +229,7 @@ class SigningTable:
                 problems.append(data.problem(entry, what))
                 if not name.strip():
                     continue
-            place = f"{data.name}:{entry.line}" if entry.line else data.name
-            self._rules.append(Rule(place, entry.key, name.strip(), signer.strip()))
+            self._rules.append(Rule(data.place(entry), entry.key, name.strip(), signer.strip()))
             if self._ordered is not None:
                 problems += self._add_pattern(self._ordered, data, entry)
             else:

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Signatures: each is verified by dkimpy and by a verifier of our own that shares no code with the signer.
+
+dkimpy verifies Ed25519 only with PyNaCl, which the project does not need; those are verified by the second alone,
+and by opendkim in test_opendkim_peer.py.
+"""
+
+import re
+from collections.abc import Sequence
+
+import dkim
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper.message import Header, parse
+from gatekeeper.signing.keys import BadKey, PrivateKey
+from gatekeeper.signing.signer import OPENDKIM_HEADERS, Identity, Signer, SignOptions
+from tests.signing_world import ed25519, rsa, verifies
+
+NOW = 1_700_000_000
+FORMS = [
+    SignOptions(header_canonicalization=header, body_canonicalization=body)
+    for header in ("relaxed", "simple")
+    for body in ("relaxed", "simple")
+]
+HEADER = (
+    b"From: Joe <joe@example.com>\r\nTo:ann@example.net\r\nSubject: Hello   there \r\n\tfriends\r\n"
+    b"Date: Mon, 1 Jan 2024 00:00:00 +0000\r\n"
+)
+MESSAGES = {
+    "plain": HEADER + b"\r\nHello\r\n",
+    "white space": HEADER + b"\r\n Hello \t there \r\n\t\r\n\r\nbye  \r\n\r\n\r\n",
+    "empty body": HEADER + b"\r\n",
+    "only empty lines": HEADER + b"\r\n\r\n\r\n",
+    "no final line end": HEADER + b"\r\nHello\r\nthere",
+    "8-bit": HEADER.replace(b"Hello", "Grüße".encode()) + b"\r\nGr\xfc\xdfe \xe2\x82\xac\r\n",
+    "long line": HEADER + b"\r\n" + 3000 * b"x" + b"\r\n",
+    "no header but From": b"From: joe@example.com\r\n\r\nHello\r\n",
+    "a field twice": b"To: a@example.com\r\n" + HEADER + b"\r\nHello\r\n",
+    "empty value": HEADER + b"Cc:\r\nReply-To: \r\n\r\nHello\r\n",
+}
+
+
+def identity(key: PrivateKey | None = None, signer: str = "") -> Identity:
+    return Identity("example.com", "mail", key or rsa(), signer)
+
+
+def sign(
+    message: bytes, options: SignOptions = FORMS[0], identities: Sequence[Identity] = (), *, chunk: int = 65536
+) -> list[Header]:
+    headers, body = parse(message)
+    signer = Signer(headers, identities or [identity()], options, NOW)
+    for start in range(0, len(body), chunk):
+        signer.update(body[start : start + chunk])
+    return signer.signatures()
+
+
+def signed(message: bytes, options: SignOptions = FORMS[0], identities: Sequence[Identity] = ()) -> bytes:
+    return b"".join(field.line + b"\r\n" for field in sign(message, options, identities)) + message
+
+
+def tag(field: Header, name: str) -> str:
+    found = re.search(rb"[;\s]" + name.encode() + rb"=([^;]*)", field.value)
+    return re.sub(r"\s", "", found[1].decode()) if found else ""
+
+
+def dkimpy_verifies(message: bytes, key: PrivateKey) -> bool:
+    return bool(dkim.verify(message, dnsfunc=lambda name, timeout=5: key.record().encode()))
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.parametrize("options", FORMS, ids=lambda options: options.canonicalization)
+def test_what_is_signed_verifies(name: str, options: SignOptions) -> None:
+    message = signed(MESSAGES[name], options)
+    assert dkimpy_verifies(message, rsa())
+    assert verifies(message, rsa().record())
+
+
+@pytest.mark.parametrize("options", FORMS, ids=lambda options: options.canonicalization)
+def test_an_ed25519_signature_verifies(options: SignOptions) -> None:
+    message = signed(MESSAGES["white space"], options, [identity(ed25519())])
+    assert verifies(message, ed25519().record())
+
+
+def test_both_algorithms_may_sign_at_once() -> None:
+    fields = sign(MESSAGES["plain"], identities=[identity(rsa()), identity(ed25519())])
+    assert ["rsa-sha256", "ed25519-sha256"] == [tag(field, "a") for field in fields]
+    for field, key in zip(fields, (rsa(), ed25519()), strict=True):
+        assert verifies(field.line + b"\r\n" + MESSAGES["plain"], key.record())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"Hello\r\n", b"Hallo\r\n"),
+        (b"Subject: Hello", b"Subject: Hallo"),
+        (b"From: Joe", b"From: Eve"),
+        (b"From: Joe", b"From: eve@example.org\r\nFrom: Joe"),
+        (b"\r\n\r\n", b"\r\nFrom: eve@example.org\r\n\r\n"),
+        (b"d=example.com", b"d=example.org"),
+    ],
+)
+def test_what_was_changed_does_not_verify(old: bytes, new: bytes) -> None:
+    message = signed(MESSAGES["plain"])
+    assert old in message
+    assert not verifies(message.replace(old, new, 1), rsa().record())
+    assert not dkimpy_verifies(message.replace(old, new, 1), rsa())
+
+
+def test_the_tags_say_who_signed_what_and_when() -> None:
+    options = SignOptions(lifetime=3600)
+    (field,) = sign(MESSAGES["plain"], options, [identity(signer="joe@a.example.com")])
+    assert b"DKIM-Signature" == field.name
+    assert ["1", "rsa-sha256", "relaxed/simple", "example.com", "mail", str(NOW), str(NOW + 3600)] == [
+        tag(field, name) for name in ("v", "a", "c", "d", "s", "t", "x")
+    ]
+    assert ("joe@a.example.com", "From:To:Subject:Date:From") == (tag(field, "i"), tag(field, "h"))
+
+
+def test_there_is_no_expiry_and_no_length_unless_asked_for() -> None:
+    (field,) = sign(MESSAGES["plain"])
+    assert ["", "", ""] == [tag(field, name) for name in ("x", "l", "i")]
+
+
+@pytest.mark.parametrize(
+    ("signer", "shown"),
+    [
+        ("joe@example.com", "joe@example.com"),
+        ("@LISTS.Example.com", "@LISTS.Example.com"),
+        ("joe@example.org", ""),
+        ("joe@notexample.com", ""),
+        ("joe", ""),
+        ("a;b=c d@example.com", "a=3Bb=3Dc=20d@example.com"),
+    ],
+)
+def test_a_signer_outside_the_domain_is_left_out_and_any_other_is_quoted(signer: str, shown: str) -> None:
+    (field,) = sign(MESSAGES["plain"], identities=[identity(signer=signer)])
+    assert shown == tag(field, "i")
+    assert verifies(field.line + b"\r\n" + MESSAGES["plain"], rsa().record())
+
+
+def test_all_fields_that_opendkim_signs_are_signed_in_their_order_and_no_other() -> None:
+    names = [*OPENDKIM_HEADERS[::-1], "Message-ID", "MIME-Version", "Sender", "X-Other", "Received"]
+    message = b"".join(f"{name}: x@example.com\r\n".encode() for name in names) + b"\r\n"
+    (field,) = sign(message, SignOptions(sign_headers=OPENDKIM_HEADERS, oversign_present=()))
+    assert ":".join([*OPENDKIM_HEADERS[::-1], "From"]) == tag(field, "h")
+    assert verifies(field.line + b"\r\n" + message, rsa().record())
+
+
+def test_one_click_unsubscription_is_oversigned_where_it_is_and_only_there() -> None:
+    both = b"List-Unsubscribe: <https://example.com/u>\r\nlist-unsubscribe-post: List-Unsubscribe=One-Click\r\n"
+    (field,) = sign(both + MESSAGES["plain"])
+    assert tag(field, "h").endswith(":From:List-Unsubscribe:List-Unsubscribe-Post")
+    assert 2 == tag(field, "h").lower().count("list-unsubscribe-post")
+    assert dkimpy_verifies(field.line + b"\r\n" + both + MESSAGES["plain"], rsa())
+    assert "List" not in tag(sign(MESSAGES["plain"])[0], "h")
+
+
+def test_a_field_that_is_oversigned_is_signed_even_if_it_is_not_in_the_list() -> None:
+    (field,) = sign(MESSAGES["plain"], SignOptions(sign_headers=("To",), oversign_headers=("Subject", "Foo")))
+    assert "From:To:Subject:Subject:Foo" == tag(field, "h")
+    assert dkimpy_verifies(field.line + b"\r\n" + MESSAGES["plain"], rsa())
+
+
+def test_no_line_of_a_signature_is_longer_than_78_characters() -> None:
+    many = b"".join(f"{name}: x@example.com\r\n".encode() for name in OPENDKIM_HEADERS * 3)
+    (field,) = sign(many + b"\r\n", identities=[identity(signer=f"{'j' * 60}@example.com")])
+    lines = field.line.split(b"\r\n")
+    assert 78 >= max(map(len, lines))
+    assert all(line[:1] == b"\t" for line in lines[1:])
+    assert field.value.startswith(b" v=1; ")
+    assert verifies(field.line + b"\r\n" + many + b"\r\n", rsa().record())
+
+
+@pytest.mark.parametrize("options", FORMS, ids=lambda options: options.canonicalization)
+def test_a_signature_holds_when_postfix_has_handed_it_on(options: SignOptions) -> None:
+    # libmilter takes line ends as LF, Postfix keeps the header so in its queue and sends CRLF
+    (field,) = sign(MESSAGES["plain"], options)
+    queued = field.line.replace(b"\r\n", b"\n")
+    assert b"\r" not in queued
+    assert verifies(queued.replace(b"\n", b"\r\n") + b"\r\n" + MESSAGES["plain"], rsa().record())
+
+
+@given(st.lists(st.sampled_from([b"a", b" ", b"\t", b"\r\n", b"\r", b"\n", b"bc"]), max_size=20), st.integers(1, 5))
+def test_any_chunking_of_the_body_gives_the_same_signature(parts: list[bytes], size: int) -> None:
+    message = HEADER + b"\r\n" + b"".join(parts)
+    for options in FORMS:
+        assert sign(message, options) == sign(message, options, chunk=size)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["To", "Subject", "X-a", "From"]), st.binary(max_size=30)), max_size=8))
+def test_whatever_the_header_holds_the_signature_is_one_and_verifies(fields: list[tuple[str, bytes]]) -> None:
+    clean = [(name.encode(), re.sub(rb"[\r\n\0]", b"", value)) for name, value in fields]
+    message = b"".join(name + b": " + value + b"\r\n" for name, value in clean) + HEADER + b"\r\nHello\r\n"
+    for options in FORMS[::3]:
+        assert verifies(signed(message, options), rsa().record())
+
+
+def test_a_broken_key_raises_bad_key() -> None:
+    with pytest.raises(BadKey):
+        sign(MESSAGES["plain"], identities=[identity(PrivateKey(b"broken", "broken.private"))])
