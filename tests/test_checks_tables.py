@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Table files: how lines are read, how patterns match, and that every mistake is named with its line."""
+
+import subprocess
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper.checks.action import Action
+from gatekeeper.checks.entries import Actions, Table, logical_lines
+from gatekeeper.checks.opinion import Place
+from gatekeeper.checks.regex import compile_perl, compile_posix
+from gatekeeper.checks.tables import READERS, Tables
+from gatekeeper.pipeline import Check
+from tests.checking import mistakes
+from tests.conftest import require_program
+
+
+def no_restrictions(text: str) -> tuple[Check, ...]:
+    raise ValueError(f"unknown restriction {text!r}")
+
+
+def parse(type: str, text: str) -> tuple[Table, list[str]]:
+    """The table, and its problems as `line: what`."""
+    actions = Actions("t", no_restrictions)
+    table = READERS[type](text, actions)
+    return table, [f"{problem.line}: {problem.what}" for problem in actions.finish()]
+
+
+def text_of(action: Action | None) -> str:
+    """The text of an entry `REJECT text`, or what else it is."""
+    return "" if action is None else action.verdict.text or action.verdict.reason
+
+
+def find(type: str, text: str, key: str) -> str:
+    return text_of(parse(type, text)[0].search([key]))
+
+
+def test_comments_do_not_count_and_blanks_continue_a_line() -> None:
+    text = "# c\n\na 1\n  2\n   # c\n\n\t3\nb\r\n"
+    assert [(3, "a 1 2 3"), (8, "b")] == list(logical_lines(text))
+
+
+def test_keys_are_folded_and_the_first_of_two_counts() -> None:
+    table, problems = parse("hash", "A.Example REJECT one\na.example REJECT two\n")
+    assert "one" == text_of(table.search(["a.example"]))
+    assert ["2: 'a.example' is here twice; the first one counts"] == problems
+
+
+def test_every_mistake_is_named_with_its_line() -> None:
+    text = "a REJECT\nb\nc REDIRECT nobody\nd FILTER x\ne PREPEND x\nf nonsense\ng hash:x\nh OK if=dkim\ni nonsense\n"
+    assert [2, 3, 4, 5, 6, 7, 8, 9] == [int(problem.partition(":")[0]) for problem in parse("hash", text)[1]]
+
+
+def test_spellings_that_postfix_never_matches_are_named() -> None:
+    problems = parse("hash", "@a.example OK\n10.0.0.0/8 OK\n.b.example OK\nc: OK\n")[1]
+    assert ["1: Postfix", "2: Postfix", "3: neither", "4: 'c:'"] == [" ".join(p.split()[:2]) for p in problems]
+
+
+def test_problems_of_one_file_are_bounded() -> None:
+    problems = parse("hash", "".join(f"k{n} nonsense\n" for n in range(1000)))[1]
+    assert (51, "0: and 950 more") == (len(problems), problems[-1])
+
+
+def test_the_first_network_of_a_cidr_table_that_matches_counts() -> None:
+    table = parse(
+        "cidr", "192.0.2.1 REJECT host\n192.0.0.0/16 REJECT wide\n192.0.2.0/24 REJECT late\n::/0 REJECT six\n"
+    )[0]
+    found = [text_of(table.search_address(ip_address(a))) for a in ("192.0.2.1", "192.0.2.2", "198.51.100.1", "::1")]
+    assert ["host", "wide", "", "six"] == found
+
+
+def test_a_cidr_table_does_not_match_names() -> None:
+    assert "" == find("cidr", "0.0.0.0/0 REJECT", "mail.example")
+
+
+def test_conditions_in_a_cidr_table() -> None:
+    inner = "if !192.0.2.1\n192.0.2.0/24 REJECT two\nendif\n"
+    text = f"if 192.0.0.0/16\n!192.0.2.0/24 REJECT not two\n{inner}endif\n::/0 REJECT six\n"
+    table, problems = parse("cidr", text)
+    found = [
+        text_of(table.search_address(ip_address(a))) for a in ("192.0.3.1", "192.0.2.2", "192.0.2.1", "1.2.3.4", "::1")
+    ]
+    assert (["not two", "two", "", "", "six"], []) == (found, problems)
+
+
+def test_a_network_with_host_bits_is_refused() -> None:
+    [problem] = parse("cidr", "10.0.0.1/8 OK")[1]
+    assert problem.startswith("1: '10.0.0.1/8' is no network (")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "matches"),
+    [
+        (r"/^mail[[:digit:]]+\.example$/", "MAIL12.example", True),
+        (r"/^mail/i", "MAIL", False),
+        (r"/[[:alpha:][:digit:]_-]+\.x/", "a1_-.x", True),
+        (r"/^[^[:space:]]+$/", "a b", False),
+        (r"/^[\.]$/", "\\", True),  # a backslash in brackets is itself
+        (r"/^[]x]$/", "]", True),
+        (r"/^[a\]$/", "\\", True),
+        (r"/\<smtp\>/", "my smtp here", True),
+        (r"!/example/", "other.org", True),
+        (r"/a\/b/", "a/b", True),
+        (r"|a/b|", "a/b", True),
+    ],
+)
+def test_regexp_patterns_match_as_posix_has_them(pattern: str, key: str, matches: bool) -> None:
+    assert ("yes" if matches else "") == find("regexp", f"{pattern} REJECT yes", key)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "matches"),
+    [
+        (r"/^\d+\.example$/", "12.example", True),
+        (r"/^(?:a|b)+?$/", "ab", True),
+        (r"/b/A", "ab", False),
+        (r"/a b/x", "ab", True),
+        (r"/[[:upper:]]/i", "a", False),
+        (r"/^[\w\]]+$/", "a]", True),
+        (r"/^(?!good)/", "bad", True),
+    ],
+)
+def test_pcre_patterns_match_as_perl_has_them(pattern: str, key: str, matches: bool) -> None:
+    assert ("yes" if matches else "") == find("pcre", f"{pattern} REJECT yes", key)
+
+
+@pytest.mark.parametrize(
+    ("type", "line"),
+    [
+        ("regexp", r"/\d/ OK"),
+        ("regexp", r"/(?:a)/ OK"),
+        ("regexp", r"/a/x OK"),
+        ("regexp", r"/a++/ OK"),
+        ("regexp", r"/[[.a.]]/ OK"),
+        ("regexp", r"/[a/ OK"),
+        ("regexp", r"/a OK"),
+        ("regexp", r"/a/q OK"),
+        ("regexp", r"/a/!/b/ OK"),
+        ("regexp", r"/a/"),
+        ("regexp", r"a OK"),
+        ("regexp", r"/(a)/ REJECT $2"),
+        ("regexp", r"/(a)/ REJECT $x"),
+        ("regexp", r"!/(a)/ REJECT $1"),
+        ("regexp", r"endif"),
+        ("pcre", r"/\Qa\E/ OK"),
+        ("pcre", r"/(?R)/ OK"),
+        ("pcre", r"/(?<n>a)/ OK"),
+        ("pcre", r"/a/U OK"),
+        ("pcre", r"/\h/ OK"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_with_its_line(type: str, line: str) -> None:
+    assert ["2"] == [problem.partition(":")[0] for problem in parse(type, f"# first\n{line}\n")[1]]
+
+
+def test_an_if_without_endif_is_refused() -> None:
+    assert ["1: if without endif"] == parse("pcre", "if /a/\n/b/ OK\n")[1]
+
+
+def test_conditions_nest() -> None:
+    text = "if /example/\nif !/^good/\n/./ REJECT bad\nendif\n/./ OK\nendif\n/./ REJECT other\n"
+    assert ["bad", "access.ok", "other"] == [find("pcre", text, k) for k in ("x.example", "good.example", "x.org")]
+
+
+def test_groups_are_put_into_the_text() -> None:
+    assert "no a, b $5" == find("pcre", "/^(.)(.)$/ REJECT no ${1}, $(2) $$5", "ab")
+
+
+def test_a_repeat_within_a_repeat_is_warned_of() -> None:
+    assert "has a repeat directly inside a repeat" in parse("pcre", "/^(a+)+$/ OK")[1][0]
+    assert [] == parse("pcre", r"/^([a-z]+\.)*example$/ OK")[1]
+
+
+def test_patterns_see_the_whole_and_never_a_part() -> None:
+    table = parse("pcre", "/^example$/ REJECT")[0]
+    assert table.search(["mail.example", "example"]) is None
+
+
+@pytest.mark.parametrize("name", ["mysql:/x", "proxy:hash:/x", "/etc/postfix/access", "hash:", "inline:{a=b}"])
+def test_a_table_that_cannot_be_read_is_refused_with_what_is_allowed(name: str) -> None:
+    assert ["allowed: hash:FILE" in what for what in mistakes(f"check_client_access {name}")] == [True]
+
+
+def test_a_missing_file_is_named_where_it_is_written() -> None:
+    tables = Tables(Path("/nonexistent"), no_restrictions)
+    assert None is tables.read("hash:access", Place("gatekeeper.toml", 7))
+    assert ["gatekeeper.toml:7: cannot read /nonexistent/access: No such file or directory"] == list(
+        map(str, tables.problems)
+    )
+
+
+def test_a_file_is_read_once_and_its_mistakes_told_once(tmp_path: Path) -> None:
+    (tmp_path / "access").write_text("a nonsense\n")
+    words = "check_client_access hash:access, check_helo_access hash:access"
+    assert 1 == len(mistakes(words, tmp_path))
+
+
+@given(
+    type=st.sampled_from(sorted(READERS)),
+    text=st.text(max_size=200) | st.text("/!ifend ()[]\\$1aA+*.:0-9\n REJCT", max_size=80),
+)
+def test_any_text_is_a_table_with_problems_at_lines_that_exist(type: str, text: str) -> None:
+    table, problems = parse(type, text)
+    assert all(0 <= int(problem.partition(":")[0]) <= text.count("\n") + 1 for problem in problems)
+    table.search(["mail.example", "example"])
+    table.search_address(ip_address("192.0.2.1"))
+
+
+@given(st.text("ab[]^$.*+?(){}|\\:dw-", max_size=30))
+def test_any_pattern_is_compiled_or_refused(pattern: str) -> None:
+    for compile in (compile_posix, compile_perl):
+        try:
+            compile(pattern, "")
+        except ValueError:
+            continue
+
+
+LINES = "A.example REJECT one\n# c\n  two\n\nb OK\n  \tx\n192.0.2 DUNNO\nb REJECT twice\n"
+
+
+@pytest.mark.parametrize("cut", range(len(LINES)))
+def test_a_file_cut_anywhere_is_still_read(cut: int) -> None:
+    table, _ = parse("hash", LINES[:cut])
+    assert text_of(table.search(["a.example"])) in (
+        "",
+        "access.reject",
+        *("one two"[:n] for n in range(8)),
+        "Access denied",
+    )
+
+
+def test_postmap_reads_the_same(tmp_path: Path) -> None:
+    postmap = require_program("postmap", "postfix")
+    (tmp_path / "main.cf").write_text("compatibility_level = 3.6\n")
+    text = "A.Example\tREJECT one\n  two\n# no\nb.example   OK\nuser@ DUNNO\nb.example REJECT\n"
+    (tmp_path / "table").write_text(text)
+    run = subprocess.run(
+        [postmap, "-c", tmp_path, "-s", f"texthash:{tmp_path}/table"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    theirs = sorted(line.split("\t")[0] for line in run.stdout.splitlines())
+    table, _ = parse("texthash", text)
+    assert theirs == sorted(table.entries)  # type: ignore[attr-defined]  # an IndexedTable
+
+
+def test_entries_that_say_the_same_share_one_action() -> None:
+    table, problems = parse("hash", "".join(f"host{n}.example REJECT\n" for n in range(20_000)))
+    assert [] == problems
+    assert table.search(["host0.example"]) is table.search(["host19999.example"])
