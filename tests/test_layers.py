@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "gatekeeper"
-FRONT_DOORS = ("policy.server", "milter.server", "replay", "explain")
+FRONT_DOORS = ("policy.server", "milter.server", "replay", "explain", "report")
 """Stand on one line, and none imports another: each must work where the others cannot."""
 LICENCE = "# SPDX-License-Identifier: GPL-3.0-or-later"
 PYMILTER = ("milter", "Milter")
