@@ -39,7 +39,7 @@ def server() -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def opened(url: str, limit: float = 0.1) -> AsyncIterator[GuardedStore]:
+async def opened(url: str, limit: float = 0.5) -> AsyncIterator[GuardedStore]:
     store = await open_store(url, timeout=limit)
     try:
         yield store
@@ -103,7 +103,7 @@ async def test_a_redis_that_was_not_there_at_the_start_is_found_later(server: Re
 
 
 def sleep(server: RedisServer) -> object:
-    return server.admin.execute_command("DEBUG", "SLEEP", "1")
+    return server.admin.execute_command("DEBUG", "SLEEP", "2")
 
 
 async def test_a_redis_that_sleeps_costs_one_time_limit(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -274,6 +274,17 @@ async def test_a_read_only_file_is_gone_until_it_can_be_written() -> None:
             await assert_gone(store)
             path.chmod(0o600)
             assert [2] == await until_back(store)
+
+
+async def test_reading_what_we_may_not_see_is_an_accident_and_no_crash() -> None:
+    with unprivileged() as folder:
+        folder.chmod(0)
+        async with opened(f"sqlite:{folder}/state/state.db") as store:
+            await assert_gone(store)
+        reading = await open_store(f"sqlite:{folder}/state/state.db", read_only=True)
+        assert "unable to open" in reading.gone
+        await reading.close()
+        folder.chmod(0o700)
 
 
 async def test_a_folder_that_cannot_be_made_is_gone_until_it_is_there() -> None:

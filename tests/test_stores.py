@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gatekeeper.store import Hit, Keys, Store
-from gatekeeper.stores import MemoryStore, ReadOnlyStore, SqliteStore, describe, open_store
+from gatekeeper.stores import MemoryStore, ReadOnlyStore, SqliteStore, check_url, describe, open_store
 from gatekeeper.stores.redis import RedisStore
 from tests.redis_server import RedisServer, redis_server
 
@@ -284,6 +284,8 @@ async def test_reading_only_sees_what_a_running_service_wrote(tmp_path: Path) ->
 async def test_a_url_that_cannot_be_used_is_refused_with_what_is_allowed(url: str) -> None:
     with pytest.raises(ValueError, match="allowed are sqlite:/absolute/path"):
         await open_store(url)
+    with pytest.raises(ValueError, match="allowed are sqlite:/absolute/path"):
+        check_url(url)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
     if scheme == "sqlite" and rest.startswith("/"):
         path = Path("/" + rest.lstrip("/"))
         if read_only:
-            store = SqliteStore(path, clock, read_only=True) if path.exists() else MemoryStore(clock)
+            store = MemoryStore(clock) if _is_missing(path) else SqliteStore(path, clock, read_only=True)
             return ReadOnlyStore(store, clock)
         return SqliteStore(path, clock)
     if scheme in _REDIS:
@@ -89,3 +89,14 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
     if scheme == "redis+cluster":
         raise ValueError(f"redis+cluster:// does not work yet; allowed are {_ALLOWED}")
     raise ValueError(f"{describe(url)!a} is not a store; allowed are {_ALLOWED}")
+
+
+def _is_missing(path: Path) -> bool:
+    """True if there is no such file; one that we may not look for may be there, and its store says so."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False

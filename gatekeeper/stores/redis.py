@@ -8,7 +8,8 @@ Times are those of the relays (keep their clocks in step; a window is off by as 
 its expiry in front (`1700000000.000 value`); Redis' own expiry only frees the memory. `born` and `secret` have none,
 so that the volatile-* policies of a full Redis do not evict them; do not use allkeys-*.
 
-A greylist entry (a 46-byte key, a value of 20 bytes) takes about 180 bytes of Redis' memory.
+A greylist entry (a 52-byte key, a value of 20 bytes) takes about 220 bytes of Redis' memory, a limit with one event
+and its token about 370.
 """
 
 import time

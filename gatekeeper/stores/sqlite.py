@@ -9,6 +9,8 @@ moved away, it is replaced by a new one.
 
 Expiry and checkpoints (which wait for the disk) run in a thread with a connection of its own, in one process at a
 time: whoever gets the lease of the round. Rows go in batches, so that writers get in between.
+
+A greylist entry takes about 150 bytes of the file.
 """
 
 import asyncio
