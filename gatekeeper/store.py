@@ -23,6 +23,8 @@ class StoreError(Exception):
 class Hit:
     """One event to count against a sliding window: `amount` more under `key` within the last `window` seconds.
 
+    An `amount` of 0 asks for the sum and writes nothing. How exact the window is: stores/window.py.
+
     With a `once` token, the same token counts a single time while the window lasts: a message asked about at
     several SMTP stages, or by several of our processes, is one message.
     """
@@ -57,11 +59,18 @@ class Store(Protocol):
         ...
 
     async def born(self) -> float:
-        """When this store was first opened empty: greylisting's learning period starts here."""
+        """When this store was first opened empty: greylisting's learning period starts here.
+
+        Asks the store each time: one that was emptied while we run learns anew.
+        """
         ...
 
     async def secret(self) -> bytes:
-        """The key of the keyed hashes: 32 random bytes that all who share this store share."""
+        """The key of the keyed hashes: 32 random bytes that all who share this store share.
+
+        Answered from memory most of the time. Ask for every request instead of keeping it: when a store is emptied
+        and begun anew by another process, the secret changes (stores/origin.py).
+        """
         ...
 
     async def close(self) -> None:
