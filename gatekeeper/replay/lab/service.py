@@ -74,10 +74,16 @@ class Service:
             self._process.wait()
             raise LabError(f"gatekeeper did not end on SIGTERM:\n{self.log}") from None
 
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def kill(self) -> None:
-        """SIGKILL, as the kernel does when memory runs out."""
+        """SIGKILL for all of it, as the kernel does when memory runs out. The sockets stay, and nobody answers."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        for pid in (self.pid, *self.workers):
+            os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
 

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""gatekeeper behind a real Postfix, wired by postfix-snippets/: SMTP in, delivered bytes out, nothing mocked between.
+
+The recorded sessions of tests/smtp_fixtures run on a real Redis, those that keep state on SQLite too. Postfix, DNS and
+Redis start once for the module; gatekeeper starts anew for each case, as root, and works as nobody.
+"""
+
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+import dkim
+import pytest
+
+from gatekeeper import fixture
+from gatekeeper.message import crlf, parse
+from gatekeeper.replay.evidence import header_changes
+from gatekeeper.replay.lab import Delivery, Lab, why_not
+from gatekeeper.replay.smtp import Heard, Servers, SmtpClient, play
+from gatekeeper.resolver import TableResolver
+from gatekeeper.zone import Zone
+from tests.conftest import missing, require_program
+
+CASES = Path(__file__).parent / "smtp_fixtures"
+CONFIG = CASES / "gatekeeper.toml"
+SIGNED = CASES / "clean-signed-mail"
+SUBMITTED = CASES / "authenticated-submission"
+
+STRANGER = {"ADDR": "192.0.2.10", "NAME": "mail.good.example", "REVERSE_NAME": "mail.good.example"}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    require_program("postconf", "postfix")
+    if reason := why_not():
+        missing(reason)
+    with Lab(zone=Zone.parse(""), hostname="mx.example.org", relay_domains=["example.org"]) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def redis(lab: Lab) -> str:
+    require_program("redis-server", "redis-server")
+    return lab.redis()
+
+
+def servers(lab: Lab) -> Servers:
+    return Servers("127.0.0.1", lab.postfix.ports.smtp, lab.postfix.ports.submission)
+
+
+def start(lab: Lab, case: fixture.Case, store: str = "", **changes: object) -> None:
+    """gatekeeper anew, in the DNS world of `case`."""
+    lab.dns.zone = Zone.parse(case.zone)
+    assert case.config is not None
+    lab.run(case.config, changes, store=store)
+
+
+def only_message(lab: Lab, case: fixture.Case) -> Heard:
+    """What Postfix says to the one message of a case."""
+    [connection] = play(case, servers(lab), TableResolver(lab.dns.zone))
+    [message] = connection.messages
+    return message
+
+
+def delivered(lab: Lab, heard: Heard) -> Delivery:
+    """What arrives of a message that was accepted."""
+    assert heard.queue_id, heard.replies
+    delivery = lab.sink.find(b"id " + heard.queue_id.encode())
+    assert delivery is not None, lab.postfix.why_it_failed()
+    return delivery
+
+
+def verifies(lab: Lab, message: bytes) -> bool:
+    """True if dkimpy accepts the first signature of a message, with the key as our DNS has it."""
+
+    def text(name: bytes, timeout: int = 5) -> bytes:
+        found = lab.dns.zone.lookup(name.decode(), "TXT")
+        return b"".join(found.rrsets[-1][0].strings)
+
+    return bool(dkim.verify(message, dnsfunc=text))
+
+
+def test_what_is_submitted_arrives_with_a_signature_that_verifies(lab: Lab) -> None:
+    case = fixture.read(SUBMITTED)
+    start(lab, case)
+    message = delivered(lab, only_message(lab, case)).content
+    assert b"DKIM-Signature" in [field.name for field in parse(message)[0]]
+    assert verifies(lab, message)
+
+
+def test_a_signed_message_arrives_byte_for_byte(lab: Lab) -> None:
+    case = fixture.read(SIGNED)
+    start(lab, case)
+    sent, arrived = crlf(case.files["message.eml"]), delivered(lab, only_message(lab, case)).content
+    added, removed = header_changes(sent, arrived)
+    assert ([b"Authentication-Results"], []) == ([field.name for field in added], removed)
+    assert parse(sent)[1] == parse(arrived)[1]
+    assert verifies(lab, arrived)
+
+
+def test_mail_from_sendmail_is_signed(lab: Lab) -> None:
+    start(lab, fixture.read(SUBMITTED))
+    lab.postfix.sendmail(
+        b"From: bob@example.org\nTo: alice@good.example\nSubject: from a cron job\n\nDone.\n",
+        sender="bob@example.org",
+        recipient="alice@good.example",
+    )
+    delivery = lab.sink.find(b"from a cron job")
+    assert delivery is not None
+    assert verifies(lab, delivery.content)
+
+
+def test_mail_that_a_content_filter_hands_back_is_not_signed_again(lab: Lab) -> None:
+    start(lab, fixture.read(SUBMITTED))
+    with SmtpClient("127.0.0.1", lab.postfix.ports.reinject) as smtp:
+        for command in ("EHLO filter", "MAIL FROM:<bob@example.org>", "RCPT TO:<alice@good.example>", "DATA"):
+            smtp.command(command)
+        smtp.content(b"From: bob@example.org\r\nSubject: filtered\r\n\r\nclean\r\n")
+    delivery = lab.sink.find(b"Subject: filtered")
+    assert delivery is not None
+    assert b"DKIM-Signature" not in delivery.content
+
+
+def test_the_workers_are_nobody(lab: Lab) -> None:
+    start(lab, fixture.read(SIGNED))
+    assert {pwd.getpwnam("nobody").pw_uid} == {os.stat(f"/proc/{pid}").st_uid for pid in lab.service.workers}
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_mail_goes_on_without_gatekeeper(lab: Lab, end: str) -> None:
+    case = fixture.read(SIGNED)
+    start(lab, case)
+    delivered(lab, only_message(lab, case))  # so that Postfix knows gatekeeper, and holds a connection to it
+    getattr(lab.service, end)()
+    added, removed = header_changes(crlf(case.files["message.eml"]), delivered(lab, only_message(lab, case)).content)
+    assert ([], []) == (added, removed)
