@@ -269,7 +269,8 @@ def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Mod
 
 def _toml(model: _Part) -> str:
     """The model in TOML, defaults left out."""
-    return "\n".join(_toml_lines(model.model_dump(by_alias=True, exclude_defaults=True), ())) + "\n"
+    lines = _toml_lines(model.model_dump(by_alias=True, exclude_defaults=True), ())
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def play(case: Case, servers: Servers, resolver: Resolver) -> list[HeardConnecti
 
 def _connect(case: Case, connection: Connection, servers: Servers, resolver: Resolver) -> HeardConnection:
     time.sleep(connection.wait)
-    names = client_names(connection) or asyncio.run(_look_up(resolver, connection.client))
+    names = client_names(connection) or asyncio.run(look_up(resolver, connection.client))
     port = servers.submission if connection.sasl_user else servers.smtp
     with SmtpClient(servers.host, port) as smtp:
         client = Client(address=parse_address(connection.client), name=names[0], reverse_name=names[1], port=smtp.port)
@@ -152,7 +152,7 @@ def _connect(case: Case, connection: Connection, servers: Servers, resolver: Res
     return heard
 
 
-async def _look_up(resolver: Resolver, address: str) -> tuple[str, str]:
+async def look_up(resolver: Resolver, address: str) -> tuple[str, str]:
     """The client's confirmed and bare names, as Postfix would find them."""
     iprev = await check_iprev(resolver, parse_address(address))
     return iprev.name or UNKNOWN, iprev.reverse or UNKNOWN

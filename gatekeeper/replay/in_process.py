@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plays a case against a configuration without leaving the process: the same pipelines, checks and milter session as in
+production, in a world of the case's own. DNS is dns.zone, the store starts empty, and the clock jumps where a client
+waits.
+
+What Postfix does in between is as_postfix.py's. The service is also asked at DATA and at the end of the message, where
+it says nothing unless it has restrictions for them. The milter hears of messages that come to data, and of no others.
+"""
+
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from gatekeeper import config
+from gatekeeper.app import App, open_app, prepare
+from gatekeeper.fixture import Case, Connection, Message, client_names
+from gatekeeper.message import Header, crlf, parse
+from gatekeeper.milter.edits import Edits
+from gatekeeper.milter.session import Session
+from gatekeeper.policy.protocol import action, to_request
+from gatekeeper.problem import ConfigError, Problem
+from gatekeeper.replay.as_postfix import Envelope, Restrictions, refusal
+from gatekeeper.replay.compare import ConnectionOutcome, Outcome
+from gatekeeper.replay.smtp import look_up
+from gatekeeper.request import UNKNOWN, Client, Stage, parse_address
+from gatekeeper.resolver import TableResolver
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.verdict import printable
+from gatekeeper.zone import Zone
+
+FIRST_PORT = 50001
+"""The port of a case's first connection; the next has the next. A trace id is made of it."""
+
+
+class JumpingClock:
+    """Seconds since the epoch: it starts now, because signatures have dates, and stands still between jumps."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def play(case: Case, config_path: Path | None = None) -> tuple[ConnectionOutcome, ...]:
+    """What comes of each connection of `case` under the configuration at `config_path`, or its own.
+
+    Raises ConfigError.
+    """
+    path = config_path or case.config
+    if path is None:
+        raise ConfigError(
+            [Problem(str(case.folder), 0, "no gatekeeper.toml in it or above it; name one with --config")]
+        )
+    clock = JumpingClock()
+    resolver = TableResolver(Zone.parse(case.zone))
+    app = await open_app(prepare(config.load(path)), resolver=resolver, store=MemoryStore(clock), clock=clock)
+    try:
+        outcomes = []
+        for number, connection in enumerate(case.connections):
+            clock.now += connection.wait
+            outcomes.append(await _connection(app, case, connection, number))
+        return tuple(outcomes)
+    finally:
+        await app.close()
+
+
+async def _connection(app: App, case: Case, connection: Connection, number: int) -> ConnectionOutcome:
+    name, reverse_name = client_names(connection) or await look_up(app.resolver, connection.client)
+    address = parse_address(connection.client)
+    client = Client(address=address, name=name, reverse_name=reverse_name, port=FIRST_PORT + number)
+    milter = Session(app)
+    daemon_name = "ORIGINATING" if connection.sasl_user else "smtpd"
+    host = f"[{connection.client}]" if name == UNKNOWN else name
+    milter.connect(host, connection.client, client.port, daemon_name=daemon_name)
+    if connection.helo is not None:
+        milter.helo(connection.helo)
+    outcomes = []
+    for index, message in enumerate(connection.messages):
+        envelope = Envelope(
+            client=client,
+            helo=connection.helo,
+            sasl_user=connection.sasl_user,
+            sender=message.sender,
+            instance=f"replay.{number}.{index}",
+        )
+        outcomes.append(await _Transaction(app, envelope, milter).play(message, case.content(message)))
+    return ConnectionOutcome(replies=(f"220 {app.site.hostname} ESMTP",), messages=tuple(outcomes))
+
+
+class _Transaction:
+    """One message on its way through: what was answered so far, and why."""
+
+    def __init__(self, app: App, envelope: Envelope, milter: Session) -> None:
+        self._app = app
+        self._envelope = envelope
+        self._milter = milter
+        self._queue_id = ""
+        self._reasons: dict[str, None] = {}
+        self._prepended: list[Header] = []
+
+    async def play(self, message: Message, content: bytes | None) -> Outcome:
+        replies, accepted = [], []
+        for recipient in message.recipients:
+            refused = await self._ask(Stage.RCPT, Restrictions.RECIPIENT, recipient, recipient=recipient)
+            replies.append(refused or "250 2.1.5 Ok")
+            if not refused:
+                accepted.append(recipient)
+                self._queue_id = "REPLAYED"
+        added: tuple[Header, ...] = ()
+        removed: tuple[Header, ...] = ()
+        if accepted and content is not None:
+            reply, added, removed = await self._data(accepted, content)
+            replies.append(reply)
+        return Outcome(
+            replies=tuple(replies), reasons=tuple(self._reasons), headers_added=added, headers_removed=removed
+        )
+
+    async def _ask(
+        self, stage: Stage, restrictions: Restrictions, name: str, *, recipient: str = "", count: int = 0
+    ) -> str:
+        """Ask as the policy server would be asked. Returns the reply that refuses, or nothing."""
+        attributes = self._envelope.attributes(stage, recipient=recipient, count=count, queue_id=self._queue_id)
+        decision, context = await self._app.decide(to_request(attributes))
+        await context.settle(decision)
+        self._reasons |= dict.fromkeys(decision.reasons)
+        said = action(decision.verdict)
+        word, _, field = said.partition(" ")
+        if word.upper() == "PREPEND" and ":" in field:
+            field_name, _, value = field.partition(":")
+            self._prepended.append(Header(field_name.encode(), value.encode()))
+        return refusal(said, restrictions, name)
+
+    async def _data(self, accepted: list[str], content: bytes) -> tuple[str, tuple[Header, ...], tuple[Header, ...]]:
+        """The reply at the end of the data, and the header fields that were added and removed."""
+        only = accepted[0] if len(accepted) == 1 else ""
+        for stage, restrictions, shown in (
+            (Stage.DATA, Restrictions.DATA, "DATA"),
+            (Stage.END_OF_MESSAGE, Restrictions.END_OF_DATA, "END-OF-MESSAGE"),
+        ):
+            refused = await self._ask(stage, restrictions, shown, recipient=only, count=len(accepted))
+            if refused:
+                return refused, (), ()
+        headers, body = parse(_as_sent(content))
+        headers = [*self._prepended, *headers]
+        edits = await self._filter(accepted, headers, body)
+        if edits.decision is not None:
+            self._reasons |= dict.fromkeys(edits.decision.reasons)
+        if edits.reply is not None:
+            reply = edits.reply
+            return f"{reply.code} {reply.enhanced} {printable(reply.text)}", (), ()
+        inserted = [Header(i.name.encode(), i.value.replace("\n", "\r\n").encode()) for i in edits.insertions]
+        removed = [_field(headers, removal.name, removal.index) for removal in edits.removals]
+        return "250 2.0.0 Ok: queued as REPLAYED", (*reversed(inserted), *self._prepended), tuple(reversed(removed))
+
+    async def _filter(self, accepted: list[str], headers: list[Header], body: bytes) -> Edits:
+        """The milter's callbacks for a message, in their order."""
+        milter, user = self._milter, self._envelope.sasl_user
+        method = "PLAIN" if user else ""
+        await _started(milter.mail(f"<{self._envelope.sender}>", sasl_user=user, sasl_method=method))
+        for recipient in accepted:
+            milter.rcpt(f"<{recipient}>")
+        for field in headers:
+            milter.header(field.name, field.value)
+        await _started(milter.end_of_header(queue_id=self._queue_id))
+        milter.body(body)
+        return await milter.end_of_message()
+
+
+async def _started(work: Coroutine[Any, Any, object] | None) -> None:
+    if work is not None:
+        await work
+
+
+def _as_sent(content: bytes) -> bytes:
+    """The message as smtp.py sends it: lines end in CRLF, the last one too."""
+    content = crlf(content)
+    return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
+
+
+def _field(headers: list[Header], name: str, index: int) -> Header:
+    """The `index`-th field (from 1) called `name`, as a milter counts them."""
+    return [field for field in headers if field.name.lower() == name.lower().encode()][index - 1]
