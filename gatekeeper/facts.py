@@ -5,10 +5,137 @@ Facts are not opinions: SPF's `fail` is a fact, whether it refuses a mail is a c
 trouble keeps from being known is a finding (`temperror`), not an exception. Knows neither libmilter nor sockets.
 """
 
-from typing import TypeVar
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from gatekeeper.auth.dkim import Dkim, DkimResult, DkimVerifier
+from gatekeeper.auth.dmarc import Dmarc, DmarcResult, check_dmarc, discover
+from gatekeeper.auth.iprev import Iprev, check_iprev
+from gatekeeper.auth.spf import Spf, SpfResult, check_helo, check_mail_from
+from gatekeeper.message import Header
+from gatekeeper.request import Client
+from gatekeeper.resolver import Resolver
 
 T = TypeVar("T")
 
 
 class Facts:
-    """The memo. Each question is answered by one task, however many ask; `close` cancels what is not needed."""
+    """The memo. Each question is answered by one task, however many ask, and lives on when one of them gives up;
+    `close` cancels what is not needed.
+
+    `helo` and `sender` are None where they are not known yet; `receiver` is our host name, as SPF macros want it.
+    Coroutines may be made in any thread and must run on the event loop; `start_*` and `close` belong there too.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        client: Client,
+        helo: str | None,
+        sender: str | None,
+        receiver: str,
+        headers: Sequence[Header] | None = None,
+        dkim: DkimVerifier | None = None,
+    ) -> None:
+        self._resolver = resolver
+        self._client = client
+        self._helo = helo
+        self._sender = sender
+        self._receiver = receiver
+        self._headers = headers
+        self._verifier = dkim
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+
+    def add_message(self, headers: Sequence[Header], verifier: DkimVerifier) -> None:
+        """The header, and the verifier that is fed with the body: known later than the envelope."""
+        self._headers, self._verifier = headers, verifier
+
+    async def iprev(self) -> Iprev:
+        """Whether the client's address has a name that leads back to it."""
+        return await self._once("iprev", self._check_iprev)
+
+    async def spf(self) -> Spf:
+        """SPF of MAIL FROM; of HELO for the null sender."""
+        return await self._once("spf", self._check_spf)
+
+    async def helo_spf(self) -> Spf:
+        """SPF of HELO."""
+        if self._sender == "":
+            return await self.spf()
+        return await self._once("helo_spf", self._check_helo)
+
+    async def dkim(self) -> tuple[Dkim, ...]:
+        """The signatures; only to be asked once the whole body has been fed."""
+        return await self._once("dkim", self._check_dkim)
+
+    async def dmarc(self) -> Dmarc:
+        """DMARC, from SPF and DKIM; only to be asked when DKIM may be."""
+        return await self._once("dmarc", self._check_dmarc)
+
+    async def prefetch(self) -> None:
+        """Ask the DNS for the keys of the signatures and the DMARC records of the author, while the body comes."""
+        await self._once("prefetch", self._prefetch)
+
+    def start_spf(self) -> None:
+        """Begin to find out, without waiting."""
+        self._task("spf", self._check_spf)
+
+    def start_iprev(self) -> None:
+        """Begin to find out, without waiting."""
+        self._task("iprev", self._check_iprev)
+
+    def start_prefetch(self) -> None:
+        """Begin `prefetch`, without waiting."""
+        self._task("prefetch", self._prefetch)
+
+    def close(self) -> None:
+        """Cancel what is still being found out: nobody will ask."""
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks.values():
+            task.cancel()
+
+    def _task(self, name: str, find_out: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        task = self._tasks.get(name)
+        if task is None:
+            task = self._tasks[name] = asyncio.get_running_loop().create_task(find_out(), name=f"fact {name}")
+        return task
+
+    async def _once(self, name: str, find_out: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        # one asker that gives up must not take the answer from the others
+        return await asyncio.shield(self._task(name, find_out))
+
+    async def _check_iprev(self) -> Iprev:
+        return await check_iprev(self._resolver, self._client.address)
+
+    async def _check_spf(self) -> Spf:
+        if self._sender is None:
+            return Spf(SpfResult.NONE, reason="the sender is not known yet")
+        return await check_mail_from(
+            self._resolver,
+            address=self._client.address,
+            helo=self._helo or "",
+            sender=self._sender,
+            receiver=self._receiver,
+        )
+
+    async def _check_helo(self) -> Spf:
+        return await check_helo(
+            self._resolver, address=self._client.address, helo=self._helo or "", receiver=self._receiver
+        )
+
+    async def _check_dkim(self) -> tuple[Dkim, ...]:
+        if self._verifier is None:
+            return (Dkim(DkimResult.NONE, reason="the message is not known yet"),)
+        return await self._verifier.results(self._resolver)
+
+    async def _check_dmarc(self) -> Dmarc:
+        if self._headers is None:
+            return Dmarc(DmarcResult.NONE, reason="the message is not known yet")
+        spf, dkim = await asyncio.gather(self.spf(), self.dkim())
+        return await check_dmarc(self._resolver, self._headers, spf, dkim)
+
+    async def _prefetch(self) -> None:
+        if self._headers is not None and self._verifier is not None:
+            await asyncio.gather(self._verifier.fetch(self._resolver), discover(self._resolver, self._headers))

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Authentication-Results field that we add (RFC 8601).
+
+authres knows the syntax and sanitises nothing, so nothing is handed to it that has not been made safe: of a
+stranger's words only domains in normal form, addresses and plain tokens become properties, and what goes into a
+comment cannot end it, nor look like a result to a reader who only searches for `dkim=pass`. What does not fit is left
+out. Size is bounded by the caps on each value and on the number of signatures.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from authres.core import AuthenticationResult, AuthenticationResultProperty
+
+from gatekeeper.auth.claims import claims
+from gatekeeper.auth.dkim import MAX_SIGNATURES, Dkim
+from gatekeeper.auth.dmarc import Dmarc, DmarcResult
+from gatekeeper.auth.iprev import Iprev
+from gatekeeper.auth.spf import Spf
+from gatekeeper.message import Header
+from gatekeeper.verdict import printable
+
+__all__ = ["Findings", "authentication_results", "claims", "results_field"]
+
+_MAX_COMMENT = 160
+_MAX_LINE = 78
+_UNFIT_FOR_COMMENT = re.compile(r"[^A-Za-z0-9 .,:/_@%+*~'-]")
+_TOKEN = re.compile(r"[A-Za-z0-9._-]{1,255}\Z")
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}\Z")
+_LOCAL_PART = re.compile(r"[A-Za-z0-9._+-]{0,64}\Z")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=]{1,8}\Z")
+
+
+class Findings(Protocol):
+    """Where the findings of one message come from: gatekeeper.facts."""
+
+    async def iprev(self) -> Iprev: ...
+    async def spf(self) -> Spf: ...
+    async def helo_spf(self) -> Spf: ...
+    async def dkim(self) -> tuple[Dkim, ...]: ...
+    async def dmarc(self) -> Dmarc: ...
+
+
+async def authentication_results(authserv_id: str, findings: Findings) -> Header:
+    """Our field for one message, with everything that is found out about it; waits for what is not known yet."""
+    iprev, spf, helo_spf, dkim, dmarc = await asyncio.gather(
+        findings.iprev(), findings.spf(), findings.helo_spf(), findings.dkim(), findings.dmarc()
+    )
+    both = (spf,) if spf.identity == "helo" else (spf, helo_spf)
+    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim, dmarc=dmarc)
+
+
+def results_field(
+    authserv_id: str,
+    *,
+    iprev: Iprev | None = None,
+    spf: Sequence[Spf] = (),
+    dkim: Sequence[Dkim] = (),
+    dmarc: Dmarc | None = None,
+) -> Header:
+    """One Authentication-Results field with all methods: printable ASCII, folded with CRLF and a tab."""
+    results = [] if iprev is None else [_iprev(iprev)]
+    results += map(_spf, spf)
+    results += map(_dkim, dkim[: MAX_SIGNATURES + 1])
+    if dmarc is not None:
+        results.append(_dmarc(dmarc))
+    lines = [f" {_quoted(authserv_id)};"]
+    lines += _fold(f"{result};" for result in results or ["none"])
+    return Header(b"Authentication-Results", "\r\n\t".join(lines).removesuffix(";").encode("ascii"))
+
+
+def _iprev(found: Iprev) -> str:
+    return _result("iprev", found.result, found.reason, ("policy", "iprev", found.address, _ADDRESS))
+
+
+def _spf(found: Spf) -> str:
+    return _result("spf", found.result, found.reason, ("smtp", found.identity, found.domain, _TOKEN))
+
+
+def _dkim(found: Dkim) -> str:
+    local, at, domain = found.identity.rpartition("@")
+    # the local part is the signer's to choose, and it may look like a result
+    identity = (local if _LOCAL_PART.match(local) else "") + at + domain if _TOKEN.match(domain) else ""
+    return _result(
+        "dkim",
+        found.result,
+        found.reason + (", the domain is testing" if found.testing else ""),
+        ("header", "d", found.domain, _TOKEN),
+        ("header", "i", identity, None),
+        ("header", "s", found.selector, _TOKEN),
+        ("header", "a", found.algorithm, _TOKEN),
+        ("header", "b", found.b, _BASE64),
+    )
+
+
+def _dmarc(found: Dmarc) -> str:
+    policy = found.policy if found.result is DmarcResult.FAIL else ""
+    return _result(
+        "dmarc",
+        found.result,
+        found.reason,
+        ("header", "from", found.domain, _TOKEN),
+        ("policy", "dmarc", policy, _TOKEN),
+    )
+
+
+def _result(method: str, result: str, reason: str, *properties: tuple[str, str, str, re.Pattern[str] | None]) -> str:
+    """One result. A property's value that does not fit its pattern is left out."""
+    fit = [
+        AuthenticationResultProperty(kind, name, value)
+        for kind, name, value, pattern in properties
+        if value and (pattern is None or pattern.match(value))
+    ]
+    comment = _UNFIT_FOR_COMMENT.sub("?", printable(reason, _MAX_COMMENT))
+    return str(AuthenticationResult(method, result=result, result_comment=comment, properties=fit))
+
+
+def _quoted(authserv_id: str) -> str:
+    """Our authserv-id as a token, or quoted if it is none; it comes from the configuration."""
+    if _TOKEN.match(authserv_id):
+        return authserv_id
+    return '"' + re.sub(r'(["\\])', r"\\\1", printable(authserv_id, 255)) + '"'
+
+
+def _fold(results: Iterable[str]) -> Iterable[str]:
+    """Each result on a line of its own, broken between words where it is long; no quoted string has a space in it."""
+    for result in results:
+        line = ""
+        for word in result.split(" "):
+            if line and len(line) + len(word) >= _MAX_LINE - 8:
+                yield line
+                line = word
+            else:
+                line += " " + word if line else word
+        yield line

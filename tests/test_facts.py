@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each fact is found out once, however many ask, and trouble is a finding."""
+
+import asyncio
+from ipaddress import ip_address
+
+from gatekeeper.auth.dkim import DkimResult, DkimVerifier
+from gatekeeper.auth.dmarc import DmarcResult
+from gatekeeper.auth.iprev import IprevResult
+from gatekeeper.auth.results import authentication_results
+from gatekeeper.auth.spf import SpfResult
+from gatekeeper.facts import Facts
+from gatekeeper.message import parse
+from gatekeeper.request import Client
+from gatekeeper.resolver import Answer, Resolver
+from tests.test_dkim_verify import MESSAGE, NAME, NOW, RECORD, signed
+from tests.test_spf import Asked, txt
+
+ZONE = f"""
+example.com TXT "v=spf1 ip4:192.0.2.1 -all"
+mail.example.com TXT "v=spf1 a -all"
+mail.example.com A 192.0.2.1
+1.2.0.192.in-addr.arpa PTR mail.example.com
+_dmarc.example.com TXT "v=DMARC1; p=reject"
+{NAME} TXT {txt(RECORD)}
+"""
+
+
+def facts(resolver: Resolver, message: bytes | None = None, sender: str | None = "joe@example.com") -> Facts:
+    known = Facts(
+        resolver,
+        client=Client(address=ip_address("192.0.2.1")),
+        helo="mail.example.com",
+        sender=sender,
+        receiver="mx.example.org",
+    )
+    if message is not None:
+        headers, body = parse(message)
+        verifier = DkimVerifier(headers, now=NOW)
+        verifier.update(body)
+        known.add_message(headers, verifier)
+    return known
+
+
+async def test_everything_about_a_good_message_passes() -> None:
+    known = facts(Asked(ZONE), signed())
+    assert IprevResult.PASS == (await known.iprev()).result
+    assert SpfResult.PASS == (await known.spf()).result
+    assert SpfResult.PASS == (await known.helo_spf()).result
+    assert [DkimResult.PASS] == [found.result for found in await known.dkim()]
+    assert DmarcResult.PASS == (await known.dmarc()).result
+
+
+async def test_the_field_is_written_from_the_facts() -> None:
+    field = await authentication_results("mx.example.org", facts(Asked(ZONE), signed()))
+    text = field.value.decode()
+    assert all(f"{method}=pass" in text for method in ("iprev", "spf", "dkim", "dmarc"))
+    assert "smtp.mailfrom=example.com" in text
+    assert "smtp.helo=mail.example.com" in text
+
+
+async def test_many_askers_at_once_cause_each_question_once() -> None:
+    asked = Asked(ZONE)
+    known = facts(asked, signed())
+    known.start_spf()
+    known.start_iprev()
+    await asyncio.gather(known.dmarc(), known.spf(), known.dkim(), known.spf(), known.dmarc(), known.iprev())
+    assert 6 == len(asked.questions) == len(set(asked.questions)), asked.questions
+
+
+async def test_what_was_fetched_ahead_is_not_fetched_again() -> None:
+    asked = Asked(ZONE)
+    known = facts(asked, signed())
+    await known.prefetch()
+    before = len(asked.questions)
+    await known.dkim()
+    assert before == len(asked.questions)
+
+
+async def test_an_asker_that_gives_up_does_not_take_the_answer_from_the_others() -> None:
+    gate = asyncio.Event()
+
+    class Slow(Asked):
+        async def query(self, name: str, type: str) -> Answer:
+            await gate.wait()
+            return await super().query(name, type)
+
+    known = facts(Slow(ZONE))
+    impatient, patient = asyncio.create_task(known.spf()), asyncio.create_task(known.spf())
+    await asyncio.sleep(0)
+    impatient.cancel()
+    gate.set()
+    assert SpfResult.PASS == (await patient).result
+    assert impatient.cancelled()
+
+
+async def test_closing_cancels_what_nobody_waits_for() -> None:
+    started, stopped = asyncio.Event(), asyncio.Event()
+
+    class Hanging(Asked):
+        async def query(self, name: str, type: str) -> Answer:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+            raise AssertionError
+
+    known = facts(Hanging(""))
+    known.start_spf()
+    async with asyncio.timeout(5):
+        await started.wait()
+        known.close()
+        await stopped.wait()
+
+
+async def test_dns_trouble_is_a_finding_and_no_exception() -> None:
+    zone = f"""
+        example.com ANY !SERVFAIL
+        mail.example.com ANY !TIMEOUT
+        1.2.0.192.in-addr.arpa PTR !SERVFAIL
+        _dmarc.example.com TXT !TIMEOUT
+        {NAME} TXT !SERVFAIL
+    """.replace("\n        ", "\n")
+    known = facts(Asked(zone), signed())
+    assert IprevResult.TEMPERROR == (await known.iprev()).result
+    assert SpfResult.TEMPERROR == (await known.spf()).result
+    assert SpfResult.TEMPERROR == (await known.helo_spf()).result
+    assert [DkimResult.TEMPERROR] == [found.result for found in await known.dkim()]
+    assert DmarcResult.TEMPERROR == (await known.dmarc()).result
+
+
+async def test_the_null_sender_counts_for_dmarc_by_its_helo_name() -> None:
+    known = facts(Asked(ZONE), MESSAGE, sender="")
+    assert "helo" == (await known.spf()).identity
+    assert (await known.dmarc()).spf_aligned
+    field = await authentication_results("mx.example.org", known)
+    assert 1 == field.value.count(b"spf=")
+
+
+async def test_before_there_is_a_sender_or_a_message_nothing_is_found() -> None:
+    known = facts(Asked(""), sender=None)
+    assert SpfResult.NONE == (await known.spf()).result
+    assert [DkimResult.NONE] == [found.result for found in await known.dkim()]
+    assert DmarcResult.NONE == (await known.dmarc()).result
