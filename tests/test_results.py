@@ -45,7 +45,8 @@ def test_all_methods_stand_in_one_folded_field() -> None:
         b"\tspf=none (a.example publishes no SPF record) smtp.helo=a.example;\r\n"
         b"\tdkim=pass (2048-bit key) header.d=example.com header.i=@example.com\r\n"
         b'\theader.s=sel header.a=rsa-sha256 header.b="Ab+/cd==";\r\n'
-        b"\tdmarc=fail (neither passed) header.from=example.com policy.dmarc=reject"
+        b"\tdmarc=fail (neither passed) header.from=example.com\r\n"
+        b"\tpolicy.dmarc=reject"
     ) == field.value
 
 
