@@ -15,8 +15,9 @@ import pytest
 
 from gatekeeper import fixture
 from gatekeeper.message import crlf, parse
-from gatekeeper.replay.evidence import header_changes
-from gatekeeper.replay.lab import Delivery, Lab, why_not
+from gatekeeper.replay.compare import differences
+from gatekeeper.replay.evidence import header_changes, outcomes
+from gatekeeper.replay.lab import Lab, why_not
 from gatekeeper.replay.smtp import Heard, Servers, SmtpClient, play
 from gatekeeper.resolver import TableResolver
 from gatekeeper.zone import Zone
@@ -26,8 +27,7 @@ CASES = Path(__file__).parent / "smtp_fixtures"
 CONFIG = CASES / "gatekeeper.toml"
 SIGNED = CASES / "clean-signed-mail"
 SUBMITTED = CASES / "authenticated-submission"
-
-STRANGER = {"ADDR": "192.0.2.10", "NAME": "mail.good.example", "REVERSE_NAME": "mail.good.example"}
+KEEP_STATE = ("first-time-sender", "flood")
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def only_message(lab: Lab, case: fixture.Case) -> Heard:
     return message
 
 
-def delivered(lab: Lab, heard: Heard) -> Delivery:
+def delivered(lab: Lab, heard: Heard) -> bytes:
     """What arrives of a message that was accepted."""
     assert heard.queue_id, heard.replies
-    delivery = lab.sink.find(b"id " + heard.queue_id.encode())
-    assert delivery is not None, lab.postfix.why_it_failed()
-    return delivery
+    message = lab.delivered(heard.queue_id)
+    assert message is not None, lab.postfix.why_it_failed()
+    return message
 
 
 def verifies(lab: Lab, message: bytes) -> bool:
@@ -81,10 +81,27 @@ def verifies(lab: Lab, message: bytes) -> bool:
     return bool(dkim.verify(message, dnsfunc=text))
 
 
+@pytest.mark.parametrize(
+    ("folder", "store"),
+    [(folder, "redis") for folder in fixture.find(CASES)] + [(CASES / name, "sqlite") for name in KEEP_STATE],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_recorded_session_comes_out_as_expected(
+    lab: Lab, folder: Path, store: str, request: pytest.FixtureRequest
+) -> None:
+    case = fixture.read(folder)
+    database = fixture.find(CASES).index(folder) % 16
+    start(lab, case, f"{request.getfixturevalue('redis')}?db={database}" if store == "redis" else "")
+    service = lab.service
+    heard = play(case, servers(lab), TableResolver(lab.dns.zone))
+    lab.stop()  # so that everything is in the log
+    assert [] == differences(case, outcomes(case, heard, service.log, lab.delivered))
+
+
 def test_what_is_submitted_arrives_with_a_signature_that_verifies(lab: Lab) -> None:
     case = fixture.read(SUBMITTED)
     start(lab, case)
-    message = delivered(lab, only_message(lab, case)).content
+    message = delivered(lab, only_message(lab, case))
     assert b"DKIM-Signature" in [field.name for field in parse(message)[0]]
     assert verifies(lab, message)
 
@@ -92,7 +109,7 @@ def test_what_is_submitted_arrives_with_a_signature_that_verifies(lab: Lab) -> N
 def test_a_signed_message_arrives_byte_for_byte(lab: Lab) -> None:
     case = fixture.read(SIGNED)
     start(lab, case)
-    sent, arrived = crlf(case.files["message.eml"]), delivered(lab, only_message(lab, case)).content
+    sent, arrived = crlf(case.files["message.eml"]), delivered(lab, only_message(lab, case))
     added, removed = header_changes(sent, arrived)
     assert ([b"Authentication-Results"], []) == ([field.name for field in added], removed)
     assert parse(sent)[1] == parse(arrived)[1]
@@ -133,5 +150,5 @@ def test_mail_goes_on_without_gatekeeper(lab: Lab, end: str) -> None:
     start(lab, case)
     delivered(lab, only_message(lab, case))  # so that Postfix knows gatekeeper, and holds a connection to it
     getattr(lab.service, end)()
-    added, removed = header_changes(crlf(case.files["message.eml"]), delivered(lab, only_message(lab, case)).content)
+    added, removed = header_changes(crlf(case.files["message.eml"]), delivered(lab, only_message(lab, case)))
     assert ([], []) == (added, removed)

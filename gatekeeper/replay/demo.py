@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gatekeeper import fixture
-from gatekeeper.fixture import Case, Connection, Message
-from gatekeeper.message import crlf
-from gatekeeper.replay.evidence import Line, header_changes, lines_of, reasons
+from gatekeeper.fixture import Case
+from gatekeeper.replay.compare import Outcome
+from gatekeeper.replay.evidence import is_complete, outcomes
 from gatekeeper.replay.lab import Lab, LabError, why_not
 from gatekeeper.replay.lab.service import PROJECT
-from gatekeeper.replay.smtp import Heard, HeardConnection, Servers, SmtpError, play
+from gatekeeper.replay.smtp import Servers, SmtpError, play
 from gatekeeper.resolver import TableResolver
 from gatekeeper.zone import Zone
 
@@ -103,47 +103,30 @@ def _rows(lab: Lab, case: Case) -> Iterator[Row]:
     """What came of each message of a case; equal things that follow each other are one row."""
     ports = lab.postfix.ports
     heard = play(case, Servers("127.0.0.1", ports.smtp, ports.submission), TableResolver(lab.dns.zone))
-    outcomes = []
-    for connection, made in zip(heard, case.connections, strict=True):
-        lines = _wait_for_lines(lab, connection, made)
-        for message, said, about in zip(made.messages, connection.messages, lines, strict=True):
-            outcomes.append((_happened(said), _why(lab, case, message, said, about)))
+    deadline = time.monotonic() + 2.0
+    while not is_complete(case, heard, lab.service.log) and time.monotonic() < deadline:
+        time.sleep(0.05)
     title = case.name.replace("-", " ")
-    for (happened, why), same in itertools.groupby(outcomes):
+    played = outcomes(case, heard, lab.service.log, lab.delivered)
+    sentences = [(_happened(message), _why(message)) for connection in played for message in connection.messages]
+    for (happened, why), same in itertools.groupby(sentences):
         count = len(list(same))
         yield Row(title, f"{happened}, {count} times" if count > 1 else happened, why)
         title = ""
 
 
-def _wait_for_lines(lab: Lab, heard: HeardConnection, made: Connection) -> list[list[Line]]:
-    """What gatekeeper's log says of each message; a decision is written down just after it is answered."""
-    deadline = time.monotonic() + 2.0
-    while True:
-        lines = lines_of(lab.service.log, heard, made.messages)
-        if all(lines) or time.monotonic() > deadline:
-            return lines
-        time.sleep(0.05)
-
-
-def _happened(heard: Heard) -> str:
+def _happened(outcome: Outcome) -> str:
     """The code of the last reply, and what it means."""
-    code = heard.replies[-1][:3]
+    code = outcome.replies[-1][:3]
     return f"{code} {_WORDS.get(code[:1], '')}"
 
 
-def _why(lab: Lab, case: Case, message: Message, heard: Heard, lines: list[Line]) -> str:
+def _why(outcome: Outcome) -> str:
     """A sentence from the reasons, and what was done to the header if the message arrived."""
-    parts = [WHY[code] for code in reasons(lines) if code in WHY]
-    content = case.content(message)
-    if heard.queue_id and content is not None:
-        delivery = lab.sink.find(b"id " + heard.queue_id.encode())
-        if delivery is not None:
-            added, removed = header_changes(crlf(content), delivery.content)
-            if removed:
-                parts.append(f"{len(removed)} fields that claimed to be our results were removed")
-            for field in added:
-                if field.name == b"Authentication-Results":
-                    parts.append(_results(field.value))
+    parts = [WHY[code] for code in outcome.reasons if code in WHY]
+    if outcome.headers_removed:
+        parts.append(f"{len(outcome.headers_removed)} fields that claimed to be our results were removed")
+    parts += [_results(field.value) for field in outcome.headers_added if field.name == b"Authentication-Results"]
     sentence = "; ".join(parts) or "nothing speaks against it"
     return sentence[0].upper() + sentence[1:] + "."
 

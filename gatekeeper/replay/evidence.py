@@ -7,17 +7,41 @@ reads it stops gatekeeper first or waits, since a decision is written down after
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from gatekeeper.fixture import Message
+from gatekeeper.fixture import Case, Message
 from gatekeeper.log import trace_id, unescape
-from gatekeeper.message import Header, parse
+from gatekeeper.message import Header, crlf, parse
+from gatekeeper.replay.compare import ConnectionOutcome, Outcome
 from gatekeeper.replay.smtp import Heard, HeardConnection
 
 _PAIR = re.compile(r'(\w+)=("[^"]*"|\S*)')
 
 Line = Mapping[str, str]
 """One decision in the log, by name."""
+
+
+def outcomes(
+    case: Case, heard: Sequence[HeardConnection], log: str, delivered: Callable[[str], bytes | None]
+) -> tuple[ConnectionOutcome, ...]:
+    """What came of a case that was played. `delivered` gives the message that arrived under a queue id, if one did."""
+    return tuple(
+        ConnectionOutcome(
+            replies=(said.reply,),
+            messages=tuple(
+                _outcome(case.content(message), answered, lines, delivered)
+                for message, answered, lines in zip(
+                    made.messages, said.messages, lines_of(log, said, made.messages), strict=False
+                )
+            ),
+        )
+        for made, said in zip(case.connections, heard, strict=True)
+    )
+
+
+def is_complete(case: Case, heard: Sequence[HeardConnection], log: str) -> bool:
+    """True if the log says something of each message: a decision is written down just after it is answered."""
+    return all(all(lines_of(log, said, made.messages)) for made, said in zip(case.connections, heard, strict=True))
 
 
 def decisions(log: str) -> Iterator[Line]:
@@ -35,12 +59,18 @@ def lines_of(log: str, connection: HeardConnection, messages: Sequence[Message])
     """
     trace = trace_id(connection.client)
     left = [line for line in decisions(log) if line.get("trace") == trace]
-    return [_take(left, message, heard) for message, heard in zip(messages, connection.messages, strict=True)]
+    return [_take(left, message, heard) for message, heard in zip(messages, connection.messages, strict=False)]
 
 
-def reasons(lines: Sequence[Line]) -> tuple[str, ...]:
-    """The reason codes of these decisions, each once."""
-    return tuple(dict.fromkeys(code for line in lines for code in line.get("reasons", "").split(",") if code))
+def _outcome(
+    content: bytes | None, heard: Heard, lines: Sequence[Line], delivered: Callable[[str], bytes | None]
+) -> Outcome:
+    reasons = dict.fromkeys(code for line in lines for code in line.get("reasons", "").split(",") if code)
+    arrived = delivered(heard.queue_id) if heard.queue_id else None
+    added, removed = header_changes(crlf(content or b""), arrived) if arrived is not None else ((), ())
+    return Outcome(
+        replies=heard.replies, reasons=tuple(reasons), headers_added=tuple(added), headers_removed=tuple(removed)
+    )
 
 
 def _take(left: list[Line], message: Message, heard: Heard) -> list[Line]:

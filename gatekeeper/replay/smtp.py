@@ -153,7 +153,7 @@ def _connect(case: Case, connection: Connection, servers: Servers, resolver: Res
 
 
 async def look_up(resolver: Resolver, address: str) -> tuple[str, str]:
-    """The client's confirmed and bare names, as Postfix would find them."""
+    """The confirmed and the bare name of the client at `address`, as Postfix finds them; `unknown` if there is none."""
     iprev = await check_iprev(resolver, parse_address(address))
     return iprev.name or UNKNOWN, iprev.reverse or UNKNOWN
 

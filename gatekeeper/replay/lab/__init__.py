@@ -4,7 +4,7 @@
     with Lab(zone=Zone.parse(...)) as lab:
         lab.run(Path("gatekeeper.toml"))
         ... SMTP to lab.postfix.ports.smtp ...
-        lab.sink.find(b"a queue id")
+        lab.delivered(queue_id)
 
 Everything lies in one new folder, listens on loopback at ports that were free, and is gone afterwards, even if this
 process is killed (guard.py). Several labs can stand side by side. Needs root: `why_not()` says so.
@@ -27,10 +27,10 @@ from gatekeeper.replay.lab.guard import Guard
 from gatekeeper.replay.lab.postfix import LabError, Postfix, find, why_not
 from gatekeeper.replay.lab.sasl import SaslServer
 from gatekeeper.replay.lab.service import Service, write_config
-from gatekeeper.replay.lab.sink import Delivery, Sink
+from gatekeeper.replay.lab.sink import Sink
 from gatekeeper.zone import Zone
 
-__all__ = ["Delivery", "Lab", "LabError", "why_not"]
+__all__ = ["Lab", "LabError", "why_not"]
 
 USER = "nobody"
 """Whom gatekeeper works as: one who may read only what all may read."""
@@ -85,6 +85,11 @@ class Lab:
             self.stop()
             raise
         return self._service
+
+    def delivered(self, queue_id: str) -> bytes | None:
+        """The message that Postfix has delivered under this queue id; None if none comes within ten seconds."""
+        delivery = self.sink.find(b"id " + queue_id.encode())
+        return None if delivery is None else delivery.content
 
     def stop(self) -> None:
         """Stop the gatekeeper that runs, if one does. Raises LabError if it does not end when asked."""
