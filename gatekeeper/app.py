@@ -86,8 +86,10 @@ def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPa
     for name, key, restrictions in lists.lists():
         found = []
         for restriction in restrictions:
-            index = () if restriction.index is None else (restriction.index,)
-            place = config.problem((*at, key, *index), "", below=restriction.lines_below)
+            if restriction.index is None:
+                place = config.problem((*at, key), "", below=restriction.lines_below)
+            else:
+                place = config.problem((*at, key, restriction.index), "")
             found.append(reader.check(restriction.words, Place(place.file, place.line)))
         checks[name] = tuple(check for check in found if check is not None)
     return Pipeline(checks, config.mode == "observe")
@@ -96,23 +98,29 @@ def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPa
 def _signing(config: Config, thorough: bool) -> tuple[SigningPolicy, list[Problem]]:
     """Whom to sign for; without tables nobody, but whose mail is ours is still known."""
     options, folder = config.signing, config.folder
-    problems = list(_lonely_table(config))
-    files = KeyFiles(_key_owners(config))
-    keys, found = KeyTable.read(_spec(config, options.key_table), _where(config, "key_table"), base=folder, files=files)
-    problems += found
-    spec, where = _spec(config, options.signing_table), _where(config, "signing_table")
-    table, found = SigningTable.read(spec, keys, where, base=folder)
+    spec = _spec(config, options.key_table or ())
+    keys, problems = KeyTable.read(spec, "signing.key_table", base=folder, files=KeyFiles(_key_owners(config)))
+    spec = _spec(config, options.signing_table or ())
+    table, found = SigningTable.read(spec, keys, "signing.signing_table", base=folder)
     problems += found
     if options.internal_hosts is None:
         hosts = HostList.of_networks(config.mynetworks)
     else:
-        spec, where = _spec(config, options.internal_hosts), _where(config, "internal_hosts")
-        hosts, found = HostList.read(spec, where, base=folder)
+        spec = _spec(config, options.internal_hosts, path=False)
+        hosts, found = HostList.read(spec, "signing.internal_hosts", base=folder)
         problems += found
     if thorough:
         problems += keys.check()
     policy = SigningPolicy(signing_table=table, key_table=keys, internal_hosts=hosts, without_key=options.without_key)
-    return policy, problems
+    return policy, [*_lonely_table(config), *(_placed(config, problem) for problem in problems)]
+
+
+def _placed(config: Config, problem: Problem) -> Problem:
+    """A problem of a table that is written in our own file, at its line there."""
+    section, dot, option = problem.file.partition(".")
+    if section != "signing" or option not in type(config.signing).model_fields:
+        return problem
+    return config.problem((section, option), f"{section}{dot}{option}: {problem.what}", warning=problem.warning)
 
 
 def _lonely_table(config: Config) -> Iterator[Problem]:
@@ -121,16 +129,15 @@ def _lonely_table(config: Config) -> Iterator[Problem]:
             yield config.problem(("signing", there), f"signing.{there} signs nothing without signing.{missing}")
 
 
-def _spec(config: Config, table: str | tuple[str, ...] | None) -> str | tuple[str, ...]:
-    """The data set in OpenDKIM's words, where a relative path without a prefix would be taken for a comma list."""
-    if isinstance(table, str) and "/" not in table[:1] and (config.folder / table).is_file():
-        return f"file:{table}"
-    return () if table is None else table
+def _spec(config: Config, table: str | tuple[str, ...], *, path: bool = True) -> str | tuple[str, ...]:
+    """The data set in OpenDKIM's words, where a relative path without a prefix would be taken for a comma list.
 
-
-def _where(config: Config, option: str) -> str:
-    """Where a table's own lines are written if they are not in a file."""
-    return str(config.problem(("signing", option), f"signing.{option}"))
+    With `path`, a lone word cannot be a list: lists of keys have `=` in them.
+    """
+    if not isinstance(table, str) or table.startswith("/"):
+        return table
+    lone = path and not set(table) & set(":=,")
+    return f"file:{table}" if lone or (config.folder / table).is_file() else table
 
 
 def _key_owners(config: Config) -> frozenset[int]:

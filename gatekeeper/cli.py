@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gatekeeper.app import App
     from gatekeeper.explain import Asked, NotingResolver
+    from gatekeeper.zone import Zone
 
 OK, FINDING, USAGE, TEMPORARY, CONFIGURATION = 0, 1, 2, 75, 78
 
@@ -241,15 +242,13 @@ def _with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver]
     from gatekeeper.resolver import Resolver, TableResolver
     from gatekeeper.resolvers import CachingResolver, LiveResolver
     from gatekeeper.stores import open_store
-    from gatekeeper.zone import Zone
 
     path = _path(options)
     plan = app.prepare(config.load(path) if path else config.defaults())
     for warning in plan.warnings:
         print(warning, file=sys.stderr)
-    dns, zone = plan.config.dns, getattr(options, "dns", None)
-    inner: Resolver
-    inner = TableResolver(Zone.parse(_read(zone).decode())) if zone else LiveResolver(dns.nameservers, dns.timeout)
+    dns, file = plan.config.dns, getattr(options, "dns", None)
+    inner: Resolver = TableResolver(_zone(file)) if file else LiveResolver(dns.nameservers, dns.timeout)
 
     async def run() -> int:
         store = await open_store(plan.config.store.url, timeout=plan.config.store.timeout, read_only=True)
@@ -286,6 +285,18 @@ def _read(path: Path) -> bytes:
         return path.read_bytes() if str(path) != "-" else sys.stdin.buffer.read()
     except OSError as error:
         print(f"gatekeeper: cannot read {path}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(USAGE) from error
+
+
+def _zone(file: Path) -> "Zone":
+    """The DNS that a file holds. Raises SystemExit with its mistakes."""
+    from gatekeeper.problem import ConfigError
+    from gatekeeper.zone import Zone
+
+    try:
+        return Zone.read(file)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
         raise SystemExit(USAGE) from error
 
 

@@ -226,10 +226,10 @@ class Config(Section):
             oversign_headers=self.signing.oversign_headers,
         )
 
-    def problem(self, path: KeyPath, what: str, *, below: int = 0, warning: bool = False) -> Problem:
-        """A Problem at the line of `path`, or `below` lines further down."""
-        line = self._places.line(path)
-        return Problem(str(self._file or "the default configuration"), line + below if line else 0, what, warning)
+    def problem(self, path: KeyPath, what: str, *, below: int | None = None, warning: bool = False) -> Problem:
+        """A Problem at the line of `path`, or `below` line ends into the string that stands there."""
+        line = self._places.line(path) if below is None else self._places.line_inside(path, below)
+        return Problem(str(self._file or "the default configuration"), line, what, warning)
 
 
 def find(named: str | None = None) -> Path | None:

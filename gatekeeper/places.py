@@ -31,6 +31,15 @@ class Places:
                 return line
         return 0
 
+    def line_inside(self, path: Sequence[str | int], below: int) -> int:
+        """The line of what stands `below` line ends into the string at `path`."""
+        line = self.line(path)
+        if not line:
+            return 0
+        # TOML drops a line end that directly follows the opening quotes.
+        opens = self._text.split("\n")[line - 1].rstrip("\r").endswith(('"""', "'''"))
+        return line + opens + below
+
     @cached_property
     def _lines(self) -> dict[Path, int]:
         found: dict[Path, int] = {}

@@ -156,7 +156,11 @@ def _found(findings: Findings) -> Iterator[str]:
         who = f"d={dkim.domain} s={dkim.selector}" if dkim.domain else ""
         yield _line("DKIM", dkim.result, who, key, dkim.reason)
     yield _line(
-        "DMARC", dmarc.result, dmarc.domain, f"policy {dmarc.policy}" if dmarc.record_domain else "", dmarc.reason
+        "DMARC",
+        dmarc.result,
+        dmarc.domain,
+        f"published policy {dmarc.published}" if dmarc.record_domain else "",
+        dmarc.reason,
     )
 
 
@@ -195,6 +199,10 @@ def told_sentences(told: Told) -> Iterator[str]:
     yield from changes(told.edits)
 
 
+def _unfolded(value: str) -> str:
+    return printable(f" {' '.join(value.split())}", 2000)
+
+
 def told_json(told: Told) -> dict[str, Any]:
     """What the milter makes of the message, for a program."""
     reply = told.edits.reply
@@ -219,6 +227,6 @@ def changes(edits: Edits) -> Iterator[str]:
     for removal in reversed(edits.removals):
         yield f"The milter would remove the forged field {removal.name} number {removal.index}"
     for insertion in edits.insertions:
-        yield f"The milter would add: {insertion.name}:{printable(insertion.value.replace(chr(10), ' '), 2000)}"
+        yield f"The milter would add: {insertion.name}:{_unfolded(insertion.value)}"
     if not (edits.removals or edits.insertions or edits.quarantine):
         yield "The milter would leave the message as it is"

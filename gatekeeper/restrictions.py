@@ -27,7 +27,7 @@ _WORD = re.compile(r"(?:\{[^}]*\}|[^\s,])+")
 @dataclass(frozen=True, slots=True)
 class Restriction:
     """One restriction with its arguments, and where it stands: its index in the list that it was written in, or how
-    many lines below the key, in a string of several lines."""
+    many line ends before it in a string of several lines."""
 
     words: tuple[str, ...]
     index: int | None = field(default=None, compare=False)
