@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Replay: what Postfix adds to our answers, what counts as a difference, and cases played in a world of their own."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper import fixture
+from gatekeeper.fixture import Case, Connection, Expected, ExpectedConnection, Message
+from gatekeeper.message import Header
+from gatekeeper.problem import ConfigError
+from gatekeeper.replay.as_postfix import Restrictions, refusal
+from gatekeeper.replay.command import main
+from gatekeeper.replay.compare import ConnectionOutcome, Outcome, differences, updated
+from gatekeeper.replay.in_process import play
+
+pytest_plugins = ["pytester"]
+
+CONFIG = """\
+hostname = "mx.example.net"
+mynetworks = ["127.0.0.0/8"]
+relay_domains = ["example.net"]
+[policy]
+restrictions = "reject_non_fqdn_helo_hostname, reject_unknown_client_hostname, reject_unknown_sender_domain, greylist"
+[checks.greylist]
+clients = "all"
+learning = "0s"
+delay = "1m"
+"""
+ZONE = """\
+1.2.0.192.in-addr.arpa PTR mail.example.org
+mail.example.org A 192.0.2.1
+example.org MX 10 mail.example.org
+"""
+EARLY = "450 4.7.1 <bob@example.net>: Recipient address rejected: "
+
+
+def message(sender: str = "alice@example.org", data: str | None = None) -> Message:
+    return Message(sender=sender, recipients=("bob@example.net",), data=data)
+
+
+def connection(*messages: Message, helo: str = "mail.example.org", wait: float = 0.0, user: str = "") -> Connection:
+    return Connection(client="192.0.2.1", helo=helo, wait=wait, sasl_user=user, messages=messages or (message(),))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "gatekeeper.toml").write_text(CONFIG)
+    return tmp_path / "case"
+
+
+def case(folder: Path, *connections: Connection, **more: object) -> Case:
+    """A case on disk, as it reads back."""
+    made = Case.model_validate({"folder": folder, "connections": connections, "zone": ZONE, **more})
+    fixture.write(made)
+    return fixture.read(folder)
+
+
+async def replies(case: Case) -> list[tuple[str, ...]]:
+    return [message.replies for connection in await play(case) for message in connection.messages]
+
+
+# What Postfix 3.7 was seen to say in smtpd_recipient_restrictions for these answers of a policy service.
+@pytest.mark.parametrize(
+    ("action", "reply"),
+    [
+        ("DUNNO", ""),
+        ("OK", ""),
+        ("HOLD look", ""),
+        ("DEFER_IF_REJECT 4.7.1 later", ""),
+        ("1234567890", ""),
+        ("450 4.7.1 Greylisted", "450 4.7.1 <r@x>: Recipient address rejected: Greylisted"),
+        ("450 4.1.8 Domain not found", "450 4.1.2 <r@x>: Recipient address rejected: Domain not found"),
+        ("556 5.1.10 null MX", "556 5.1.0 <r@x>: Recipient address rejected: null MX"),
+        ("550 5.7.27 null MX", "550 5.7.27 <r@x>: Recipient address rejected: null MX"),
+        ("554 no enhanced code", "554 5.7.1 <r@x>: Recipient address rejected: no enhanced code"),
+        ("550 4.7.1 digits differ", "550 5.7.1 <r@x>: Recipient address rejected: digits differ"),
+        ("DEFER_IF_PERMIT 4.4.3 DNS", "450 4.4.3 <r@x>: Recipient address rejected: DNS"),
+        ("REJECT", "554 5.7.1 <r@x>: Recipient address rejected: Access denied"),
+        ("reject no", "554 5.7.1 <r@x>: Recipient address rejected: no"),
+    ],
+)
+def test_an_action_becomes_the_reply_that_postfix_gives(action: str, reply: str) -> None:
+    assert reply == refusal(action, Restrictions.RECIPIENT, "r@x")
+
+
+def test_other_lists_make_an_address_code_neutral() -> None:
+    assert "450 4.0.0 <DATA>: Data command rejected: no" == refusal("450 4.1.8 no", Restrictions.DATA, "DATA")
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_any_action_gives_no_reply_or_one_that_refuses(action: str) -> None:
+    reply = refusal(action, Restrictions.RECIPIENT, "r@x")
+    assert not reply or (reply[0] in "45" and reply[4] == reply[0] and len(reply) <= 510)
+
+
+OUTCOME = Outcome(
+    replies=("250 2.1.5 Ok", "450 4.7.1 <b@c>: Recipient address rejected: too early"),
+    reasons=("greylist.early", "dmarc.pass"),
+    headers_added=(
+        Header(b"Authentication-Results", b" mx.example;\r\n\tspf=pass smtp.mailfrom=a.example;\r\n\tdkim=none"),
+        Header(b"DKIM-Signature", b" v=1; a=rsa-sha256; d=example.org; s=mx;\r\n\tbh=abc; b=def"),
+    ),
+)
+
+
+def check(expected: Expected, outcome: Outcome = OUTCOME) -> list[str]:
+    """The differences of one message, without where it is."""
+    case = Case(folder=Path("case"), connections=(connection(),), expected=(ExpectedConnection(messages=(expected,)),))
+    found = differences(case, [ConnectionOutcome(replies=("220",), messages=(outcome,))])
+    return [text.partition(">: ")[2] for text in found]
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        Expected(),
+        Expected(reply="450"),
+        Expected(reply="450 4.7.1"),
+        Expected(reply="450 too early"),
+        Expected(reply="450 4.7.1 rejected: too"),
+        Expected(reply="too early"),
+        Expected(reply=("250", "450")),
+        Expected(reasons=("dmarc.pass",)),
+        Expected(reasons=("dmarc.pass", "greylist.early")),
+        Expected(headers_added=("Authentication-Results", "DKIM-Signature")),
+        Expected(headers_added=("authentication-results: dkim=none spf=pass smtp.mailfrom=a.example;",)),
+        Expected(headers_added=("DKIM-Signature: d=example.org s=mx",), headers_removed=()),
+    ],
+)
+def test_what_fits_is_no_difference(expected: Expected) -> None:
+    assert [] == check(expected)
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        Expected(reply="45"),
+        Expected(reply="450 4.7"),
+        Expected(reply="450 4.7.10"),
+        Expected(reply="554"),
+        Expected(reply="450 4.7.1 too late"),
+        Expected(reply=("450",)),
+        Expected(reply=("250", "250")),
+        Expected(reply=("250", "450", "250")),
+        Expected(reasons=("greylist",)),
+        Expected(reasons=()),
+        Expected(headers_added=()),
+        Expected(headers_added=("DKIM-Signature", "DKIM-Signature")),
+        Expected(headers_added=("Authentication-Results: dkim=pass",)),
+        Expected(headers_removed=("Authentication-Results",)),
+    ],
+)
+def test_what_does_not_fit_is_one_difference(expected: Expected) -> None:
+    assert 1 == len(check(expected))
+
+
+def test_a_difference_is_a_sentence_with_both_sides() -> None:
+    assert [
+        'expected the reply "250", it was "450 4.7.1 <b@c>: Recipient address rejected: too early"',
+        'expected the reasons "x", they were "greylist.early", "dmarc.pass"',
+        'expected to be removed: "Subject"; removed was: none',
+    ] == check(Expected(reply="250", reasons=("x",), headers_removed=("Subject",)))
+
+
+@pytest.mark.parametrize("wanted", [Expected(), Expected(reply="250"), Expected(reasons=("greylist.early", "x"))])
+def test_an_updated_expectation_fits(wanted: Expected) -> None:
+    old = Case(folder=Path("case"), connections=(connection(),), expected=(ExpectedConnection(messages=(wanted,)),))
+    came = [ConnectionOutcome(replies=("220 mx",), messages=(OUTCOME,))]
+    assert [] == differences(updated(old, came), came)
+
+
+def test_an_update_keeps_what_fits_and_what_is_not_compared() -> None:
+    wanted = Expected(reply="250", reasons=("dmarc.pass",))
+    old = Case(folder=Path("case"), connections=(connection(),), expected=(ExpectedConnection(messages=(wanted,)),))
+    (new,) = updated(old, [ConnectionOutcome(replies=("220",), messages=(OUTCOME,))]).expected[0].messages
+    assert Expected(reply=("250", "450 4.7.1"), reasons=("dmarc.pass",)) == new
+
+
+def test_a_new_expectation_leaves_out_what_changes_each_time() -> None:
+    old = Case(folder=Path("case"), connections=(connection(),))
+    (new,) = updated(old, [ConnectionOutcome(replies=("220",), messages=(OUTCOME,))]).expected[0].messages
+    assert ("Authentication-Results: mx.example spf=pass dkim=none", "DKIM-Signature: d=example.org s=mx") == (
+        new.headers_added
+    )
+
+
+async def test_the_clock_jumps_over_a_wait(folder: Path) -> None:
+    early, late = await replies(case(folder, connection(), connection(wait=120.0)))
+    assert early[0].startswith(EARLY)
+    assert ("250 2.1.5 Ok",) == late
+
+
+async def test_each_case_begins_with_an_empty_store(folder: Path) -> None:
+    made = case(folder, connection())
+    assert await replies(made) == await replies(made)
+
+
+async def test_a_client_without_a_name_is_looked_up_in_the_cases_dns(folder: Path) -> None:
+    ((reply,),) = await replies(case(folder, connection(), zone="example.org MX 10 mail.example.org\n"))
+    assert reply.startswith("450 4.7.25 <bob@example.net>: Recipient address rejected: ")
+
+
+async def test_the_reasons_of_all_decisions_are_told(folder: Path) -> None:
+    (outcome,) = await play(case(folder, connection(helo="localhost")))
+    assert ("helo.non_fqdn",) == outcome.messages[0].reasons
+
+
+async def test_accepted_data_goes_through_the_milter(folder: Path) -> None:
+    content = b"From: alice@example.org\nAuthentication-Results: mx.example.net; spf=pass\nSubject: x\n\nhello\n"
+    made = case(
+        folder,
+        connection(message(), message(data="m.eml")),
+        connection(message(data="m.eml"), wait=120),
+        files={"m.eml": content},
+    )
+    early, late = await play(made)
+    assert () == early.messages[1].headers_added
+    (outcome,) = late.messages
+    assert ("250", "250") == tuple(reply[:3] for reply in outcome.replies)
+    assert [b"Authentication-Results"] == [field.name for field in outcome.headers_added]
+    assert (Header(b"Authentication-Results", b" mx.example.net; spf=pass"),) == outcome.headers_removed
+
+
+async def test_a_user_who_has_logged_in_gets_the_submission_restrictions(folder: Path) -> None:
+    (folder.parent / "gatekeeper.toml").write_text(CONFIG + '[policy.contexts.submission]\nrestrictions = ["permit"]\n')
+    assert [("250 2.1.5 Ok",)] == await replies(case(folder, connection(helo="laptop", user="alice")))
+
+
+async def test_a_case_without_a_configuration_says_so(tmp_path: Path) -> None:
+    made = case(tmp_path / "case", connection())
+    with pytest.raises(ConfigError, match="name one with --config"):
+        await play(made)
+
+
+def test_the_command_tells_what_differs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ExpectedConnection(messages=(Expected(reply="250"),))
+    case(folder, connection(helo="localhost"), expected=(wrong,))
+    assert 1 == main([folder.parent])
+    assert (
+        f"differs: {folder}\n"
+        '    connection 1, message 1 from <alice@example.org>: expected the reply "250", it was "504 5.5.2 '
+        "<bob@example.net>: Recipient address rejected: <localhost>: Helo command rejected: need fully-qualified "
+        'hostname"\n'
+        "0 of 1 case as expected\n"
+    ) == capsys.readouterr().out
+
+
+def test_the_command_updates_expectations(folder: Path) -> None:
+    wrong = ExpectedConnection(messages=(Expected(reply="250"),))
+    case(folder, connection(), expected=(wrong,))
+    assert [1, 0, 0] == [main([folder]), main([folder], update=True), main([folder])]
+    assert "450 4.7.1" == fixture.read(folder).expected[0].messages[0].reply
+
+
+def test_the_command_plays_a_case_once_and_all_in_spite_of_a_broken_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case(folder, connection())
+    (folder.parent / "broken").mkdir()
+    (folder.parent / "broken" / "session.toml").write_text("format = 2\n")
+    assert 78 == main([folder, folder.parent])
+    assert "1 of 2 cases as expected" in capsys.readouterr().out
+
+
+def test_the_command_needs_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 2 == main([tmp_path])
+    assert "no case at or below" in capsys.readouterr().out
+
+
+def test_pytest_plays_cases_in_any_repository(folder: Path, pytester: pytest.Pytester) -> None:
+    wrong = ExpectedConnection(messages=(Expected(reply="250"),))
+    case(folder, connection(), expected=(wrong,))
+    case(folder.parent / "good", connection())
+    (folder.parent / "other").mkdir()
+    (folder.parent / "other" / "session.toml").write_text("of = 1\n")
+    result = pytester.runpytest("-p", "gatekeeper.pytest_plugin", "-p", "no:asyncio", folder.parent)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(['connection 1, message 1 from <alice@example.org>: expected the reply "250", it was*'])
