@@ -255,11 +255,12 @@ def test_a_rule_names_its_place_its_key_and_its_signer(world: World) -> None:
 
 
 def test_all_mistakes_of_a_signing_table_are_named_at_once(world: World) -> None:
-    table = world.signing_table("a.com\nb.com kk\nc.com :x\nd.com k\nd.com k\n")
+    table = world.signing_table("a.com\nb.com kk\nc.com :x\nd.com k\nd.com k:joe\n")
     assert [
         "SigningTable:1: a.com: the name of a key is missing",
         "SigningTable:2: b.com: there is no key kk in the KeyTable",
         "SigningTable:3: c.com: the name of a key is missing",
+        "SigningTable:5: warning: d.com: joe has no @, so that OpenDKIM signs nothing; here the signature has no i=",
         "SigningTable:5: warning: d.com: an earlier line has this pattern; this one is unused",
     ] == world.said()
     assert ["b.com"] == patterns(table, "joe", "b.com")
@@ -314,7 +315,7 @@ def test_the_index_of_a_refile_finds_what_trying_each_pattern_in_order_finds(
     expected = []
     for number, line in enumerate(lines):
         try:
-            if dataset.pattern(line).fullmatch(f"{user}@{domain}"):
+            if dataset.pattern(line).search(f"{user}@{domain}"):
                 expected.append(number)
             ordered.add(number, line)
         except ValueError:
@@ -326,9 +327,9 @@ def test_the_index_of_a_refile_finds_what_trying_each_pattern_in_order_finds(
 def test_a_literal_pattern_matches_itself_and_nothing_else(text: str) -> None:
     if dataset.is_literal(text):
         pattern = dataset.pattern(text, ignore_case=False)
-        assert pattern.fullmatch(text)
-        assert not pattern.fullmatch(text + "x")
-        assert not pattern.fullmatch(text.replace(".", "x").replace("+", "x")) or not re.search(r"[.+]", text)
+        assert pattern.search(text)
+        assert not pattern.search(text + "x")
+        assert not pattern.search(text.replace(".", "x").replace("+", "x")) or not re.search(r"[.+]", text)
 
 
 @given(st.text() | st.text(alphabet="k:%@*. \n#=,/", max_size=80))

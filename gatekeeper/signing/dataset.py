@@ -4,7 +4,7 @@
 Reads them into entries with their place; what keys and values mean is the tables' business. As OpenDKIM
 (opendkim-db.c): `#` starts a comment anywhere, the key runs to the first white space, the value is the rest. A
 refile key is a pattern: `*` is any text, `+` and `.` are themselves, the rest is a POSIX extended regular
-expression over the whole text. A KeyTable may hold private keys, so nothing that could be one is shown in a problem.
+expression. A KeyTable may hold private keys, so nothing that could be one is shown in a problem.
 """
 
 import os
@@ -121,9 +121,12 @@ def parents(domain: str) -> Iterator[str]:
 
 
 def pattern(text: str, *, ignore_case: bool = True) -> re.Pattern[str]:
-    """The refile pattern `text`, to be used with `fullmatch`. Raises ValueError."""
+    """The refile pattern `text`, to be used with `search`. Raises ValueError.
+
+    OpenDKIM puts `^` before and `$` behind it, so `a|b` is anything that begins with a or ends with b.
+    """
     try:
-        return re.compile(_translate(_globbed(text)), re.DOTALL | (re.IGNORECASE if ignore_case else 0))
+        return re.compile(_translate(f"^{_globbed(text)}$"), re.DOTALL | (re.IGNORECASE if ignore_case else 0))
     except (re.error, ValueError, OverflowError, RecursionError):
         raise ValueError(f"the pattern {text} is no regular expression") from None
 
@@ -166,9 +169,9 @@ def _translate(posix: str) -> str:
         if match[2] is not None:
             return "[" + _bracket(match[2]) + "]"
         if match[3] is not None:
-            if match[3] == "(" and posix.startswith("?", match.end()):
-                raise ValueError("POSIX knows no (?")
-            return match[3]
+            if match[3] == "[" or (match[3] == "(" and posix.startswith("?", match.end())):
+                raise ValueError("a bracket is not closed, or it is a group that POSIX does not know")
+            return r"\Z" if match[3] == "$" else match[3]
         # glibc knows \w \W \s \S \b \B and back-references; any other escaped character is itself
         return match[0] if match[1] and match[1] in "wWsSbB123456789" else re.escape(match[1] or "\\")
 

@@ -84,7 +84,7 @@ class HostList:
         exact = self._names.get(text)
         if exact is not None and not exact[0]:
             return ""
-        found = [(wanted, entry) for pattern, wanted, entry in self._patterns if pattern.fullmatch(text)]
+        found = [(wanted, entry) for pattern, wanted, entry in self._patterns if pattern.search(text)]
         if not all(wanted for wanted, _ in found):
             return ""
         if exact is not None:

@@ -92,7 +92,7 @@ class KeyTable:
         key = self._keys.get(name)
         if key is None:
             for pattern, candidate in self._patterns:
-                if pattern.fullmatch(name):
+                if pattern.search(name):
                     return candidate
         return key
 
@@ -211,7 +211,7 @@ class _Ordered:
         found = [*self.literal.get(address.lower(), ()), *self.domain.get(domain, ())]
         for parent in dataset.parents(domain):
             found += self.parent.get(parent, ())
-        found += [number for number, pattern in self.other if pattern.fullmatch(address)]
+        found += [number for number, pattern in self.other if pattern.search(address)]
         return sorted(found)
 
 
@@ -223,13 +223,11 @@ class SigningTable:
         self._plain: dict[str, int] = {}
         self._ordered = _Ordered() if data.kind == "refile" else None
         for entry in data.entries:
-            name, _, signer = entry.value.partition(":")
-            what = _mistake(entry, name.strip(), keys)
-            if what:
-                problems.append(data.problem(entry, what))
-                if not name.strip():
-                    continue
-            self._rules.append(Rule(data.place(entry), entry.key, name.strip(), signer.strip()))
+            name, _, signer = (part.strip() for part in entry.value.partition(":"))
+            problems += _mistakes(data, entry, name, signer, keys)
+            if not name:
+                continue
+            self._rules.append(Rule(data.place(entry), entry.key, name, signer))
             if self._ordered is not None:
                 problems += self._add_pattern(self._ordered, data, entry)
             else:
@@ -287,12 +285,15 @@ class SigningTable:
         return found
 
 
-def _mistake(entry: Entry, name: str, keys: KeyTable) -> str:
+def _mistakes(data: DataSet, entry: Entry, name: str, signer: str, keys: KeyTable) -> Iterator[Problem]:
     if not name:
-        return f"{entry.key}: the name of a key is missing"
+        yield data.problem(entry, f"{entry.key}: the name of a key is missing")
+        return
     if name != "%" and name not in keys:
-        return f"{entry.key}: there is no key {name} in the KeyTable"
-    return ""
+        yield data.problem(entry, f"{entry.key}: there is no key {name} in the KeyTable")
+    if signer and "@" not in signer:
+        what = f"{entry.key}: {signer} has no @, so that OpenDKIM signs nothing; here the signature has no i="
+        yield data.problem(entry, what, warning=True)
 
 
 def probes(user: str, domain: str) -> Iterator[str]:

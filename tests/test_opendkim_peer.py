@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Beside Debian's opendkim, on the same messages and tables.
+
+As a milter it verifies what we sign, and decides whose mail is to be signed. In its test mode (`opendkim -t`, which
+eats the space behind a header's colon and takes every client for internal) it signs with the same tables, so that
+who signs and what is signed can be compared.
+"""
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from gatekeeper.message import Header, parse
+from gatekeeper.request import Client, Request, Stage
+from gatekeeper.signing import dataset
+from gatekeeper.signing.hosts import HostList
+from gatekeeper.signing.policy import SigningChoice, SigningPolicy
+from gatekeeper.signing.signer import OPENDKIM_HEADERS, Identity, Signer, SignOptions
+from gatekeeper.signing.tables import KeyTable, SigningTable
+from tests.conftest import require_program
+from tests.milter_client import MilterClient, Outcome
+from tests.signing_world import ed25519, rsa, write_key
+from tests.test_signer import FORMS, MESSAGES, identity, signed
+
+NOW = 1_700_000_000
+
+
+@contextmanager
+def milter(folder: Path, config: str) -> Iterator[str]:
+    """A running opendkim; gives the path of its socket."""
+    path = folder / "socket"
+    (folder / "opendkim.conf").write_text(f"{config}\nSocket local:{path}\nBackground no\nUMask 0\n")
+    command = [require_program("opendkim", "opendkim"), "-x", str(folder / "opendkim.conf"), "-f"]
+    daemon = subprocess.Popen(command)
+    try:
+        for _ in range(200):
+            if path.exists() or daemon.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert path.exists(), "opendkim does not start"
+        yield str(path)
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
+def milter_says(socket: str, message: bytes, *, client: str = "192.0.2.1", name: str = "a.example.net") -> Outcome:
+    with MilterClient(socket) as connection:
+        connection.open(client=client, name=name)
+        connection.envelope()
+        return connection.content(message)
+
+
+# It verifies what we sign
+
+
+@pytest.fixture(scope="module")
+def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("verifier")
+    records = f"mail._domainkey.example.com {rsa().record()}\ned._domainkey.example.com {ed25519().record()}\n"
+    (folder / "keys").write_text(records)
+    with milter(folder, f"Mode v\nTestPublicKeys {folder}/keys\n") as socket:
+        yield socket
+
+
+# Under relaxed, opendkim does not add the final line end that is missing (RFC 6376 section 3.4.4); SMTP cannot send
+# such a body, and dkimpy agrees with us.
+FORMS_OF_MESSAGES = [
+    pytest.param(name, options, id=f"{name}-{options.canonicalization}")
+    for name in MESSAGES
+    for options in FORMS
+    if (name, options.body_canonicalization) != ("no final line end", "relaxed")
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FORMS_OF_MESSAGES)
+def test_opendkim_verifies_what_we_sign(verifier: str, name: str, options: SignOptions) -> None:
+    for key in (identity(rsa()), Identity("example.com", "ed", ed25519(), "@lists.example.com")):
+        (result,) = milter_says(verifier, signed(MESSAGES[name], options, [key])).fields
+        assert f"header.s={key.selector} " in result[1]
+        assert "dkim=pass" in result[1]
+
+
+def test_opendkim_does_not_verify_what_was_changed(verifier: str) -> None:
+    (result,) = milter_says(verifier, signed(MESSAGES["plain"]).replace(b"\r\nHello\r\n", b"\r\nHallo\r\n")).fields
+    assert "dkim=fail" in result[1]
+
+
+# It signs with the same tables
+
+
+class Relay:
+    """One set of tables, for opendkim and for us."""
+
+    def __init__(self, folder: Path, signing: str, keys: str, *, prefix: str = "refile:", options: str = "") -> None:
+        self.folder = folder
+        write_key(folder / "mail.private")
+        (folder / "KeyTable").write_text(keys.replace("KEY", str(folder / "mail.private")))
+        (folder / "SigningTable").write_text(signing)
+        self.signing = f"{prefix}{folder / 'SigningTable'}"
+        self.options = options
+
+    def config(self) -> str:
+        return (
+            f"KeyTable file:{self.folder}/KeyTable\nSigningTable {self.signing}\n"
+            f"RequireSafeKeys no\nCanonicalization relaxed/simple\nOversignHeaders From\n{self.options}\n"
+        )
+
+    def opendkim(self, message: bytes) -> list[tuple[str, ...]] | str:
+        """The signatures that opendkim makes, or `tempfail`."""
+        (self.folder / "opendkim.conf").write_text(self.config())
+        (self.folder / "message.eml").write_bytes(message.replace(b"\r\n", b"\n"))
+        command = [require_program("opendkim", "opendkim"), "-b", "s", "-vvvv"]
+        command += ["-x", str(self.folder / "opendkim.conf"), "-t", str(self.folder / "message.eml")]
+        run = subprocess.run(command, capture_output=True, timeout=30, check=False)
+        said = (run.stdout + run.stderr).decode()
+        if "SMFIS_TEMPFAIL" in said:
+            return "tempfail"
+        return [tags(value) for value in re.findall(r"hname='DKIM-Signature' hvalue='(.*?)'", said, re.DOTALL)]
+
+    def policy(self, hosts: str = "127.0.0.1", *, multiple: bool = False) -> SigningPolicy:
+        keys, _ = KeyTable.read(f"file:{self.folder}/KeyTable", base=self.folder)
+        table, _ = SigningTable.read(self.signing, keys)
+        internal, _ = HostList.read(hosts)
+        return SigningPolicy(signing_table=table, key_table=keys, internal_hosts=internal, multiple=multiple)
+
+    def gatekeeper(self, message: bytes, *, multiple: bool = False) -> list[tuple[str, ...]] | str:
+        headers, body = parse(message)
+        choice = choose(self.policy(multiple=multiple), headers)
+        if choice.defer:
+            return "tempfail"
+        options = SignOptions(sign_headers=OPENDKIM_HEADERS, oversign_present=())
+        signer = Signer(headers, choice.identities, options, NOW)
+        signer.update(body)
+        return [tags(field.value.decode()) for field in signer.signatures()]
+
+
+def choose(
+    policy: SigningPolicy, headers: list[Header], *, address: str = "127.0.0.1", name: str = "localhost"
+) -> SigningChoice:
+    client = Client(address=ip_address(address), name=name)
+    return policy.choose(Request(stage=Stage.END_OF_MESSAGE, client=client), headers)
+
+
+def tags(value: str) -> tuple[str, ...]:
+    pairs = (tag.split("=", 1) for tag in re.sub(r"\s", "", value).split(";") if tag)
+    found = dict(pairs)
+    return tuple(f"{name}={found.get(name, '')}" for name in ("a", "c", "d", "s", "i", "bh", "h"))
+
+
+def message(sender: str, header: str = "") -> bytes:
+    return f"From: {sender}\r\nTo: ann@example.net\r\nSubject: Hello\r\n{header}\r\nHello\r\n".encode()
+
+
+ONE = "k example.com:mail:KEY\n"
+TWO = "k example.com:mail:KEY\nm example.com:two:KEY\n"
+ANY = "k %:mail:KEY\n"
+PLAIN = ["example.com k", ".example.com k", ".com k", "joe@example.com k", "joe@.com k", "joe@* k", "* k", "com k"]
+PATTERNS = ["*@example.com k", "*@*.example.com k", "*example.com k", "j?oe@example.com k", "(joe|ann)@*.com k", "* k"]
+SENDERS = ["joe@example.com", "ann@a.example.com", "joe@a.b.Example.COM", "Joe <joe@example.org>", "a.joe@xexample.com"]
+
+
+@pytest.mark.parametrize("line", PLAIN)
+def test_a_plain_table_signs_for_whom_opendkim_signs(tmp_path: Path, line: str) -> None:
+    relay = Relay(tmp_path, f"{line}\n", ONE, prefix="file:")
+    for sender in SENDERS:
+        assert relay.opendkim(message(sender)) == relay.gatekeeper(message(sender)), sender
+
+
+@pytest.mark.parametrize("line", PATTERNS)
+def test_a_refile_signs_for_whom_opendkim_signs(tmp_path: Path, line: str) -> None:
+    relay = Relay(tmp_path, f"{line}\n", ONE)
+    for sender in SENDERS:
+        assert relay.opendkim(message(sender)) == relay.gatekeeper(message(sender)), sender
+
+
+@pytest.mark.parametrize(
+    ("signing", "keys", "prefix"),
+    [
+        ("* m\n.com k\njoe@* m\n", TWO, "file:"),
+        ("joe@.com m\n.example.com k\na.example.com k\n", TWO, "file:"),
+        ("*@*.com m\n*@example.com k\n", TWO, "refile:"),
+        (" *@example.com m\n* k\n", TWO, "refile:"),
+        ("* gone\n", ONE, "refile:"),
+        ("* k\n", "k example.com:mail:/nonexistent/key\n", "refile:"),
+        ("* k\n", "K example.com:mail:KEY\n", "refile:"),
+        ("* k\n", "k example.com:mail\n", "refile:"),
+        ("* k\n", ANY, "refile:"),
+        ("* %\n", "example.com example.com:mail:KEY\n", "refile:"),
+        ("* k:joe@%\n", ANY, "refile:"),
+        ("* k:joe@lists.%\n", ANY, "refile:"),
+        ("* k:joe@%\n", ONE, "refile:"),
+        ("* k:@example.com\n", ONE, "refile:"),
+        ("*\tk # comment\n#* m\n", TWO, "refile:"),
+    ],
+)
+def test_keys_signers_and_orders_come_out_as_opendkims(tmp_path: Path, signing: str, keys: str, prefix: str) -> None:
+    relay = Relay(tmp_path, signing, keys, prefix=prefix)
+    for sender in SENDERS[:3]:
+        assert relay.opendkim(message(sender)) == relay.gatekeeper(message(sender)), sender
+
+
+@pytest.mark.parametrize(("signing", "prefix"), [("*@*.com m\n* k\n", "refile:"), (".com m\njoe@.com k\n", "file:")])
+def test_multiple_signatures_are_opendkims(tmp_path: Path, signing: str, prefix: str) -> None:
+    relay = Relay(tmp_path, signing, TWO, prefix=prefix, options="MultipleSignatures yes")
+    for sender in SENDERS[:3]:
+        expected = relay.opendkim(message(sender))
+        assert sorted(expected) == sorted(relay.gatekeeper(message(sender), multiple=True)), sender
+
+
+def test_the_same_fields_are_signed_in_the_same_order(tmp_path: Path) -> None:
+    relay = Relay(tmp_path, "* k\n", ONE)
+    names = [*OPENDKIM_HEADERS[1:], "Sender", "Message-ID", "MIME-Version", "Content-Type", "Received", "to", "CC"]
+    header = "".join(f"{name}: x@example.com\r\n" for name in names)
+    sent = message("joe@example.com", header)
+    assert relay.opendkim(sent) == relay.gatekeeper(sent)
+
+
+def test_a_star_at_domain_in_a_plain_file_is_the_deviation_that_is_wanted(tmp_path: Path) -> None:
+    relay = Relay(tmp_path, "*@example.com k\n", ONE, prefix="file:")
+    assert [] == relay.opendkim(message("joe@example.com"))
+    assert 1 == len(relay.gatekeeper(message("joe@example.com")))
+
+
+@pytest.mark.parametrize("value", ["a@example.com, b@example.org", "<a@example.com> b@example.org", "a b@example.com"])
+def test_opendkim_signs_for_an_ambiguous_from_and_we_do_not(tmp_path: Path, value: str) -> None:
+    relay = Relay(tmp_path, "* k\n", ONE)
+    assert 1 == len(relay.opendkim(message(value)))
+    assert [] == relay.gatekeeper(message(value))
+
+
+# It has the same hosts for internal
+
+CLIENTS = [
+    ("192.0.2.1", "mail.example.com"),
+    ("192.0.2.2", "a.mail.example.com"),
+    ("198.51.100.1", "MAIL.Example.com"),
+    ("198.51.100.2", "example.org"),
+    ("2001:db8::1", "[2001:db8::1]"),
+    ("2001:db8:1::1", "example.com"),
+]
+
+
+def signed_by_both(folder: Path, hosts: str) -> list[tuple[bool, bool]]:
+    """For each of CLIENTS, whether opendkim signs for it, and whether we do."""
+    relay = Relay(folder, "* k\n", ONE, options=f"InternalHosts {hosts}\n")
+    policy = relay.policy(hosts)
+    sent = message("joe@example.com").removesuffix(b"Hello\r\n")  # opendkim skips a body that it does not need
+    found = []
+    with milter(folder, relay.config()) as socket:
+        for address, name in CLIENTS:
+            theirs = milter_says(socket, sent, client=address, name=name).fields
+            ours = choose(policy, parse(sent)[0], address=address, name=name)
+            found.append((any(field == "DKIM-Signature" for field, _ in theirs), bool(ours.identities)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        "192.0.2.1",
+        "192.0.2.0/24,!192.0.2.1",
+        "!192.0.2.0/24,192.0.2.1",
+        "192.0.2.1,!192.0.2.1/32",
+        "0.0.0.0/0",
+        # not [192.0.2.1] alone: opendkim does not end the text that it compares, so it is luck whether it matches
+        "[192.0.2.1]/32,[198.51.100.0]/24",
+        "192.0.2.9,2001:db8::1",
+        "192.0.2.9,2001:db8::/33,!2001:db8:1::/48",
+        "mail.example.com",
+        ".example.com",
+        ".com,!mail.example.com",
+        "!.mail.example.com,.example.com",
+        "!mail.example.com,192.0.2.0/24",
+        "MAIL.EXAMPLE.COM",
+    ],
+)
+def test_the_same_hosts_are_internal(tmp_path: Path, hosts: str) -> None:
+    for theirs, ours in signed_by_both(tmp_path, hosts):
+        assert theirs == ours
+
+
+def test_the_same_hosts_of_a_refile_are_internal_but_for_the_deviation_that_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("*.example.com\n198.51.*\n2001:db8:1::/48\n")
+    wanted = (False, True)
+    assert [wanted, wanted, (True, True), (True, True), (False, False), (True, True)] == signed_by_both(
+        tmp_path, f"refile:{tmp_path}/hosts"
+    )
+
+
+def test_networks_with_host_bits_are_the_deviation_that_is_wanted(tmp_path: Path) -> None:
+    assert [(False, True)] * 2 == signed_by_both(tmp_path, "192.0.2.1/24")[:2]
+
+
+# It matches the same patterns
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*",
+        "*.x",
+        "a.x",
+        "a+x",
+        "[a-c]x",
+        "[^a]x",
+        "a|x",
+        "(a|b)x",
+        "a?x",
+        "[[:digit:]]x",
+        "a{2}x",
+        r"a\.x",
+        "[]a]x",
+        "^a$",
+    ],
+)
+def test_a_pattern_matches_what_it_matches_in_opendkim(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "table").write_text(f"{pattern} yes\n")
+    compiled = dataset.pattern(pattern, ignore_case=False)
+    for text in ("a.x", "a+x", "ax", "aax", "x", "a", "b", "bx", "0x", r"a\yx", "]x", "ab.x"):
+        run = subprocess.run(
+            [require_program("opendkim", "opendkim"), "-Q"],
+            input=f"refile:{tmp_path}/table\n{text}/1\n",
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert ("'yes'" in run.stdout) == bool(compiled.search(text)), text
