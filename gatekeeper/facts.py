@@ -103,8 +103,9 @@ class Facts:
         return task
 
     async def _once(self, name: str, find_out: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = self._task(name, find_out)
         # one asker that gives up must not take the answer from the others
-        return await asyncio.shield(self._task(name, find_out))
+        return task.result() if task.done() else await asyncio.shield(task)
 
     async def _check_iprev(self) -> Iprev:
         return await check_iprev(self._resolver, self._client.address)
@@ -133,7 +134,8 @@ class Facts:
     async def _check_dmarc(self) -> Dmarc:
         if self._headers is None:
             return Dmarc(DmarcResult.NONE, reason="the message is not known yet")
-        spf, dkim = await asyncio.gather(self.spf(), self.dkim())
+        self.start_spf()
+        dkim, spf = await self.dkim(), await self.spf()
         return await check_dmarc(self._resolver, self._headers, spf, dkim)
 
     async def _prefetch(self) -> None:

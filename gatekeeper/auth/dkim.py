@@ -87,7 +87,9 @@ class DkimVerifier:
         """Look up the keys that are not known yet, all at once. DNS trouble is kept for the results."""
         names = {_key_name(signature) for _, signature in self._signatures if not self._objection(signature)}
         wanted = sorted(names - self._keys.keys())
-        if wanted:
+        if len(wanted) == 1:  # mostly so, and a task costs more than a warm answer
+            self._keys[wanted[0]] = await _ask(resolver, wanted[0])
+        elif wanted:
             answers = await asyncio.gather(*(_ask(resolver, name) for name in wanted))
             self._keys.update(zip(wanted, answers, strict=True))
 

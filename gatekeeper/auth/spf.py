@@ -157,15 +157,11 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
 
     async def gather(self, resolver: Resolver, questions: tuple[tuple[str, str], ...]) -> None:
         """Ask what is missing, all at once; trouble is kept as the answer."""
-
-        async def ask(name: str, kind: str) -> Answer | DNSError:
-            try:
-                return await resolver.query(name, kind)
-            except DNSError as error:
-                return error
-
-        answers = await asyncio.gather(*(ask(*question) for question in questions))
-        self.answers.update(zip(questions, answers, strict=True))
+        if len(questions) == 1:  # mostly so, and a task costs more than a warm answer
+            self.answers[questions[0]] = await _ask(resolver, *questions[0])
+        else:
+            answers = await asyncio.gather(*(_ask(resolver, *question) for question in questions))
+            self.answers.update(zip(questions, answers, strict=True))
 
     def explanation(self, text: object) -> str:
         """The domain's own words, expanded; empty if it has none or they cannot be had (RFC 7208 section 6.2)."""
@@ -256,6 +252,13 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
             raise spf.PermError("a text with macros is too long")
         expanded: str = super().expand(s, stripdot)
         return expanded
+
+
+async def _ask(resolver: Resolver, name: str, kind: str) -> Answer | DNSError:
+    try:
+        return await resolver.query(name, kind)
+    except DNSError as error:
+        return error
 
 
 def _as_pyspf(record: Record) -> str | tuple[bytes] | tuple[int, str]:
