@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     _add_explain(add("explain", explain, "what would be answered to one session, and why; changes no state"))
     _add_verify(add("verify", verify, "SPF, iprev, DKIM and DMARC of a message, as a report"))
     _add_sign(add("sign", sign, "write a message signed as the milter would"))
+    _add_replay(add("replay", replay, "play recorded sessions in process and compare with what is expected"))
     return top
 
 
@@ -111,6 +112,12 @@ def _add_verify(command: argparse.ArgumentParser) -> None:
 
 def _add_sign(command: argparse.ArgumentParser) -> None:
     command.add_argument("message", metavar="FILE.eml", type=Path)
+
+
+def _add_replay(command: argparse.ArgumentParser) -> None:
+    text = "a recorded session, or a folder of them"
+    command.add_argument("paths", metavar="PATH", type=Path, nargs="+", help=text)
+    command.add_argument("--update", action="store_true", help="what differs becomes the expectation")
 
 
 def _client(text: str) -> tuple[str, str]:
@@ -233,6 +240,14 @@ def sign(options: argparse.Namespace) -> int:
         return OK
 
     return _with_app(options, work)
+
+
+def replay(options: argparse.Namespace) -> int:
+    """Recorded sessions, each with the configuration beside it; --config is for those that have none."""
+    from gatekeeper import config
+    from gatekeeper.replay import command
+
+    return command.main(options.paths, config.find(options.config), update=options.update)
 
 
 def _with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:

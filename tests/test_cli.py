@@ -16,7 +16,7 @@ from gatekeeper import cli
 from gatekeeper.message import Header
 from gatekeeper.milter.edits import Edits, Insert, Remove
 from gatekeeper.report import Mail
-from tests.conftest import require_program
+from tests.conftest import ROOT, require_program
 
 ZONE = """
 example.com. MX 10 mail.example.com.
@@ -171,6 +171,11 @@ def test_a_broken_key_is_found_by_check_config(folder: Path, capsys: pytest.Capt
     (folder / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
     assert cli.CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
     assert "key.pem: this is no valid private key" in capsys.readouterr().out
+
+
+def test_replay_plays_the_recorded_sessions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.OK == cli.main(["replay", str(ROOT / "tests" / "smtp_fixtures" / "bad-helo")])
+    assert "1 of 1 case as expected" == capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", [["check-config"], ["explain"], ["run"], ["sign", "m.eml"]])
