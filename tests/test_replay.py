@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Replay: what Postfix adds to our answers, what counts as a difference, and cases played in a world of their own."""
+"""Replay: what counts as a difference, and cases played in a world of their own."""
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gatekeeper import fixture
 from gatekeeper.fixture import Case, Connection, Expected, ExpectedConnection, Message
 from gatekeeper.message import Header
 from gatekeeper.problem import ConfigError
-from gatekeeper.replay.as_postfix import Restrictions, refusal
 from gatekeeper.replay.command import main
 from gatekeeper.replay.compare import ConnectionOutcome, Outcome, differences, updated
 from gatekeeper.replay.in_process import play
@@ -60,40 +57,6 @@ def case(folder: Path, *connections: Connection, **more: object) -> Case:
 
 async def replies(case: Case) -> list[tuple[str, ...]]:
     return [message.replies for connection in await play(case) for message in connection.messages]
-
-
-# What Postfix 3.7 was seen to say in smtpd_recipient_restrictions for these answers of a policy service.
-@pytest.mark.parametrize(
-    ("action", "reply"),
-    [
-        ("DUNNO", ""),
-        ("OK", ""),
-        ("HOLD look", ""),
-        ("DEFER_IF_REJECT 4.7.1 later", ""),
-        ("1234567890", ""),
-        ("450 4.7.1 Greylisted", "450 4.7.1 <r@x>: Recipient address rejected: Greylisted"),
-        ("450 4.1.8 Domain not found", "450 4.1.2 <r@x>: Recipient address rejected: Domain not found"),
-        ("556 5.1.10 null MX", "556 5.1.0 <r@x>: Recipient address rejected: null MX"),
-        ("550 5.7.27 null MX", "550 5.7.27 <r@x>: Recipient address rejected: null MX"),
-        ("554 no enhanced code", "554 5.7.1 <r@x>: Recipient address rejected: no enhanced code"),
-        ("550 4.7.1 digits differ", "550 5.7.1 <r@x>: Recipient address rejected: digits differ"),
-        ("DEFER_IF_PERMIT 4.4.3 DNS", "450 4.4.3 <r@x>: Recipient address rejected: DNS"),
-        ("REJECT", "554 5.7.1 <r@x>: Recipient address rejected: Access denied"),
-        ("reject no", "554 5.7.1 <r@x>: Recipient address rejected: no"),
-    ],
-)
-def test_an_action_becomes_the_reply_that_postfix_gives(action: str, reply: str) -> None:
-    assert reply == refusal(action, Restrictions.RECIPIENT, "r@x")
-
-
-def test_other_lists_make_an_address_code_neutral() -> None:
-    assert "450 4.0.0 <DATA>: Data command rejected: no" == refusal("450 4.1.8 no", Restrictions.DATA, "DATA")
-
-
-@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
-def test_any_action_gives_no_reply_or_one_that_refuses(action: str) -> None:
-    reply = refusal(action, Restrictions.RECIPIENT, "r@x")
-    assert not reply or (reply[0] in "45" and reply[4] == reply[0] and len(reply) <= 510)
 
 
 OUTCOME = Outcome(

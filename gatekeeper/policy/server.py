@@ -136,7 +136,7 @@ class PolicyServer:
         try:
             async with asyncio.timeout(self._budget) as limit:
                 decision, context = await self._app.decide(request)
-            answer = encode_answer(decision.verdict)
+            answer = encode_answer(decision.verdict, request)
         except Exception:
             if limit.expired():
                 logger.error("no decision within %g s, answered DUNNO: instance %r", self._budget, request.instance)  # noqa: TRY400 (nothing broke)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What Postfix does around a policy service, for sessions that are played without one (smtpd_check.c, access(5)).
 
-Which attributes it sends, and what its SMTP client hears for an answer: Postfix names what it rejects, suits the
-enhanced code to the restriction list that asked, and cuts the reply. Our service stands where postfix-snippets puts it,
+Which attributes it sends, and what its SMTP client hears for an answer: Postfix names what it rejects and suits
+the enhanced code to the restriction list that asked. Our service stands where postfix-snippets puts it,
 in smtpd_recipient_restrictions, with `policy_context=submission` for those who have logged in.
 """
 
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gatekeeper.request import Client, Stage
-
-LONGEST_REPLY = 510
 
 
 class Restrictions(StrEnum):
@@ -71,7 +69,7 @@ def refusal(action: str, restrictions: Restrictions, name: str) -> str:
     if match:
         dsn, rest = match[1], rest[match.end() :]
     dsn = code[0] + _suited(dsn, restrictions)[1:]
-    return f"{code} {dsn} <{name}>: {restrictions} rejected: {rest.strip() or 'Access denied'}"[:LONGEST_REPLY]
+    return f"{code} {dsn} <{name}>: {restrictions} rejected: {rest.strip() or 'Access denied'}"
 
 
 _REFUSALS = {

@@ -122,10 +122,11 @@ class _Transaction:
     ) -> str:
         """Ask as the policy server would be asked. Returns the reply that refuses, or nothing."""
         attributes = self._envelope.attributes(stage, recipient=recipient, count=count, queue_id=self._queue_id)
-        decision, context = await self._app.decide(to_request(attributes))
+        request = to_request(attributes)
+        decision, context = await self._app.decide(request)
         await context.settle(decision)
         self._reasons |= dict.fromkeys(decision.reasons)
-        said = action(decision.verdict)
+        said = action(decision.verdict, request)
         word, _, field = said.partition(" ")
         if word.upper() == "PREPEND" and ":" in field:
             field_name, _, value = field.partition(":")
