@@ -8,6 +8,7 @@ Clients are made up with XCLIENT, which 127.0.0.1 may use. Postfix starts as roo
 """
 
 import grp
+import importlib.util
 import os
 import pwd
 import re
@@ -95,6 +96,8 @@ def why_not() -> str:
     """Why no lab can run here and what to do about it, in a sentence; empty if one can."""
     if find("postconf") is None:
         return "Postfix is not installed: apt-get install postfix (dnf install postfix)"
+    if importlib.util.find_spec("milter") is None:
+        return "pymilter is not installed: apt-get install libmilter-dev, then pip install 'gatekeeper[milter]'"
     if os.geteuid() != 0:
         return "a private Postfix needs root to start (it drops to its own user): run this with sudo"
     if not SNIPPETS.is_dir():
