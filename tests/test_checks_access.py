@@ -138,6 +138,13 @@ async def test_an_entry_may_name_restrictions(tmp_path: Path) -> None:
     assert Outcome.PASS == (await ask(tmp_path, "check_sender_access", table, rcpt())).verdict.outcome
 
 
+async def test_an_entry_that_names_a_check_that_is_off_has_no_opinion(tmp_path: Path) -> None:
+    decision = await ask(
+        tmp_path, "check_sender_access", "example.net spf\n", rcpt(), zone='example.net TXT "v=spf1 -all"'
+    )
+    assert ("", ()) == (decision.verdict.code, decision.reasons)
+
+
 async def test_a_network_and_an_at_domain_in_a_hash_table_match_here(tmp_path: Path) -> None:
     table = "192.0.2.0/24 REJECT\n192.0.2.0/30 OK\n@example.net REJECT\n"
     assert "" == (await ask(tmp_path, "check_client_access", table, rcpt())).verdict.code

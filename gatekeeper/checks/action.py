@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from gatekeeper.auth.spf import SpfResult
 from gatekeeper.pipeline import Check, Context
 from gatekeeper.request import Request
-from gatekeeper.verdict import PASS, Outcome, Verdict, printable
+from gatekeeper.verdict import PASS, Mode, Outcome, Verdict, printable
 
 _ENHANCED = re.compile(r"([245](?:\.\d{1,3}){2})(?:\s+|$)", re.ASCII)
 _CODE = re.compile(r"[45]\d\d", re.ASCII)
@@ -142,8 +142,8 @@ async def _ask(checks: Sequence[Check], request: Request, context: Context) -> V
     kept: Verdict | None = None
     tempered: Verdict | None = None
     for check in checks:
-        if any(getattr(request, need) is None for need in check.needs):
-            continue
+        if check.mode is not Mode.ENFORCE or any(getattr(request, need) is None for need in check.needs):
+            continue  # what is only observed is observed in its list, not here
         verdict = await check.check(request, context)
         match verdict.outcome:
             case Outcome.PASS:
