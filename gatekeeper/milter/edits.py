@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the milter asks Postfix to do with one message, as values; server.py says them in libmilter's words.
+
+The order matters and is fixed here: removals run back to front, because each one shifts the indices behind it (a
+fault in OpenDKIM that lets forged fields survive), and before insertions, which shift them too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gatekeeper.auth.results import claims
+from gatekeeper.message import Header
+from gatekeeper.verdict import Decision, Verdict
+
+_RESULTS = b"authentication-results"
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Delete the `index`-th field (from 1) called `name`."""
+
+    name: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """Put a field at the top. `value` begins with its leading space; folds are LF and white space."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What is done at the end of a message: removals, then insertions (each above the one before), then the answer.
+
+    `reply` refuses the message; `quarantine` asks Postfix to hold it, with this reason. `decision` says why all this;
+    None if nothing was to be decided.
+    """
+
+    removals: tuple[Remove, ...] = ()
+    insertions: tuple[Insert, ...] = ()
+    reply: Verdict | None = None
+    quarantine: str = ""
+    decision: Decision | None = None
+
+
+def forged_results(headers: Sequence[Header], authserv_id: str) -> tuple[Remove, ...]:
+    """Removals, back to front, of every Authentication-Results field that claims to be ours (RFC 8601 section 5)."""
+    removals = []
+    index = 0
+    for field in headers:
+        if field.name.lower() == _RESULTS:
+            index += 1
+            if claims(field, authserv_id):
+                removals.append(Remove("Authentication-Results", index))
+    return tuple(reversed(removals))
+
+
+def insertion(field: Header) -> Insert:
+    """`field` in the form that a milter passes it to Postfix, which makes each LF a CRLF again."""
+    return Insert(field.name.decode("ascii"), field.value.decode("ascii").replace("\r\n", "\n"))

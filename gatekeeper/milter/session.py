@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One SMTP connection as the milter hears it, and what comes of each message: callback state -> Edits.
+
+No I/O and no libmilter here: server.py calls this from libmilter's threads, replay and explain call it from theirs.
+A connection carries several messages; everything about one is in a Message, made at MAIL. Two methods offer work
+that may start early: what they return may be called on the event loop. Only `end_of_message` must be awaited. The
+body is hashed as its chunks come and never kept.
+
+Whose mail is it? What an authenticated user, an internal host or a submission service hands in is ours: signed if
+a key is found for it, never judged. Everything else is judged, never signed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from gatekeeper.app import App
+from gatekeeper.auth.dkim import DkimVerifier
+from gatekeeper.auth.results import authentication_results
+from gatekeeper.facts import Facts
+from gatekeeper.log import decision_line
+from gatekeeper.message import Header
+from gatekeeper.milter.edits import Edits, Insert, Remove, forged_results, insertion
+from gatekeeper.pipeline import END_OF_DATA, Context
+from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
+from gatekeeper.signing.policy import SigningChoice
+from gatekeeper.signing.signer import Signer
+from gatekeeper.verdict import PASS, Decision, Outcome, Step, Verdict, reject
+
+logger = logging.getLogger(__name__)
+
+JUDGING_TIMEOUT = 30.0
+"""Seconds that all facts of one message may take together, before it goes on without them."""
+
+
+Ahead = Callable[[], None]
+"""Begins to find something out; to be called on the event loop, and not waited for."""
+
+
+class Message:
+    """One message: the envelope as far as it is known, the header, and the hashes of the body so far."""
+
+    def __init__(self, facts: Facts, request: Request) -> None:
+        self.facts = facts
+        self.request = request
+        self.headers: list[Header] = []
+        self.choice: SigningChoice | None = None
+        self.signer: Signer | None = None
+        self.verifier: DkimVerifier | None = None
+
+
+class Session:
+    """One connection. `leading_space` tells whether header values come with the space behind the colon."""
+
+    def __init__(self, app: App, *, leading_space: bool = True) -> None:
+        self._app = app
+        self._leading_space = leading_space
+        self._client = Client()
+        self._helo = ""
+        self._daemon_name = ""
+        self._message: Message | None = None
+
+    def connect(self, name: str, address: str, port: int | None, *, daemon_name: str = "") -> None:
+        """A client has connected. `name` is its confirmed name or, as Postfix writes it then, `[address]`."""
+        unnamed = not name or name.startswith("[") or name == UNKNOWN
+        self._client = Client(address=parse_address(address), name=UNKNOWN if unnamed else name, port=port)
+        self._daemon_name = daemon_name
+
+    def helo(self, name: str) -> None:
+        """The client has said HELO or EHLO."""
+        self._helo = name
+
+    def mail(self, sender: str, *, sasl_user: str = "", sasl_method: str = "") -> Ahead | None:
+        """A message begins. `sender` may stand in its angle brackets. Offers to start SPF."""
+        request = Request(
+            stage=Stage.END_OF_MESSAGE,
+            client=self._client,
+            helo=self._helo,
+            sender=_bare(sender),
+            sasl_user=sasl_user,
+            sasl_method=sasl_method,
+        )
+        self._message = Message(self._app.facts(request), request)
+        return self._message.facts.start_spf if self._judges(request) else None
+
+    def rcpt(self, recipient: str) -> None:
+        """A recipient that Postfix has accepted."""
+        if self._message is not None:
+            request = self._message.request
+            self._message.request = replace(request, recipient_count=request.recipient_count + 1)
+
+    def header(self, name: bytes, value: bytes) -> None:
+        """One header field, folds as CRLF."""
+        if self._message is not None:
+            self._message.headers.append(Header(name, value if self._leading_space else b" " + value))
+
+    def end_of_header(self, *, queue_id: str = "") -> Ahead | None:
+        """The header is complete: decide whether to sign or to judge. Offers to fetch the keys of the signatures."""
+        message = self._message
+        if message is None:
+            return None
+        message.request = replace(message.request, queue_id=queue_id)
+        if not self._judges(message.request):
+            self._choose(message)
+            return None
+        message.verifier = DkimVerifier(message.headers, now=self._app.clock())
+        message.facts.add_message(message.headers, message.verifier)
+        return message.facts.start_prefetch
+
+    def _choose(self, message: Message) -> None:
+        """Find the identities that sign, if this milter signs and the message is ours."""
+        plan = self._app.plan
+        if "s" not in plan.config.milter.mode or not plan.signing.origin(message.request, self._daemon_name):
+            return
+        choice = message.choice = plan.signing.choose(message.request, message.headers, daemon_name=self._daemon_name)
+        if choice.identities:
+            message.signer = Signer(message.headers, choice.identities, plan.sign_options, self._app.clock())
+
+    def body(self, chunk: bytes) -> None:
+        """The next bytes of the body."""
+        message = self._message
+        if message is not None:
+            for reader in (message.signer, message.verifier):
+                if reader is not None:
+                    reader.update(chunk)
+
+    async def end_of_message(self) -> Edits:
+        """Judge or sign, and say what is to be done: nothing in observe mode, where another milter may do the same.
+
+        Does not raise for a fault of the message or of the DNS.
+        """
+        message, self._message = self._message, None
+        if message is None:
+            return Edits()
+        try:
+            edits = await self._judge(message) if message.verifier is not None else self._sign(message)
+        finally:
+            message.facts.close()
+        return edits if self._app.plan.config.mode == "enforce" else Edits()
+
+    def abort(self) -> Facts | None:
+        """Forget the message, if there is one; whose facts are left is the caller's to close, on the event loop."""
+        message, self._message = self._message, None
+        return message.facts if message is not None else None
+
+    def _judges(self, request: Request) -> bool:
+        return "v" in self._app.plan.config.milter.mode and not self._app.plan.signing.origin(
+            request, self._daemon_name
+        )
+
+    async def _judge(self, message: Message) -> Edits:
+        """Tell what SPF, DKIM and DMARC say, and do what the checks make of it."""
+        authserv_id = self._app.site.authserv_id
+        removals = forged_results(message.headers, authserv_id)
+        try:
+            async with asyncio.timeout(JUDGING_TIMEOUT):
+                decision, context = await self._app.decide_message(message.request, message.facts)
+                results = await authentication_results(authserv_id, message.facts)
+        except TimeoutError:
+            logger.error("%s: no judgement within %g s; it goes on without", message.request.queue_id, JUDGING_TIMEOUT)  # noqa: TRY400 (nothing broke)
+            return Edits(removals=removals)
+        await self._settle(decision, context)
+        return _edits(decision, removals, (insertion(results),))
+
+    def _sign(self, message: Message) -> Edits:
+        """Add our signatures, or defer what should have been signed and cannot be."""
+        request, choice = message.request, message.choice
+        removals: tuple[Remove, ...] = ()
+        if request.sasl_user or request.sasl_method:
+            # A user cannot speak for this relay; a host of ours that verified the message before us can.
+            removals = forged_results(message.headers, self._app.site.authserv_id)
+        if choice is None:
+            return Edits(removals=removals)
+        verdict = Verdict(Outcome.PASS, choice.reason)
+        insertions: tuple[Insert, ...] = ()
+        if choice.defer:
+            verdict = reject(choice.reason, "451", "4.7.5", "This message cannot be signed right now; try again later")
+        elif message.signer is not None:
+            insertions = tuple(insertion(field) for field in message.signer.signatures())
+        step = Step(END_OF_DATA, "sign", verdict, choice.notes)
+        told = verdict if choice.defer else PASS
+        decision = Decision(request, told, (step,), told)
+        logger.info("%s", decision_line(decision, "milter"))
+        return _edits(decision, removals, insertions)
+
+    async def _settle(self, decision: Decision, context: Context) -> None:
+        logger.info("%s", decision_line(decision, "milter"))
+        await context.settle(decision)
+
+
+def _edits(decision: Decision, removals: tuple[Remove, ...], insertions: tuple[Insert, ...]) -> Edits:
+    verdict = decision.verdict
+    if verdict.refuses:
+        return Edits(reply=verdict, decision=decision)
+    held = verdict.outcome is Outcome.ACTION and verdict.text.startswith("HOLD")
+    quarantine = (verdict.text[5:] or verdict.reason) if held else ""
+    return Edits(removals=removals, insertions=insertions, quarantine=quarantine, decision=decision)
+
+
+def _bare(path: str) -> str:
+    """The address of a MAIL or RCPT path without its angle brackets."""
+    return path.removeprefix("<").removesuffix(">")

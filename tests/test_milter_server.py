@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The milter as Postfix meets it: over its socket, through libmilter, with everything a message can do to it."""
+
+import base64
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import dkim
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gatekeeper.replay.lab.dns import DnsServer
+from gatekeeper.zone import Zone
+from tests.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, MilterClient
+from tests.service import Service, need_milter
+
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+PUBLIC = base64.b64encode(
+    KEY.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+).decode()
+ZONE = f"""\
+sel._domainkey.ours.example. TXT "v=DKIM1; p={PUBLIC}"
+client.example. TXT "v=spf1 ip4:192.0.2.1 -all"
+client.example. MX 10 mail.client.example.
+_dmarc.client.example. TXT "v=DMARC1; p=reject"
+slow.example. TXT !TIMEOUT
+"""
+CONFIG = """\
+hostname = "mx.ours.example"
+mynetworks = ["127.0.0.0/8", "198.51.100.0/24"]
+[dns]
+nameservers = ["{dns}"]
+timeout = "1s"
+[store]
+url = "memory:"
+[milter]
+listen = "unix:{folder}/milter.sock"
+workers = 1
+[signing]
+key_table = "{folder}/KeyTable"
+signing_table = "refile:{folder}/SigningTable"
+"""
+INBOUND = b"From: a@client.example\r\nSubject:  two  spaces\r\nTo: b@ours.example\r\n\r\nHello\r\n"
+OUTBOUND = (
+    b"From: Ann <ann@ours.example>\r\nSubject: =?utf-8?q?x?=\r\n\tfolded\r\nTo: b@client.example\r\n\r\nHello\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def socket_path() -> Iterator[str]:
+    need_milter()
+    with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(Zone.parse(ZONE)) as dns:
+        folder = Path(name)
+        folder.chmod(0o755)
+        pem = KEY.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        for file, content in (
+            ("sel.private", pem),
+            (
+                "KeyTable",
+                f"ours ours.example:sel:{folder}/sel.private\nbad bad.example:sel:{folder}/sel.private\n".encode(),
+            ),
+            ("SigningTable", b"*@ours.example ours\n"),
+            ("gatekeeper.toml", CONFIG.format(dns=dns.address, folder=folder).encode()),
+        ):
+            (folder / file).write_bytes(content)
+            (folder / file).chmod(0o600 if file == "sel.private" else 0o644)
+        service = Service(folder / "gatekeeper.toml", "milter")
+        service.wait_for("^listening milter")
+        yield f"{folder}/milter.sock"
+        assert 0 == service.end()
+        assert [] == [line for line in service.lines if "Traceback" in line or "claimed not to reply" in line]
+
+
+@pytest.fixture
+def postfix(socket_path: str) -> Iterator[MilterClient]:
+    with MilterClient(socket_path) as client:
+        yield client
+
+
+def results_of(client: MilterClient, raw: bytes = INBOUND, sender: bytes = b"a@client.example") -> str:
+    client.envelope(sender)
+    outcome = client.content(raw)
+    assert CONTINUE == outcome.answer
+    [(name, value)] = outcome.fields
+    assert "Authentication-Results" == name
+    return value
+
+
+def verifies(raw: bytes, fields: list[tuple[str, str]]) -> bool:
+    """dkimpy's opinion of the message as Postfix sends it on, with the fields that the milter put on top."""
+    top = b"".join(
+        f"{name}:{value}\r\n".encode().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") for name, value in fields
+    )
+    return bool(dkim.verify(top + raw, dnsfunc=lambda name, timeout=5: f"v=DKIM1; p={PUBLIC}".encode()))
+
+
+def test_no_callback_but_the_last_asks_for_an_answer_and_header_values_come_exactly(postfix: MilterClient) -> None:
+    assert postfix.steps & LEADING_SPACE
+    assert 0xFF080 == postfix.steps & 0xFF080 & ~0x20000 | 0x20000
+
+
+def test_a_mail_from_outside_gets_the_truth_on_top(postfix: MilterClient) -> None:
+    postfix.open()
+    results = results_of(postfix)
+    assert re.match(r" mx\.ours\.example;", results)
+    assert re.search(r"spf=pass[^;]*smtp\.mailfrom=(a@)?client\.example", results)
+    assert "dkim=none" in results
+    assert re.search(r"dmarc=pass[^;]*header\.from=client\.example", results)
+
+
+def test_a_mail_of_an_authenticated_user_is_signed_and_not_judged(postfix: MilterClient) -> None:
+    postfix.open()
+    postfix.envelope(b"ann@ours.example", auth_type="PLAIN", auth_authen="ann")
+    outcome = postfix.content(OUTBOUND)
+    assert ["DKIM-Signature"] == [name for name, _ in outcome.fields]
+    assert verifies(OUTBOUND, outcome.fields)
+    assert not verifies(OUTBOUND.replace(b"Hello", b"Hullo"), outcome.fields)
+
+
+@pytest.mark.parametrize(("client", "daemon_name"), [("192.0.2.1", "ORIGINATING"), ("198.51.100.7", "smtpd")])
+def test_a_submission_service_and_an_internal_host_are_ours(
+    postfix: MilterClient, client: str, daemon_name: str
+) -> None:
+    postfix.open(client=client, daemon_name=daemon_name)
+    postfix.envelope(b"ann@ours.example")
+    assert ["DKIM-Signature"] == [name for name, _ in postfix.content(OUTBOUND).fields]
+
+
+def test_an_mta_that_knows_neither_leading_space_nor_silence_is_served_as_well(socket_path: str) -> None:
+    with MilterClient(socket_path, steps=0x7F) as old:
+        assert not old.steps & LEADING_SPACE
+        old.open(daemon_name="ORIGINATING")
+        old.envelope(b"ann@ours.example")
+        assert verifies(OUTBOUND, old.content(OUTBOUND).fields)
+
+
+def test_every_chunking_of_the_body_signs_the_same_message(postfix: MilterClient) -> None:
+    raw = OUTBOUND + b" \t\r\n\r\n\r\r\nx\r\n\r\n"
+    for chunk in (1, 2, 7, 65535):
+        postfix.open(daemon_name="ORIGINATING") if chunk == 1 else None
+        postfix.envelope(b"ann@ours.example")
+        assert verifies(raw, postfix.content(raw, chunk=chunk).fields)
+
+
+def test_one_connection_carries_several_messages_and_forgets_each(postfix: MilterClient) -> None:
+    postfix.open()
+    postfix.envelope(b"ann@ours.example", auth_type="PLAIN", auth_authen="ann")
+    assert ["DKIM-Signature"] == [name for name, _ in postfix.content(OUTBOUND).fields]
+    assert "dmarc=pass" in results_of(postfix)
+    postfix.envelope()
+    postfix.header(b"Subject", b" given up")
+    postfix.abort()
+    assert "dmarc=pass" in results_of(postfix)
+
+
+def test_forged_results_are_removed_back_to_front_and_others_stay(postfix: MilterClient) -> None:
+    forged = (
+        b"Authentication-Results: mx.ours.example; spf=pass\r\n"
+        b"Authentication-Results: other.example; spf=pass\r\n"
+        b"authentication-RESULTS: (c) MX.ours.\r\n example 1; dkim=pass\r\n"
+        b'Authentication-Results:\r\n\t"mx.ours.example"; dmarc=pass\r\n'
+    ).replace(b"ours.\r\n example", b"OURS.example")
+    postfix.open()
+    postfix.envelope()
+    outcome = postfix.content(forged + INBOUND)
+    assert [("authentication-results", n) for n in (4, 3, 1)] == [(name.lower(), n) for name, n in outcome.removed]
+
+
+def test_a_user_cannot_forge_results_either(postfix: MilterClient) -> None:
+    postfix.open()
+    postfix.envelope(b"ann@ours.example", auth_type="PLAIN", auth_authen="ann")
+    outcome = postfix.content(b"Authentication-Results: mx.ours.example; spf=pass\r\n" + OUTBOUND)
+    assert [("Authentication-Results", 1)] == outcome.removed
+
+
+def test_results_of_an_internal_host_survive(postfix: MilterClient) -> None:
+    postfix.open(client="198.51.100.7")
+    postfix.envelope(b"x@elsewhere.example")
+    outcome = postfix.content(b"Authentication-Results: mx.ours.example; spf=pass\r\n" + INBOUND)
+    assert ([], []) == (outcome.removed, outcome.fields)
+
+
+def test_a_dead_name_server_gives_temperror_and_not_silence(postfix: MilterClient) -> None:
+    postfix.open()
+    assert "spf=temperror" in results_of(postfix, sender=b"a@slow.example")
+
+
+@pytest.mark.parametrize(
+    ("helo", "sender"),
+    [
+        (b"\xff\xfe", b"a@client.example"),
+        (b"x" * 2000, b"\xc3\x28@\xff.example"),
+        (b"", b""),
+        (b"a\rb", b'"a\\"@b"@client.example'),
+    ],
+)
+def test_an_odd_envelope_gets_an_answer(postfix: MilterClient, helo: bytes, sender: bytes) -> None:
+    postfix.open(helo=helo)
+    results = results_of(postfix, sender=sender)
+    assert re.fullmatch(r"[ -~\n\t]+", results)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"From: \xff\xfe@client.example\r\n",
+        b"From: a@client.example\r\nFrom: b@other.example\r\n",
+        b"DKIM-Signature: v=1; a=rsa-sha256; d=client.example; s=x; h=From; bh=; b=\xff\r\n",
+        b"DKIM-Signature: " + b"(" * 5000 + b"\r\n",
+        b"X-Many: x\r\n" * 5000,
+        b"From: " + b"(" * 5000 + b"a@client.example\r\n",
+        b"Authentication-Results: " + b"(" * 5000 + b"\r\n",
+    ],
+    ids=["8-bit", "two-from", "bad-signature", "nested-signature", "many", "nested-from", "nested-results"],
+)
+def test_an_odd_header_gets_an_answer(postfix: MilterClient, header: bytes) -> None:
+    postfix.open()
+    assert "spf=pass" in results_of(postfix, header + b"Subject: x\r\n\r\nHello\r\n")
+
+
+def test_a_message_with_nothing_in_it_gets_an_answer(postfix: MilterClient) -> None:
+    postfix.open()
+    assert "dmarc=" in results_of(postfix, b"")
+
+
+def test_a_client_that_vanishes_in_the_middle_harms_nobody(socket_path: str) -> None:
+    for _ in range(5):
+        lost = MilterClient(socket_path)
+        lost.open()
+        lost.envelope()
+        lost._send(HEADER, b"Subject\0 x")  # no final NUL
+        lost.sock.close()
+    with MilterClient(socket_path) as next_one:
+        next_one.open()
+        assert "dmarc=pass" in results_of(next_one)
+
+
+def test_a_key_that_is_there_but_nothing_to_sign_for_leaves_the_mail_alone(postfix: MilterClient) -> None:
+    postfix.open(daemon_name="ORIGINATING")
+    postfix.envelope(b"x@unknown.example")
+    outcome = postfix.content(b"From: x@unknown.example\r\n\r\nHello\r\n")
+    assert (CONTINUE, [], []) == (outcome.answer, outcome.fields, outcome.removed)
+
+
+def test_a_client_that_says_nonsense_is_dropped_and_the_next_is_served(socket_path: str) -> None:
+    broken = MilterClient(socket_path)
+    broken.sock.sendall(struct.pack("!L", 0x7FFFFFFF) + b"Z")
+    assert b"" == broken.sock.recv(1)
+    broken.close()
+    with MilterClient(socket_path) as next_one:
+        next_one.open()
+        assert "dmarc=pass" in results_of(next_one)
+
+
+def test_what_is_offered_is_never_exceeded(socket_path: str) -> None:
+    for steps in (0, 0x7F, 0x3FF, ALL_STEPS & ~0x80):
+        with MilterClient(socket_path, steps=steps) as client:
+            assert 0 == client.steps & ~steps
+            client.open()
+            assert "dmarc=pass" in results_of(client)
