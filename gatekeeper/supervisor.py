@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parent: opens the sockets, forks the workers, replaces what dies, stops in order.
+
+It keeps its privileges, so it reads nothing from the network: it reads the configuration, the tables and the keys,
+hands them to its workers by fork, and watches. It never imports pymilter. Signals: TERM and INT stop (workers have
+10 s for what they hold; a second signal cuts that short), HUP reloads: new workers on the same sockets, then the
+old ones retire. A configuration that cannot be used is refused with its errors, and the old one goes on.
+"""
+
+import importlib.util
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gatekeeper import app, config, log
+from gatekeeper.app import Plan
+from gatekeeper.config import Config
+from gatekeeper.listen import Listen
+from gatekeeper.problem import ConfigError
+from gatekeeper.sockets import bound, open_listener
+from gatekeeper.worker import EX_TEMPFAIL, STOP_TIMEOUT, Identity, Kind, block_signals, find_identity, live
+
+logger = logging.getLogger(__name__)
+
+EX_CONFIG = 78
+SILENCE = 60.0
+"""Seconds without a sign of life after which a worker counts as hanging and is killed."""
+SLOWEST_RESTART = 30.0
+"""Seconds to wait at most before a worker that keeps dying is started again."""
+
+Place = tuple[Kind, Listen]
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One worker process as the parent sees it. Times are of the monotonic clock."""
+
+    kind: Kind
+    places: tuple[Place, ...]
+    generation: int
+    pid: int
+    control: socket.socket
+    started: float
+    heard: float
+    ready: bool = False
+    retired: bool = False
+
+
+@dataclass(slots=True)
+class _Vacancy:
+    """A worker to be started again at `due`, after `failures` quick deaths in a row."""
+
+    kind: Kind
+    places: tuple[Place, ...]
+    due: float
+    failures: int
+
+
+def run(config_path: Path | None, *, policy: bool = True, milter: bool = True) -> int:
+    """Run the service in the foreground until a signal ends it; the exit status of the command (0, 75, 78)."""
+    try:
+        plan = app.prepare(_load(config_path))
+        identity = find_identity(plan.config.user, plan.config.group)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    except LookupError as error:
+        print(error.args[0], file=sys.stderr)
+        return EX_CONFIG
+    log.setup(plan.config.log.level)
+    _warn(plan)
+    kinds = [Kind.POLICY] if policy else []
+    if milter:
+        if importlib.util.find_spec("milter") is not None:
+            kinds.append(Kind.MILTER)
+        else:
+            print("no milter: pymilter is not installed; pip install 'gatekeeper[milter]' adds it", file=sys.stderr)
+    if not kinds:
+        return EX_TEMPFAIL
+    return Supervisor(config_path, plan, tuple(kinds), identity).run()
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """The parent's state: what is planned, which sockets are open, who works."""
+
+    config_path: Path | None
+    plan: Plan
+    kinds: tuple[Kind, ...]
+    identity: Identity | None
+    generation: int = 0
+    sockets: dict[Place, socket.socket] = field(default_factory=dict)
+    workers: list[_Worker] = field(default_factory=list)
+    vacancies: list[_Vacancy] = field(default_factory=list)
+    announced: set[Place] = field(default_factory=set)
+    stopping: float | None = None  # the deadline, once we are stopping
+    failed: bool = False
+    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    quick_deaths: dict[tuple[Place, ...], int] = field(default_factory=dict)
+    signalled: socket.socket | None = None  # set_wakeup_fd holds only its number
+
+    def run(self) -> int:
+        """Open, fork, watch, stop. Returns the exit status."""
+        try:
+            _make_state_folder(self.plan.config.store.url, self.identity)
+            self._open(self.plan)
+        except OSError as error:
+            print(error, file=sys.stderr)
+            self._close(list(self.sockets))
+            return EX_TEMPFAIL
+        wakeup = self._catch_signals()
+        self._start(self.plan)
+        try:
+            while self.workers or (self.vacancies and self.stopping is None):
+                self._watch(wakeup)
+        finally:
+            self._close(list(self.sockets))
+        return EX_TEMPFAIL if self.failed else 0
+
+    # -- sockets ------------------------------------------------------------------------------------------------
+
+    def _wanted(self, plan: Plan) -> list[Place]:
+        listen = {Kind.POLICY: plan.config.policy.listen, Kind.MILTER: plan.config.milter.listen}
+        return [(kind, address) for kind in self.kinds for address in listen[kind]]
+
+    def _open(self, plan: Plan) -> None:
+        """Open what `plan` wants and is not open yet; all or none. Raises OSError."""
+        opened: list[Place] = []
+        try:
+            for place in self._wanted(plan):
+                if place not in self.sockets:
+                    kind, address = place
+                    section = plan.config.policy if kind is Kind.POLICY else plan.config.milter
+                    self.sockets[place] = open_listener(address, section.socket_mode, section.socket_group)
+                    opened.append(place)
+        except OSError:
+            self._close(opened)
+            raise
+
+    def _close(self, places: list[Place]) -> None:
+        for place in places:
+            self.sockets.pop(place).close()
+            self.announced.discard(place)
+            if place[1].path:
+                Path(place[1].path).unlink(missing_ok=True)
+
+    # -- signals ------------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> socket.socket:
+        """Signals become bytes on a socket that the selector watches: nothing happens between two instructions."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        self.selector.register(ours, selectors.EVENT_READ)
+        self.signalled = theirs
+        return ours
+
+    def _signalled(self, wakeup: socket.socket) -> None:
+        for number in wakeup.recv(256):
+            if number == signal.SIGHUP:
+                self._reload()
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                if self.stopping is None:
+                    self._stop()
+                else:
+                    self._kill(self.workers)
+
+    # -- workers ------------------------------------------------------------------------------------------------
+
+    def _start(self, plan: Plan) -> None:
+        """Fork a new generation of workers for `plan`."""
+        self.generation += 1
+        self.vacancies.clear()
+        wanted = self._wanted(plan)
+        if Kind.POLICY in self.kinds:
+            places = tuple(place for place in wanted if place[0] is Kind.POLICY)
+            for _ in range(plan.config.policy.workers):
+                self._fork(Kind.POLICY, places)
+        for place in wanted:
+            if place[0] is Kind.MILTER:  # libmilter serves one address a process
+                for _ in range(plan.config.milter.workers):
+                    self._fork(Kind.MILTER, (place,))
+
+    def _fork(self, kind: Kind, places: tuple[Place, ...]) -> None:
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            block_signals()
+            ours.close()
+            self.selector.close()
+            for worker in self.workers:
+                worker.control.close()
+            live(kind, self.plan, [self.sockets[place] for place in places], theirs, self.identity)
+        theirs.close()
+        ours.setblocking(False)
+        now = time.monotonic()
+        worker = _Worker(kind, places, self.generation, pid, ours, now, now)
+        self.workers.append(worker)
+        self.selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _watch(self, wakeup: socket.socket) -> None:
+        for key, _ in self.selector.select(timeout=0.5 if self.vacancies or self.stopping else 5.0):
+            if key.fileobj is wakeup:
+                self._signalled(wakeup)
+            elif key.data in self.workers:
+                self._heard(key.data)
+        self._reap()
+        now = time.monotonic()
+        for vacancy in [vacancy for vacancy in self.vacancies if vacancy.due <= now]:
+            self.vacancies.remove(vacancy)
+            self._fork(vacancy.kind, vacancy.places)
+        self._kill([worker for worker in self.workers if worker.ready and now - worker.heard > SILENCE])
+        if self.stopping is not None and now > self.stopping:
+            self._kill(self.workers)
+
+    def _heard(self, worker: _Worker) -> None:
+        try:
+            data = worker.control.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:  # it is about to be reaped
+            self.selector.unregister(worker.control)
+            return
+        worker.heard = time.monotonic()
+        if b"ready" in data and not worker.ready:
+            worker.ready = True
+            self._announce(worker)
+            current = [one for one in self.workers if one.generation == self.generation]
+            if all(one.ready for one in current) and not self.vacancies:
+                self._everybody_ready()
+
+    def _announce(self, worker: _Worker) -> None:
+        for place in worker.places:
+            if place not in self.announced:
+                self.announced.add(place)
+                print(f"listening {place[0]} {bound(place[1], self.sockets[place])}", file=sys.stderr, flush=True)
+
+    def _everybody_ready(self) -> None:
+        old = [worker for worker in self.workers if worker.generation < self.generation and not worker.retired]
+        for worker in old:
+            worker.retired = True
+            self._order(worker, b"retire\n")
+        if self.generation == 1:
+            print(self._welcome(), file=sys.stderr, flush=True)
+        wanted = self._wanted(self.plan)
+        self._close([place for place in self.sockets if place not in wanted])
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for worker in [worker for worker in self.workers if worker.pid == pid]:
+                self._lost(worker, os.waitstatus_to_exitcode(status))
+
+    def _lost(self, worker: _Worker, status: int) -> None:
+        """A worker has ended: forget it, and find another unless it was meant to go."""
+        self.workers.remove(worker)
+        if worker.control in self.selector.get_map():
+            self.selector.unregister(worker.control)
+        worker.control.close()
+        if worker.retired or worker.generation < self.generation or self.stopping is not None:
+            return
+        if not worker.ready and self.generation == 1:
+            # It never worked: the reason is in the log above, and trying again would only repeat it.
+            logger.error("a %s worker could not start; stopping", worker.kind)
+            self.failed = True
+            self._stop()
+            return
+        quick = worker.started + 5 > time.monotonic()
+        failures = self.quick_deaths.get(worker.places, 0) + 1 if quick else 0
+        self.quick_deaths[worker.places] = failures
+        delay = min(SLOWEST_RESTART, 2.0**failures) if failures else 0.0
+        logger.error("a %s worker (pid %d) ended with status %d and is replaced", worker.kind, worker.pid, status)
+        self.vacancies.append(_Vacancy(worker.kind, worker.places, time.monotonic() + delay, failures))
+
+    def _order(self, worker: _Worker, line: bytes) -> None:
+        try:
+            worker.control.send(line)
+        except OSError:  # it is about to be reaped
+            pass
+
+    def _kill(self, workers: list[_Worker]) -> None:
+        for worker in workers:
+            logger.error("a %s worker (pid %d) does not end or answer and is killed", worker.kind, worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+
+    # -- reload and stop ----------------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        if self.stopping is not None:
+            return
+        try:
+            plan = app.prepare(_load(self.config_path))
+            self._open(plan)
+        except (ConfigError, OSError) as error:
+            for line in str(error).splitlines():
+                logger.error("not reloaded: %s", line)  # noqa: TRY400 (the sentence says it)
+            return
+        self.plan = plan
+        _warn(plan)
+        logger.info("reloaded")
+        self._start(plan)
+
+    def _stop(self) -> None:
+        self.stopping = time.monotonic() + STOP_TIMEOUT + 2
+        self.vacancies.clear()
+        for worker in self.workers:
+            self._order(worker, b"stop\n")
+
+    # -- words for the one who started us -----------------------------------------------------------------------
+
+    def _welcome(self) -> str:
+        addresses = {kind: str(bound(listen, self.sockets[kind, listen])) for kind, listen in reversed(self.sockets)}
+        lines = ["", "Put into Postfix's main.cf (more in postfix-snippets/):"]
+        if Kind.POLICY in addresses:
+            service = _for_postfix(addresses[Kind.POLICY])
+            lines.append(
+                "  smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination, "
+                f"check_policy_service {{ {service}, default_action=DUNNO }}"
+            )
+        if Kind.MILTER in addresses:
+            lines.append(f"  smtpd_milters = {_for_postfix(addresses[Kind.MILTER])}")
+        option = f"--config {self.config_path} " if self.config_path else ""
+        lines.append("and ask it about a session:")
+        session = "--client 192.0.2.1 --helo localhost --from a@example.com --to b@example.org"
+        lines.append(f"  {sys.argv[0]} {option}explain {session}")
+        return "\n".join(lines)
+
+
+def _warn(plan: Plan) -> None:
+    for warning in plan.warnings:
+        logger.warning("%s", warning)
+
+
+def _make_state_folder(url: str, identity: Identity | None) -> None:
+    """Make the folder of the embedded store, which a worker that is no longer root could not. Raises OSError."""
+    folder = Path(url.removeprefix("sqlite:")).parent
+    if identity is None or not url.startswith("sqlite:/") or folder.exists():
+        return
+    folder.mkdir(mode=0o750, parents=True)
+    os.chown(folder, identity.uid, identity.gid)
+
+
+def _load(path: Path | None) -> Config:
+    return config.load(path) if path is not None else config.defaults()
+
+
+def _for_postfix(address: str) -> str:
+    """Postfix takes a unix path relative to its queue directory, and ours as it is if it lies elsewhere."""
+    return address.replace("unix:/var/spool/postfix/", "unix:")

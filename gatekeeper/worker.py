@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The life of a worker process, from the fork to its end: drop privileges, serve, drain, leave.
+
+The main thread runs the event loop and listens to the parent on the control socket. From the parent come lines:
+`retire` (a reload: others take the new connections, finish yours in peace) and `stop` (soon over); its end of file
+means that the parent has gone, which is a `stop` too. To the parent go `ready` and then a `.` every few seconds, by
+which it knows that the loop still turns.
+"""
+
+import asyncio
+import logging
+import os
+import pwd
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import uvloop
+
+from gatekeeper import stores
+from gatekeeper.app import App, Plan, open_app
+from gatekeeper.policy.server import PolicyServer
+from gatekeeper.resolvers.live import preload
+from gatekeeper.store import StoreError
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 5.0
+"""Seconds between two signs of life."""
+STOP_TIMEOUT = 10.0
+"""Seconds that held sessions have when the service stops."""
+RETIRE_TIMEOUT = 1200.0
+"""Seconds that a worker lives on after a reload: Postfix keeps a policy connection for at most 1000 s
+(`smtpd_policy_service_max_ttl`)."""
+
+EX_TEMPFAIL = 75
+
+
+class Kind(StrEnum):
+    """What a worker serves."""
+
+    POLICY = "policy"
+    MILTER = "milter"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a worker becomes when the parent is root."""
+
+    user: str
+    uid: int
+    gid: int
+
+    def assume(self) -> None:
+        """Become this user, for good. Raises OSError."""
+        os.initgroups(self.user, self.gid)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+        os.environ["HOME"] = pwd.getpwuid(self.uid).pw_dir
+
+
+def live(
+    kind: Kind, plan: Plan, listeners: Sequence[socket.socket], control: socket.socket, identity: Identity | None
+) -> NoReturn:
+    """Be a worker in this freshly forked process; ends it. Exit status 0 after draining, 75 after an accident."""
+    status = EX_TEMPFAIL
+    try:
+        os.setpgid(0, 0)  # Ctrl-C reaches only the parent
+        # An unprivileged worker may not be able to read the code: what is imported late is imported now.
+        preload()
+        stores.preload(plan.config.store.url)
+        if kind is Kind.MILTER:
+            import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
+        if identity is not None:
+            identity.assume()
+        uvloop.run(_serve(kind, plan, listeners, control))
+        status = 0
+    except (OSError, StoreError) as error:
+        logger.error("%s worker cannot work: %s", kind, error)  # noqa: TRY400 (the sentence says it; a traceback would hide it)
+    except BaseException:
+        logger.exception("%s worker failed", kind)
+    finally:
+        # libmilter's threads and its exit handlers must not run; there is nothing left to flush.
+        logging.shutdown()
+        os._exit(status)
+
+
+async def _serve(kind: Kind, plan: Plan, listeners: Sequence[socket.socket], control: socket.socket) -> None:
+    app = await open_app(plan)
+    try:
+        orders = _Orders(control)
+        if kind is Kind.POLICY:
+            await _serve_policy(app, listeners, orders)
+        else:
+            await _serve_milter(app, listeners[0], orders)
+    finally:
+        await app.close()
+
+
+async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders") -> None:
+    server = PolicyServer(app)
+    await server.serve(listeners)
+    orders.ready()
+    timeout = await orders.timeout
+    # After a reload nobody closes a connection that Postfix keeps for its next request: that would cost it a second.
+    await server.drain(timeout, keep_idle=timeout == RETIRE_TIMEOUT)
+
+
+async def _serve_milter(app: App, listener: socket.socket, orders: "_Orders") -> None:
+    from gatekeeper.milter.server import MilterServer
+
+    server = MilterServer(app)
+    await server.start(listener)
+    orders.ready()
+    ended = asyncio.ensure_future(server.wait_ended())
+    waited: set[asyncio.Future[Any]] = {ended, orders.timeout}
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    if ended.done():
+        raise OSError("libmilter ended by itself")
+    drained = asyncio.ensure_future(server.drain(orders.timeout.result()))
+    await asyncio.wait({ended, drained}, return_when=asyncio.FIRST_COMPLETED)
+
+
+class _Orders:
+    """The control socket as the worker sees it. `timeout` is set, to the seconds left, once the worker is to go."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self.timeout: asyncio.Future[float] = self._loop.create_future()
+        control.setblocking(False)
+        self._loop.add_reader(control, self._heard)
+
+    def ready(self) -> None:
+        """Tell the parent that we serve, and from now on that we live."""
+        self._say(b"ready\n")
+        self._beat()
+
+    def _beat(self) -> None:
+        self._say(b".\n")
+        self._loop.call_later(HEARTBEAT, self._beat)
+
+    def _say(self, line: bytes) -> None:
+        try:
+            self._control.send(line)
+        except OSError:  # the parent has gone, or is too busy to listen: it will see the next one
+            pass
+
+    def _heard(self) -> None:
+        try:
+            line = self._control.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            line = b""
+        if not line:
+            self._loop.remove_reader(self._control)
+        if line.strip() == b"retire" and not self.timeout.done():
+            self.timeout.set_result(RETIRE_TIMEOUT)
+            return
+        if not self.timeout.done():
+            self.timeout.set_result(STOP_TIMEOUT)
+        else:
+            # Retired before, and now the service stops: what is under way is nearly done, the rest is idle.
+            self._loop.call_later(1.0, os._exit, 0)
+
+
+def find_identity(user: str, group: str) -> Identity | None:
+    """The identity that workers take, or None if we are not root. Raises LookupError with a sentence."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise LookupError(
+            f"user = {user!r}: there is no such user; create it (useradd --system {user}) or name another"
+        ) from None
+    if not group:
+        return Identity(user, entry.pw_uid, entry.pw_gid)
+    import grp
+
+    try:
+        return Identity(user, entry.pw_uid, grp.getgrnam(group).gr_gid)
+    except KeyError:
+        raise LookupError(f"group = {group!r}: there is no such group") from None
+
+
+def block_signals() -> None:
+    """Undo the parent's signal handling in a child that was just forked."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""gatekeeper as its own process, for tests that need the real thing, and waiting without guessing."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from tests.conftest import ROOT, missing
+
+# pymilter belongs to an extra: without it, the rest of the service still has to work.
+HAS_MILTER = subprocess.run([sys.executable, "-c", "import milter"], capture_output=True).returncode == 0
+
+
+def need_milter() -> None:
+    """For tests of the milter."""
+    if not HAS_MILTER:
+        missing("pymilter is not installed: apt-get install libmilter-dev, then make clean test")
+
+
+T = TypeVar("T")
+
+
+class Service:
+    """`gatekeeper` with `arguments`, as its own process, and what it has said so far."""
+
+    def __init__(self, config: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gatekeeper", "--config", str(config), *arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """The `count`-th match of a line, awaited."""
+        return until(lambda: self._find(pattern, count), f"{pattern!r} in {self.lines}")
+
+    def _find(self, pattern: str, count: int) -> re.Match[str] | None:
+        matches = [match for line in tuple(self.lines) if (match := re.search(pattern, line))]
+        return matches[count - 1] if len(matches) >= count else None
+
+    def policy(self) -> socket.socket:
+        """A connection to the policy daemon."""
+        match = self.wait_for(r"^listening policy inet:127\.0\.0\.1:(\d+)$")
+        return socket.create_connection(("127.0.0.1", int(match[1])), timeout=10)
+
+    def children(self) -> list[int]:
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop; its exit status."""
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(20)
+        finally:
+            self._reader.join(5)
+
+
+def until(condition: Callable[[], T | None], what: str, timeout: float = 20.0) -> T:
+    """What `condition` comes to as soon as it is true."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout} s: {what}")

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The service as a process: it starts, says where it listens, replaces what dies, reloads, and stops in order."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.milter_client import CONTINUE, MilterClient
+from tests.service import Service, need_milter, until
+
+QUESTION = b"request=smtpd_access_policy\nprotocol_state=RCPT\nhelo_name=%b\nclient_address=192.0.2.1\nsender=\n\n"
+CONFIG = """\
+hostname = "mx.example"
+mynetworks = ["127.0.0.0/8"]
+[dns]
+nameservers = ["127.0.0.1:9"]
+timeout = "1s"
+[store]
+url = "memory:"
+[policy]
+listen = "inet:127.0.0.1:0"
+workers = 2
+restrictions = ["{helo}"]
+[milter]
+listen = "unix:{folder}/milter.sock"
+workers = 2
+"""
+
+
+def ask(connection: socket.socket, helo: bytes = b"localhost") -> bytes:
+    connection.sendall(QUESTION % helo)
+    answer = b""
+    while not answer.endswith(b"\n\n"):
+        if not (data := connection.recv(4096)):
+            return answer
+        answer += data
+    return answer
+
+
+@pytest.fixture
+def config() -> Iterator[Path]:
+    # not tmp_path: workers that have given up root must be able to reach the socket's folder
+    with TemporaryDirectory(prefix="gatekeeper-test-") as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "gatekeeper.toml"
+        path.write_text(CONFIG.format(folder=folder, helo="reject_non_fqdn_helo_hostname"))
+        yield path
+
+
+@pytest.fixture
+def service(config: Path) -> Iterator[Service]:
+    running = Service(config, "run")
+    yield running
+    if running.process.poll() is None:
+        running.end()
+    if running.process.poll() is None:
+        os.killpg(running.process.pid, signal.SIGKILL)
+
+
+def test_run_serves_both_and_says_where_it_listens(service: Service, config: Path) -> None:
+    need_milter()
+    with service.policy() as connection:
+        assert ask(connection).startswith(b"action=504 5.5.2 ")
+        assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
+    service.wait_for(rf"^listening milter unix:{config.parent}/milter\.sock$")
+    with MilterClient(str(config.parent / "milter.sock")) as client:
+        client.open()
+        client.envelope()
+        assert CONTINUE == client.content(b"Subject: x\r\n\r\nHello\r\n").answer
+
+
+def test_the_start_ends_with_the_lines_for_postfix_and_a_question_to_try(service: Service) -> None:
+    service.wait_for(r"smtpd_recipient_restrictions = .*reject_unauth_destination, check_policy_service \{ inet:127")
+    line = service.wait_for(r"^\s*(\S+ --config \S+ explain .*)$")[1]
+    words = line.split()
+    tried = subprocess.run([sys.executable, "-m", "gatekeeper", *words[1:]], capture_output=True, text=True, cwd=ROOT)
+    assert 0 == tried.returncode, tried.stderr
+    assert "504 5.5.2" in tried.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_and_leaves_no_socket_and_no_process(
+    service: Service, config: Path, number: signal.Signals
+) -> None:
+    with service.policy() as connection:
+        ask(connection)
+        workers = service.children()
+        assert 0 == service.end(number)
+    assert [] == [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not (config.parent / "milter.sock").exists()
+    assert not [line for line in service.lines if "Traceback" in line]
+
+
+def test_a_worker_that_dies_is_replaced_and_the_others_go_on(service: Service) -> None:
+    service.wait_for("explain")
+    first = set(service.children())
+    with service.policy() as connection:
+        ask(connection)
+        victim = next(pid for pid in first if not _holds_connection(pid, connection))
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(set(service.children()) - {victim}) == len(first), "the dead worker is replaced")
+        assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
+    service.wait_for(r"ended with status -9 and is replaced")
+
+
+def _holds_connection(pid: int, connection: socket.socket) -> bool:
+    port = connection.getsockname()[1]
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {f"socket:[{row[9]}]" for row in rows if row[2].endswith(f":{port:04X}")}
+    return any(os.readlink(entry) in inodes for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_a_reload_changes_the_answers_and_keeps_the_connections(service: Service, config: Path) -> None:
+    with service.policy() as old:
+        assert ask(old).startswith(b"action=504")
+        config.write_text(config.read_text().replace("reject_non_fqdn_helo_hostname", "permit"))
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_for("reloaded")
+        until(lambda: _answers_permit(service), "new connections get the new configuration")
+        # Postfix keeps its connection for the next request: closing it would cost that a second
+        assert ask(old).startswith(b"action=504")
+
+
+def _answers_permit(service: Service) -> bool:
+    with service.policy() as connection:
+        return ask(connection) == b"action=DUNNO\n\n"
+
+
+def test_a_bad_new_configuration_is_refused_with_its_place_and_the_old_one_goes_on(
+    service: Service, config: Path
+) -> None:
+    with service.policy() as connection:
+        ask(connection)
+        config.write_text(config.read_text().replace("[policy]", "[polcy]"))
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_for(rf"not reloaded: {config}:\d+: .*polcy")
+        assert ask(connection).startswith(b"action=504")
+    assert _answers_504(service)
+
+
+def _answers_504(service: Service) -> bool:
+    with service.policy() as connection:
+        return ask(connection).startswith(b"action=504")
+
+
+def test_a_taken_port_ends_the_start_with_the_name_of_its_holder(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}"))
+        done = subprocess.run(
+            [sys.executable, "-m", "gatekeeper", "--config", config, "run"], capture_output=True, text=True, cwd=ROOT
+        )
+    assert 75 == done.returncode
+    assert re.search(rf"inet:127\.0\.0\.1:{port} is taken by .*, pid {os.getpid()}\b", done.stderr)
+
+
+def test_a_mistake_in_the_configuration_ends_the_start_with_its_place(config: Path) -> None:
+    config.write_text(config.read_text().replace("workers = 2", "worker = 2", 1))
+    done = subprocess.run(
+        [sys.executable, "-m", "gatekeeper", "--config", config, "run"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert 78 == done.returncode
+    assert re.search(rf"{config}:\d+: .*worker\b.*workers", done.stderr)
+
+
+def test_the_parent_never_loads_libmilter_and_its_workers_do(service: Service) -> None:
+    need_milter()
+    service.wait_for("^listening milter")
+    assert "libmilter" not in Path(f"/proc/{service.process.pid}/maps").read_text()
+    assert any("libmilter" in Path(f"/proc/{pid}/maps").read_text() for pid in service.children())
+
+
+def test_workers_of_a_parent_that_is_root_are_not_root(service: Service) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give privileges up")
+    service.wait_for("explain")
+    for pid in service.children():
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert re.search(r"^Uid:\t(?!0\t)(\d+)\t\1\t\1\t\1$", status, re.MULTILINE)
+
+
+def test_workers_leave_when_the_parent_has_gone(service: Service) -> None:
+    service.wait_for("explain")
+    workers = service.children()
+    service.process.kill()
+    service.process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "no worker is left")
+
+
+def test_a_message_that_is_held_when_the_service_stops_is_still_answered(service: Service, config: Path) -> None:
+    need_milter()
+    service.wait_for("^listening milter")
+    with MilterClient(str(config.parent / "milter.sock")) as client:
+        client.open()
+        client.envelope()
+        service.process.send_signal(signal.SIGTERM)
+        # libmilter itself would cut us off within 5 s of a SIGTERM of its own
+        time.sleep(1)
+        assert CONTINUE == client.content(b"Subject: x\r\n\r\nHello\r\n").answer
+    assert 0 == service.process.wait(20)
+
+
+def test_reloads_lose_no_milter_session(service: Service, config: Path) -> None:
+    need_milter()
+    service.wait_for("^listening milter")
+    answers = []
+    for turn in range(24):
+        if turn % 8 == 4:
+            service.process.send_signal(signal.SIGHUP)
+        with MilterClient(str(config.parent / "milter.sock")) as client:
+            client.open()
+            client.envelope()
+            answers.append(client.content(b"Subject: x\r\n\r\nHello\r\n").answer)
+    assert [CONTINUE] * 24 == answers
