@@ -98,11 +98,11 @@ async def play(app: App, request: Request, mail: Mail, *, daemon_name: str = "")
     client = request.client
     session.connect(client.name, str(client.address or ""), client.port, daemon_name=daemon_name)
     session.helo(request.helo or "")
-    _discard(session.mail(f"<{request.sender or ''}>", sasl_user=request.sasl_user, sasl_method=request.sasl_method))
+    session.mail(f"<{request.sender or ''}>", sasl_user=request.sasl_user, sasl_method=request.sasl_method)
     session.rcpt(f"<{request.recipient or ''}>")
     for field in mail.headers:
         session.header(field.name, field.value)
-    _discard(session.end_of_header())
+    session.end_of_header()
     for start in range(0, len(mail.body), _CHUNK):
         session.body(mail.body[start : start + _CHUNK])
     return await session.end_of_message()
@@ -129,12 +129,6 @@ async def sign(app: App, mail: Mail) -> tuple[bytes, str]:
     choice = app.plan.signing.choose(_OURS, mail.headers, daemon_name=_SUBMISSION)
     edits = await play(app, _OURS, mail, daemon_name=_SUBMISSION)
     return mail.edited(edits), "; ".join([choice.reason, *(f"{note.what}: {note.found}" for note in choice.notes)])
-
-
-def _discard(early: Any) -> None:
-    """Work that may start early, and need not."""
-    if early is not None:
-        early.close()
 
 
 def sentences(findings: Findings) -> Iterator[str]:

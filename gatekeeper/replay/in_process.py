@@ -8,9 +8,7 @@ it says nothing unless it has restrictions for them. The milter hears of message
 """
 
 import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 from gatekeeper import config
 from gatekeeper.app import App, open_app, prepare
@@ -159,19 +157,14 @@ class _Transaction:
         """The milter's callbacks for a message, in their order."""
         milter, user = self._milter, self._envelope.sasl_user
         method = "PLAIN" if user else ""
-        await _started(milter.mail(f"<{self._envelope.sender}>", sasl_user=user, sasl_method=method))
+        milter.mail(f"<{self._envelope.sender}>", sasl_user=user, sasl_method=method)
         for recipient in accepted:
             milter.rcpt(f"<{recipient}>")
         for field in headers:
             milter.header(field.name, field.value)
-        await _started(milter.end_of_header(queue_id=self._queue_id))
+        milter.end_of_header(queue_id=self._queue_id)
         milter.body(body)
         return await milter.end_of_message()
-
-
-async def _started(work: Coroutine[Any, Any, object] | None) -> None:
-    if work is not None:
-        await work
 
 
 def _as_sent(content: bytes) -> bytes:
