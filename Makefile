@@ -18,7 +18,7 @@ run:  ## the policy daemon and the milter, in the foreground (CONFIG=FILE)
 	@serve=".venv/bin/gatekeeper --config $$(.ci/config $(CONFIG)) run $(ARGS)"; [ -t 0 ] || exec $$serve; set -m; $$serve; exit $$?
 
 test:  ## the tests (ARGS="-k greylist")
-	@.ci/bootstrap milter postfix redis
+	@.ci/bootstrap milter postfix tests
 	@$(PY) -m pytest $(ARGS)
 
 lint:  ## ruff and mypy
