@@ -45,7 +45,6 @@ async def test_an_aligned_signature_passes() -> None:
         Dmarc(
             DmarcResult.PASS,
             domain="example.com",
-            organizational="example.com",
             record_domain="example.com",
             published=Policy.REJECT,
             reason="DKIM passed for example.com",
@@ -207,7 +206,16 @@ async def test_what_is_discovered_early_is_what_is_asked_later() -> None:
     early, late = Asked(REJECT), Asked(REJECT)
     await discover(early, [Header(b"From", b"a@a.example.com")])
     await dmarc(late, "a.example.com")
-    assert early.questions == late.questions
+    assert early.questions == late.questions[:1]
+
+
+async def test_a_mail_that_passed_for_the_very_name_in_its_from_asks_no_name_above() -> None:
+    asked = Asked(REJECT + "\n_dmarc.com TXT !TIMEOUT")
+    found = await dmarc(
+        asked, "example.com", spf=spf_pass("example.com"), dkim=dkim_pass("other.example", "example.com")
+    )
+    assert DmarcResult.PASS == found.result
+    assert [("_dmarc.example.com", "TXT")] == asked.questions
 
 
 # --- DNS trouble

@@ -35,7 +35,8 @@ class DmarcResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Dmarc:
-    """What came out. `domain` is that of From, `record_domain` the name whose record applies.
+    """What came out. `domain` is that of From, `record_domain` the name whose record applies. `organizational` is
+    empty where it made no difference and so was not looked for.
 
     `published` is the policy in that record for this domain, `policy` what is to be applied: `none` unless the
     result is `fail`, and a step milder if the domain is testing. `spf_aligned` and `dkim_aligned` say what passed.
@@ -89,6 +90,9 @@ async def check_dmarc(resolver: Resolver, headers: Sequence[Header], spf: Spf, d
     if author.problem:
         return Dmarc(DmarcResult.PERMERROR, reason=author.problem)
     walks = _Walks(resolver)
+    passed = (_passed(spf), _passed(*dkim))
+    if passing := await walks.without_walking(author.domain, *passed):
+        return passing
     walk = await walks.walk(author.domain)
     finding = Dmarc(DmarcResult.NONE, author.domain, walk.organizational)
     found = walk.applicable()
@@ -100,18 +104,11 @@ async def check_dmarc(resolver: Resolver, headers: Sequence[Header], spf: Spf, d
     finding = replace(finding, record_domain=record_domain, testing=record.testing)
     if record.policy is None:
         return replace(finding, reason=f"the DMARC record of {record_domain} has no valid policy")
-    spf_aligned = await walks.any_aligned(walk, _passed(spf), record.strict_spf)
-    dkim_aligned = await walks.any_aligned(walk, _passed(*dkim), record.strict_dkim)
+    spf_aligned = await walks.any_aligned(walk, passed[0], record.strict_spf)
+    dkim_aligned = await walks.any_aligned(walk, passed[1], record.strict_dkim)
     if spf_aligned or dkim_aligned:
-        methods = " and ".join(name for name, yes in (("SPF", spf_aligned), ("DKIM", dkim_aligned)) if yes)
-        return replace(
-            finding,
-            result=DmarcResult.PASS,
-            published=_published(author.domain, record_domain, record),
-            reason=f"{methods} passed for {author.domain}",
-            spf_aligned=bool(spf_aligned),
-            dkim_aligned=bool(dkim_aligned),
-        )
+        published = _published(author.domain, record_domain, record)
+        return _pass(replace(finding, published=published), bool(spf_aligned), bool(dkim_aligned))
     try:
         exists = record.nonexistent is None or (await resolver.query(author.domain, "A")).exists
     except DNSError:
@@ -130,12 +127,26 @@ async def discover(resolver: Resolver, headers: Sequence[Header]) -> None:
     """Ask what `check_dmarc` will surely ask, so that a caching resolver knows it by then. Nothing is raised."""
     author = from_domain(headers)
     if author.domain:
-        await _Walks(resolver).walk(author.domain)
+        try:
+            await resolver.query(f"_dmarc.{author.domain}", "TXT")
+        except DNSError:
+            pass
 
 
 def _passed(*findings: Spf | Dkim) -> list[str]:
     """The domains that passed."""
     return [one.domain for one in findings if one.result in (SpfResult.PASS, DkimResult.PASS) and one.domain]
+
+
+def _pass(finding: Dmarc, spf_aligned: bool, dkim_aligned: bool) -> Dmarc:
+    methods = " and ".join(name for name, yes in (("SPF", spf_aligned), ("DKIM", dkim_aligned)) if yes)
+    return replace(
+        finding,
+        result=DmarcResult.PASS,
+        reason=f"{methods} passed for {finding.domain}",
+        spf_aligned=spf_aligned,
+        dkim_aligned=dkim_aligned,
+    )
 
 
 def _published(domain: str, record_domain: str, record: Record, *, exists: bool = True) -> Policy:
@@ -182,6 +193,23 @@ class _Walks:
         except DNSError:
             walk.broken = True
         return walk
+
+    async def without_walking(self, author: str, spf: Sequence[str], dkim: Sequence[str]) -> Dmarc | None:
+        """The finding for most mail: the author's domain has a record, and what passed has passed for that very name.
+
+        Where the organizational domain is makes no difference then, so nobody above is asked: a name server of a top
+        level that does not answer must not keep such mail waiting. None if it takes a walk to know.
+        """
+        if not (spf or dkim) or any(domains and author not in domains for domains in (spf, dkim)):
+            return None
+        try:
+            record = await self._at(author)
+        except DNSError:
+            return None
+        if record is None or record.policy is None:
+            return None
+        finding = Dmarc(DmarcResult.PASS, author, record_domain=author, published=record.policy, testing=record.testing)
+        return _pass(finding, author in spf, author in dkim)
 
     async def any_aligned(self, author: _Walk, domains: Sequence[str], strict: bool) -> bool | None:
         """True if one of `domains` is aligned with that of the author; None if DNS trouble keeps that from being
