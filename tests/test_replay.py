@@ -239,6 +239,6 @@ def test_pytest_plays_cases_in_any_repository(folder: Path, pytester: pytest.Pyt
     case(folder.parent / "good", connection())
     (folder.parent / "other").mkdir()
     (folder.parent / "other" / "session.toml").write_text("of = 1\n")
-    result = pytester.runpytest("-p", "gatekeeper.pytest_plugin", "-p", "no:asyncio", folder.parent)
+    result = pytester.runpytest("-p", "no:asyncio", folder.parent)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(['connection 1, message 1 from <alice@example.org>: expected the reply "250", it was*'])
