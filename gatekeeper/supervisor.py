@@ -328,19 +328,16 @@ class Supervisor:
 
     def _welcome(self) -> str:
         addresses = {kind: str(bound(listen, self.sockets[kind, listen])) for kind, listen in reversed(self.sockets)}
-        lines = ["", "Put into Postfix's main.cf (more in postfix-snippets/):"]
+        lines = ["", "Put into Postfix's main.cf, as postfix-snippets/ explains (who may relay is decided before):"]
         if Kind.POLICY in addresses:
-            service = _for_postfix(addresses[Kind.POLICY])
-            lines.append(
-                "  smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination, "
-                f"check_policy_service {{ {service}, default_action=DUNNO }}"
-            )
+            service = f"{_for_postfix(addresses[Kind.POLICY])}, timeout=30s, default_action=DUNNO"
+            lines.append(f"  smtpd_recipient_restrictions = check_policy_service {{ {service} }}")
         if Kind.MILTER in addresses:
-            lines.append(f"  smtpd_milters = {_for_postfix(addresses[Kind.MILTER])}")
+            lines.append(f"  smtpd_milters = {{ {_for_postfix(addresses[Kind.MILTER])}, default_action=accept }}")
         option = f"--config {self.config_path} " if self.config_path else ""
         lines.append("and ask it about a session:")
         session = "--client 192.0.2.1 --helo localhost --from a@example.com --to b@example.org"
-        lines.append(f"  {sys.argv[0]} {option}explain {session}")
+        lines.append(f"  {_command()} {option}explain {session}")
         return "\n".join(lines)
 
 
@@ -360,6 +357,11 @@ def _make_state_folder(url: str, identity: Identity | None) -> None:
 
 def _load(path: Path | None) -> Config:
     return config.load(path) if path is not None else config.defaults()
+
+
+def _command() -> str:
+    """How we were called, so that it can be said again."""
+    return f"{sys.executable} -m gatekeeper" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
 
 
 def _for_postfix(address: str) -> str:
