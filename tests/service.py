@@ -49,12 +49,20 @@ class Service:
             self.lines.append(line.rstrip("\n"))
 
     def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
-        """The `count`-th match of a line, awaited."""
-        return until(lambda: self._find(pattern, count), f"{pattern!r} in {self.lines}")
+        """The `count`-th match of a line, awaited; at once an error if the process ends without it."""
+        try:
+            return until(lambda: self._find(pattern, count), f"no line with {pattern!r}")
+        except AssertionError as error:
+            raise AssertionError("\n".join([str(error), *self.lines])) from None
 
     def _find(self, pattern: str, count: int) -> re.Match[str] | None:
+        if ended := self.process.poll() is not None:
+            self._reader.join(5)
         matches = [match for line in tuple(self.lines) if (match := re.search(pattern, line))]
-        return matches[count - 1] if len(matches) >= count else None
+        if len(matches) >= count:
+            return matches[count - 1]
+        assert not ended, f"gatekeeper has ended with status {self.process.returncode}"
+        return None
 
     def policy(self) -> socket.socket:
         """A connection to the policy daemon."""

@@ -5,6 +5,7 @@ import base64
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gatekeeper.replay.lab.dns import DnsServer
 from gatekeeper.zone import Zone
-from tests.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, MilterClient
+from tests.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, REPLY, MilterClient
 from tests.service import Service, need_milter
 
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
@@ -50,8 +51,9 @@ OUTBOUND = (
 )
 
 
-@pytest.fixture(scope="module")
-def socket_path() -> Iterator[str]:
+@contextmanager
+def serving(more: str = "", signing: str = "") -> Iterator[str]:
+    """The milter with `more` configuration at its top and in its section [signing]; its socket."""
     need_milter()
     with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(Zone.parse(ZONE)) as dns:
         folder = Path(name)
@@ -61,12 +63,9 @@ def socket_path() -> Iterator[str]:
         )
         for file, content in (
             ("sel.private", pem),
-            (
-                "KeyTable",
-                f"ours ours.example:sel:{folder}/sel.private\nbad bad.example:sel:{folder}/sel.private\n".encode(),
-            ),
-            ("SigningTable", b"*@ours.example ours\n"),
-            ("gatekeeper.toml", CONFIG.format(dns=dns.address, folder=folder).encode()),
+            ("KeyTable", b"ours ours.example:sel:%b/sel.private\nbad bad.example:sel:AAAA\n" % name.encode()),
+            ("SigningTable", b"*@ours.example ours\n*@bad.example bad\n"),
+            ("gatekeeper.toml", (more + CONFIG.format(dns=dns.address, folder=folder) + signing).encode()),
         ):
             (folder / file).write_bytes(content)
             (folder / file).chmod(0o600 if file == "sel.private" else 0o644)
@@ -75,6 +74,12 @@ def socket_path() -> Iterator[str]:
         yield f"{folder}/milter.sock"
         assert 0 == service.end()
         assert [] == [line for line in service.lines if "Traceback" in line or "claimed not to reply" in line]
+
+
+@pytest.fixture(scope="module")
+def socket_path() -> Iterator[str]:
+    with serving() as path:
+        yield path
 
 
 @pytest.fixture
@@ -264,3 +269,49 @@ def test_what_is_offered_is_never_exceeded(socket_path: str) -> None:
             assert 0 == client.steps & ~steps
             client.open()
             assert "dmarc=pass" in results_of(client)
+
+
+def test_a_forged_mail_is_refused_for_good_once_the_configuration_says_reject() -> None:
+    with serving("verify.dmarc = 'reject'\n") as path, MilterClient(path) as client:
+        client.open(client="203.0.113.9")
+        client.envelope()
+        outcome = client.content(INBOUND)
+        assert (REPLY, "550 5.7.1 ") == (outcome.answer, outcome.text[:10])
+        assert "client.example" in outcome.text
+
+
+def test_a_forged_mail_is_held_once_the_configuration_says_quarantine() -> None:
+    with serving("verify.dmarc = 'quarantine'\n") as path, MilterClient(path) as client:
+        client.open(client="203.0.113.9")
+        client.envelope()
+        outcome = client.content(INBOUND)
+        assert (CONTINUE, True) == (outcome.answer, "client.example" in outcome.held)
+        assert "dmarc=fail" in outcome.fields[0][1]
+
+
+FROM_BAD = b"From: x@bad.example\r\n\r\nHello\r\n"
+
+
+def test_a_mail_whose_key_is_broken_waits(postfix: MilterClient) -> None:
+    postfix.open(daemon_name="ORIGINATING")
+    postfix.envelope(b"x@bad.example")
+    outcome = postfix.content(FROM_BAD)
+    assert (REPLY, "451 4.7.5 ") == (outcome.answer, outcome.text[:10])
+
+
+def test_a_mail_whose_key_is_broken_leaves_unsigned_if_the_configuration_says_so() -> None:
+    with serving(signing="without_key = 'unsigned'\n") as path, MilterClient(path) as client:
+        client.open(daemon_name="ORIGINATING")
+        client.envelope(b"x@bad.example")
+        outcome = client.content(FROM_BAD)
+        assert (CONTINUE, []) == (outcome.answer, outcome.fields)
+
+
+def test_in_observe_mode_a_message_is_left_as_it_is() -> None:
+    with serving("mode = 'observe'\nverify.dmarc = 'reject'\n") as path, MilterClient(path) as client:
+        client.open(client="203.0.113.9")
+        client.envelope()
+        judged = client.content(b"Authentication-Results: mx.ours.example; spf=pass\r\n" + INBOUND)
+        client.envelope(b"ann@ours.example", auth_type="PLAIN", auth_authen="ann")
+        signed = client.content(OUTBOUND)
+        assert [(CONTINUE, [], [])] * 2 == [(one.answer, one.fields, one.removed) for one in (judged, signed)]

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -73,3 +74,25 @@ def test_without_a_suitable_python_one_sentence_says_so(tmp_path: Path) -> None:
 def test_a_word_that_bootstrap_does_not_know_is_refused(tmp_path: Path) -> None:
     done = script("bootstrap", "pstfix", folder=tmp_path)
     assert (1, True) == (done.returncode, "usage:" in done.stderr)
+
+
+def readme_examples() -> list[tuple[str, list[str]]]:
+    """The commands of README.md that run on a recorded session, and the lines that it shows of their output."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    blocks = re.findall(r"^    \$ gatekeeper (.*--dns.*)\n((?:    .*\n|\n(?=    ))*)", text, re.MULTILINE)
+    return [
+        (command, [line.strip() for line in shown.splitlines() if line.strip() not in ("", "…")])
+        for command, shown in blocks
+    ]
+
+
+def test_the_readme_has_examples() -> None:
+    assert ["explain", "verify"] == [command.split()[2] for command, _ in readme_examples()]
+
+
+@pytest.mark.parametrize(("command", "shown"), readme_examples())
+def test_what_the_readme_shows_is_what_is_printed(command: str, shown: list[str]) -> None:
+    folder = ROOT / "tests" / "smtp_fixtures"
+    program = [sys.executable, "-m", "gatekeeper", *command.split()]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=True)
+    assert [] == [line for line in shown if line not in map(str.strip, done.stdout.splitlines())]

@@ -221,3 +221,18 @@ def test_reloads_lose_no_milter_session(service: Service, config: Path) -> None:
             client.envelope()
             answers.append(client.content(b"Subject: x\r\n\r\nHello\r\n").answer)
     assert [CONTINUE] * 24 == answers
+
+
+def test_the_milter_also_serves_tcp_and_several_addresses_at_once(config: Path) -> None:
+    need_milter()
+    unix = f'"unix:{config.parent}/milter.sock"'
+    config.write_text(config.read_text().replace(unix, f'[{unix}, "inet:127.0.0.1:0"]'))
+    service = Service(config, "milter")
+    service.wait_for("^listening milter unix:")
+    port = int(service.wait_for(r"^listening milter inet:127\.0\.0\.1:(\d+)$")[1])
+    for address in (str(config.parent / "milter.sock"), ("127.0.0.1", port)):
+        with MilterClient(address) as client:
+            client.open()
+            client.envelope()
+            assert CONTINUE == client.content(b"Subject: x\r\n\r\nHello\r\n").answer
+    assert 0 == service.end()
