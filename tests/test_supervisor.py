@@ -119,6 +119,31 @@ def _holds_connection(pid: int, connection: socket.socket) -> bool:
     return any(os.readlink(entry) in inodes for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
+def test_a_worker_that_hangs_is_killed_and_replaced(config: Path) -> None:
+    quick = "from gatekeeper import supervisor, worker; supervisor.SILENCE = 2.0; worker.HEARTBEAT = 0.2"
+    service = Service(config, "policy", prelude=quick)
+    service.wait_for("explain")
+    victim = service.children()[0]
+    os.kill(victim, signal.SIGSTOP)
+    service.wait_for(rf"worker \(pid {victim}\) ended with status -9 and is replaced")
+    until(lambda: len(set(service.children()) - {victim}) == 2, "the hanging worker is replaced")
+    with service.policy() as connection:
+        assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
+    assert 0 == service.end()
+
+
+def test_a_store_that_is_gone_keeps_no_answer_back(config: Path) -> None:
+    text = config.read_text().replace("memory:", "redis://127.0.0.1:9/0")
+    lists = 'restrictions = ["ratelimit", "greylist", "reject_non_fqdn_helo_hostname"]'
+    config.write_text(text.replace('restrictions = ["reject_non_fqdn_helo_hostname"]', lists))
+    service = Service(config, "policy")
+    with service.policy() as connection:
+        assert ask(connection).startswith(b"action=504")
+        assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
+    service.wait_for("redis://127.0.0.1:9/0 is gone, decisions go on without it")
+    assert 0 == service.end()
+
+
 def test_a_reload_changes_the_answers_and_keeps_the_connections(service: Service, config: Path) -> None:
     with service.policy() as old:
         assert ask(old).startswith(b"action=504")
