@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRE_ALL = os.environ.get("GATEKEEPER_REQUIRE_ALL") == "1"
+
+# No deadline, because a machine that others share is slow at times. In CI the examples are the same each time, so that
+# what passed for one change does not fail for the next by chance; everybody else's runs look for new ones.
+settings.register_profile("gatekeeper", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("gatekeeper")
 
 
 def missing(reason: str) -> NoReturn:
