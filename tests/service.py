@@ -32,7 +32,11 @@ class Service:
 
     def __init__(self, config: Path, *arguments: str, prelude: str = "") -> None:
         # `prelude` is Python to run first: to shorten a time that is too long for a test
-        start = ["-c", f"{prelude}; import sys; from gatekeeper.cli import main; sys.exit(main())"] if prelude else ["-m", "gatekeeper"]
+        start = (
+            ["-c", f"{prelude}; import sys; from gatekeeper.cli import main; sys.exit(main())"]
+            if prelude
+            else ["-m", "gatekeeper"]
+        )
         self.process = subprocess.Popen(
             [sys.executable, *start, "--config", str(config), *arguments],
             stderr=subprocess.PIPE,

@@ -141,7 +141,12 @@ def test_mail_that_a_content_filter_hands_back_is_not_signed_again(lab: Lab) -> 
 
 def test_the_workers_are_nobody(lab: Lab) -> None:
     start(lab, fixture.read(SIGNED))
-    assert {pwd.getpwnam("nobody").pw_uid} == {os.stat(f"/proc/{pid}").st_uid for pid in lab.service.workers}
+    # one worker of each kind serves by now; the others may still be on their way
+    uids: set[int] = set()
+    deadline = time.monotonic() + 10
+    while uids != {pwd.getpwnam("nobody").pw_uid} and time.monotonic() < deadline:
+        uids = {os.stat(f"/proc/{pid}").st_uid for pid in lab.service.workers}
+    assert {pwd.getpwnam("nobody").pw_uid} == uids
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

@@ -6,6 +6,7 @@ Relative paths keep their meaning: the file stands in a folder of links to what 
 """
 
 import json
+import contextlib
 import os
 import signal
 import subprocess
@@ -83,7 +84,8 @@ class Service:
         """SIGKILL for all of it, as the kernel does when memory runs out. The sockets stay, and nobody answers."""
         assert self._process is not None
         for pid in (self.pid, *self.workers):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a worker leaves by itself when its parent has gone
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
 
