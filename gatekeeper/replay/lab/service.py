@@ -5,8 +5,8 @@ Its configuration is the one that is asked for, with the lab's addresses, DNS, s
 Relative paths keep their meaning: the file stands in a folder of links to what lies beside the original.
 """
 
-import json
 import contextlib
+import json
 import os
 import signal
 import subprocess
