@@ -7,6 +7,7 @@ Redis start once for the module; gatekeeper starts anew for each case, as root, 
 
 import os
 import pwd
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
