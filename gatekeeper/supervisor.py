@@ -201,6 +201,9 @@ class Supervisor:
             self.selector.close()
             for worker in self.workers:
                 worker.control.close()
+            for place, listener in self.sockets.items():
+                if place not in places:  # held open here, it would take connections that nobody answers
+                    listener.close()
             live(kind, self.plan, [self.sockets[place] for place in places], theirs, self.identity)
         theirs.close()
         ours.setblocking(False)

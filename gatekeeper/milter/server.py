@@ -4,8 +4,9 @@
 libmilter runs its own threads, opens its own listener and owns HUP, TERM and INT. So one process serves one address:
 libmilter opens a throw-away socket of the same family, and the listener that the parent opened is put over its
 descriptor; `milter.main()` runs in a thread, while the process's main thread runs the event loop. A callback is
-short: it feeds the connection's Session. Only MAIL (SPF starts), the end of the header (DKIM keys are fetched) and
-the end of the message hop into the loop, and only the last one waits.
+short: it feeds the connection's Session. Of a message that is to be judged, MAIL (SPF starts), the end of the header
+(DKIM keys are fetched) and the end of the message hop into the loop, and only the last one waits; a message that is
+ours is signed in libmilter's thread.
 
 Draining never uses signals (after SIGTERM libmilter cuts held sessions within 5 seconds): a dead listener takes the
 place of the live one, and the process leaves when its last accepted connection has gone.
@@ -276,22 +277,25 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
     def end_of_header(ctx: Any, connection: _Connection) -> None:
         ahead(connection.session.end_of_header(queue_id=_macro(ctx, "i")))
 
+    def judge(session: Session) -> Edits:
+        judged = asyncio.run_coroutine_threadsafe(session.end_of_message(), loop)
+        try:
+            return judged.result(END_OF_MESSAGE_TIMEOUT)
+        finally:
+            judged.cancel()  # of no effect if it is done
+
     def end_of_message(ctx: Any) -> int:
         connection: _Connection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
         try:
-            judged = asyncio.run_coroutine_threadsafe(connection.session.end_of_message(), loop)
-            try:
-                edits = judged.result(END_OF_MESSAGE_TIMEOUT)
-            except TimeoutError:
-                judged.cancel()
-                logger.error("a message was not judged within %d s and goes on as it is", END_OF_MESSAGE_TIMEOUT)  # noqa: TRY400 (no traceback: nothing broke)
-                return int(milter.CONTINUE)
-            return _apply(ctx, edits)
+            edits = connection.session.end_of_ours()
+            return _apply(ctx, judge(connection.session) if edits is None else edits)
+        except TimeoutError:
+            logger.error("a message was not judged within %d s and goes on as it is", END_OF_MESSAGE_TIMEOUT)  # noqa: TRY400 (no traceback: nothing broke)
         except Exception:
-            logger.exception("a message could not be judged and goes on as it is")
-            return int(milter.CONTINUE)
+            logger.exception("the end of a message failed, and it goes on as it is")
+        return int(milter.CONTINUE)
 
     def close(ctx: Any) -> int:
         connection: _Connection | None = ctx.getpriv()

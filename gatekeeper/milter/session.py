@@ -22,7 +22,7 @@ from gatekeeper.facts import Facts
 from gatekeeper.log import decision_line
 from gatekeeper.message import Header
 from gatekeeper.milter.edits import Edits, Insert, Remove, forged_results, insertion
-from gatekeeper.pipeline import END_OF_DATA, Context
+from gatekeeper.pipeline import END_OF_DATA
 from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
 from gatekeeper.signing.policy import SigningChoice
 from gatekeeper.signing.signer import Signer
@@ -126,18 +126,34 @@ class Session:
                     reader.update(chunk)
 
     async def end_of_message(self) -> Edits:
-        """Judge or sign, and say what is to be done: nothing in observe mode, where another milter may do the same.
+        """Sign or judge, and say what is to be done: nothing in observe mode, where another milter may do the same.
 
         Does not raise for a fault of the message or of the DNS.
         """
-        message, self._message = self._message, None
+        edits = self.end_of_ours()
+        return edits if edits is not None else await self._end_of_judged()
+
+    def end_of_ours(self) -> Edits | None:
+        """The same for a message that is not to be judged: nothing is waited for, so a thread may do it by itself
+        (OpenSSL signs without Python's lock). None, and nothing done, if it is to be judged."""
+        message = self._message
         if message is None:
             return Edits()
+        if message.verifier is not None:
+            return None
+        self._message = None
+        return self._in_this_mode(self._sign(message))
+
+    async def _end_of_judged(self) -> Edits:
+        message, self._message = self._message, None
+        assert message is not None
         try:
-            edits = await self._judge(message) if message.verifier is not None else self._sign(message)
+            return self._in_this_mode(await self._judge(message))
         finally:
             message.facts.close()
-        return edits if self._app.plan.config.mode == "enforce" else Edits()
+
+    def _in_this_mode(self, edits: Edits) -> Edits:
+        return edits if self._app.plan.config.mode == "enforce" else Edits(decision=edits.decision)
 
     def abort(self) -> Facts | None:
         """Forget the message, if there is one; whose facts are left is the caller's to close, on the event loop."""
@@ -160,7 +176,8 @@ class Session:
         except TimeoutError:
             logger.error("%s: no judgement within %g s; it goes on without", message.request.queue_id, JUDGING_TIMEOUT)  # noqa: TRY400 (nothing broke)
             return Edits(removals=removals)
-        await self._settle(decision, context)
+        _log(decision)
+        await context.settle(decision)
         return _edits(decision, removals, (insertion(results),))
 
     def _sign(self, message: Message) -> Edits:
@@ -181,12 +198,13 @@ class Session:
         step = Step(END_OF_DATA, "sign", verdict, choice.notes)
         told = verdict if choice.defer else PASS
         decision = Decision(request, told, (step,), told)
-        logger.info("%s", decision_line(decision, "milter"))
+        _log(decision)
         return _edits(decision, removals, insertions)
 
-    async def _settle(self, decision: Decision, context: Context) -> None:
+
+def _log(decision: Decision) -> None:
+    if logger.isEnabledFor(logging.INFO):
         logger.info("%s", decision_line(decision, "milter"))
-        await context.settle(decision)
 
 
 def _edits(decision: Decision, removals: tuple[Remove, ...], insertions: tuple[Insert, ...]) -> Edits:

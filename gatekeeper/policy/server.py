@@ -148,7 +148,8 @@ class PolicyServer:
         # uvloop writes at the end of its round: without this one, side effects on an inline store would come first.
         await asyncio.sleep(0)
         try:
-            logger.info("%s", decision_line(decision, "policy"))
+            if logger.isEnabledFor(logging.INFO):
+                logger.info("%s", decision_line(decision, "policy"))
             await context.settle(decision)
         except Exception:
             logger.exception("after the answer: instance %r", request.instance)
