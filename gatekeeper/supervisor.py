@@ -24,6 +24,7 @@ from gatekeeper.config import Config
 from gatekeeper.listen import Listen
 from gatekeeper.problem import ConfigError
 from gatekeeper.sockets import bound, open_listener
+from gatekeeper.welcome import welcome
 from gatekeeper.worker import EX_TEMPFAIL, STOP_TIMEOUT, Identity, Kind, block_signals, find_identity, live
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,11 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Vacancy:
-    """A worker to be started again at `due`, after `failures` quick deaths in a row."""
+    """A worker to be started again at `due`."""
 
     kind: Kind
     places: tuple[Place, ...]
     due: float
-    failures: int
 
 
 def run(config_path: Path | None, *, policy: bool = True, milter: bool = True) -> int:
@@ -100,6 +100,7 @@ class Supervisor:
     vacancies: list[_Vacancy] = field(default_factory=list)
     announced: set[Place] = field(default_factory=set)
     stopping: float | None = None  # the deadline, once we are stopping
+    up: bool = False  # every worker has served at least once
     failed: bool = False
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     quick_deaths: dict[tuple[Place, ...], int] = field(default_factory=dict)
@@ -223,7 +224,7 @@ class Supervisor:
         for vacancy in [vacancy for vacancy in self.vacancies if vacancy.due <= now]:
             self.vacancies.remove(vacancy)
             self._fork(vacancy.kind, vacancy.places)
-        self._kill([worker for worker in self.workers if worker.ready and now - worker.heard > SILENCE])
+        self._kill([worker for worker in self.workers if now - worker.heard > SILENCE])
         if self.stopping is not None and now > self.stopping:
             self._kill(self.workers)
 
@@ -256,8 +257,10 @@ class Supervisor:
         for worker in old:
             worker.retired = True
             self._order(worker, b"retire\n")
-        if self.generation == 1:
-            print(self._welcome(), file=sys.stderr, flush=True)
+        if not self.up:
+            self.up = True
+            addresses = {kind: bound(listen, self.sockets[kind, listen]) for kind, listen in reversed(self.sockets)}
+            print(welcome(addresses, self.config_path), file=sys.stderr, flush=True)
         wanted = self._wanted(self.plan)
         self._close([place for place in self.sockets if place not in wanted])
 
@@ -280,7 +283,7 @@ class Supervisor:
         worker.control.close()
         if worker.retired or worker.generation < self.generation or self.stopping is not None:
             return
-        if not worker.ready and self.generation == 1:
+        if not worker.ready and not self.up:
             # It never worked: the reason is in the log above, and trying again would only repeat it.
             logger.error("a %s worker could not start; stopping", worker.kind)
             self.failed = True
@@ -291,7 +294,7 @@ class Supervisor:
         self.quick_deaths[worker.places] = failures
         delay = min(SLOWEST_RESTART, 2.0**failures) if failures else 0.0
         logger.error("a %s worker (pid %d) ended with status %d and is replaced", worker.kind, worker.pid, status)
-        self.vacancies.append(_Vacancy(worker.kind, worker.places, time.monotonic() + delay, failures))
+        self.vacancies.append(_Vacancy(worker.kind, worker.places, time.monotonic() + delay))
 
     def _order(self, worker: _Worker, line: bytes) -> None:
         try:
@@ -311,12 +314,14 @@ class Supervisor:
             return
         try:
             plan = app.prepare(_load(self.config_path))
+            identity = find_identity(plan.config.user, plan.config.group)
             self._open(plan)
-        except (ConfigError, OSError) as error:
+        except (ConfigError, LookupError, OSError) as error:
             for line in str(error).splitlines():
                 logger.error("not reloaded: %s", line)  # noqa: TRY400 (the sentence says it)
             return
-        self.plan = plan
+        self.plan, self.identity = plan, identity
+        log.setup(plan.config.log.level)
         _warn(plan)
         logger.info("reloaded")
         self._start(plan)
@@ -326,22 +331,6 @@ class Supervisor:
         self.vacancies.clear()
         for worker in self.workers:
             self._order(worker, b"stop\n")
-
-    # -- words for the one who started us -----------------------------------------------------------------------
-
-    def _welcome(self) -> str:
-        addresses = {kind: str(bound(listen, self.sockets[kind, listen])) for kind, listen in reversed(self.sockets)}
-        lines = ["", "Put into Postfix's main.cf, as postfix-snippets/ explains (who may relay is decided before):"]
-        if Kind.POLICY in addresses:
-            service = f"{_for_postfix(addresses[Kind.POLICY])}, timeout=30s, default_action=DUNNO"
-            lines.append(f"  smtpd_recipient_restrictions = check_policy_service {{ {service} }}")
-        if Kind.MILTER in addresses:
-            lines.append(f"  smtpd_milters = {{ {_for_postfix(addresses[Kind.MILTER])}, default_action=accept }}")
-        option = f"--config {self.config_path} " if self.config_path else ""
-        lines.append("and ask it about a session:")
-        session = "--client 192.0.2.1 --helo localhost --from a@example.com --to b@example.org"
-        lines.append(f"  {_command()} {option}explain {session}")
-        return "\n".join(lines)
 
 
 def _warn(plan: Plan) -> None:
@@ -360,13 +349,3 @@ def _make_state_folder(url: str, identity: Identity | None) -> None:
 
 def _load(path: Path | None) -> Config:
     return config.load(path) if path is not None else config.defaults()
-
-
-def _command() -> str:
-    """How we were called, so that it can be said again."""
-    return f"{sys.executable} -m gatekeeper" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
-
-
-def _for_postfix(address: str) -> str:
-    """Postfix takes a unix path relative to its queue directory, and ours as it is if it lies elsewhere."""
-    return address.replace("unix:/var/spool/postfix/", "unix:")

@@ -110,6 +110,20 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(service: Service) -
         until(lambda: len(set(service.children()) - {victim}) == len(first), "the dead worker is replaced")
         assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
     service.wait_for(r"ended with status -9 and is replaced")
+    assert 1 == len([line for line in service.lines if "smtpd_recipient_restrictions" in line])
+
+
+def test_a_service_that_was_up_goes_on_when_a_new_worker_does_not_start(service: Service) -> None:
+    service.wait_for("explain")
+    first = set(service.children())
+    with service.policy() as connection:
+        ask(connection)
+        victim = next(pid for pid in first if not _holds_connection(pid, connection))
+        os.kill(victim, signal.SIGKILL)
+        newcomer = until(lambda: set(service.children()) - first, "a newcomer").pop()
+        os.kill(newcomer, signal.SIGKILL)
+        until(lambda: len(set(service.children()) - {victim, newcomer}) == len(first), "the next one is started")
+        assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
 
 
 def _holds_connection(pid: int, connection: socket.socket) -> bool:
