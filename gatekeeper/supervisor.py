@@ -3,8 +3,9 @@
 
 It keeps its privileges, so it reads nothing from the network: it reads the configuration, the tables and the keys,
 hands them to its workers by fork, and watches. It never imports pymilter. Signals: TERM and INT stop (workers have
-10 s for what they hold; a second signal cuts that short), HUP reloads: new workers on the same sockets, then the
-old ones retire. A configuration that cannot be used is refused with its errors, and the old one goes on.
+10 s for what they hold; another signal, a second later or more, cuts that short), HUP reloads: new workers on the
+same sockets, then the old ones retire. A configuration that cannot be used is refused with its errors, and the old
+one goes on.
 """
 
 import importlib.util
@@ -34,6 +35,9 @@ SILENCE = 60.0
 """Seconds without a sign of life after which a worker counts as hanging and is killed."""
 SLOWEST_RESTART = 30.0
 """Seconds to wait at most before a worker that keeps dying is started again."""
+
+_PATIENCE = STOP_TIMEOUT + 2
+"""Seconds from the order to stop until whoever is left is killed."""
 
 Place = tuple[Kind, Listen]
 
@@ -172,7 +176,8 @@ class Supervisor:
             elif number in (signal.SIGTERM, signal.SIGINT):
                 if self.stopping is None:
                     self._stop()
-                else:
+                elif time.monotonic() > self.stopping - _PATIENCE + 1:
+                    # Not within a second of the first: a signal to the whole process group may come to us twice.
                     self._kill(self.workers)
 
     # -- workers ------------------------------------------------------------------------------------------------
@@ -327,7 +332,7 @@ class Supervisor:
         self._start(plan)
 
     def _stop(self) -> None:
-        self.stopping = time.monotonic() + STOP_TIMEOUT + 2
+        self.stopping = time.monotonic() + _PATIENCE
         self.vacancies.clear()
         for worker in self.workers:
             self._order(worker, b"stop\n")

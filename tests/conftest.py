@@ -34,11 +34,8 @@ def require_program(name: str, package: str) -> str:
 
 
 def require_corpus(name: str) -> Path:
-    """A file of the public test suites: below $GATEKEEPER_CORPORA, or ../shared/corpora beside the project.
-
-    Skips where it is absent, even where everything is required: no package brings it, and it is not ours to ship.
-    """
+    """A file of the public test suites: below $GATEKEEPER_CORPORA, or ../shared/corpora beside the project."""
     folder = Path(os.environ.get("GATEKEEPER_CORPORA", ROOT.parent / "shared" / "corpora"))
     if not (folder / name).exists():
-        pytest.skip(f"the public suite {name} is not in {folder}; set GATEKEEPER_CORPORA to where it is")
+        missing(f"the public suite {name} is not in {folder}; set GATEKEEPER_CORPORA to where it is")
     return folder / name
