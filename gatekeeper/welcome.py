@@ -22,7 +22,7 @@ def welcome(addresses: Mapping[Kind, Listen], config_path: Path | None) -> str:
         lines.append(f"  smtpd_recipient_restrictions = check_policy_service {{ {service} }}")
     if Kind.MILTER in addresses:
         lines.append(f"  smtpd_milters = {{ {_for_postfix(addresses[Kind.MILTER])}, default_action=accept }}")
-    option = f"--config {config_path} " if config_path else ""
+    option = f"--config {config_path.absolute()} " if config_path else ""
     lines += ["and ask it about a session:", f"  {_command()} {option}explain {_SESSION}"]
     return "\n".join(lines)
 
