@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import cast
 
 import dns.flags
@@ -20,7 +20,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.resolver import MX, Answer, DNSError, DNSFailure, DNSTimeout, TableResolver
+from gatekeeper.resolver import MX, Answer, DNSError, DNSFailure, DNSTimeout, Record, Resolver, TableResolver
 from gatekeeper.resolvers import CachingResolver, LiveResolver, parse_nameserver
 from gatekeeper.resolvers.caching import ERROR_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL
 from gatekeeper.zone import Fault, Zone
@@ -114,6 +114,7 @@ async def table() -> AsyncIterator[TableResolver]:
     yield TableResolver(WORLD)
 
 
+ResolverOf = Callable[[], AbstractAsyncContextManager[Resolver]]
 both = pytest.mark.parametrize("resolver_of", [live, table])
 
 
@@ -138,7 +139,9 @@ both = pytest.mark.parametrize("resolver_of", [live, table])
         ("com", "A", set()),
     ],
 )
-async def test_records_come_typed_and_names_tidy(resolver_of, name, type, expected) -> None:  # type: ignore[no-untyped-def]
+async def test_records_come_typed_and_names_tidy(
+    resolver_of: ResolverOf, name: str, type: str, expected: set[Record]
+) -> None:
     async with resolver_of() as resolver:
         answer = await resolver.query(name, type)
     assert expected == set(answer.records)
@@ -147,14 +150,14 @@ async def test_records_come_typed_and_names_tidy(resolver_of, name, type, expect
 
 @both
 @pytest.mark.parametrize("name", ["nowhere", "dangling", "example.com.example.com", "a..b", "", "x" * 64, "y." * 200])
-async def test_a_name_that_does_not_exist_is_an_answer(resolver_of, name) -> None:  # type: ignore[no-untyped-def]
+async def test_a_name_that_does_not_exist_is_an_answer(resolver_of: ResolverOf, name: str) -> None:
     async with resolver_of() as resolver:
         assert not (await resolver.query(name, "A")).exists
 
 
 @both
 @pytest.mark.parametrize("name", ["refused", "loop"])
-async def test_a_server_that_cannot_answer_is_a_failure(resolver_of, name) -> None:  # type: ignore[no-untyped-def]
+async def test_a_server_that_cannot_answer_is_a_failure(resolver_of: ResolverOf, name: str) -> None:
     async with resolver_of() as resolver:
         with pytest.raises(DNSFailure):
             await resolver.query(name, "A")
@@ -427,7 +430,7 @@ async def test_an_asker_who_is_cancelled_takes_nobody_along(others: int) -> None
 
 
 async def test_a_bug_below_reaches_the_asker_and_is_not_remembered() -> None:
-    resolver = CachingResolver(Counting(lambda *_: 1 // 0))  # type: ignore[arg-type]
+    resolver = CachingResolver(Counting(lambda *_: 1 // 0))  # type: ignore[arg-type]  # never an answer
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             await resolver.query("a", "A")

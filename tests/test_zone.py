@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -135,7 +136,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert [1, 3, 5] == [problem.line for problem in caught.value.problems]
 
 
-def test_a_file_that_cannot_be_read_is_a_problem(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "dns.zone"
     with pytest.raises(ConfigError) as caught:
         Zone.read(path)

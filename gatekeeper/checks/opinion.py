@@ -5,6 +5,7 @@ Both satisfy `pipeline.Check`. A word is one callable and carries what it was gi
 options: a frozen model whose fields are documented here and nowhere else.
 """
 
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,9 +69,9 @@ class Opinion(BaseModel):
             context.note("store", str(error) or type(error).__name__)
             return Verdict(Outcome.PASS, f"{self.name}.store")
 
+    @abstractmethod
     async def judge(self, request: Request, context: Context) -> Verdict:
         """The opinion itself. May raise StoreError."""
-        raise NotImplementedError
 
 
 def unless_store_fails(callback: Callback) -> Callback:
