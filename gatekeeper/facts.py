@@ -82,8 +82,9 @@ class Facts:
         """Begin to find out, without waiting."""
         self._task("spf", self._check_spf)
 
-    def start_iprev(self) -> None:
-        """Begin to find out, without waiting."""
+    def start_envelope(self) -> None:
+        """Begin to find out what client and sender tell, SPF and iprev, without waiting."""
+        self.start_spf()
         self._task("iprev", self._check_iprev)
 
     def start_prefetch(self) -> None:

@@ -5,7 +5,7 @@ Outcomes are Postfix's lattice: see pipeline.py for how they combine. Knows no w
 one place that makes a stranger's text safe to stand in a reply, a header comment or a log line.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from gatekeeper.request import Request
@@ -62,12 +62,6 @@ class Verdict:
     def refuses(self) -> bool:
         """True if this outcome, left alone, ends in a 4xx or 5xx reply."""
         return self.outcome in (Outcome.REJECT, Outcome.DEFER_IF_PERMIT)
-
-    def softened(self) -> "Verdict":
-        """This verdict with a permanent reply made temporary: 5xx becomes 450, x.y.z becomes 4.y.z."""
-        if not self.code.startswith("5"):
-            return self
-        return replace(self, code="450", enhanced="4" + self.enhanced[1:])
 
 
 PASS = Verdict(Outcome.PASS)

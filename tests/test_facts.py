@@ -62,8 +62,7 @@ async def test_the_field_is_written_from_the_facts() -> None:
 async def test_many_askers_at_once_cause_each_question_once() -> None:
     asked = Asked(ZONE)
     known = facts(asked, signed())
-    known.start_spf()
-    known.start_iprev()
+    known.start_envelope()
     await asyncio.gather(known.dmarc(), known.spf(), known.dkim(), known.spf(), known.dmarc(), known.iprev())
     assert 5 == len(asked.questions) == len(set(asked.questions)), asked.questions
 

@@ -105,8 +105,7 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(service: Service) -
     first = set(service.children())
     with service.policy() as connection:
         ask(connection)
-        victim = next(pid for pid in first if not _holds_connection(pid, connection))
-        os.kill(victim, signal.SIGKILL)
+        victim = _kill_another(first, connection)
         until(lambda: len(set(service.children()) - {victim}) == len(first), "the dead worker is replaced")
         assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
     service.wait_for(r"ended with status -9 and is replaced")
@@ -118,12 +117,18 @@ def test_a_service_that_was_up_goes_on_when_a_new_worker_does_not_start(service:
     first = set(service.children())
     with service.policy() as connection:
         ask(connection)
-        victim = next(pid for pid in first if not _holds_connection(pid, connection))
-        os.kill(victim, signal.SIGKILL)
+        victim = _kill_another(first, connection)
         newcomer = until(lambda: set(service.children()) - first, "a newcomer").pop()
         os.kill(newcomer, signal.SIGKILL)
         until(lambda: len(set(service.children()) - {victim, newcomer}) == len(first), "the next one is started")
         assert b"action=DUNNO\n\n" == ask(connection, b"mail.example.com")
+
+
+def _kill_another(workers: set[int], connection: socket.socket) -> int:
+    """Kill a worker that is not the one that serves `connection`."""
+    victim = next(pid for pid in workers if not _holds_connection(pid, connection))
+    os.kill(victim, signal.SIGKILL)
+    return victim
 
 
 def _holds_connection(pid: int, connection: socket.socket) -> bool:

@@ -4,9 +4,9 @@
 libmilter runs its own threads, opens its own listener and owns HUP, TERM and INT. So one process serves one address:
 libmilter opens a throw-away socket of the same family, and the listener that the parent opened is put over its
 descriptor; `milter.main()` runs in a thread, while the process's main thread runs the event loop. A callback is
-short: it feeds the connection's Session. Of a message that is to be judged, MAIL (SPF starts), the end of the header
-(DKIM keys are fetched) and the end of the message hop into the loop, and only the last one waits; a message that is
-ours is signed in libmilter's thread.
+short: it feeds the connection's Session. Of a message that is to be judged, MAIL (SPF and iprev start), the end of
+the header (DKIM keys are fetched) and the end of the message hop into the loop, and only the last one waits; a
+message that is ours is signed in libmilter's thread.
 
 Draining never uses signals (after SIGTERM libmilter cuts held sessions within 5 seconds): a dead listener takes the
 place of the live one, and the process leaves when its last accepted connection has gone.

@@ -72,7 +72,7 @@ class Session:
         self._helo = name
 
     def mail(self, sender: str, *, sasl_user: str = "", sasl_method: str = "") -> Ahead | None:
-        """A message begins. `sender` may stand in its angle brackets. Offers to start SPF."""
+        """A message begins. `sender` may stand in its angle brackets. Offers to start SPF and iprev."""
         request = Request(
             stage=Stage.END_OF_MESSAGE,
             client=self._client,
@@ -82,7 +82,7 @@ class Session:
             sasl_method=sasl_method,
         )
         self._message = Message(self._app.facts(request), request)
-        return self._message.facts.start_spf if self._judges(request) else None
+        return self._message.facts.start_envelope if self._judges(request) else None
 
     def rcpt(self, recipient: str) -> None:
         """A recipient that Postfix has accepted."""
