@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gatekeeper.checks import Dmarc, Place, Reader
-from gatekeeper.config import Checks, Config, RestrictionLists
+from gatekeeper.config import Config
 from gatekeeper.facts import Facts
 from gatekeeper.pipeline import END_OF_DATA, Check, Context, Pipeline, Site
 from gatekeeper.places import Path as KeyPath
@@ -21,6 +21,7 @@ from gatekeeper.problem import ConfigError, Problem
 from gatekeeper.request import Request
 from gatekeeper.resolver import Resolver
 from gatekeeper.resolvers import CachingResolver, LiveResolver
+from gatekeeper.sections import Checks, RestrictionLists
 from gatekeeper.signing.hosts import HostList
 from gatekeeper.signing.keys import KeyFiles
 from gatekeeper.signing.policy import SigningPolicy

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration file: TOML in, one frozen Config out, or every mistake at once, each with its line.
 
-An option is declared here and nowhere else; `config/gatekeeper.toml` explains each, and a test proves that it does.
-Nothing is opened but the file itself (and postconf, for defaults): tables and keys are read by app.py. Paths in the
-file are relative to the file.
+The top level is declared here, the sections in sections.py. Nothing is opened but the file itself (and postconf, for
+defaults): tables and keys are read by app.py. Paths in the file are relative to the file.
 """
 
 import os
@@ -16,145 +15,26 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictStr, ValidationError
+from pydantic import Field, PrivateAttr, StrictStr, ValidationError
 
 from gatekeeper import postconf
-from gatekeeper.checks.access import AccessOptions
-from gatekeeper.checks.dnsbl import Dnsbl
-from gatekeeper.checks.greylist import Greylist
-from gatekeeper.checks.ratelimit import RateLimit
-from gatekeeper.checks.spf import Spf
-from gatekeeper.listen import Listen
 from gatekeeper.mistakes import mistakes
 from gatekeeper.options import (
-    Addresses,
-    Canonicalization,
     Delimiter,
     Domains,
-    FileMode,
-    Headers,
     Hostname,
-    Nameservers,
     Networks,
-    RejectCode,
-    Table,
-    Workers,
 )
-from gatekeeper.pipeline import LISTS, RECIPIENT, Site
+from gatekeeper.pipeline import Site
 from gatekeeper.places import Path as KeyPath
 from gatekeeper.places import Places
 from gatekeeper.problem import ConfigError, Problem
-from gatekeeper.restrictions import Restriction, Restrictions, split
-from gatekeeper.signing.policy import WithoutKey
+from gatekeeper.sections import Checks, Dns, Log, Milter, Policy, Section, Signing, StoreOptions, Verify
 from gatekeeper.signing.signer import SignOptions
-from gatekeeper.units import Duration
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
-DEFAULT_RESTRICTIONS = (
-    "permit_mynetworks, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname, "
-    "reject_non_fqdn_helo_hostname, reject_non_fqdn_sender, reject_non_fqdn_recipient, access, "
-    "reject_unknown_sender_domain, reject_unknown_recipient_domain, dnsbl, spf, greylist"
-)
-"""Limits stand before authenticated users pass: a stolen account is the reason people limit."""
-
 NOT_YET = ("capture", "metrics", "reports")
 """Sections that the product has names for and this version cannot do yet."""
-
-
-class Section(BaseModel):
-    """What every section has: an unknown key is a mistake, and nothing changes after loading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Dns(Section):
-    nameservers: Nameservers = ()
-    timeout: Duration = 5.0
-
-
-def default_store() -> str:
-    """The embedded store's place: /var/lib/gatekeeper for root and for a service that owns it, else the user's own."""
-    system = Path("/var/lib/gatekeeper")
-    if os.geteuid() == 0 or os.access(system, os.W_OK):
-        return f"sqlite:{system}/state.db"
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return f"sqlite:{Path(home)}/gatekeeper/state.db"
-
-
-class StoreOptions(Section):
-    url: StrictStr = Field(default_factory=default_store)
-    timeout: Duration = 0.1
-
-
-class RestrictionLists(Section):
-    """One set of lists; what is not named is empty. `restrictions` is another name of the recipient list."""
-
-    restrictions: Restrictions = ()
-    client_restrictions: Restrictions = ()
-    helo_restrictions: Restrictions = ()
-    sender_restrictions: Restrictions = ()
-    recipient_restrictions: Restrictions = ()
-    data_restrictions: Restrictions = ()
-    end_of_data_restrictions: Restrictions = ()
-
-    def lists(self) -> Iterator[tuple[str, str, tuple[Restriction, ...]]]:
-        """For each list of the pipeline: its name, the key it was written under, its restrictions."""
-        for name in LISTS:
-            key = f"{name}_restrictions"
-            if name == RECIPIENT and "restrictions" in self.model_fields_set:
-                key = "restrictions"
-            yield name, key, getattr(self, key)
-
-
-class Policy(RestrictionLists):
-    listen: Addresses = (Listen("inet", "127.0.0.1", 10040),)
-    socket_mode: FileMode = 0o660
-    socket_group: StrictStr = ""
-    workers: Workers = 2
-    recipient_restrictions: Restrictions = tuple(split(DEFAULT_RESTRICTIONS))
-    contexts: Mapping[str, RestrictionLists] = {}
-    unknown_client_reject_code: RejectCode = "450"
-    unknown_hostname_reject_code: RejectCode = "450"
-    unknown_address_reject_code: RejectCode = "450"
-
-
-class Milter(Section):
-    listen: Addresses = (Listen("inet", "127.0.0.1", 8891),)
-    socket_mode: FileMode = 0o660
-    socket_group: StrictStr = ""
-    workers: Workers = 2
-    mode: Literal["s", "v", "sv"] = "sv"
-
-
-_SIGN = SignOptions()
-
-
-class Signing(Section):
-    key_table: Table | None = None
-    signing_table: Table | None = None
-    internal_hosts: Table | None = None
-    canonicalization: Canonicalization = ("relaxed", "simple")
-    sign_headers: Headers = _SIGN.sign_headers
-    oversign_headers: Headers = _SIGN.oversign_headers
-    without_key: WithoutKey = WithoutKey.TEMPFAIL
-
-
-class Checks(Section):
-    """`[checks.NAME]`: each section is the options of the check of that name."""
-
-    access: AccessOptions = AccessOptions()
-    ratelimit: RateLimit = RateLimit()
-    dnsbl: Dnsbl = Dnsbl()
-    spf: Spf = Spf()
-    greylist: Greylist = Greylist()
-
-
-class Verify(Section):
-    dmarc: Literal["observe", "quarantine", "reject"] = "observe"
-
-
-class Log(Section):
-    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 def default_user() -> str:

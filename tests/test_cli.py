@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper import cli
+from gatekeeper.cli.shared import CONFIGURATION, OK, USAGE
 from gatekeeper.message import Header
 from gatekeeper.milter.edits import Edits, Insert, Remove
 from gatekeeper.report import Mail
@@ -45,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def explained(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert cli.OK == cli.main(["explain", "--config", "g.toml", "--dns", "dns.zone", *arguments])
+    assert OK == cli.main(["explain", "--config", "g.toml", "--dns", "dns.zone", *arguments])
     return capsys.readouterr().out
 
 
@@ -108,7 +109,7 @@ def test_explain_with_our_own_message_tells_why_it_is_signed_or_not(
 
 
 def test_verify_reports_and_shows_the_field(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.OK == cli.main(["--config", "g.toml", "verify", "m.eml", *SESSION, "--dns", "dns.zone"])
+    assert OK == cli.main(["--config", "g.toml", "verify", "m.eml", *SESSION, "--dns", "dns.zone"])
     out = capsys.readouterr().out
     assert out.startswith("iprev  pass      192.0.2.9; mail.example.com")
     assert "Authentication-Results: mx.example.org;\n    iprev=pass" in out
@@ -117,13 +118,13 @@ def test_verify_reports_and_shows_the_field(capsys: pytest.CaptureFixture[str]) 
 def test_verify_takes_the_sender_from_return_path(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "m.eml").write_bytes(b"Return-Path: <a@example.com>\n" + MESSAGE)
     arguments = ["verify", "m.eml", "--json", "--client", "192.0.2.9", "--config", "g.toml", "--dns", "dns.zone"]
-    assert cli.OK == cli.main(arguments)
+    assert OK == cli.main(arguments)
     assert "pass" == json.loads(capsys.readouterr().out)["spf"]["result"]
 
 
 def test_what_sign_writes_verifies(folder: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     with_key(folder)
-    assert cli.OK == cli.main(["--config", "g.toml", "sign", "m.eml"])
+    assert OK == cli.main(["--config", "g.toml", "sign", "m.eml"])
     signed, why = capfdbinary.readouterr()
     assert signed.endswith(MESSAGE.replace(b"\n", b"\r\n"))
     assert why.startswith(b"sign.ok; signing: the daemon is ORIGINATING")
@@ -138,14 +139,14 @@ def test_what_sign_writes_verifies(folder: Path, capfdbinary: pytest.CaptureFixt
 
 
 def test_sign_says_why_it_does_not(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    assert cli.OK == cli.main(["--config", "g.toml", "sign", "m.eml"])
+    assert OK == cli.main(["--config", "g.toml", "sign", "m.eml"])
     signed, why = capfdbinary.readouterr()
     assert MESSAGE.replace(b"\n", b"\r\n") == signed
     assert b"sign.no_match; signing: the daemon is ORIGINATING; signing table: no line for a@example.com\n" == why
 
 
 def test_check_config_says_what_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.OK == cli.main(["check-config", "--config", "g.toml"])
+    assert OK == cli.main(["check-config", "--config", "g.toml"])
     assert capsys.readouterr().out.startswith("g.toml is fine: 13 checks; 0 keys; ")
 
 
@@ -154,14 +155,14 @@ def test_check_config_prints_every_mistake_of_file_and_tables_at_once(
 ) -> None:
     (folder / "g.toml").write_text('polcy = 1\n[policy]\nworkers = 0\nrestrictions = "check_client_access hash:access"')
     (folder / "access").write_text("192.0.2.1 NONSENSE\n")
-    assert cli.CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
+    assert CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
     places = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
     assert ["access:1", "g.toml:1", "g.toml:3"] == places
 
 
 def test_check_config_answers_programs_in_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "g.toml").write_text("[polcy]")
-    assert cli.CONFIGURATION == cli.main(["check-config", "--config", "g.toml", "--json"])
+    assert CONFIGURATION == cli.main(["check-config", "--config", "g.toml", "--json"])
     told = json.loads(capsys.readouterr().out)
     assert (False, [1]) == (told["ok"], [problem["line"] for problem in told["problems"]])
 
@@ -169,12 +170,12 @@ def test_check_config_answers_programs_in_json(folder: Path, capsys: pytest.Capt
 def test_a_broken_key_is_found_by_check_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_key(folder)
     (folder / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
-    assert cli.CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
+    assert CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
     assert "key.pem: this is no valid private key" in capsys.readouterr().out
 
 
 def test_replay_plays_the_recorded_sessions(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.OK == cli.main(["replay", str(ROOT / "tests" / "smtp_fixtures" / "bad-helo")])
+    assert OK == cli.main(["replay", str(ROOT / "tests" / "smtp_fixtures" / "bad-helo")])
     assert "1 of 1 case as expected" == capsys.readouterr().out.splitlines()[-1]
 
 
@@ -182,7 +183,7 @@ def test_replay_plays_the_recorded_sessions(capsys: pytest.CaptureFixture[str]) 
 def test_a_configuration_that_is_not_there_is_a_sentence(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.CONFIGURATION == cli.main(["--config", "nothing.toml", *command])
+    assert CONFIGURATION == cli.main(["--config", "nothing.toml", *command])
     told = capsys.readouterr()
     assert "nothing.toml: cannot be read: No such file or directory\n" == told.out + told.err
 
@@ -191,7 +192,7 @@ def test_the_configuration_may_be_named_by_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GATEKEEPER_CONFIG", "g.toml")
-    assert cli.OK == cli.main(["check-config"])
+    assert OK == cli.main(["check-config"])
     assert capsys.readouterr().out.startswith("g.toml is fine")
 
 
@@ -199,7 +200,7 @@ def test_without_a_configuration_the_defaults_hold_and_that_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gatekeeper.config.DEFAULT_PATH", folder / "no.toml")
-    assert cli.OK == cli.main(["explain", "--dns", "dns.zone", "--helo", "localhost"])
+    assert OK == cli.main(["explain", "--dns", "dns.zone", "--helo", "localhost"])
     told = capsys.readouterr()
     assert f"there is no {folder}/no.toml: going by the defaults\n" == told.err
     assert "504 5.5.2" in told.out
@@ -212,7 +213,7 @@ def test_without_a_configuration_the_defaults_hold_and_that_is_said(
 def test_a_wrong_command_line_is_status_2(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments.split())
-    assert cli.USAGE == ended.value.code
+    assert USAGE == ended.value.code
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gatekeeper.checks import SECTIONS
-from gatekeeper.config import Checks, Config, defaults, load
+from gatekeeper.config import Config, defaults, load
 from gatekeeper.listen import Listen
 from gatekeeper.mistakes import mistakes
 from gatekeeper.places import Places
 from gatekeeper.problem import ConfigError
+from gatekeeper.sections import Checks
 
 MAIN_CF = {
     "myhostname": "mx.example.com",

@@ -4,8 +4,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.config import DEFAULT_RESTRICTIONS
 from gatekeeper.restrictions import split
+from gatekeeper.sections import DEFAULT_RESTRICTIONS
 
 MAIN_CF = """
     permit_mynetworks,

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: a file for each group of commands, a thin function for each command, and the exit status that it
+promises.
+
+0 fine; 1 a finding; 2 usage; 75 a temporary failure; 78 bad configuration.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from gatekeeper.cli import questions, services, sessions
+from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. Ctrl-C and a reader that has gone leave no traceback."""
+    try:
+        options = parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = options.function
+        status = _run(command, options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    from gatekeeper.problem import ConfigError
+    from gatekeeper.store import StoreError
+
+    try:
+        return command(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return CONFIGURATION
+    except StoreError as error:
+        print(f"gatekeeper: the store cannot be used: {error}", file=sys.stderr)
+        return TEMPORARY
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; test_docs.py compares it with docs/cli.md."""
+    top = argparse.ArgumentParser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
+    top.add_argument("--version", action="version", version=f"gatekeeper {version('gatekeeper')}")
+    _add_config(top, default=None)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
+        command.set_defaults(function=function)
+        # Absent after the command, it must not undo what stood before it.
+        _add_config(command, default=argparse.SUPPRESS)
+        return command
+
+    for group in (services, questions, sessions):
+        group.add_to(add)
+    return top
+
+
+def _add_config(command: argparse.ArgumentParser, default: str | None) -> None:
+    text = "the configuration (default: $GATEKEEPER_CONFIG, then /etc/gatekeeper/gatekeeper.toml)"
+    command.add_argument("--config", metavar="FILE", default=default, help=text)

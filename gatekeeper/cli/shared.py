@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What commands have in common: exit statuses, options, files that the command line names, an app that changes nothing,
+and output. Imports are late: `--version` and a usage error need not load DNS, cryptography and the like.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from gatekeeper.app import App
+    from gatekeeper.explain import Asked, NotingResolver
+    from gatekeeper.zone import Zone
+
+OK, FINDING, USAGE, TEMPORARY, CONFIGURATION = 0, 1, 2, 75, 78
+
+
+class Add(Protocol):
+    """Adds a command: its name, the function that runs it, what it does in a few words."""
+
+    def __call__(
+        self, name: str, function: Callable[[argparse.Namespace], int], does: str
+    ) -> argparse.ArgumentParser: ...
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="for a program to read")
+
+
+def add_session(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--client", metavar="ADDR[,NAME]", type=client_address, help="the client's address and name")
+    command.add_argument("--helo", metavar="NAME", help="what the client says in HELO or EHLO")
+    command.add_argument("--from", metavar="ADDR", dest="sender", help="the envelope sender; <> for none")
+    command.add_argument("--dns", metavar="FILE", type=Path, help="the only DNS there is, instead of the real one")
+
+
+def client_address(text: str) -> tuple[str, str]:
+    """`ADDR[,NAME]` in its parts; the address as the request has it."""
+    from gatekeeper.request import parse_address
+
+    address, _, name = text.partition(",")
+    if parse_address(address) is None:
+        raise argparse.ArgumentTypeError(f"{address!r} is no IP address")
+    return address, name
+
+
+def config_path(options: argparse.Namespace) -> Path | None:
+    """The configuration that the command line means, with a word if there is none."""
+    from gatekeeper import config
+
+    path = config.find(options.config)
+    if path is None:
+        print(f"there is no {config.DEFAULT_PATH}: going by the defaults", file=sys.stderr)
+    return path
+
+
+def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:
+    """Run `work` on an app that changes no state. Raises ConfigError."""
+    from gatekeeper import app, config
+    from gatekeeper.explain import NotingResolver
+    from gatekeeper.resolver import Resolver, TableResolver
+    from gatekeeper.resolvers import CachingResolver, LiveResolver
+    from gatekeeper.stores import open_store
+
+    path = config_path(options)
+    plan = app.prepare(config.load(path) if path else config.defaults())
+    for warning in plan.warnings:
+        print(warning, file=sys.stderr)
+    dns, file = plan.config.dns, getattr(options, "dns", None)
+    inner: Resolver = TableResolver(_zone(file)) if file else LiveResolver(dns.nameservers, dns.timeout)
+
+    async def run() -> int:
+        store = await open_store(plan.config.store.url, timeout=plan.config.store.timeout, read_only=True)
+        resolver = NotingResolver(CachingResolver(inner))
+        opened = await app.open_app(plan, resolver=resolver, store=store)
+        try:
+            return await work(opened, resolver)
+        finally:
+            await opened.close()
+
+    return asyncio.run(run())
+
+
+def asked_session(options: argparse.Namespace) -> "Asked":
+    """The session that the command line describes."""
+    from gatekeeper.explain import Asked
+    from gatekeeper.request import parse_address
+
+    address, name = options.client or ("", "")
+    return Asked(
+        address=parse_address(address),
+        name=name,
+        helo=options.helo,
+        sender=None if options.sender is None else options.sender.removeprefix("<").removesuffix(">"),
+        recipient=getattr(options, "recipient", None),
+        sasl_user=getattr(options, "sasl_user", ""),
+        context=getattr(options, "context", ""),
+    )
+
+
+def read(path: Path) -> bytes:
+    """A file that the command line names. Raises SystemExit with a sentence and the status of a usage error."""
+    try:
+        return path.read_bytes() if str(path) != "-" else sys.stdin.buffer.read()
+    except OSError as error:
+        print(f"gatekeeper: cannot read {path}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(USAGE) from error
+
+
+def _zone(file: Path) -> "Zone":
+    """The DNS that a file holds. Raises SystemExit with its mistakes."""
+    from gatekeeper.problem import ConfigError
+    from gatekeeper.zone import Zone
+
+    try:
+        return Zone.read(file)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(USAGE) from error
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
