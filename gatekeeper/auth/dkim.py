@@ -7,16 +7,15 @@ wrote is in it but domains in normal form. Nothing is raised for what a message 
 """
 
 import asyncio
-import hashlib
 import logging
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from gatekeeper import canonical
+from gatekeeper.auth.digests import Digests, form_of
 from gatekeeper.auth.dkim_key import PublicKey, parse_key
-from gatekeeper.auth.dkim_signature import Signature, parse_signature, without_signature
+from gatekeeper.auth.dkim_signature import Signature, parse_signature
 from gatekeeper.message import Header
 from gatekeeper.resolver import Answer, DNSError, Resolver
 
@@ -27,8 +26,6 @@ MAX_SIGNATURES = 8
 CLOCK_SKEW = 300
 """Seconds that a signer's clock may be ahead of ours (OpenDKIM's ClockDrift)."""
 _MAX_KEYS = 4  # TXT records tried at one name
-
-_BodyForm = tuple[bool, int | None]  # relaxed?, l=
 
 
 class DkimResult(StrEnum):
@@ -64,7 +61,8 @@ NOT_SIGNED = Dkim(DkimResult.NONE, reason="the message is not signed")
 class DkimVerifier:
     """The signatures of one message. Feed the body with `update`; `fetch` may run meanwhile; then ask `results`.
 
-    `now` is seconds since the epoch. The body must have CRLF line ends, as on the wire.
+    `now` is seconds since the epoch. The body must have CRLF line ends, as on the wire. `digests` may be asked for more
+    than DKIM needs, before the body comes.
     """
 
     def __init__(self, headers: Sequence[Header], *, now: float, max_signatures: int = MAX_SIGNATURES) -> None:
@@ -73,24 +71,25 @@ class DkimVerifier:
         places = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
         self._ignored = max(0, len(places) - max_signatures)
         self._signatures = [(index, parse_signature(headers[index])) for index in places[:max_signatures]]
-        forms = {_form(signature) for _, signature in self._signatures if not signature.problem}
-        self._bodies = {form: canonical.BodyHash(form[0], limit=form[1]) for form in forms}
+        self.digests = Digests(headers)
+        for _, signature in self._signatures:
+            if not signature.problem:
+                self.digests.want(signature)
         self._keys: dict[str, Answer | DNSError] = {}
         self._results: tuple[Dkim, ...] | None = None
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
-        for body in self._bodies.values():
-            body.update(chunk)
+        self.digests.update(chunk)
 
     async def fetch(self, resolver: Resolver) -> None:
         """Look up the keys that are not known yet, all at once. DNS trouble is kept for the results."""
         names = {_key_name(signature) for _, signature in self._signatures if not self._objection(signature)}
         wanted = sorted(names - self._keys.keys())
         if len(wanted) == 1:  # mostly so, and a task costs more than a warm answer
-            self._keys[wanted[0]] = await _ask(resolver, wanted[0])
+            self._keys[wanted[0]] = await look_up(resolver, wanted[0])
         elif wanted:
-            answers = await asyncio.gather(*(_ask(resolver, name) for name in wanted))
+            answers = await asyncio.gather(*(look_up(resolver, name) for name in wanted))
             self._keys.update(zip(wanted, answers, strict=True))
 
     async def results(self, resolver: Resolver) -> tuple[Dkim, ...]:
@@ -101,13 +100,11 @@ class DkimVerifier:
         return self._results
 
     def _verify_all(self) -> tuple[Dkim, ...]:
-        digests = {form: body.digest() for form, body in self._bodies.items()}
-        fields = _Fields(self._headers)
         found = []
         for index, signature in self._signatures:
             finding = _describe(signature)
             try:
-                found.append(self._verify(finding, index, signature, fields, digests))
+                found.append(self._verify(finding, index, signature))
             except Exception:
                 logger.exception("verifying a signature of %s failed", signature.domain)
                 found.append(replace(finding, result=DkimResult.NEUTRAL, reason="it could not be processed"))
@@ -115,9 +112,7 @@ class DkimVerifier:
             found.append(Dkim(DkimResult.NEUTRAL, reason=f"{self._ignored} more signatures were not looked at"))
         return tuple(found) or (NOT_SIGNED,)
 
-    def _verify(
-        self, finding: Dkim, index: int, signature: Signature, fields: "_Fields", digests: dict[_BodyForm, bytes]
-    ) -> Dkim:
+    def _verify(self, finding: Dkim, index: int, signature: Signature) -> Dkim:
         objection = self._objection(signature)
         if objection:
             result = DkimResult.PERMERROR if signature.problem else DkimResult.FAIL
@@ -129,9 +124,9 @@ class DkimVerifier:
         records = [record for record in answer.records if isinstance(record, bytes)]
         if not records:
             return replace(finding, result=DkimResult.PERMERROR, reason=f"there is no key {name}")
-        length = self._bodies[_form(signature)].length
-        intact = digests[_form(signature)] == signature.body_hash
-        digest = fields.digest(index, signature)
+        body, length = self.digests.body(form_of(signature))
+        intact = body == signature.body_hash
+        digest = self.digests.header(index, signature)
         tried = [
             _judge(finding, signature, parse_key(record), digest, intact, length) for record in records[:_MAX_KEYS]
         ]
@@ -179,39 +174,6 @@ def _judge(finding: Dkim, signature: Signature, key: PublicKey | str, digest: by
     return replace(finding, result=DkimResult.PASS, reason=reason)
 
 
-class _Fields:
-    """The header as signatures select from it: for each name in `h=` the next field from the bottom (section 5.4.2)."""
-
-    def __init__(self, headers: Sequence[Header]) -> None:
-        self._headers = headers
-        self._places: dict[bytes, list[int]] = {}
-        for index, field in enumerate(headers):
-            self._places.setdefault(field.name.lower(), []).append(index)
-        self._forms: dict[tuple[int, bool], bytes] = {}  # signatures mostly cover the same fields
-
-    def digest(self, index: int, signature: Signature) -> bytes:
-        """The SHA-256 that `signature`, which stands at `index`, signs."""
-        left: dict[bytes, list[int]] = {}
-        hashed = hashlib.sha256()
-        for name in signature.names:
-            if name not in left:
-                # it did not exist when it was signed, so it is never among what it selects
-                left[name] = [place for place in self._places.get(name, ()) if place != index]
-            if left[name]:
-                hashed.update(self._canonical(left[name].pop(), signature.relaxed_header))
-        field = self._headers[index]
-        own = Header(field.name, without_signature(field.value))
-        hashed.update(canonical.header(own, signature.relaxed_header))
-        return hashed.digest()
-
-    def _canonical(self, place: int, relaxed: bool) -> bytes:
-        form = self._forms.get((place, relaxed))
-        if form is None:
-            form = canonical.header(self._headers[place], relaxed) + b"\r\n"
-            self._forms[place, relaxed] = form
-        return form
-
-
 def _describe(signature: Signature) -> Dkim:
     """What is known of a signature before it is judged."""
     return Dkim(
@@ -224,15 +186,11 @@ def _describe(signature: Signature) -> Dkim:
     )
 
 
-def _form(signature: Signature) -> _BodyForm:
-    return signature.relaxed_body, signature.length
-
-
 def _key_name(signature: Signature) -> str:
     return f"{signature.selector}._domainkey.{signature.domain}"
 
 
-async def _ask(resolver: Resolver, name: str) -> Answer | DNSError:
+async def look_up(resolver: Resolver, name: str) -> Answer | DNSError:
     try:
         return await resolver.query(name, "TXT")
     except DNSError as error:

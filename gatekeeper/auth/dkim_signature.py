@@ -5,6 +5,7 @@ Knows neither keys nor the message: a field becomes a Signature, which says what
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gatekeeper.auth.domain import is_within, normal
@@ -51,11 +52,7 @@ def parse_signature(field: Header) -> Signature:
         tags = parse_tags(field.value)
     except ValueError as error:
         return Signature(problem=str(error))
-    partial = Signature(
-        domain=normal(_text(tags.get(b"d", b""))),
-        selector=normal(_text(tags.get(b"s", b""))),
-        algorithm=printable(_text(tags.get(b"a", b"")), 20),
-    )
+    partial = _partial(tags)
     try:
         return _complete(partial, tags)
     except ValueError as error:
@@ -74,30 +71,45 @@ def without_signature(value: bytes) -> bytes:
 
 def _complete(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
     """`partial` with all the rest. Raises ValueError with the problem."""
-    missing = [name.decode() for name in _REQUIRED if not tags.get(name)]
-    if missing:
-        raise ValueError(f"the tag {missing[0]}= is missing or empty")
+    parse_domain_tags(tags, _REQUIRED)
     if tags[b"v"] != b"1":
         raise ValueError("the version (v=) is not 1")
+    if b"dns/txt" not in parse_list(tags.get(b"q", b"dns/txt")):
+        raise ValueError("the key is not in the DNS (q=)")
+    identity, identity_domain = _identity(tags.get(b"i"), partial.domain)
+    signature = parse_signed_parts(partial, tags)
+    if b"" in signature.names:  # sealers of ARC write such lists
+        raise ValueError("the list of signed fields (h=) is malformed")
+    if b"from" not in signature.names:
+        raise ValueError("From is not signed (h=)")
+    return replace(signature, identity=identity, identity_domain=identity_domain)
+
+
+def parse_domain_tags(tags: dict[bytes, bytes], required: Iterable[bytes]) -> Signature:
+    """Who signed, and how, with none of the `required` tags missing; for DKIM and ARC. Raises ValueError."""
+    missing = [name.decode() for name in required if not tags.get(name)]
+    if missing:
+        raise ValueError(f"the tag {missing[0]}= is missing or empty")
+    found = _partial(tags)
     if tags[b"a"] == b"rsa-sha1":
         raise ValueError("rsa-sha1 is no longer valid (RFC 8301)")
     if tags[b"a"] not in _ALGORITHMS:
         raise ValueError("the algorithm (a=) is not known here")
-    if "." not in partial.domain:
+    if "." not in found.domain:
         raise ValueError("the domain (d=) is malformed")
-    if not partial.selector:
+    if not found.selector:
         raise ValueError("the selector (s=) is malformed")
-    if b"dns/txt" not in parse_list(tags.get(b"q", b"dns/txt")):
-        raise ValueError("the key is not in the DNS (q=)")
-    identity, identity_domain = _identity(tags.get(b"i"), partial.domain)
+    return found
+
+
+def parse_signed_parts(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
+    """`partial` with what is signed, and when; for DKIM and ARC. Raises ValueError."""
     relaxed_header, relaxed_body = _canonicalization(tags.get(b"c", b"simple/simple"))
     signed_at, expires_at = _number(tags, b"t"), _number(tags, b"x")
     if signed_at is not None and expires_at is not None and expires_at <= signed_at:
         raise ValueError("it expires (x=) before it was made (t=)")
     return replace(
         partial,
-        identity=identity,
-        identity_domain=identity_domain,
         b=_base64(tags, b"b"),
         body_hash=_base64(tags, b"bh"),
         relaxed_header=relaxed_header,
@@ -106,6 +118,14 @@ def _complete(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
         length=_number(tags, b"l", _LENGTH),
         signed_at=signed_at,
         expires_at=expires_at,
+    )
+
+
+def _partial(tags: dict[bytes, bytes]) -> Signature:
+    return Signature(
+        domain=normal(_text(tags.get(b"d", b""))),
+        selector=normal(_text(tags.get(b"s", b""))),
+        algorithm=printable(_text(tags.get(b"a", b"")), 20),
     )
 
 
@@ -132,10 +152,8 @@ def _canonicalization(value: bytes) -> tuple[bool, bool]:
 
 def _names(value: bytes) -> tuple[bytes, ...]:
     names = parse_list(value)
-    if not all(map(_FIELD_NAME.match, names)):
+    if not all(not name or _FIELD_NAME.match(name) for name in names):
         raise ValueError("the list of signed fields (h=) is malformed")
-    if b"from" not in names:
-        raise ValueError("From is not signed (h=)")
     return names
 
 

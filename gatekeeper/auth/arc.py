@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""ARC validation (RFC 8617): what did those who passed this message on say of it, and can they be believed?
+
+A chain passes if its newest ARC-Message-Signature and every ARC-Seal verify. That says who handled the message, not
+that any of them deserves trust: whose word counts is for a check (`verify.trusted_sealers`).
+
+What is cheap comes first: the structure costs no look-up, and only if the newest set verifies are the keys of many
+others asked for. The seals are hashed in one pass. Nothing is raised for what a message or a key record says. We do
+not seal; a sealer would stand beside this module and use the same sets and digests.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from gatekeeper import canonical
+from gatekeeper.auth.arc_set import ArcSet, BadChain, parse_chain
+from gatekeeper.auth.digests import Digests, form_of, unsigned
+from gatekeeper.auth.dkim import CLOCK_SKEW, look_up
+from gatekeeper.auth.dkim_key import PublicKey, parse_key
+from gatekeeper.auth.stated import Stated, parse_stated
+from gatekeeper.message import Header
+from gatekeeper.resolver import Answer, DNSError, Resolver
+
+logger = logging.getLogger(__name__)
+
+_AHEAD = 6
+"""Keys that are asked for before the newest set has been verified."""
+_FAILS = "fail"
+
+
+class ArcResult(StrEnum):
+    """RFC 8617 section 4.4; `temperror` where a key could not be looked up (section 7.3 leaves it to us)."""
+
+    NONE = "none"
+    PASS = "pass"
+    FAIL = "fail"
+    TEMPERROR = "temperror"
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """What one handler sealed: `domain` is `d=` of its ARC-Seal, `stated` its ARC-Authentication-Results."""
+
+    domain: str
+    selector: str
+    stated: Stated
+
+
+@dataclass(frozen=True, slots=True)
+class Arc:
+    """The chain: its `hops` from the first instance on, filled only if it passes.
+
+    `oldest_pass` is the lowest instance whose ARC-Message-Signature still verifies, 0 if all do (RFC 8617 section
+    5.2): what came before it was changed since. `signs_from` tells whether the newest covers From at all.
+    """
+
+    result: ArcResult
+    reason: str = ""
+    hops: tuple[Hop, ...] = ()
+    oldest_pass: int = 0
+    signs_from: bool = False
+
+
+NO_CHAIN = Arc(ArcResult.NONE, "the message has no ARC sets")
+
+
+class _Stop(Exception):
+    """The chain does not pass: the result, and the reason."""
+
+    def __init__(self, reason: str, result: ArcResult = ArcResult.FAIL) -> None:
+        super().__init__(reason)
+        self.arc = Arc(result, reason)
+
+
+class ArcVerifier:
+    """The chain of one message, on the `digests` that the body is fed to: made before the body comes.
+
+    `now` is seconds since the epoch.
+    """
+
+    def __init__(self, headers: Sequence[Header], digests: Digests, *, now: float) -> None:
+        self._headers = headers
+        self._digests = digests
+        self._now = now
+        self._keys: dict[str, Answer | DNSError] = {}
+        self._arc: Arc | None = None
+        self._sets: tuple[ArcSet, ...] = ()
+        try:
+            self._sets = parse_chain(headers)
+            if not self._sets:
+                self._arc = NO_CHAIN
+            self._check_statuses()
+        except BadChain as error:
+            self._arc = Arc(ArcResult.FAIL, str(error))
+        if self._arc is None:
+            for arc in self._sets:
+                digests.want(arc.signature)
+
+    def _check_statuses(self) -> None:
+        """RFC 8617 section 5.2, steps 2 and 3: a failed chain stays so, and only the first set begins one."""
+        for instance, arc in reversed([*enumerate(self._sets, 1)]):
+            status = arc.seal.status
+            if status == _FAILS:
+                raise BadChain(f"instance {instance} says that the chain had failed before it (cv=fail)")
+            if status != ("none" if instance == 1 else "pass"):
+                raise BadChain(f"the ARC-Seal of instance {instance} says cv={status}")
+
+    async def fetch(self, resolver: Resolver) -> None:
+        """Look up the keys of the newest sets. DNS trouble is kept for the result."""
+        if self._arc is None:
+            await self._fetch(resolver, [*self._key_names()][:_AHEAD])
+
+    async def result(self, resolver: Resolver) -> Arc:
+        """What the chain says. Ends the body."""
+        if self._arc is None:
+            try:
+                self._arc = await self._validate(resolver)
+            except _Stop as stop:
+                self._arc = stop.arc
+            except Exception:
+                logger.exception("validating an ARC chain failed")
+                self._arc = Arc(ArcResult.FAIL, "it could not be processed")
+        return self._arc
+
+    def _key_names(self) -> Iterator[str]:
+        """From the newest set on; each name once."""
+        names = (name for arc in reversed(self._sets) for name in (_key_name(arc.signature), _key_name(arc.seal)))
+        yield from dict.fromkeys(names)
+
+    async def _fetch(self, resolver: Resolver, names: Iterable[str]) -> None:
+        wanted = [name for name in names if name not in self._keys]
+        answers = await asyncio.gather(*(look_up(resolver, name) for name in wanted))
+        self._keys.update(zip(wanted, answers, strict=True))
+
+    async def _validate(self, resolver: Resolver) -> Arc:
+        """RFC 8617 section 5.2, steps 4 to 6. Raises _Stop."""
+        await self.fetch(resolver)
+        newest = len(self._sets)
+        seals = self._seal_digests()
+        self._verify_signature(newest)
+        self._verify_seal(newest, seals[-1])
+        await self._fetch(resolver, (_key_name(arc.seal) for arc in self._sets))
+        for instance in range(newest - 1, 0, -1):
+            self._verify_seal(instance, seals[instance - 1])
+        hops = tuple(
+            Hop(arc.seal.domain, arc.seal.selector, parse_stated(self._headers[arc.results_place].value))
+            for arc in self._sets
+        )
+        reason = f"i={newest}, sealed by {hops[-1].domain}"
+        signs_from = b"from" in self._sets[-1].signature.names
+        return Arc(ArcResult.PASS, reason, hops, self._oldest_pass(), signs_from)
+
+    def _verify_signature(self, instance: int) -> None:
+        arc = self._sets[instance - 1]
+        signature, whose = arc.signature, f"the ARC-Message-Signature of instance {instance}"
+        if signature.expires_at is not None and signature.expires_at < self._now:
+            raise _Stop(f"{whose} has expired (x=)")
+        if signature.signed_at is not None and signature.signed_at > self._now + CLOCK_SKEW:
+            raise _Stop(f"{whose} is from the future (t=)")
+        keys = self._usable_keys(_key_name(signature), signature.algorithm, whose)
+        body, length = self._digests.body(form_of(signature))
+        if body != signature.body_hash or (signature.length or 0) > length:
+            raise _Stop(f"the body was changed after {whose}")
+        digest = self._digests.header(arc.signature_place, signature)
+        if not any(key.verifies(signature.b, digest) for key in keys):
+            raise _Stop(f"the header was changed after {whose}, or it was made with another key")
+
+    def _verify_seal(self, instance: int, digest: bytes) -> None:
+        seal, whose = self._sets[instance - 1].seal, f"the ARC-Seal of instance {instance}"
+        keys = self._usable_keys(_key_name(seal), seal.algorithm, whose)
+        if not any(key.verifies(seal.b, digest) for key in keys):
+            raise _Stop(f"{whose} does not verify: the ARC fields were changed, or it was made with another key")
+
+    def _usable_keys(self, name: str, algorithm: str, whose: str) -> list[PublicKey]:
+        answer = self._keys[name]
+        if isinstance(answer, DNSError):
+            raise _Stop(f"the key {name} of {whose} could not be looked up", ArcResult.TEMPERROR)
+        records = [record for record in answer.records if isinstance(record, bytes)]
+        problem = f"there is no key {name}"
+        keys = []
+        for record in records[:4]:
+            key = parse_key(record)
+            if isinstance(key, str):
+                problem = f"{key} ({name})"
+            elif key.too_short:
+                problem = f"the key {name} is too short to count"
+            elif not algorithm.startswith(key.kind):
+                problem = f"the key {name} is {key.kind}, the signature is not"
+            else:
+                keys.append(key)
+        if not keys:
+            raise _Stop(f"{whose}: {problem}")
+        return keys
+
+    def _seal_digests(self) -> list[bytes]:
+        """For each instance the SHA-256 that its seal signs: all sets up to it, relaxed (RFC 8617 section 5.1.1)."""
+        digests = []
+        so_far = hashlib.sha256()
+        for arc in self._sets:
+            for place in (arc.results_place, arc.signature_place):
+                so_far.update(self._digests.canonical(place, relaxed=True) + b"\r\n")
+            own = so_far.copy()
+            own.update(canonical.header(unsigned(self._headers[arc.seal_place]), relaxed=True))
+            digests.append(own.digest())
+            so_far.update(self._digests.canonical(arc.seal_place, relaxed=True) + b"\r\n")
+        return digests
+
+    def _oldest_pass(self) -> int:
+        """The lowest instance whose signature still verifies, going back from the newest; 0 if all do. Only keys that
+        are known already are used: this is a courtesy to who debugs."""
+        oldest = len(self._sets)
+        for instance in range(oldest - 1, 0, -1):
+            if _key_name(self._sets[instance - 1].signature) not in self._keys:
+                break
+            try:
+                self._verify_signature(instance)
+            except _Stop:
+                break
+            oldest = instance
+        return 0 if oldest == 1 else oldest
+
+
+class _Signed(Protocol):
+    @property
+    def domain(self) -> str: ...
+    @property
+    def selector(self) -> str: ...
+
+
+def _key_name(signed: _Signed) -> str:
+    return f"{signed.selector}._domainkey.{signed.domain}"

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What signatures cover of one message: digests of its header, and of its body while that comes.
+
+The body is hashed once for each distinct way that a signature of the message wants it, not once a signature; DKIM
+and ARC share it. Knows neither keys nor DNS.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from gatekeeper import canonical
+from gatekeeper.auth.dkim_signature import Signature, without_signature
+from gatekeeper.message import Header
+
+BodyForm = tuple[bool, int | None]
+"""Relaxed canonicalization or simple, and `l=`."""
+
+
+def form_of(signature: Signature) -> BodyForm:
+    """How `signature` wants the body hashed."""
+    return signature.relaxed_body, signature.length
+
+
+class Digests:
+    """The digests of one message. First every `want`, then the body with `update`, then the questions."""
+
+    def __init__(self, headers: Sequence[Header]) -> None:
+        self._headers = headers
+        self._bodies: dict[BodyForm, canonical.BodyHash] = {}
+        self._ended: dict[BodyForm, tuple[bytes, int]] = {}
+        self._places: dict[bytes, list[int]] = {}
+        self._forms: dict[tuple[int, bool], bytes] = {}  # signatures mostly cover the same fields
+
+    def want(self, signature: Signature) -> None:
+        """Have the body hashed as `signature` needs it; before the body comes."""
+        relaxed, limit = form = form_of(signature)
+        if form not in self._bodies:
+            self._bodies[form] = canonical.BodyHash(relaxed, limit=limit)
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        for body in self._bodies.values():
+            body.update(chunk)
+
+    def body(self, form: BodyForm) -> tuple[bytes, int]:
+        """The SHA-256 of the body in `form` and the length of its whole canonical form in bytes. Ends the body.
+
+        Raises KeyError for a form that nobody wanted.
+        """
+        if form not in self._ended:
+            body = self._bodies[form]
+            self._ended[form] = body.digest(), body.length
+        return self._ended[form]
+
+    def header(self, index: int, signature: Signature) -> bytes:
+        """The SHA-256 of the header that `signature`, which stands at `index`, signs.
+
+        For each name in `h=` it takes the next field from the bottom (RFC 6376 section 5.4.2).
+        """
+        if not self._places:
+            for place, field in enumerate(self._headers):
+                self._places.setdefault(field.name.lower(), []).append(place)
+        left: dict[bytes, list[int]] = {}
+        hashed = hashlib.sha256()
+        for name in signature.names:
+            if name not in left:
+                # it did not exist when it was signed, so it is never among what it selects
+                left[name] = [place for place in self._places.get(name, ()) if place != index]
+            if left[name]:
+                hashed.update(self.canonical(left[name].pop(), signature.relaxed_header) + b"\r\n")
+        hashed.update(canonical.header(unsigned(self._headers[index]), signature.relaxed_header))
+        return hashed.digest()
+
+    def canonical(self, place: int, relaxed: bool) -> bytes:
+        """The canonical form of the field at `place`, without the final CRLF."""
+        form = self._forms.get((place, relaxed))
+        if form is None:
+            form = self._forms[place, relaxed] = canonical.header(self._headers[place], relaxed)
+        return form
+
+
+def unsigned(field: Header) -> Header:
+    """A signature's field as it was when it was signed: with an empty `b=`."""
+    return Header(field.name, without_signature(field.value))
