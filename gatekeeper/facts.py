@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from gatekeeper.auth.arc import Arc, ArcResult, ArcVerifier
 from gatekeeper.auth.dkim import Dkim, DkimResult, DkimVerifier
 from gatekeeper.auth.dmarc import Dmarc, DmarcResult, check_dmarc, discover
 from gatekeeper.auth.iprev import Iprev, check_iprev
@@ -44,13 +45,17 @@ class Facts:
         self._helo = helo
         self._sender = sender
         self._receiver = receiver
-        self._headers = headers
-        self._verifier = dkim
+        self._headers: Sequence[Header] | None = None
+        self._verifier: DkimVerifier | None = None
+        self._arc_verifier: ArcVerifier | None = None
         self._tasks: dict[str, asyncio.Task[Any]] = {}
+        if headers is not None and dkim is not None:
+            self.add_message(headers, dkim)
 
     def add_message(self, headers: Sequence[Header], verifier: DkimVerifier) -> None:
-        """The header, and the verifier that is fed with the body: known later than the envelope."""
+        """The header, and the verifier that is fed with the body: known later than the envelope, before the body."""
         self._headers, self._verifier = headers, verifier
+        self._arc_verifier = ArcVerifier(headers, verifier.digests, now=verifier.now)
 
     async def iprev(self) -> Iprev:
         """Whether the client's address has a name that leads back to it."""
@@ -69,6 +74,10 @@ class Facts:
     async def dkim(self) -> tuple[Dkim, ...]:
         """The signatures; only to be asked once the whole body has been fed."""
         return await self._once("dkim", self._check_dkim)
+
+    async def arc(self) -> Arc:
+        """The ARC chain; only to be asked once the whole body has been fed."""
+        return await self._once("arc", self._check_arc)
 
     async def dmarc(self) -> Dmarc:
         """DMARC, from SPF and DKIM; only to be asked when DKIM may be."""
@@ -132,6 +141,11 @@ class Facts:
             return (Dkim(DkimResult.NONE, reason="the message is not known yet"),)
         return await self._verifier.results(self._resolver)
 
+    async def _check_arc(self) -> Arc:
+        if self._arc_verifier is None:
+            return Arc(ArcResult.NONE, "the message is not known yet")
+        return await self._arc_verifier.result(self._resolver)
+
     async def _check_dmarc(self) -> Dmarc:
         if self._headers is None:
             return Dmarc(DmarcResult.NONE, reason="the message is not known yet")
@@ -140,5 +154,9 @@ class Facts:
         return await check_dmarc(self._resolver, self._headers, spf, dkim)
 
     async def _prefetch(self) -> None:
-        if self._headers is not None and self._verifier is not None:
-            await asyncio.gather(self._verifier.fetch(self._resolver), discover(self._resolver, self._headers))
+        if self._headers is not None and self._verifier is not None and self._arc_verifier is not None:
+            await asyncio.gather(
+                self._verifier.fetch(self._resolver),
+                self._arc_verifier.fetch(self._resolver),
+                discover(self._resolver, self._headers),
+            )

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from gatekeeper.app import App
+from gatekeeper.auth.arc import Arc
 from gatekeeper.auth.dkim import Dkim, DkimVerifier
 from gatekeeper.auth.dmarc import Dmarc
 from gatekeeper.auth.iprev import Iprev
@@ -70,6 +71,7 @@ class Findings:
     helo_spf: Spf
     dkim: tuple[Dkim, ...]
     dmarc: Dmarc
+    arc: Arc
     field: Header
 
 
@@ -86,6 +88,7 @@ async def verify(app: App, request: Request, mail: Mail) -> Findings:
             helo_spf=await facts.helo_spf(),
             dkim=await facts.dkim(),
             dmarc=await facts.dmarc(),
+            arc=await facts.arc(),
             field=await authentication_results(app.site.authserv_id, facts),
         )
     finally:
@@ -156,6 +159,11 @@ def _found(findings: Findings) -> Iterator[str]:
         f"published policy {dmarc.published}" if dmarc.record_domain else "",
         dmarc.reason,
     )
+    arc = findings.arc
+    yield _line("ARC", arc.result, arc.reason)
+    for instance, hop in enumerate(arc.hops, 1):
+        said = ", ".join(f"{method}={result}" for method, result in hop.stated.results.items())
+        yield " " * 17 + printable(f"i={instance} d={hop.domain} s={hop.selector}; {hop.stated.authserv_id} says {said}")
 
 
 def field_lines(field: Header) -> Iterator[str]:
@@ -176,6 +184,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "helo_spf": asdict(findings.helo_spf),
         "dkim": [asdict(dkim) for dkim in findings.dkim],
         "dmarc": asdict(findings.dmarc),
+        "arc": asdict(findings.arc),
         "header": "\n".join(field_lines(findings.field)),
     }
 

@@ -69,11 +69,11 @@ def sealed(raw: bytes, domain: str = "list.example") -> bytes:
     return b"".join(fields) + raw
 
 
-def suite() -> Iterator[tuple[str, dict[str, Any], Zone]]:
-    """Each case with its DNS."""
+def suite() -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Each case with its DNS, as the text of a zone."""
     corpus = require_corpus("arc-validation.yml")
     for scenario in yaml.safe_load_all(corpus.read_text("utf-8")):
-        zone = Zone.parse("\n".join(f"{n}. TXT {txt(record)}" for n, record in scenario["txt-records"].items()))
+        zone = "\n".join(f"{n}. TXT {txt(record)}" for n, record in scenario["txt-records"].items())
         for name, case in scenario["tests"].items():
             yield name, case, zone
 
@@ -85,7 +85,9 @@ def expected(case: dict[str, Any]) -> str:
 
 async def test_every_case_of_the_public_suite_comes_out_as_it_should() -> None:
     cases = list(suite())
-    found = [(name, str((await validate(case["message"].encode(), zone)).result)) for name, case, zone in cases]
+    found = [
+        (name, str((await validate(case["message"].encode(), Zone.parse(zone))).result)) for name, case, zone in cases
+    ]
     assert [(name, expected(case)) for name, case, _ in cases] == found
     assert 171 == len(found)
 

@@ -52,10 +52,10 @@ OUTBOUND = (
 
 
 @contextmanager
-def serving(more: str = "", signing: str = "") -> Iterator[str]:
-    """The milter with `more` configuration at its top and in its section [signing]; its socket."""
+def serving(more: str = "", signing: str = "", zone: str = ZONE) -> Iterator[str]:
+    """The milter with `more` configuration at its top and in its section [signing], on the DNS of `zone`; its socket."""
     need_milter()
-    with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(Zone.parse(ZONE)) as dns:
+    with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(Zone.parse(zone)) as dns:
         folder = Path(name)
         folder.chmod(0o755)
         pem = KEY.private_bytes(

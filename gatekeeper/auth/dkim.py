@@ -67,7 +67,7 @@ class DkimVerifier:
 
     def __init__(self, headers: Sequence[Header], *, now: float, max_signatures: int = MAX_SIGNATURES) -> None:
         self._headers = headers
-        self._now = now
+        self.now = now
         places = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
         self._ignored = max(0, len(places) - max_signatures)
         self._signatures = [(index, parse_signature(headers[index])) for index in places[:max_signatures]]
@@ -136,9 +136,9 @@ class DkimVerifier:
         """Why no key is needed to see that this signature is not valid; empty if one is."""
         if signature.problem:
             return signature.problem
-        if signature.expires_at is not None and signature.expires_at < self._now:
+        if signature.expires_at is not None and signature.expires_at < self.now:
             return "the signature has expired (x=)"
-        if signature.signed_at is not None and signature.signed_at > self._now + CLOCK_SKEW:
+        if signature.signed_at is not None and signature.signed_at > self.now + CLOCK_SKEW:
             return "the signature is from the future (t=)"
         return ""
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from authres.core import AuthenticationResult, AuthenticationResultProperty
 
+from gatekeeper.auth.arc import Arc, ArcResult
 from gatekeeper.auth.claims import claims
 from gatekeeper.auth.dkim import MAX_SIGNATURES, Dkim
 from gatekeeper.auth.dmarc import Dmarc, DmarcResult
@@ -41,15 +42,17 @@ class Findings(Protocol):
     async def helo_spf(self) -> Spf: ...
     async def dkim(self) -> tuple[Dkim, ...]: ...
     async def dmarc(self) -> Dmarc: ...
+    async def arc(self) -> Arc: ...
 
 
 async def authentication_results(authserv_id: str, findings: Findings) -> Header:
     """Our field for one message, with everything that is found out about it; waits for what is not known yet."""
-    iprev, spf, helo_spf, dkim, dmarc = await asyncio.gather(
-        findings.iprev(), findings.spf(), findings.helo_spf(), findings.dkim(), findings.dmarc()
+    iprev, spf, helo_spf, dkim, dmarc, arc = await asyncio.gather(
+        findings.iprev(), findings.spf(), findings.helo_spf(), findings.dkim(), findings.dmarc(), findings.arc()
     )
     both = (spf,) if spf.identity == "helo" else (spf, helo_spf)
-    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim, dmarc=dmarc)
+    chain = None if arc.result is ArcResult.NONE else arc
+    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim, dmarc=dmarc, arc=chain)
 
 
 def results_field(
@@ -59,6 +62,7 @@ def results_field(
     spf: Sequence[Spf] = (),
     dkim: Sequence[Dkim] = (),
     dmarc: Dmarc | None = None,
+    arc: Arc | None = None,
 ) -> Header:
     """One Authentication-Results field with all methods: printable ASCII, folded with CRLF and a tab."""
     results = [] if iprev is None else [_iprev(iprev)]
@@ -66,6 +70,8 @@ def results_field(
     results += map(_dkim, dkim[: MAX_SIGNATURES + 1])
     if dmarc is not None:
         results.append(_dmarc(dmarc))
+    if arc is not None:
+        results.append(_arc(arc))
     lines = [f" {_quoted(authserv_id)};"]
     lines += _fold(f"{result};" for result in results or ["none"])
     return Header(b"Authentication-Results", "\r\n\t".join(lines).removesuffix(";").encode("ascii"))
@@ -104,6 +110,12 @@ def _dmarc(found: Dmarc) -> str:
         ("header", "from", found.domain, _TOKEN),
         ("policy", "dmarc", policy, _TOKEN),
     )
+
+
+def _arc(found: Arc) -> str:
+    """RFC 8617 sections 10.2 and 10.3; who wants to seal needs this result in our field."""
+    oldest = str(found.oldest_pass) if found.result is ArcResult.PASS else ""
+    return _result("arc", found.result, found.reason, ("header", "oldest-pass", oldest, _TOKEN))
 
 
 def _result(method: str, result: str, reason: str, *properties: tuple[str, str, str, re.Pattern[str] | None]) -> str:

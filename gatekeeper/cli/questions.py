@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_to(add: Add) -> None:
     """The commands of this file."""
     _add_explain(add("explain", explain, "what would be answered to one session, and why; changes no state"))
-    _add_verify(add("verify", verify, "SPF, iprev, DKIM and DMARC of a message, as a report"))
+    _add_verify(add("verify", verify, "SPF, iprev, DKIM, DMARC and ARC of a message, as a report"))
     _add_sign(add("sign", sign, "write a message signed as the milter would"))
 
 
