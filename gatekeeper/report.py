@@ -163,7 +163,8 @@ def _found(findings: Findings) -> Iterator[str]:
     yield _line("ARC", arc.result, arc.reason)
     for instance, hop in enumerate(arc.hops, 1):
         said = ", ".join(f"{method}={result}" for method, result in hop.stated.results.items())
-        yield " " * 17 + printable(f"i={instance} d={hop.domain} s={hop.selector}; {hop.stated.authserv_id} says {said}")
+        who = f"i={instance} d={hop.domain} s={hop.selector}"
+        yield " " * 17 + printable(f"{who}; {hop.stated.authserv_id} says {said}")
 
 
 def field_lines(field: Header) -> Iterator[str]:

@@ -53,7 +53,7 @@ OUTBOUND = (
 
 @contextmanager
 def serving(more: str = "", signing: str = "", zone: str = ZONE) -> Iterator[str]:
-    """The milter with `more` configuration at its top and in its section [signing], on the DNS of `zone`; its socket."""
+    """The milter with `more` configuration on top and `signing` in that section, asking `zone`; its socket."""
     need_milter()
     with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(Zone.parse(zone)) as dns:
         folder = Path(name)
