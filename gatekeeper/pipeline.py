@@ -8,7 +8,9 @@ nothing that comes can change more than the words. At the end a kept `defer_if_p
 else the last list's `defer_if_reject` (so that it also tempers a refusal of Postfix's own further down its list), else
 DUNNO. The action DISCARD ends everything, as in Postfix.
 
-A check that crashes abstains, loudly. Side effects wait for the decision: `Context.after`.
+Checks that announce what they will read from the store (`Announcing`) share one round trip: the first question of any
+check takes along what all of them announced. A check that crashes abstains, loudly. Side effects wait for the
+decision: `Context.after`.
 """
 
 import logging
@@ -20,7 +22,8 @@ from typing import Protocol, runtime_checkable
 from gatekeeper.facts import Facts
 from gatekeeper.request import Address, Request, Stage
 from gatekeeper.resolver import Resolver
-from gatekeeper.store import Clock, Keys, Store
+from gatekeeper.store import Clock, Keys, Store, Wants
+from gatekeeper.stores.view import StoreView
 from gatekeeper.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict
 
 logger = logging.getLogger(__name__)
@@ -141,18 +144,41 @@ class Check(Protocol):
         ...
 
 
+@runtime_checkable
+class Announcing(Check, Protocol):
+    """A check that can tell ahead what it will read from the store, for one round trip a request."""
+
+    def wants(self, request: Request, context: Context) -> Wants | None:
+        """What `check` will read, as far as it can be told without waiting for anything; None for nothing."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """The checks by list name (`LISTS`), in order. With `observe`, the answer is DUNNO whatever they say."""
 
     lists: Mapping[str, tuple[Check, ...]]
     observe: bool = False
+    _announcing: Mapping[Stage, tuple[Announcing, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        announcing = {
+            stage: tuple(check for name in names for check in self.lists.get(name, ()) if isinstance(check, Announcing))
+            for stage, names in _LISTS_AT.items()
+        }
+        object.__setattr__(self, "_announcing", announcing)
 
     async def decide(self, request: Request, context: Context) -> Decision:
         """Ask the lists of `request.stage` and combine their verdicts. Never raises; the side effects are the caller's
         to run with `context.settle(decision)` once the answer is on its way."""
         steps: list[Step] = []
-        verdict = await self._combine(request, context, steps)
+        store = context.store
+        context.store = view = StoreView(store, lambda: self._wants(request, context))
+        try:
+            verdict = await self._combine(request, context, steps)
+        finally:
+            view.end()
+            context.store = store
         return Decision(request, PASS if self.observe else verdict, tuple(steps), verdict)
 
     async def _combine(self, request: Request, context: Context, steps: list[Step]) -> Verdict:
@@ -190,15 +216,37 @@ class Pipeline:
                     break
         return if_permit or action or if_reject or PASS
 
+    def _wants(self, request: Request, context: Context) -> list[Wants]:
+        """What the checks of this stage announce. One that crashes announces nothing."""
+        found = []
+        keys = context.keys
+        for check in self._announcing[request.stage]:
+            if _abstains(check, request):
+                continue
+            context.keys = _keys_of(check, keys)
+            try:
+                found.append(check.wants(request, context))
+            except Exception:
+                logger.exception("check %s cannot tell what it wants", check.name)
+        context.keys = keys
+        return [wants for wants in found if wants is not None]
+
+
+def _abstains(check: Check, request: Request) -> bool:
+    """True if the check is off or its attributes do not exist at this stage."""
+    return check.mode is Mode.OFF or any(getattr(request, need) is None for need in check.needs)
+
+
+def _keys_of(check: Check, keys: Keys) -> Keys:
+    return keys if check.mode is Mode.ENFORCE else Keys(keys.secret, "observe:")
+
 
 async def _ask(check: Check, list_name: str, request: Request, context: Context) -> Step | None:
-    """One check's step; None if it is off or its attributes do not exist at this stage."""
-    if check.mode is Mode.OFF or any(getattr(request, need) is None for need in check.needs):
+    """One check's step; None if it abstains."""
+    if _abstains(check, request):
         return None
-    enforced = check.mode is Mode.ENFORCE
     keys = context.keys
-    if not enforced:
-        context.keys = Keys(keys.secret, "observe:")
+    context.keys = _keys_of(check, keys)
     try:
         verdict = await check.check(request, context)
     except Exception as error:
@@ -207,4 +255,4 @@ async def _ask(check: Check, list_name: str, request: Request, context: Context)
         verdict = Verdict(Outcome.PASS, f"{check.name}.error")
     finally:
         context.keys = keys
-    return Step(list_name, check.name, verdict, context.take_notes(), applied=enforced)
+    return Step(list_name, check.name, verdict, context.take_notes(), applied=check.mode is Mode.ENFORCE)

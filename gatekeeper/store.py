@@ -35,8 +35,25 @@ class Hit:
     once: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What a check will read if it is asked, told ahead so that one round trip serves a whole request (stores/view.py).
+
+    `hits` have an amount of 0: nothing is counted before its check has its turn. With `born` that is read too.
+    Announcing too much costs a little, too little a round trip; neither changes an answer.
+    """
+
+    gets: Sequence[str] = ()
+    hits: Sequence[Hit] = ()
+    born: bool = False
+
+
 class Store(Protocol):
     """What checks may ask of a back end."""
+
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        """`hit` and, after it, `get` of every key, in one round trip: the sums and the values, in order."""
+        ...
 
     async def get(self, key: str) -> bytes | None:
         """The value, or None if there is none or it has expired."""

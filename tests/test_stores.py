@@ -115,6 +115,17 @@ async def test_no_hits_are_no_sums(store: Store) -> None:
     await store.unhit([])
 
 
+async def test_hits_are_counted_and_keys_read_in_one_go(store: Store, time: Time) -> None:
+    await store.set("k", b"1", 10)
+    await store.set("old", b"2", 1)
+    time.now += 5
+    hits = [Hit("a", MINUTE, 2, "m1"), Hit("a", MINUTE, 0)]
+    assert ([2, 2], [b"1", None, None, b"1"]) == await store.ask(hits, ["k", "old", "none", "k"])
+    assert ([2, 2], []) == await store.ask(hits, [])
+    assert ([], [b"1"]) == await store.ask([], ["k"])
+    assert ([], []) == await store.ask([], [])
+
+
 async def test_an_amount_of_zero_asks_without_counting(store: Store) -> None:
     await store.hit([Hit("a", MINUTE, 3)])
     assert [3, 0] == await store.hit([Hit("a", MINUTE, 0, "m1"), Hit("b", MINUTE, 0)])

@@ -4,8 +4,9 @@
 from dataclasses import dataclass
 
 from gatekeeper.checks.opinion import Judge
-from gatekeeper.pipeline import Check, Context
+from gatekeeper.pipeline import Announcing, Check, Context
 from gatekeeper.request import Request, Stage
+from gatekeeper.store import Wants
 from gatekeeper.verdict import PASS, Mode, Outcome, Verdict, defer_if_permit, defer_if_reject, permit, reject
 
 
@@ -69,6 +70,10 @@ class WarnIfReject:
     @property
     def needs(self) -> tuple[str, ...]:
         return self.inner.needs
+
+    def wants(self, request: Request, context: Context) -> Wants | None:
+        """What the inner check announces."""
+        return self.inner.wants(request, context) if isinstance(self.inner, Announcing) else None
 
     async def check(self, request: Request, context: Context) -> Verdict:
         """The inner verdict, unless it refuses."""

@@ -19,7 +19,7 @@ from gatekeeper.checks.opinion import Opinion, always_reachable, unless_store_fa
 from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address, Request, Stage
-from gatekeeper.store import Hit
+from gatekeeper.store import Hit, Wants
 from gatekeeper.units import Duration, duration_text
 from gatekeeper.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit
 
@@ -52,19 +52,42 @@ class Greylist(Opinion):
     ipv4_prefix: Prefix4 = Field(default=24, description="bits of an IPv4 address that make one client network")
     ipv6_prefix: Prefix6 = Field(default=64, description="bits of an IPv6 address that make one client network")
 
+    def wants(self, request: Request, context: Context) -> Wants | None:
+        """All that may be looked up, unless it is plain that nothing will be."""
+        address = self._whom(request, context)
+        if address is None:
+            return None
+        if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request.client.name, address):
+            return None
+        triplet, passed = self._keys(request, self._network(address), context)
+        return Wants((triplet,), (_peek(passed),) if self.auto_allow else (), born=self.learning > 0)
+
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Wait, or not and why not."""
-        address = request.client.address
-        if request.stage is not Stage.RCPT or address is None:
-            return PASS
-        if request.sasl_user or context.site.is_internal(address) or always_reachable(request.recipient, context.site):
+        address = self._whom(request, context)
+        if address is None:
             return PASS
         if self.clients == "suspicious":
             why = await self._suspicion(request, address, context)
             context.note("client", why or "not suspicious")
             if not why:
                 return PASS
-        return await self._look_up(request, network_of(address, self.ipv4_prefix, self.ipv6_prefix), context)
+        return await self._look_up(request, self._network(address), context)
+
+    def _whom(self, request: Request, context: Context) -> Address | None:
+        """The client, if it is one that may have to wait."""
+        address = request.client.address
+        if request.stage is not Stage.RCPT or request.sasl_user or context.site.is_internal(address):
+            return None
+        return None if always_reachable(request.recipient, context.site) else address
+
+    def _network(self, address: Address) -> str:
+        return network_of(address, self.ipv4_prefix, self.ipv6_prefix)
+
+    def _keys(self, request: Request, network: str, context: Context) -> tuple[str, Hit]:
+        """The triplet's key, and what counts it for its network once it has passed."""
+        triplet = context.keys("greylist", network, (request.sender or "").lower(), (request.recipient or "").lower())
+        return triplet, Hit(context.keys("greylist-network", network), self.lifetime, once=triplet)
 
     async def _suspicion(self, request: Request, address: Address, context: Context) -> str:
         if request.client.name == UNKNOWN:
@@ -77,8 +100,7 @@ class Greylist(Opinion):
 
     async def _look_up(self, request: Request, network: str, context: Context) -> Verdict:
         now = context.clock()
-        triplet = context.keys("greylist", network, (request.sender or "").lower(), (request.recipient or "").lower())
-        passed = Hit(context.keys("greylist-network", network), self.lifetime, once=triplet)
+        triplet, passed = self._keys(request, network, context)
         value = await context.store.get(triplet)
         if value is not None and value.startswith(_KNOWN):
             if now - _time(value) > self.lifetime / 20:  # not a write for each mail
@@ -102,7 +124,7 @@ class Greylist(Opinion):
 
     async def _is_known(self, passed: Hit, context: Context) -> bool:
         """True if the network has shown enough triplets; an amount of 0 only reads."""
-        [count] = await context.store.hit([Hit(passed.key, passed.window, amount=0)])
+        [count] = await context.store.hit([_peek(passed)])
         context.note("known triplets of the network", str(count))
         return count >= self.auto_allow
 
@@ -125,6 +147,15 @@ class Greylist(Opinion):
                 await store.set(triplet, value, self.retry_window, absent=True)
 
         context.after(unless_store_fails(settle))
+
+
+def _peek(hit: Hit) -> Hit:
+    """Asks for the sum and counts nothing."""
+    return Hit(hit.key, hit.window, amount=0)
+
+
+def _looks_suspicious(name: str, address: Address) -> bool:
+    return name == UNKNOWN or looks_dynamic(name, address)
 
 
 def _time(value: bytes) -> float:

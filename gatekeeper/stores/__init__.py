@@ -11,12 +11,14 @@ from gatekeeper.stores.guarded import GuardedStore
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore
 from gatekeeper.stores.sqlite import SqliteStore
+from gatekeeper.stores.view import StoreView
 
 __all__ = [
     "GuardedStore",
     "MemoryStore",
     "ReadOnlyStore",
     "SqliteStore",
+    "StoreView",
     "check_url",
     "describe",
     "open_store",

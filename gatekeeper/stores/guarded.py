@@ -62,6 +62,9 @@ class GuardedStore:
         if error is not None:
             self._fail(error)
 
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        return await self._guard(self._inner.ask(hits, gets))
+
     async def get(self, key: str) -> bytes | None:
         return await self._guard(self._inner.get(key))
 

@@ -28,6 +28,9 @@ class MemoryStore:
         self._writes = 0
         self._origin = Origin(self, clock)
 
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        return await self.hit(hits), [await self.get(key) for key in gets]
+
     async def get(self, key: str) -> bytes | None:
         value, expires = self._values.get(key, (None, 0.0))
         return value if expires > self._clock() else None

@@ -23,6 +23,14 @@ RECHECK = 10.0
 """Seconds for which a process believes that the secret it has read still holds."""
 
 
+def parse_born(value: bytes) -> float:
+    """The time that is kept under BORN. Raises StoreError."""
+    try:
+        return float(value)
+    except ValueError:
+        raise StoreError(f"the value of {BORN} is damaged") from None
+
+
 class _Values(Protocol):
     async def get(self, key: str) -> bytes | None: ...
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool: ...
@@ -44,10 +52,7 @@ class Origin:
             self._read_at = 0.0
             await self.secret()
             value = await self._first(BORN, repr(self._clock()).encode())
-        try:
-            return float(value)
-        except ValueError:
-            raise StoreError(f"the value of {BORN} is damaged") from None
+        return parse_born(value)
 
     async def secret(self) -> bytes:
         """See store.Store.secret."""

@@ -23,6 +23,9 @@ class ReadOnlyStore:
         self._deleted: set[str] = set()
         self._origin = Origin(self, clock)
 
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        return await self.hit(hits), [await self.get(key) for key in gets]
+
     async def get(self, key: str) -> bytes | None:
         value = await self._written.get(key)
         if value is None and key not in self._deleted:

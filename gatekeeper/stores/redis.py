@@ -40,9 +40,10 @@ if ARGV[3] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
 # For each hit two keys (sums, token) and six arguments: amount, slot, first, last, time to live in ms, 1 with a token.
-_HIT = """
-local sums = {}
-for i = 1, #KEYS / 2 do
+# What is left of the keys is read.
+_ASK = """
+local sums, hits = {}, #ARGV / 6
+for i = 1, hits do
   local name, token = KEYS[2 * i - 1], KEYS[2 * i]
   local amount, slot, first, last, ttl, once = unpack(ARGV, 6 * i - 5, 6 * i)
   first, last = tonumber(first), tonumber(last)
@@ -67,7 +68,8 @@ for i = 1, #KEYS / 2 do
   end
   sums[i] = sum
 end
-return sums
+if #KEYS == 2 * hits then return {sums, {}} end
+return {sums, redis.call('MGET', unpack(KEYS, 2 * hits + 1))}
 """
 _UNHIT = """
 for i = 1, #KEYS / 2 do
@@ -108,12 +110,15 @@ class RedisStore:
         self._client = _client(url, timeout)
         self._origin = Origin(self, clock)
 
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        if not hits and not gets:
+            return [], []
+        keys, arguments = self._places(hits)
+        sums, values = await self._script(_ASK, [*keys, *(PREFIX + key for key in gets)], arguments)
+        return [int(total) for total in sums], [self._value(kept) for kept in values]
+
     async def get(self, key: str) -> bytes | None:
-        kept = await self._call("GET", PREFIX + key)
-        if kept is None:
-            return None
-        expires, _, value = kept.partition(b" ")
-        return bytes(value) if float(expires) > self._clock() else None
+        return self._value(await self._call("GET", PREFIX + key))
 
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
         now = self._clock()
@@ -128,7 +133,7 @@ class RedisStore:
         await self._call("DEL", PREFIX + key)
 
     async def hit(self, hits: Sequence[Hit]) -> list[int]:
-        return [int(total) for total in await self._script(_HIT, *self._places(hits))] if hits else []
+        return (await self.ask(hits, ()))[0]
 
     async def unhit(self, hits: Sequence[Hit]) -> None:
         if hits:
@@ -142,6 +147,12 @@ class RedisStore:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    def _value(self, kept: bytes | None) -> bytes | None:
+        if kept is None:
+            return None
+        expires, _, value = kept.partition(b" ")
+        return bytes(value) if float(expires) > self._clock() else None
 
     def _places(self, hits: Sequence[Hit]) -> tuple[list[str], list[str | bytes | int]]:
         now = self._clock()
@@ -170,7 +181,7 @@ class RedisStore:
             raise StoreError(str(error) or type(error).__name__) from None
 
 
-_SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (_SET_ABSENT, _HIT, _UNHIT)}
+_SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (_SET_ABSENT, _ASK, _UNHIT)}
 
 
 def _keys(at: Place) -> tuple[str, str]:

@@ -81,9 +81,19 @@ class SqliteStore:
         self._maintenance: asyncio.Task[None] | None = None
         self._closing = threading.Event()
 
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        now = self._clock()
+        places = [place(hit, now) for hit in hits]
+
+        def ask(db: sqlite3.Connection) -> tuple[list[int], list[bytes | None]]:
+            return [_hit(db, at, now) for at in places], [_get(db, key, now) for key in gets]
+
+        if not any(at.amount for at in places):
+            return self._run(ask)
+        return self._run(lambda db: _transaction(db, lambda: ask(db)))
+
     async def get(self, key: str) -> bytes | None:
-        row = self._run(lambda db: db.execute(_GET, (key, self._clock())).fetchone())
-        return None if row is None else bytes(row[0])
+        return self._run(lambda db: _get(db, key, self._clock()))
 
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
         now = self._clock()
@@ -94,11 +104,7 @@ class SqliteStore:
         self._run(lambda db: db.execute(_DELETE, (key,)))
 
     async def hit(self, hits: Sequence[Hit]) -> list[int]:
-        now = self._clock()
-        places = [place(hit, now) for hit in hits]
-        if not any(at.amount for at in places):
-            return self._run(lambda db: [_sum(db, at) for at in places])
-        return self._run(lambda db: _transaction(db, lambda: [_hit(db, at, now) for at in places]))
+        return (await self.ask(hits, ()))[0]
 
     async def unhit(self, hits: Sequence[Hit]) -> None:
         now = self._clock()
@@ -212,6 +218,11 @@ def _transaction(db: sqlite3.Connection, work: Callable[[], T]) -> T:
             db.execute("ROLLBACK")
         raise
     return result
+
+
+def _get(db: sqlite3.Connection, key: str, now: float) -> bytes | None:
+    row = db.execute(_GET, (key, now)).fetchone()
+    return None if row is None else bytes(row[0])
 
 
 def _sum(db: sqlite3.Connection, at: Place) -> int:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One request's view of the store: what its checks announced (store.Wants) is read with the first question.
+
+So a request costs one round trip, though several checks ask the store, and no check knows of another. What was not
+announced, and all that comes after the decision, goes straight to the store.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from gatekeeper.store import Hit, Store, Wants
+from gatekeeper.stores.origin import BORN, parse_born
+
+
+class StoreView:
+    """See store.Store; on `inner`. `announced` tells what will be read; it is called once, at the first question."""
+
+    __slots__ = ("_announced", "_inner", "_sums", "_values")
+
+    def __init__(self, inner: Store, announced: Callable[[], Iterable[Wants]]) -> None:
+        self._inner = inner
+        self._announced: Callable[[], Iterable[Wants]] | None = announced
+        self._sums: dict[Hit, int] = {}
+        self._values: dict[str, bytes | None] = {}
+
+    def end(self) -> None:
+        """The decision is known: nothing is read ahead any more, and what was is forgotten."""
+        self._announced = None
+        self._sums, self._values = {}, {}
+
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        wants, self._announced = self._announced and list(self._announced()), None
+        if not wants:
+            return await self._inner.ask(hits, gets)
+        ahead = list(dict.fromkeys(hit for want in wants for hit in want.hits if not hit.amount))
+        keys = dict.fromkeys(key for want in wants for key in want.gets)
+        if any(want.born for want in wants):
+            keys[BORN] = None
+        sums, values = await self._inner.ask([*hits, *ahead], [*gets, *keys])
+        self._sums = dict(zip(ahead, sums[len(hits) :], strict=True))
+        self._values = dict(zip(keys, values[len(gets) :], strict=True))
+        return sums[: len(hits)], values[: len(gets)]
+
+    async def get(self, key: str) -> bytes | None:
+        if self._announced is not None:
+            return (await self.ask((), (key,)))[1][0]
+        return self._values[key] if key in self._values else await self._inner.get(key)
+
+    async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
+        self._values.pop(key, None)
+        return await self._inner.set(key, value, ttl, absent=absent)
+
+    async def delete(self, key: str) -> None:
+        self._values.pop(key, None)
+        await self._inner.delete(key)
+
+    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+        if self._announced is not None:
+            return (await self.ask(hits, ()))[0]
+        if self._sums and all(hit in self._sums for hit in hits):
+            return [self._sums[hit] for hit in hits]
+        self._sums = {}
+        return await self._inner.hit(hits)
+
+    async def unhit(self, hits: Sequence[Hit]) -> None:
+        self._sums = {}
+        await self._inner.unhit(hits)
+
+    async def born(self) -> float:
+        if self._announced is not None:
+            await self.ask((), ())
+        value = self._values.get(BORN)
+        return await self._inner.born() if value is None else parse_born(value)
+
+    async def secret(self) -> bytes:
+        return await self._inner.secret()
+
+    async def close(self) -> None:
+        """Nothing to let go of: the store is not ours."""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One round trip a request: what checks announced is read with the first question, whoever asks it."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from gatekeeper.checks.greylist import Greylist
+from gatekeeper.store import Hit, StoreError, Wants
+from gatekeeper.stores import MemoryStore, StoreView
+from gatekeeper.verdict import Mode
+from tests.checking import World, rcpt
+
+PEEK = Hit("p", 60.0, 0)
+COUNT = Hit("p", 60.0)
+WANTS = Wants(("k", "none"), (PEEK, COUNT), born=True)
+
+
+class Trips(MemoryStore):
+    """Writes down each call that would be a round trip."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 1_000_000.0)
+        self.trips: list[str] = []
+
+    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        self.trips.append("ask")
+        return await super().hit(hits), [await MemoryStore.get(self, key) for key in gets]
+
+    async def get(self, key: str) -> bytes | None:
+        self.trips.append("get")
+        return await super().get(key)
+
+    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+        self.trips.append("hit")
+        return await super().hit(hits)
+
+
+@pytest.fixture
+async def store() -> Trips:
+    store = Trips()
+    await store.set("k", b"1", 10)
+    await store.born()
+    store.trips.clear()
+    return store
+
+
+async def test_what_was_announced_is_answered_from_the_first_round_trip(store: Trips) -> None:
+    view = StoreView(store, lambda: [WANTS])
+    assert [1] == await view.hit([Hit("a", 60.0)])
+    assert (b"1", None) == (await view.get("k"), await view.get("none"))
+    assert [0] == await view.hit([PEEK])
+    assert 1_000_000.0 == await view.born()
+    assert ["ask"] == store.trips
+
+
+@pytest.mark.parametrize("first", ["get", "hit", "born", "ask"])
+async def test_any_question_may_be_the_first(store: Trips, first: str) -> None:
+    view = StoreView(store, lambda: [WANTS])
+    question = {"get": lambda: view.get("k"), "hit": lambda: view.hit([PEEK]), "born": view.born}
+    await question.get(first, lambda: view.ask((), ()))()
+    assert (b"1", [0]) == (await view.get("k"), await view.hit([PEEK]))
+    assert ["ask"] == store.trips
+
+
+async def test_nothing_is_counted_before_its_check_has_its_turn(store: Trips) -> None:
+    view = StoreView(store, lambda: [WANTS])
+    await view.get("k")
+    assert [1] == await view.hit([COUNT])
+    assert [1] == await view.hit([PEEK])
+
+
+async def test_what_was_not_announced_is_asked(store: Trips) -> None:
+    view = StoreView(store, lambda: [WANTS])
+    await view.set("other", b"2", 10)
+    await view.get("k")
+    assert b"2" == await view.get("other")
+    assert [5] == await view.hit([Hit("b", 60.0, 5)])
+
+
+async def test_what_is_written_meanwhile_is_seen(store: Trips) -> None:
+    view = StoreView(store, lambda: [WANTS])
+    await view.get("k")
+    await view.set("k", b"2", 10)
+    await view.delete("none")
+    assert (b"2", None) == (await view.get("k"), await view.get("none"))
+
+
+async def test_after_the_decision_the_store_itself_is_asked(store: Trips) -> None:
+    view = StoreView(store, lambda: [WANTS])
+    await view.get("k")
+    view.end()
+    await store.set("k", b"2", 10)
+    assert b"2" == await view.get("k")
+
+
+async def test_a_store_that_fails_is_not_asked_ahead_again(store: Trips) -> None:
+    class Down(Trips):
+        async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+            raise StoreError("down")
+
+    view = StoreView(Down(), lambda: [WANTS])
+    with pytest.raises(StoreError):
+        await view.hit([COUNT])
+    assert await view.get("k") is None
+
+
+@pytest.mark.parametrize("mode", [Mode.ENFORCE, Mode.OBSERVE])
+@pytest.mark.parametrize("words", ["ratelimit, greylist", "greylist, ratelimit", "ratelimit, warn_if_reject greylist"])
+async def test_limits_and_greylisting_take_one_round_trip_where_limits_come_first(words: str, mode: Mode) -> None:
+    subject = World(words, sections={"greylist": Greylist(mode=mode)})
+    subject.store = store = Trips()
+    await store.born()
+    store.trips.clear()
+    decision = await subject.decide(rcpt(name="unknown"))
+    assert "greylist.learning" in str(decision.reasons)
+    # the last one counts the triplet for its network, after the answer
+    assert ["ask", *(["hit"] if words.startswith("greylist") else [])] == store.trips[:-1]
