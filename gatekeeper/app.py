@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gatekeeper.auth.results import Method
 from gatekeeper.checks import Dmarc, Place, Reader
 from gatekeeper.config import Config
 from gatekeeper.facts import Facts
@@ -64,7 +65,7 @@ def prepare(config: Config, *, thorough: bool = False, found: Sequence[Problem] 
         config=config,
         site=config.site,
         pipelines=pipelines,
-        milter_pipeline=Pipeline({END_OF_DATA: (Dmarc(obey=config.verify.dmarc),)}, observe),
+        milter_pipeline=Pipeline({END_OF_DATA: _of_messages(config)}, observe),
         signing=signing,
         sign_options=config.sign_options,
         warnings=tuple(problems),
@@ -94,6 +95,12 @@ def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPa
             found.append(reader.check(restriction.words, Place(place.file, place.line)))
         checks[name] = tuple(check for check in found if check is not None)
     return Pipeline(checks, config.mode == "observe")
+
+
+def _of_messages(config: Config) -> tuple[Check, ...]:
+    """The milter's checks, of the methods that are asked."""
+    checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: Dmarc(obey=config.verify.dmarc)}
+    return tuple(check for method, check in checks.items() if method in config.verify.methods)
 
 
 def _signing(config: Config, thorough: bool) -> tuple[SigningPolicy, list[Problem]]:

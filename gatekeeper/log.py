@@ -9,9 +9,12 @@ neither end the line nor add a pair. `unescape` gives the value back.
 import base64
 import hashlib
 import logging
+import logging.handlers
 import re
+import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 from gatekeeper.request import Client, Request
@@ -24,11 +27,29 @@ _LONGEST = 320
 """Bytes of a stranger's value that are written: enough for any valid address (RFC 5321 section 4.5.3.1)."""
 
 
-def setup(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send this process's log to standard error, from `level` (debug, info, warning, error) up."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
+FACILITIES = tuple(sorted(logging.handlers.SysLogHandler.facility_names))
+"""What syslog(3) sorts by: mail, daemon, local0, ..."""
+_SYSLOG = Path("/dev/log")
+
+
+def setup(level: str = "info", stream: TextIO | None = None, *, syslog: str = "", name: str = "gatekeeper") -> None:
+    """Send this process's log from `level` (debug, info, warning, error) up to standard error or, if `syslog` is a
+    facility, to syslog under `name`; where no syslog runs, as in a container, standard error it is."""
+    handler = _syslog(syslog, name) if syslog else None
+    if handler is None:
+        handler = logging.StreamHandler(stream or sys.stderr)
+        handler.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _syslog(facility: str, name: str) -> logging.Handler | None:
+    try:
+        handler = logging.handlers.SysLogHandler(str(_SYSLOG), facility, socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    handler.append_nul = False
+    handler.setFormatter(_Formatter(f"{name}[%(process)d]: %(message)s"))
+    return handler
 
 
 class _Formatter(logging.Formatter):

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 
 from gatekeeper import dnsname
 from gatekeeper.listen import Listen, parse_listen
+from gatekeeper.log import FACILITIES
 from gatekeeper.resolvers import parse_nameserver
 
 
@@ -94,6 +95,12 @@ def _table(value: Any) -> str | tuple[str, ...]:
     raise ValueError('is no table; allowed: "FILE", "refile:FILE", or its lines as a list of strings')
 
 
+def _facility(value: Any) -> str:
+    if value == "" or value in FACILITIES:
+        return str(value)
+    raise ValueError(f'{value!r} is no syslog facility; allowed: {", ".join(FACILITIES)}, or "" for standard error')
+
+
 def _canonicalization(value: Any) -> tuple[str, str]:
     header, _, body = value.partition("/") if isinstance(value, str) else ("", "", "")
     if {header, body or "simple"} <= {"relaxed", "simple"}:
@@ -108,6 +115,7 @@ def _header(value: Any) -> str:
 
 
 Hostname = Annotated[str, BeforeValidator(_hostname)]
+Hostnames = Annotated[tuple[Hostname, ...], BeforeValidator(_words)]
 Networks = Annotated[
     tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_words)
 ]
@@ -116,6 +124,7 @@ Delimiter = Annotated[str, BeforeValidator(_delimiter)]
 Addresses = Annotated[
     tuple[Annotated[Listen, BeforeValidator(_listen)], ...], BeforeValidator(_one_or_more), AfterValidator(_some)
 ]
+Facility = Annotated[str, PlainValidator(_facility)]
 FileMode = Annotated[int, BeforeValidator(_file_mode)]
 RejectCode = Annotated[str, BeforeValidator(_reject_code)]
 Nameservers = Annotated[tuple[Annotated[str, BeforeValidator(_nameserver)], ...], BeforeValidator(_one_or_more)]

@@ -89,7 +89,7 @@ async def verify(app: App, request: Request, mail: Mail) -> Findings:
             dkim=await facts.dkim(),
             dmarc=await facts.dmarc(),
             arc=await facts.arc(),
-            field=await authentication_results(app.site.authserv_id, facts),
+            field=await authentication_results(app.site.authserv_id, facts, app.plan.config.verify.methods),
         )
     finally:
         facts.close()
@@ -225,6 +225,9 @@ def changes(edits: Edits) -> Iterator[str]:
     """What the milter would do, line by line, for a person."""
     if edits.reply is not None:
         yield f"The milter would refuse the message: {edits.reply.reply}"
+        return
+    if edits.discard:
+        yield "The milter would take the message and throw it away"
         return
     if edits.quarantine:
         yield f"The milter would hold the message: {printable(edits.quarantine)}"

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
+from gatekeeper.auth.results import ALL_METHODS, Method
 from gatekeeper.checks.access import AccessOptions
+from gatekeeper.checks.dkim import Dkim
 from gatekeeper.checks.dnsbl import Dnsbl
 from gatekeeper.checks.greylist import Greylist
 from gatekeeper.checks.ratelimit import RateLimit
@@ -19,8 +21,10 @@ from gatekeeper.listen import Listen
 from gatekeeper.options import (
     Addresses,
     Canonicalization,
+    Facility,
     FileMode,
     Headers,
+    Hostnames,
     Nameservers,
     RejectCode,
     Table,
@@ -103,6 +107,7 @@ class Milter(Section):
     socket_group: StrictStr = ""
     workers: Workers = 2
     mode: Literal["s", "v", "sv"] = "sv"
+    software_header: StrictBool = False
 
 
 _SIGN = SignOptions()
@@ -126,11 +131,20 @@ class Checks(Section):
     dnsbl: Dnsbl = Dnsbl()
     spf: Spf = Spf()
     greylist: Greylist = Greylist()
+    dkim: Dkim = Dkim()
 
 
 class Verify(Section):
+    methods: tuple[Method, ...] = ALL_METHODS
     dmarc: Literal["observe", "quarantine", "reject"] = "observe"
+    tell_none: StrictBool = True
+    remove_results: Literal["ours", "told", "none"] = "ours"
+    remove_results_of: Hostnames = ()
+    job_id: StrictBool = False
+    unsigned_ours: StrictBool = False
 
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    syslog: Facility = ""
+    syslog_name: StrictStr = "gatekeeper"

@@ -27,13 +27,13 @@ class AddressTaken(OSError):
     """Somebody else listens there; the message names the process where we may look."""
 
 
-def open_listener(listen: Listen, mode: int = 0o660, group: str = "") -> socket.socket:
-    """A listening, non-blocking socket. `mode` and `group` are for a unix socket's path.
+def open_listener(listen: Listen, mode: int = 0o660, group: str = "", owner: int = -1) -> socket.socket:
+    """A listening, non-blocking socket. `mode`, `group` and `owner` (a user id) are for a unix socket's path.
 
     Raises AddressTaken, or OSError with a sentence for a person.
     """
     if listen.family == "unix":
-        return _open_unix(listen.path, mode, group)
+        return _open_unix(listen.path, mode, group, owner)
     family, everywhere = (socket.AF_INET6, "::") if listen.family == "inet6" else (socket.AF_INET, "0.0.0.0")  # noqa: S104 (only where the configuration names no host)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -52,7 +52,7 @@ def open_listener(listen: Listen, mode: int = 0o660, group: str = "") -> socket.
     return sock
 
 
-def _open_unix(path: str, mode: int, group: str) -> socket.socket:
+def _open_unix(path: str, mode: int, group: str, owner: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
@@ -61,8 +61,8 @@ def _open_unix(path: str, mode: int, group: str) -> socket.socket:
             sock.bind(path)
         finally:
             os.umask(before)
-        if group:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        if group or owner >= 0:
+            os.chown(path, owner, grp.getgrnam(group).gr_gid if group else -1)
         Path(path).chmod(mode)
         sock.listen(BACKLOG)
     except KeyError as error:

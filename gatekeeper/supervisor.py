@@ -16,16 +16,16 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gatekeeper import app, config, log
+from gatekeeper import app, log
 from gatekeeper.app import Plan
 from gatekeeper.config import Config
 from gatekeeper.listen import Listen
 from gatekeeper.problem import ConfigError
 from gatekeeper.sockets import bound, open_listener
-from gatekeeper.welcome import welcome
 from gatekeeper.worker import EX_TEMPFAIL, STOP_TIMEOUT, Identity, Kind, block_signals, find_identity, live
 
 logger = logging.getLogger(__name__)
@@ -66,10 +66,16 @@ class _Vacancy:
     due: float
 
 
-def run(config_path: Path | None, *, policy: bool = True, milter: bool = True) -> int:
-    """Run the service in the foreground until a signal ends it; the exit status of the command (0, 75, 78)."""
+def run(
+    load: Callable[[], Config], up: Callable[[Mapping[Kind, Listen]], None], *, policy: bool = True, milter: bool = True
+) -> int:
+    """Run the service in the foreground until a signal ends it; the exit status of the command (0, 75, 78).
+
+    `load` reads the configuration, now and at each reload; `up` is called once, when every worker serves, with one
+    address of each kind.
+    """
     try:
-        plan = app.prepare(_load(config_path))
+        plan = app.prepare(load())
         identity = find_identity(plan.config.user, plan.config.group)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -77,8 +83,7 @@ def run(config_path: Path | None, *, policy: bool = True, milter: bool = True) -
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return EX_CONFIG
-    log.setup(plan.config.log.level)
-    _warn(plan)
+    _log(plan)
     kinds = [Kind.POLICY] if policy else []
     if milter:
         if importlib.util.find_spec("milter") is not None:
@@ -87,14 +92,15 @@ def run(config_path: Path | None, *, policy: bool = True, milter: bool = True) -
             print("no milter: pymilter is not installed; pip install 'gatekeeper[milter]' adds it", file=sys.stderr)
     if not kinds:
         return EX_TEMPFAIL
-    return Supervisor(config_path, plan, tuple(kinds), identity).run()
+    return Supervisor(load, up, plan, tuple(kinds), identity).run()
 
 
 @dataclass(slots=True)
 class Supervisor:
     """The parent's state: what is planned, which sockets are open, who works."""
 
-    config_path: Path | None
+    load: Callable[[], Config]
+    say_up: Callable[[Mapping[Kind, Listen]], None]
     plan: Plan
     kinds: tuple[Kind, ...]
     identity: Identity | None
@@ -142,7 +148,8 @@ class Supervisor:
                 if place not in self.sockets:
                     kind, address = place
                     section = plan.config.policy if kind is Kind.POLICY else plan.config.milter
-                    self.sockets[place] = open_listener(address, section.socket_mode, section.socket_group)
+                    owner = -1 if self.identity is None else self.identity.uid
+                    self.sockets[place] = open_listener(address, section.socket_mode, section.socket_group, owner)
                     opened.append(place)
         except OSError:
             self._close(opened)
@@ -163,7 +170,7 @@ class Supervisor:
         ours.setblocking(False)
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self.selector.register(ours, selectors.EVENT_READ)
         self.signalled = theirs
@@ -171,7 +178,7 @@ class Supervisor:
 
     def _signalled(self, wakeup: socket.socket) -> None:
         for number in wakeup.recv(256):
-            if number == signal.SIGHUP:
+            if number in (signal.SIGHUP, signal.SIGUSR1):  # USR1: the unit of Debian's opendkim reloads by it
                 self._reload()
             elif number in (signal.SIGTERM, signal.SIGINT):
                 if self.stopping is None:
@@ -265,7 +272,7 @@ class Supervisor:
         if not self.up:
             self.up = True
             addresses = {kind: bound(listen, self.sockets[kind, listen]) for kind, listen in reversed(self.sockets)}
-            print(welcome(addresses, self.config_path), file=sys.stderr, flush=True)
+            self.say_up(addresses)
         wanted = self._wanted(self.plan)
         self._close([place for place in self.sockets if place not in wanted])
 
@@ -318,7 +325,7 @@ class Supervisor:
         if self.stopping is not None:
             return
         try:
-            plan = app.prepare(_load(self.config_path))
+            plan = app.prepare(self.load())
             identity = find_identity(plan.config.user, plan.config.group)
             self._open(plan)
         except (ConfigError, LookupError, OSError) as error:
@@ -326,8 +333,7 @@ class Supervisor:
                 logger.error("not reloaded: %s", line)  # noqa: TRY400 (the sentence says it)
             return
         self.plan, self.identity = plan, identity
-        log.setup(plan.config.log.level)
-        _warn(plan)
+        _log(plan)
         logger.info("reloaded")
         self._start(plan)
 
@@ -338,7 +344,9 @@ class Supervisor:
             self._order(worker, b"stop\n")
 
 
-def _warn(plan: Plan) -> None:
+def _log(plan: Plan) -> None:
+    """Log as the plan wants, beginning with its warnings."""
+    log.setup(plan.config.log.level, syslog=plan.config.log.syslog, name=plan.config.log.syslog_name)
     for warning in plan.warnings:
         logger.warning("%s", warning)
 
@@ -350,7 +358,3 @@ def _make_state_folder(url: str, identity: Identity | None) -> None:
         return
     folder.mkdir(mode=0o750, parents=True)
     os.chown(folder, identity.uid, identity.gid)
-
-
-def _load(path: Path | None) -> Config:
-    return config.load(path) if path is not None else config.defaults()

@@ -180,7 +180,9 @@ def test_a_context_holds_what_it_says_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_every_check_with_options_has_its_section() -> None:
-    assert dict(SECTIONS) == {name: field.annotation for name, field in Checks.model_fields.items()}
+    sections = {name: field.annotation for name, field in Checks.model_fields.items()}
+    del sections["dkim"]  # no word of the lists: the milter asks it
+    assert dict(SECTIONS) == sections
 
 
 def test_a_section_decodes_straight_into_its_check(tmp_path: Path) -> None:

@@ -54,9 +54,16 @@ def claims(field: Header, authserv_id: str) -> bool:
     return _claims(text, ours, mentioned)
 
 
+def tells(field: Header, method: str) -> bool:
+    """True if a reader may find a result of `method` in `field`, or if that cannot be ruled out. Never raises."""
+    text = _plain(field.value.decode("utf-8", "surrogateescape"))
+    return "=?" in text or method in text or method in _squeezed(text)
+
+
 def _claims(text: str, ours: str, mentioned: re.Pattern[str]) -> bool:
     head = _parse(text)
-    if head.name and _same(head.name, ours):
+    # OpenDKIM's AuthservIDWithJobID appends a slash and the queue id
+    if head.name and _same(head.name.partition("/")[0], ours):
         return True
     if _CONTROL.search(text):
         return mentioned.search(text) is not None  # a bare line end may begin a field of its own for somebody

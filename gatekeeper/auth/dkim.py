@@ -42,7 +42,9 @@ class DkimResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Dkim:
-    """What came out for one signature. `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008)."""
+    """What came out for one signature. `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008).
+
+    `testing` is the key's t=y; `no_key` means that its name does not exist in the DNS."""
 
     result: DkimResult
     domain: str = ""
@@ -53,6 +55,7 @@ class Dkim:
     b: str = ""
     reason: str = ""
     testing: bool = False
+    no_key: bool = False
 
 
 NOT_SIGNED = Dkim(DkimResult.NONE, reason="the message is not signed")
@@ -123,7 +126,7 @@ class DkimVerifier:
             return replace(finding, result=DkimResult.TEMPERROR, reason=f"the key {name} could not be looked up")
         records = [record for record in answer.records if isinstance(record, bytes)]
         if not records:
-            return replace(finding, result=DkimResult.PERMERROR, reason=f"there is no key {name}")
+            return replace(finding, result=DkimResult.PERMERROR, reason=f"there is no key {name}", no_key=True)
         body, length = self.digests.body(form_of(signature))
         intact = body == signature.body_hash
         digest = self.digests.header(index, signature)

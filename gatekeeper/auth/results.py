@@ -9,21 +9,37 @@ out. Size is bounded by the caps on each value and on the number of signatures.
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Collection, Coroutine, Iterable, Sequence
+from enum import StrEnum
+from typing import Protocol, TypeVar
 
 from authres.core import AuthenticationResult, AuthenticationResultProperty
 
 from gatekeeper.auth.arc import Arc, ArcResult
 from gatekeeper.auth.claims import claims
-from gatekeeper.auth.dkim import MAX_SIGNATURES, Dkim
+from gatekeeper.auth.dkim import MAX_SIGNATURES, NOT_SIGNED, Dkim
 from gatekeeper.auth.dmarc import Dmarc, DmarcResult
 from gatekeeper.auth.iprev import Iprev
 from gatekeeper.auth.spf import Spf
 from gatekeeper.message import Header
 from gatekeeper.verdict import printable
 
-__all__ = ["Findings", "authentication_results", "claims", "results_field"]
+__all__ = ["Findings", "Method", "authentication_results", "claims", "results_field"]
+
+T = TypeVar("T")
+
+
+class Method(StrEnum):
+    """What can be found out and told (RFC 8601 section 2.7)."""
+
+    SPF = "spf"
+    IPREV = "iprev"
+    DKIM = "dkim"
+    DMARC = "dmarc"
+    ARC = "arc"
+
+
+ALL_METHODS = tuple(Method)
 
 _MAX_COMMENT = 160
 _MAX_LINE = 78
@@ -37,22 +53,44 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/=]{1,8}\Z")
 class Findings(Protocol):
     """Where the findings of one message come from: gatekeeper.facts."""
 
-    async def iprev(self) -> Iprev: ...
-    async def spf(self) -> Spf: ...
-    async def helo_spf(self) -> Spf: ...
-    async def dkim(self) -> tuple[Dkim, ...]: ...
-    async def dmarc(self) -> Dmarc: ...
-    async def arc(self) -> Arc: ...
+    def iprev(self) -> Coroutine[object, object, Iprev]: ...
+    def spf(self) -> Coroutine[object, object, Spf]: ...
+    def helo_spf(self) -> Coroutine[object, object, Spf]: ...
+    def dkim(self) -> Coroutine[object, object, tuple[Dkim, ...]]: ...
+    def dmarc(self) -> Coroutine[object, object, Dmarc]: ...
+    def arc(self) -> Coroutine[object, object, Arc]: ...
 
 
-async def authentication_results(authserv_id: str, findings: Findings) -> Header:
-    """Our field for one message, with everything that is found out about it; waits for what is not known yet."""
+async def authentication_results(
+    authserv_id: str, findings: Findings, methods: Collection[Method] = ALL_METHODS
+) -> Header:
+    """Our field for one message, with what `methods` find out about it; waits for what is not known yet."""
     iprev, spf, helo_spf, dkim, dmarc, arc = await asyncio.gather(
-        findings.iprev(), findings.spf(), findings.helo_spf(), findings.dkim(), findings.dmarc(), findings.arc()
+        _if(Method.IPREV in methods, findings.iprev()),
+        _if(Method.SPF in methods, findings.spf()),
+        _if(Method.SPF in methods, findings.helo_spf()),
+        _if(Method.DKIM in methods, findings.dkim()),
+        _if(Method.DMARC in methods, findings.dmarc()),
+        _if(Method.ARC in methods, findings.arc()),
     )
-    both = (spf,) if spf.identity == "helo" else (spf, helo_spf)
-    chain = None if arc.result is ArcResult.NONE else arc
-    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim, dmarc=dmarc, arc=chain)
+    both = [found for found in (spf, helo_spf) if found is not None]
+    if spf is not None and spf.identity == "helo":
+        both = [spf]
+    chain = None if arc is None or arc.result is ArcResult.NONE else arc
+    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim or (), dmarc=dmarc, arc=chain)
+
+
+async def says_nothing(findings: Findings, methods: Collection[Method]) -> bool:
+    """True if DKIM is all that is told, and the message is not signed."""
+    return tuple(methods) == (Method.DKIM,) and await findings.dkim() == (NOT_SIGNED,)
+
+
+async def _if(wanted: bool, finding: Coroutine[object, object, T]) -> T | None:
+    """What `finding` comes to, if it is wanted."""
+    if wanted:
+        return await finding
+    finding.close()
+    return None
 
 
 def results_field(

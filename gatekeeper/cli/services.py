@@ -2,6 +2,7 @@
 """The service itself, and its configuration: run, policy, milter, check-config."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from gatekeeper.cli.shared import CONFIGURATION, OK, Add, add_json, config_path, print_json
@@ -31,9 +32,19 @@ def run_milter(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
-    from gatekeeper import supervisor
+    import sys
 
-    return supervisor.run(config_path(options), policy=policy, milter=milter)
+    from gatekeeper import config, supervisor
+    from gatekeeper.listen import Listen
+    from gatekeeper.welcome import welcome
+    from gatekeeper.worker import Kind
+
+    path = config_path(options)
+
+    def up(addresses: Mapping[Kind, Listen]) -> None:
+        print(welcome(addresses, path), file=sys.stderr, flush=True)
+
+    return supervisor.run(lambda: config.load(path) if path else config.defaults(), up, policy=policy, milter=milter)
 
 
 def check_config(options: argparse.Namespace) -> int:

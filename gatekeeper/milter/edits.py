@@ -5,10 +5,10 @@ The order matters and is fixed here: removals run back to front, because each on
 fault in OpenDKIM that lets forged fields survive), and before insertions, which shift them too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from gatekeeper.auth.results import claims
+from gatekeeper.auth.claims import claims, tells
 from gatekeeper.message import Header
 from gatekeeper.verdict import Decision, Verdict
 
@@ -35,25 +35,30 @@ class Insert:
 class Edits:
     """What is done at the end of a message: removals, then insertions (each above the one before), then the answer.
 
-    `reply` refuses the message; `quarantine` asks Postfix to hold it, with this reason. `decision` says why all this;
-    None if nothing was to be decided.
+    `reply` refuses the message; `discard` takes it and throws it away; `quarantine` asks Postfix to hold it, with this
+    reason. `decision` says why all this; None if nothing was to be decided.
     """
 
     removals: tuple[Remove, ...] = ()
     insertions: tuple[Insert, ...] = ()
     reply: Verdict | None = None
+    discard: bool = False
     quarantine: str = ""
     decision: Decision | None = None
 
 
-def forged_results(headers: Sequence[Header], authserv_id: str) -> tuple[Remove, ...]:
-    """Removals, back to front, of every Authentication-Results field that claims to be ours (RFC 8601 section 5)."""
+def forged_results(
+    headers: Sequence[Header], authserv_ids: Collection[str], methods: Collection[str] | None = None
+) -> tuple[Remove, ...]:
+    """Removals, back to front, of every Authentication-Results field that claims to be ours (RFC 8601 section 5), by
+    one of `authserv_ids`; with `methods`, only of those that tell one of these."""
     removals = []
     index = 0
     for field in headers:
         if field.name.lower() == _RESULTS:
             index += 1
-            if claims(field, authserv_id):
+            ours = any(claims(field, authserv_id) for authserv_id in authserv_ids)
+            if ours and (methods is None or any(tells(field, method) for method in methods)):
                 removals.append(Remove("Authentication-Results", index))
     return tuple(reversed(removals))
 

@@ -325,6 +325,8 @@ def _apply(ctx: Any, edits: Edits) -> int:
     """Say the edits to Postfix. The answer is libmilter's code for it."""
     if edits.reply is not None:
         return _refuse(ctx, edits.reply)
+    if edits.discard:
+        return int(milter.DISCARD)
     for removal in edits.removals:
         ctx.chgheader(removal.name, removal.index, "")
     for insertion in edits.insertions:

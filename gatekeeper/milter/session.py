@@ -14,10 +14,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 
 from gatekeeper.app import App
 from gatekeeper.auth.dkim import DkimVerifier
-from gatekeeper.auth.results import authentication_results
+from gatekeeper.auth.results import Method, authentication_results, says_nothing
 from gatekeeper.facts import Facts
 from gatekeeper.log import decision_line
 from gatekeeper.message import Header
@@ -26,7 +27,7 @@ from gatekeeper.pipeline import END_OF_DATA
 from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
 from gatekeeper.signing.policy import SigningChoice
 from gatekeeper.signing.signer import Signer
-from gatekeeper.verdict import PASS, Decision, Outcome, Step, Verdict, reject
+from gatekeeper.verdict import PASS, Decision, Outcome, Step, Verdict, printable, reject
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ class Session:
             sasl_method=sasl_method,
         )
         self._message = Message(self._app.facts(request), request)
-        return self._message.facts.start_envelope if self._judges(request) else None
+        envelope = {Method.SPF, Method.IPREV, Method.DMARC} & set(self._app.plan.config.verify.methods)
+        return self._message.facts.start_envelope if envelope and self._judges(request) else None
 
     def rcpt(self, recipient: str) -> None:
         """A recipient that Postfix has accepted."""
@@ -103,10 +105,17 @@ class Session:
         message.request = replace(message.request, queue_id=queue_id)
         if not self._judges(message.request):
             self._choose(message)
-            return None
+            if not self._judges_ours(message):
+                return None
         message.verifier = DkimVerifier(message.headers, now=self._app.clock())
         message.facts.add_message(message.headers, message.verifier)
         return message.facts.start_prefetch
+
+    def _judges_ours(self, message: Message) -> bool:
+        """OpenDKIM also verifies what is ours when it finds no key to sign it with."""
+        config, choice = self._app.plan.config, message.choice
+        unsigned = choice is None or not (choice.identities or choice.defer)
+        return config.verify.unsigned_ours and "v" in config.milter.mode and unsigned
 
     def _choose(self, message: Message) -> None:
         """Find the identities that sign, if this milter signs and the message is ours."""
@@ -167,18 +176,38 @@ class Session:
 
     async def _judge(self, message: Message) -> Edits:
         """Tell what SPF, DKIM and DMARC say, and do what the checks make of it."""
-        authserv_id = self._app.site.authserv_id
-        removals = forged_results(message.headers, authserv_id)
+        verify = self._app.plan.config.verify
+        removals = self._forged(message)
         try:
             async with asyncio.timeout(JUDGING_TIMEOUT):
                 decision, context = await self._app.decide_message(message.request, message.facts)
-                results = await authentication_results(authserv_id, message.facts)
+                results = await authentication_results(self._authserv_id(message), message.facts, verify.methods)
+                silent = not verify.tell_none and await says_nothing(message.facts, verify.methods)
         except TimeoutError:
             logger.error("%s: no judgement within %g s; it goes on without", message.request.queue_id, JUDGING_TIMEOUT)  # noqa: TRY400 (nothing broke)
             return Edits(removals=removals)
         _log(decision)
         await context.settle(decision)
-        return _edits(decision, removals, (insertion(results),))
+        return _edits(decision, removals, (*(() if silent else (insertion(results),)), *self._software(message)))
+
+    def _authserv_id(self, message: Message) -> str:
+        ours, queue_id = self._app.site.authserv_id, message.request.queue_id
+        return f"{ours}/{queue_id}" if queue_id and self._app.plan.config.verify.job_id else ours
+
+    def _forged(self, message: Message) -> tuple[Remove, ...]:
+        """Removals of Authentication-Results that speak in our name, as far as the configuration wants it."""
+        verify = self._app.plan.config.verify
+        if verify.remove_results == "none":
+            return ()
+        names = (self._app.site.authserv_id, *verify.remove_results_of)
+        return forged_results(message.headers, names, verify.methods if verify.remove_results == "told" else None)
+
+    def _software(self, message: Message) -> tuple[Insert, ...]:
+        """OpenDKIM's SoftwareHeader, in our name."""
+        if not self._app.plan.config.milter.software_header:
+            return ()
+        text = f"gatekeeper v{version('gatekeeper')} {self._app.site.hostname} {message.request.queue_id}"
+        return (Insert("DKIM-Filter", f" {printable(text).rstrip()}"),)
 
     def _sign(self, message: Message) -> Edits:
         """Add our signatures, or defer what should have been signed and cannot be."""
@@ -186,7 +215,7 @@ class Session:
         removals: tuple[Remove, ...] = ()
         if request.sasl_user or request.sasl_method:
             # A user cannot speak for this relay; a host of ours that verified the message before us can.
-            removals = forged_results(message.headers, self._app.site.authserv_id)
+            removals = self._forged(message)
         if choice is None:
             return Edits(removals=removals)
         verdict = Verdict(Outcome.PASS, choice.reason)
@@ -194,7 +223,7 @@ class Session:
         if choice.defer:
             verdict = reject(choice.reason, "451", "4.7.5", "This message cannot be signed right now; try again later")
         elif message.signer is not None:
-            insertions = tuple(insertion(field) for field in message.signer.signatures())
+            insertions = tuple(insertion(field) for field in message.signer.signatures()) + self._software(message)
         step = Step(END_OF_DATA, "sign", verdict, choice.notes)
         told = verdict if choice.defer else PASS
         decision = Decision(request, told, (step,), told)
@@ -205,12 +234,18 @@ class Session:
 def _log(decision: Decision) -> None:
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", decision_line(decision, "milter"))
+    if logger.isEnabledFor(logging.DEBUG):
+        for step in decision.steps:
+            for note in step.notes:
+                logger.debug("%s: %s: %s: %s", decision.request.queue_id, step.check, note.what, printable(note.found))
 
 
 def _edits(decision: Decision, removals: tuple[Remove, ...], insertions: tuple[Insert, ...]) -> Edits:
     verdict = decision.verdict
     if verdict.refuses:
         return Edits(reply=verdict, decision=decision)
+    if verdict.outcome is Outcome.ACTION and verdict.text.startswith("DISCARD"):
+        return Edits(discard=True, decision=decision)
     held = verdict.outcome is Outcome.ACTION and verdict.text.startswith("HOLD")
     quarantine = (verdict.text[5:] or verdict.reason) if held else ""
     return Edits(removals=removals, insertions=insertions, quarantine=quarantine, decision=decision)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What becomes of mail by its DKIM signatures: OpenDKIM's On-BadSignature and its sisters, off unless asked for.
+
+One signature that holds is enough. Forwarders and lists break signatures, and most spam is signed properly, so refusing
+by DKIM alone loses mail: DMARC is what domains publish for that. A key that is being tested (t=y) excuses its
+signature.
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field
+
+from gatekeeper.auth.dkim import Dkim as Finding
+from gatekeeper.auth.dkim import DkimResult
+from gatekeeper.checks.opinion import Opinion
+from gatekeeper.pipeline import Context
+from gatekeeper.request import Request, Stage
+from gatekeeper.verdict import PASS, Mode, Outcome, Verdict, printable, reject
+
+
+class Action(StrEnum):
+    """What OpenDKIM can do with a message."""
+
+    ACCEPT = "accept"
+    DISCARD = "discard"
+    QUARANTINE = "quarantine"
+    REJECT = "reject"
+    TEMPFAIL = "tempfail"
+
+
+_SAID = {
+    "no_signature": ("20", "this message has no DKIM signature"),
+    "bad_signature": ("20", "no DKIM signature of this message holds"),
+    "no_key": ("20", "the key of this message's DKIM signature does not exist"),
+    "dns_error": ("5", "the key of this message's DKIM signature cannot be looked up now"),
+    "internal_error": ("0", "the DKIM signature of this message could not be processed"),
+}
+"""Reason -> detail of the enhanced status code (RFC 7372, 3463) and the words of a refusal."""
+
+
+class Dkim(Opinion):
+    """550 or 451, quarantine (HOLD) or discard, as each option says; a signature that holds passes."""
+
+    name: ClassVar[str] = "dkim"
+
+    mode: Mode = Field(default=Mode.OFF, description=Opinion.model_fields["mode"].description)
+    no_signature: Action = Field(default=Action.ACCEPT, description="mail without a signature")
+    bad_signature: Action = Field(
+        default=Action.ACCEPT, description="mail of whose signatures none holds: changed on the way, expired, malformed"
+    )
+    key_not_found: Action = Field(
+        default=Action.ACCEPT, description="mail whose signature names a key that is not there"
+    )
+    dns_error: Action = Field(default=Action.ACCEPT, description="mail whose key cannot be looked up just now")
+    internal_error: Action = Field(default=Action.ACCEPT, description="mail whose signature we fail to process")
+
+    async def judge(self, request: Request, context: Context) -> Verdict:
+        """The action for what was found."""
+        if request.stage is not Stage.END_OF_MESSAGE:
+            return PASS
+        findings = await context.facts.dkim()
+        for finding in findings:
+            context.note(f"DKIM of {printable(finding.domain, 255) or 'nobody'}", f"{finding.result} {finding.reason}")
+        if any(finding.result is DkimResult.PASS for finding in findings):
+            return Verdict(Outcome.PASS, "dkim.pass")
+        reason, action = self._action(findings[0])
+        if findings[0].testing:
+            return Verdict(Outcome.PASS, "dkim.testing")
+        return _verdict(reason, action)
+
+    def _action(self, finding: Finding) -> tuple[str, Action]:
+        """The topmost signature decides, as in OpenDKIM."""
+        match finding.result:
+            case DkimResult.NONE:
+                return "no_signature", self.no_signature
+            case DkimResult.TEMPERROR:
+                return "dns_error", self.dns_error
+            case DkimResult.NEUTRAL:
+                return "internal_error", self.internal_error
+        return ("no_key", self.key_not_found) if finding.no_key else ("bad_signature", self.bad_signature)
+
+
+def _verdict(reason: str, action: Action) -> Verdict:
+    code = f"dkim.{reason}"
+    detail, said = _SAID[reason]
+    match action:
+        case Action.REJECT:
+            return reject(code, "550", f"5.7.{detail}", f"DKIM: {said}")
+        case Action.TEMPFAIL:
+            return reject(code, "451", f"4.7.{detail}", f"DKIM: {said}")
+        case Action.QUARANTINE:
+            return Verdict(Outcome.ACTION, code, text=f"HOLD DKIM: {said}")
+        case Action.DISCARD:
+            return Verdict(Outcome.ACTION, code, text=f"DISCARD DKIM: {said}")
+    return Verdict(Outcome.PASS, code)
