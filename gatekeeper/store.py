@@ -27,12 +27,24 @@ class Hit:
 
     With a `once` token, the same token counts a single time while the window lasts: a message asked about at
     several SMTP stages, or by several of our processes, is one message.
+
+    A hit that would bring its sum above `most` does not fit, and then nothing of the same call is counted.
     """
 
     key: str
     window: float
     amount: int = 1
     once: str = ""
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A place under `key` that `holder` has for a while: one of at most `most`; None: of any number."""
+
+    key: str
+    holder: str
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +80,31 @@ class Store(Protocol):
         ...
 
     async def hit(self, hits: Sequence[Hit]) -> list[int]:
-        """Count every hit, all or none, and return for each the sum in its window, this hit included."""
+        """Count every hit, all or none, and return for each the sum in its window, this hit included.
+
+        If a sum is above the `most` of its hit, none was counted, and the sums are what they would have come to.
+        """
         ...
 
     async def unhit(self, hits: Sequence[Hit]) -> None:
         """Give back what `hit` counted just now, for a request that was refused after all."""
+        ...
+
+    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+        """What the sum of the hit's window is made of: amounts, each with the seconds until it counts no more; the
+        soonest first."""
+        ...
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        """Take every place for `ttl` seconds, all or none, and return for each how many are taken, this one included.
+
+        If one is above the `most` of its lease, none was taken. Who has a place already and asks again has it for
+        longer: that is how a lease is renewed. All leases of a key have the same `ttl`.
+        """
+        ...
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        """Give places back before their time; one that is not taken is no error."""
         ...
 
     async def born(self) -> float:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.store import Hit, Keys, Store
+from gatekeeper.store import Hit, Keys, Lease, Store
 from gatekeeper.stores import MemoryStore, ReadOnlyStore, SqliteStore, check_url, describe, open_store
 from gatekeeper.stores.redis import RedisStore
 from tests.redis_server import RedisServer, redis_server
@@ -20,19 +20,24 @@ from tests.redis_server import RedisServer, redis_server
 MINUTE = 60.0
 WORKER = """
 import asyncio, sys
-from gatekeeper.store import Hit, StoreError
-from gatekeeper.stores import SqliteStore, open_store
+from gatekeeper.store import Hit, Lease, StoreError
+from gatekeeper.stores import open_store
+
+async def sure(call):
+    while True:
+        try:
+            return await call()
+        except StoreError:
+            await asyncio.sleep(0.05)
 
 async def main(url, worker):
     store = await open_store(url, timeout=5)
     print("secret", (await store.secret()).hex(), await store.born(), store.gone)
     for number in range(60):
-        while True:
-            try:
-                print("sum", *await store.hit([Hit("a", 600.0), Hit("b", 600.0, 2), Hit("c", 600.0, 1, f"m{number}")]))
-                break
-            except StoreError:
-                await asyncio.sleep(0.05)
+        counted = [Hit("a", 600.0), Hit("b", 600.0, 2), Hit("c", 600.0, 1, f"m{number}")]
+        print("sum", *await sure(lambda: store.hit(counted)))
+        await sure(lambda: store.hit([Hit("limited", 600.0, most=100), Hit("with it", 600.0)]))
+        await sure(lambda: store.lease([Lease("places", f"{worker} {number}", 50)], 600.0))
     await store.close()
 
 asyncio.run(main(*sys.argv[1:]))
@@ -175,6 +180,57 @@ async def test_never_more_is_given_back_than_was_counted(store: Store) -> None:
     assert [1, 1, 1] == await store.hit([Hit("a", MINUTE), Hit("b", MINUTE), Hit("c", MINUTE)])
 
 
+async def test_a_hit_that_would_be_too_much_counts_nothing_of_its_call(store: Store) -> None:
+    await store.hit([Hit("a", MINUTE, 2)])
+    assert [3, 1] == await store.hit([Hit("a", MINUTE, most=3), Hit("b", MINUTE, once="m1")])
+    assert [4, 2, 1] == await store.hit([Hit("a", MINUTE, most=3), Hit("b", MINUTE), Hit("c", MINUTE, once="m2")])
+    assert [3, 1, 0] == await store.hit([Hit("a", MINUTE, 0), Hit("b", MINUTE, 0), Hit("c", MINUTE, 0)])
+    assert [1] == await store.hit([Hit("c", MINUTE, once="m2", most=1)])
+    assert [1] == await store.hit([Hit("c", MINUTE, once="m2", most=1)])
+
+
+async def test_hits_of_one_call_share_their_limit(store: Store) -> None:
+    assert [1, 2] == await store.hit([Hit("a", MINUTE, most=1), Hit("a", MINUTE, most=1)])
+    assert [0] == await store.hit([Hit("a", MINUTE, 0)])
+    assert [1, 1] == await store.hit([Hit("a", MINUTE, once="m1", most=1), Hit("a", MINUTE, once="m1", most=1)])
+
+
+async def test_a_spread_tells_when_amounts_cease_to_count(store: Store, time: Time) -> None:
+    assert [] == await store.spread(Hit("a", MINUTE))
+    await store.hit([Hit("a", MINUTE, 2)])
+    time.now += 10
+    await store.hit([Hit("a", MINUTE, 1), Hit("a", 3600, 9)])
+    assert [(51.0, 2), (61.0, 1)] == await store.spread(Hit("a", MINUTE))
+    time.now += 51
+    assert [(10.0, 1)] == await store.spread(Hit("a", MINUTE))
+
+
+async def test_there_are_no_more_leases_than_places(store: Store) -> None:
+    takes = [await store.lease([Lease("k", holder, 2)], 60) for holder in "abbc"]
+    assert [[1], [2], [2], [3]] == takes
+    await store.release([Lease("k", "a"), Lease("k", "unknown")])
+    assert [[2], [3]] == [await store.lease([Lease("k", holder, 2)], 60) for holder in "cd"]
+
+
+async def test_leases_are_taken_all_or_none(store: Store) -> None:
+    await store.lease([Lease("narrow", "a", 1)], 60)
+    assert [1, 2] == await store.lease([Lease("wide", "b", 9), Lease("narrow", "b", 1)], 60)
+    assert [1, 1] == await store.lease([Lease("wide", "c", 1), Lease("other", "c")], 60)
+    assert [] == await store.lease([], 60)
+    await store.release([])
+
+
+async def test_a_lease_ends_unless_it_is_renewed(store: Store, time: Time) -> None:
+    await store.lease([Lease("k", "a", 9)], 60)
+    await store.lease([Lease("k", "b", 9)], 60)
+    time.now += 40
+    assert [2] == await store.lease([Lease("k", "a")], 60)
+    time.now += 30
+    assert [2] == await store.lease([Lease("k", "c", 2)], 60)
+    time.now += 61
+    assert [1] == await store.lease([Lease("k", "d", 1)], 60)
+
+
 async def test_what_a_wrong_clock_counted_in_the_future_does_not_count(store: Store, time: Time) -> None:
     time.now += 1e6
     await store.hit([Hit("a", MINUTE, 5, "m1")])
@@ -240,6 +296,10 @@ async def test_processes_that_share_a_store_count_exactly(kind: str, server: Red
     assert list(range(2, 482, 2)) == [b for _, b, _ in sums]
     assert 60 == max(c for _, _, c in sums)
     assert 1 == len({line for line in lines if line.startswith("secret")})
+    store = await open_store(url)
+    assert [100, 100] == await store.hit([Hit("limited", 600.0, 0), Hit("with it", 600.0, 0)])
+    assert [51] == await store.lease([Lease("places", "one more", 50)], 600.0)
+    await store.close()
 
 
 async def test_a_read_only_store_answers_as_if_and_leaves_no_trace(time: Time) -> None:
@@ -254,6 +314,17 @@ async def test_a_read_only_store_answers_as_if_and_leaves_no_trace(time: Time) -
     assert (None, b"2") == (await store.get("old"), await store.get("new"))
     assert (b"1", None) == (await inner.get("old"), await inner.get("new"))
     assert [4] == await inner.hit([Hit("a", MINUTE, 0)])
+
+
+async def test_a_read_only_store_respects_limits_that_it_does_not_use_up(time: Time) -> None:
+    inner = MemoryStore(time)
+    await inner.hit([Hit("a", MINUTE, 4)])
+    await inner.lease([Lease("k", "other")], 60)
+    store = ReadOnlyStore(inner, time)
+    assert [[5], [6]] == [await store.hit([Hit("a", MINUTE, most=5)]) for _ in range(2)]
+    assert [[2], [3]] == [await store.lease([Lease("k", holder, 2)], 60) for holder in "ab"]
+    assert ([4], [2]) == (await inner.hit([Hit("a", MINUTE, 0)]), await inner.lease([Lease("k", "c")], 60))
+    assert [(61.0, 4), (61.0, 1)] == sorted(await store.spread(Hit("a", MINUTE)), reverse=True)
 
 
 async def test_reading_only_creates_no_file(tmp_path: Path) -> None:

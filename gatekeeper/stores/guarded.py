@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from gatekeeper.store import Clock, Hit, Store, StoreError
+from gatekeeper.store import Clock, Hit, Lease, Store, StoreError
 from gatekeeper.verdict import printable
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,15 @@ class GuardedStore:
 
     async def unhit(self, hits: Sequence[Hit]) -> None:
         await self._guard(self._inner.unhit(hits))
+
+    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+        return await self._guard(self._inner.spread(hit))
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        return await self._guard(self._inner.lease(leases, ttl))
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        await self._guard(self._inner.release(leases))
 
     async def born(self) -> float:
         return await self._guard(self._inner.born())

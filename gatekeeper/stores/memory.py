@@ -8,9 +8,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gatekeeper.store import Clock, Hit
+from gatekeeper.store import Clock, Hit, Lease
 from gatekeeper.stores.origin import Origin
-from gatekeeper.stores.window import Place, place
+from gatekeeper.stores.window import Place, place, spread
 
 _SWEEP_EVERY = 5000
 """Writes between two looks for what has expired."""
@@ -25,6 +25,7 @@ class MemoryStore:
         self._sums: defaultdict[str, dict[int, int]] = defaultdict(dict)
         self._tokens: dict[str, int] = {}
         self._expiry: dict[str, float] = {}  # of the names in _sums and _tokens
+        self._leases: dict[str, dict[str, float]] = {}  # by key: holders, and until when
         self._writes = 0
         self._origin = Origin(self, clock)
 
@@ -48,12 +49,50 @@ class MemoryStore:
 
     async def hit(self, hits: Sequence[Hit]) -> list[int]:
         now = self._clock()
-        return [self._hit(place(hit, now), now) for hit in hits]
+        places = [place(hit, now) for hit in hits]
+        sums = []
+        added: defaultdict[str, int] = defaultdict(int)
+        counting: dict[str | int, Place] = {}  # by token, so that each comes once
+        for number, at in enumerate(places):
+            if at.amount and at.token not in counting and not self._is_counted(at):
+                counting[at.token or number] = at
+                added[at.name] += at.amount
+            sums.append(self._sum(at) + added[at.name])
+        if all(sum_ <= at.most for sum_, at in zip(sums, places, strict=True)):
+            for at in counting.values():
+                self._count(at, now)
+        return sums
 
     async def unhit(self, hits: Sequence[Hit]) -> None:
         now = self._clock()
         for hit in hits:
             self._unhit(place(hit, now))
+
+    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+        now = self._clock()
+        return spread(hit, now, self._sums.get(place(hit, now).name, {}))
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        now = self._clock()
+        counts = []
+        for lease in leases:
+            holders = {holder: end for holder, end in self._leases.get(lease.key, {}).items() if end > now}
+            if holders:
+                self._leases[lease.key] = holders
+            else:
+                self._leases.pop(lease.key, None)
+            counts.append(len(holders.keys() | {lease.holder}))
+        if all(lease.most is None or count <= lease.most for count, lease in zip(counts, leases, strict=True)):
+            for lease in leases:
+                self._leases.setdefault(lease.key, {})[lease.holder] = now + ttl
+        return counts
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            holders = self._leases.get(lease.key, {})
+            holders.pop(lease.holder, None)
+            if not holders:
+                self._leases.pop(lease.key, None)
 
     async def born(self) -> float:
         return await self._origin.born()
@@ -64,19 +103,22 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
-    def _hit(self, at: Place, now: float) -> int:
-        sums = self._sums.get(at.name, {})
-        if at.amount and not (at.token and at.first <= self._tokens.get(at.token, at.first - 1) <= at.last):
-            sums = self._sums[at.name]
-            sums[at.slot] = sums.get(at.slot, 0) + at.amount
-            self._expiry[at.name] = now + at.ttl
-            for slot in [slot for slot in sums if slot < at.first]:
-                del sums[slot]
-            if at.token:
-                self._tokens[at.token] = at.slot
-                self._expiry[at.token] = now + at.ttl
-            self._wrote(now)
-        return sum(amount for slot, amount in sums.items() if at.first <= slot <= at.last)
+    def _is_counted(self, at: Place) -> bool:
+        return bool(at.token) and at.first <= self._tokens.get(at.token, at.first - 1) <= at.last
+
+    def _sum(self, at: Place) -> int:
+        return sum(amount for slot, amount in self._sums.get(at.name, {}).items() if at.first <= slot <= at.last)
+
+    def _count(self, at: Place, now: float) -> None:
+        sums = self._sums[at.name]
+        sums[at.slot] = sums.get(at.slot, 0) + at.amount
+        self._expiry[at.name] = now + at.ttl
+        for slot in [slot for slot in sums if slot < at.first]:
+            del sums[slot]
+        if at.token:
+            self._tokens[at.token] = at.slot
+            self._expiry[at.token] = now + at.ttl
+        self._wrote(now)
 
     def _unhit(self, at: Place) -> None:
         sums = self._sums.get(at.name, {})

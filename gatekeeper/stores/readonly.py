@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gatekeeper.store import Clock, Hit, Store
+from gatekeeper.store import Clock, Hit, Lease, Store
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.origin import Origin
 
@@ -43,12 +43,29 @@ class ReadOnlyStore:
         await self._written.delete(key)
 
     async def hit(self, hits: Sequence[Hit]) -> list[int]:
-        real = await self._inner.hit([replace(hit, amount=0, once="") for hit in hits])
-        pretended = await self._written.hit(hits)
+        real = await self._inner.hit([replace(hit, amount=0, once="", most=None) for hit in hits])
+        left = [hit if hit.most is None else replace(hit, most=hit.most - a) for hit, a in zip(hits, real, strict=True)]
+        pretended = await self._written.hit(left)
         return [a + b for a, b in zip(real, pretended, strict=True)]
 
     async def unhit(self, hits: Sequence[Hit]) -> None:
         await self._written.unhit(hits)
+
+    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+        return sorted([*await self._inner.spread(hit), *await self._written.spread(hit)])
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        # Where nothing fits, nothing is taken, and the answer tells how many there are.
+        real = [taken - 1 for taken in await self._inner.lease([replace(lease, most=0) for lease in leases], ttl)]
+        left = [
+            lease if lease.most is None else replace(lease, most=lease.most - a)
+            for lease, a in zip(leases, real, strict=True)
+        ]
+        pretended = await self._written.lease(left, ttl)
+        return [a + b for a, b in zip(real, pretended, strict=True)]
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        await self._written.release(leases)
 
     async def born(self) -> float:
         return await self._origin.born()

@@ -24,9 +24,9 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from gatekeeper.store import Clock, Hit, StoreError
+from gatekeeper.store import Clock, Hit, Lease, StoreError
 from gatekeeper.stores.origin import FOREVER, Origin
-from gatekeeper.stores.window import Place, place
+from gatekeeper.stores.window import Place, place, spread
 
 PREFIX = "gatekeeper:"
 CONNECTIONS = 16
@@ -39,34 +39,43 @@ redis.call('SET', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
-# For each hit two keys (sums, token) and six arguments: amount, slot, first, last, time to live in ms, 1 with a token.
-# What is left of the keys is read.
+# For each hit two keys (sums, token) and seven arguments: amount, slot, first, last, time to live in ms, 1 with a
+# token, the most that the sum may be. What is left of the keys is read.
 _ASK = """
-local sums, hits = {}, #ARGV / 6
+local sums, hits = {}, #ARGV / 7
+local pending, added, fits = {}, {}, true
 for i = 1, hits do
   local name, token = KEYS[2 * i - 1], KEYS[2 * i]
-  local amount, slot, first, last, ttl, once = unpack(ARGV, 6 * i - 5, 6 * i)
+  local amount, slot, first, last, ttl, once, most = unpack(ARGV, 7 * i - 6, 7 * i)
   first, last = tonumber(first), tonumber(last)
   local counts = amount ~= '0'
   if counts and once == '1' then
     local seen = tonumber(redis.call('GET', token))
-    counts = not (seen and first <= seen and seen <= last)
-    if counts then redis.call('SET', token, slot, 'PX', ttl) end
+    counts = not added[token] and not (seen and first <= seen and seen <= last)
+    added[token] = true
   end
-  if counts then
-    redis.call('HINCRBY', name, slot, amount)
-    redis.call('PEXPIRE', name, ttl)
-  end
-  local sum, all = 0, redis.call('HGETALL', name)
+  if counts then added[name] = (added[name] or 0) + tonumber(amount) end
+  local sum, all, old = added[name] or 0, redis.call('HGETALL', name), {}
   for j = 1, #all, 2 do
     local at = tonumber(all[j])
     if first <= at and at <= last then
       sum = sum + tonumber(all[j + 1])
-    elseif counts and at < first then
-      redis.call('HDEL', name, all[j])
+    elseif at < first then
+      old[#old + 1] = all[j]
     end
   end
+  if counts then pending[#pending + 1] = {name, once == '1' and token, slot, amount, ttl, old} end
+  if most ~= '' and sum > tonumber(most) then fits = false end
   sums[i] = sum
+end
+if fits then
+  for _, hit in ipairs(pending) do
+    local name, token, slot, amount, ttl, old = unpack(hit)
+    if token then redis.call('SET', token, slot, 'PX', ttl) end
+    redis.call('HINCRBY', name, slot, amount)
+    redis.call('PEXPIRE', name, ttl)
+    if #old > 0 then redis.call('HDEL', name, unpack(old)) end
+  end
 end
 if #KEYS == 2 * hits then return {sums, {}} end
 return {sums, redis.call('MGET', unpack(KEYS, 2 * hits + 1))}
@@ -74,7 +83,7 @@ return {sums, redis.call('MGET', unpack(KEYS, 2 * hits + 1))}
 _UNHIT = """
 for i = 1, #KEYS / 2 do
   local name, token = KEYS[2 * i - 1], KEYS[2 * i]
-  local left, once = tonumber(ARGV[6 * i - 5]), ARGV[6 * i]
+  local left, once = tonumber(ARGV[7 * i - 6]), ARGV[7 * i - 1]
   local slots = {}
   if once == '1' then
     local seen = redis.call('GET', token)
@@ -96,6 +105,32 @@ for i = 1, #KEYS / 2 do
     left = left - amount
   end
 end
+"""
+
+# A sorted set for each key: holders by when their lease ends. Arguments: now, then, time to live in ms, and for each
+# key the holder and the most that there may be.
+_LEASE = """
+local now, ends, ttl = ARGV[1], ARGV[2], ARGV[3]
+local counts, fits = {}, true
+for i, key in ipairs(KEYS) do
+  local holder, most = ARGV[2 * i + 2], ARGV[2 * i + 3]
+  local count = redis.call('ZCOUNT', key, '(' .. now, '+inf')
+  local mine = tonumber(redis.call('ZSCORE', key, holder))
+  if not mine or mine <= tonumber(now) then count = count + 1 end
+  if most ~= '' and count > tonumber(most) then fits = false end
+  counts[i] = count
+end
+if fits then
+  for i, key in ipairs(KEYS) do
+    redis.call('ZADD', key, ends, ARGV[2 * i + 2])
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+    redis.call('PEXPIRE', key, ttl)
+  end
+end
+return counts
+"""
+_RELEASE = """
+for i, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[i]) end
 """
 
 
@@ -139,6 +174,23 @@ class RedisStore:
         if hits:
             await self._script(_UNHIT, *self._places(hits))
 
+    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+        now = self._clock()
+        sums = await self._call("HGETALL", PREFIX + place(hit, now).name)
+        return spread(hit, now, {int(slot): int(amount) for slot, amount in sums.items()})
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        now = self._clock()
+        arguments: list[str | bytes | int] = [f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl)]
+        for lease in leases:
+            arguments += [lease.holder, "" if lease.most is None else lease.most]
+        taken = await self._script(_LEASE, [PREFIX + lease.key for lease in leases], arguments) if leases else []
+        return [int(count) for count in taken]
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        if leases:
+            await self._script(_RELEASE, [PREFIX + lease.key for lease in leases], [lease.holder for lease in leases])
+
     async def born(self) -> float:
         return await self._origin.born()
 
@@ -161,7 +213,8 @@ class RedisStore:
         for hit in hits:
             at = place(hit, now)
             keys += _keys(at)
-            arguments += [at.amount, at.slot, at.first, at.last, _ms(at.ttl), 1 if at.token else 0]
+            most = "" if hit.most is None else hit.most
+            arguments += [at.amount, at.slot, at.first, at.last, _ms(at.ttl), 1 if at.token else 0, most]
         return keys, arguments
 
     async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
@@ -181,7 +234,10 @@ class RedisStore:
             raise StoreError(str(error) or type(error).__name__) from None
 
 
-_SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (_SET_ABSENT, _ASK, _UNHIT)}
+_SHA = {
+    script: sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (_SET_ABSENT, _ASK, _UNHIT, _LEASE, _RELEASE)
+}
 
 
 def _keys(at: Place) -> tuple[str, str]:

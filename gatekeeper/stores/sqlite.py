@@ -24,9 +24,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from gatekeeper.store import Clock, Hit, StoreError
+from gatekeeper.store import Clock, Hit, Lease, StoreError
 from gatekeeper.stores.origin import Origin
-from gatekeeper.stores.window import Place, place
+from gatekeeper.stores.window import Place, place, spread
 
 T = TypeVar("T")
 
@@ -43,6 +43,9 @@ CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value BLOB NOT NULL, expi
 CREATE TABLE IF NOT EXISTS counted (name TEXT, slot INTEGER, amount INTEGER NOT NULL, expires REAL NOT NULL,
                                     PRIMARY KEY (name, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS token (token TEXT PRIMARY KEY, slot INTEGER NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lease (key TEXT, holder TEXT, expires REAL NOT NULL,
+                                  PRIMARY KEY (key, holder)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS lease_expires ON lease (expires);
 CREATE INDEX IF NOT EXISTS kept_expires ON kept (expires);
 CREATE INDEX IF NOT EXISTS counted_expires ON counted (expires);
 CREATE INDEX IF NOT EXISTS token_expires ON token (expires);
@@ -58,8 +61,13 @@ _ONCE = """INSERT INTO token VALUES (?, ?, ?)
            ON CONFLICT DO UPDATE SET slot = excluded.slot, expires = excluded.expires WHERE slot NOT BETWEEN ? AND ?"""
 _FORGET_TOKEN = "DELETE FROM token WHERE token = ? RETURNING slot"
 _SLOTS = "SELECT slot FROM counted WHERE name = ? AND amount > 0 ORDER BY slot DESC"
+_SPREAD = "SELECT slot, amount FROM counted WHERE name = ?"
+_HOLDERS = "SELECT count(*) FROM lease WHERE key = ? AND holder != ? AND expires > ?"
+_HOLD = "INSERT INTO lease VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET expires = excluded.expires"
+_RELEASE = "DELETE FROM lease WHERE key = ? AND holder = ?"
 _EXPIRE = (
     "DELETE FROM kept WHERE key IN (SELECT key FROM kept WHERE expires <= ? LIMIT ?)",
+    "DELETE FROM lease WHERE (key, holder) IN (SELECT key, holder FROM lease WHERE expires <= ? LIMIT ?)",
     "DELETE FROM token WHERE token IN (SELECT token FROM token WHERE expires <= ? LIMIT ?)",
     "DELETE FROM counted WHERE (name, slot) IN (SELECT name, slot FROM counted WHERE expires <= ? LIMIT ?)",
 )
@@ -86,7 +94,10 @@ class SqliteStore:
         places = [place(hit, now) for hit in hits]
 
         def ask(db: sqlite3.Connection) -> tuple[list[int], list[bytes | None]]:
-            return [_hit(db, at, now) for at in places], [_get(db, key, now) for key in gets]
+            sums = [_hit(db, at, now) for at in places]
+            if db.in_transaction and any(sum_ > at.most for sum_, at in zip(sums, places, strict=True)):
+                db.execute("ROLLBACK")
+            return sums, [_get(db, key, now) for key in gets]
 
         if not any(at.amount for at in places):
             return self._run(ask)
@@ -110,6 +121,20 @@ class SqliteStore:
         now = self._clock()
         places = [place(hit, now) for hit in hits]
         self._run(lambda db: _transaction(db, lambda: _unhit(db, places)))
+
+    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+        now = self._clock()
+        return spread(hit, now, self._run(lambda db: dict(db.execute(_SPREAD, (place(hit, now).name,)).fetchall())))
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        now = self._clock()
+        if all(lease.most == 0 for lease in leases):  # nothing is ever taken, so no lock is needed either
+            return self._run(lambda db: _lease(db, leases, now, now))
+        return self._run(lambda db: _transaction(db, lambda: _lease(db, leases, now, now + ttl)))
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        rows = [(lease.key, lease.holder) for lease in leases]
+        self._run(lambda db: _transaction(db, lambda: db.executemany(_RELEASE, rows)))
 
     async def born(self) -> float:
         return await self._origin.born()
@@ -212,7 +237,8 @@ def _transaction(db: sqlite3.Connection, work: Callable[[], T]) -> T:
     db.execute("BEGIN IMMEDIATE")
     try:
         result = work()
-        db.execute("COMMIT")
+        if db.in_transaction:  # else what was done has been undone
+            db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
@@ -237,6 +263,13 @@ def _hit(db: sqlite3.Connection, at: Place, now: float) -> int:
     if counts:
         db.execute(_ADD, (at.name, at.slot, at.amount, expires))
     return _sum(db, at)
+
+
+def _lease(db: sqlite3.Connection, leases: Sequence[Lease], now: float, expires: float) -> list[int]:
+    counts = [int(db.execute(_HOLDERS, (lease.key, lease.holder, now)).fetchone()[0]) + 1 for lease in leases]
+    if all(lease.most is None or count <= lease.most for count, lease in zip(counts, leases, strict=True)):
+        db.executemany(_HOLD, [(lease.key, lease.holder, expires) for lease in leases])
+    return counts
 
 
 def _unhit(db: sqlite3.Connection, places: Sequence[Place]) -> None:

@@ -7,7 +7,7 @@ announced, and all that comes after the decision, goes straight to the store.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from gatekeeper.store import Hit, Store, Wants
+from gatekeeper.store import Hit, Lease, Store, Wants
 from gatekeeper.stores.origin import BORN, parse_born
 
 
@@ -64,6 +64,15 @@ class StoreView:
     async def unhit(self, hits: Sequence[Hit]) -> None:
         self._sums = {}
         await self._inner.unhit(hits)
+
+    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+        return await self._inner.spread(hit)
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        return await self._inner.lease(leases, ttl)
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        await self._inner.release(leases)
 
     async def born(self) -> float:
         if self._announced is not None:

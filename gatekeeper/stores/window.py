@@ -9,6 +9,7 @@ A `once` token remembers the slot it was counted in and counts for nothing while
 window ahead are those of a clock that was wrong and has been put right: they do not count either.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -20,13 +21,14 @@ SLOTS = 60
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a hit goes: `name` is its key and window in one, `token` is empty without a `once`; `ttl` is in seconds,
-    after which nothing of it matters. Slots from `first` to `last` count, `slot` is now."""
+    after which nothing of it matters; its sum may come to `most`. Slots from `first` to `last` count, `slot` is now."""
 
     name: str
     token: str
     slot: int
     amount: int
     ttl: float
+    most: float
 
     @property
     def first(self) -> int:
@@ -42,5 +44,16 @@ def place(hit: Hit, now: float) -> Place:
     width = hit.window / SLOTS
     name = f"{hit.key}/{float(hit.window)}"
     # What a token is made of is not ours to keep, nor its length ours to trust.
+    most = float("inf") if hit.most is None else hit.most
     token = f"{name}/{blake2b(hit.once.encode('utf-8', 'surrogateescape'), digest_size=12).hexdigest()}"
-    return Place(name, token if hit.once else "", int(now // width), hit.amount, hit.window + width)
+    return Place(name, token if hit.once else "", int(now // width), hit.amount, hit.window + width, most)
+
+
+def spread(hit: Hit, now: float, sums: Mapping[int, int]) -> list[tuple[float, int]]:
+    """See store.Store.spread, for the sums by slot that a back end has under the hit's name."""
+    at, width = place(hit, now), hit.window / SLOTS
+    return [
+        ((slot + SLOTS + 1) * width - now, sums[slot])
+        for slot in sorted(sums)
+        if at.first <= slot <= at.last and sums[slot]
+    ]
