@@ -6,6 +6,7 @@ Client: the name, its parent domains down to the top level, then the address, sh
 first entry found is the answer, DUNNO too. (smtpd_check.c, check_namadr_access() and check_mail_access(); access(5).)
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,13 +20,17 @@ from gatekeeper.pipeline import Context
 from gatekeeper.request import Request
 from gatekeeper.verdict import PASS, Mode, Outcome, Verdict
 
+_DOT_ATOM = re.compile(
+    r"[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+(?:\.[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+)*|\".*\"", re.DOTALL
+)
+"""A local part that needs no quotes, or has them already (RFC 5322 section 3.2.3; RFC 6531 adds all but ASCII)."""
+
 Find = Callable[[Table, Request, str], tuple[Action | None, Subject]]
 """Looks up one thing of a request; the string is the recipient delimiter."""
 
 
 def domain_keys(name: str) -> Iterator[str]:
-    """The name and its parent domains; a numeric address has none."""
-    name = name.lower()
+    """The name and its parent domains, in the case as given, since patterns see it; a numeric address has none."""
     if is_address(name):
         yield name
         return
@@ -36,11 +41,14 @@ def domain_keys(name: str) -> Iterator[str]:
 
 def mailbox_keys(mailbox: str, delimiter: str) -> Iterator[str]:
     """What is looked up for a sender or a recipient. `delimiter` is any of these characters, as in Postfix."""
-    mailbox = mailbox.lower()
-    local, at, domain = mailbox.rpartition("@")
+    local, at, domain = mailbox.lower().rpartition("@")
     if not at:
-        yield mailbox
+        yield domain
         return
+    domain = domain.removesuffix(".")
+    if not _DOT_ATOM.fullmatch(local):  # Postfix looks up what would be written, quotes and all
+        local = '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    mailbox = f"{local}@{domain}"
     bare = without_extension(local, delimiter)
     yield mailbox
     if bare != local:
@@ -107,7 +115,7 @@ def find_recipient(table: Table, request: Request, delimiter: str) -> tuple[Acti
 def find_sasl(table: Table, request: Request, delimiter: str) -> tuple[Action | None, Subject]:
     """check_sasl_access: the login name as it is, nothing else."""
     user = request.sasl_user
-    return (table.search([user.lower()]) if user else None), Subject(user, "SASL login name")
+    return (table.search([user]) if user else None), Subject(user, "SASL login name")
 
 
 @dataclass(frozen=True, slots=True)

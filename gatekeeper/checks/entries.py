@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What all access tables share: logical lines, right-hand sides with their mistakes, and how a table is asked."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from typing import Protocol
 
 from gatekeeper.checks.action import Action, Restrictions, parse_action
@@ -11,6 +13,10 @@ from gatekeeper.request import Address
 
 MAX_PROBLEMS = 50
 """Problems and warnings that one file may raise before the rest is only counted."""
+_KEPT = 1000
+"""Right-hand sides that stay parsed: most tables have few, and one of a million texts of its own is no reason to hold
+a million objects."""
+_SURELY_FINE = re.compile(r"(?:REJECT|DEFER|DEFER_IF_PERMIT|DEFER_IF_REJECT|DUNNO)(?:[ \t].*)?", re.IGNORECASE)
 
 
 class Table(Protocol):
@@ -31,26 +37,33 @@ class Table(Protocol):
         ...
 
 
-def logical_lines(text: str) -> Iterator[tuple[int, str]]:
+def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Lines with what continues them, and the number of the first (postmap(1)): comments and blank lines do not count,
-    a line that starts with white space continues the one before."""
-    start, parts = 0, [""]
-    for number, line in enumerate(text.split("\n"), 1):
+    a line that starts with white space continues the one before. White space is ASCII's, as in Postfix."""
+    start, content = 0, b""
+    for number, line in enumerate(BytesIO(data), 1):
         bare = line.strip()
-        if not bare or bare[0] == "#":
+        if not bare or bare[0] == 35:  # a comment
             continue
-        if line[0] in " \t" and start:
-            parts.append(bare)
+        if line[0] in b" \t\r\v\f" and start:
+            content += b" " + bare
             continue
         if start:
-            yield start, " ".join(parts) if len(parts) > 1 else parts[0]
-        start, parts = number, [bare]
+            yield start, content
+        start, content = number, bare
     if start:
-        yield start, " ".join(parts) if len(parts) > 1 else parts[0]
+        yield start, content
+
+
+def text_lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """The same as text; bytes that are no UTF-8 are kept as surrogates."""
+    for line, content in logical_lines(data):
+        yield line, content.decode("utf-8", "surrogateescape")
 
 
 class Actions:
-    """The right-hand sides of one file: each text is parsed once, mistakes are collected with their line."""
+    """The right-hand sides of one file: mistakes are collected with their line while it is read; afterwards what an
+    entry says is parsed when it is found."""
 
     def __init__(self, file: str, restrictions: Restrictions) -> None:
         self.file = file
@@ -58,21 +71,44 @@ class Actions:
         self.allows: list[Place] = []
         self._restrictions = restrictions
         self._known: dict[str, Action | str] = {}
+        self._restricting: dict[str, Action] = {}
         self._dropped = 0
 
     def action(self, line: int, text: str) -> Action | None:
         """What `text` says; None, and a problem, if it says nothing that can be done."""
-        if text not in self._known:
-            try:
-                self._known[text] = parse_action(text, self._restrictions)
-            except ValueError as error:
-                self._known[text] = str(error)
-        action = self._known[text]
+        action = self._parse(text)
         if isinstance(action, str):
             self.mistake(line, action)
             return None
         if action.allows and not action.condition and len(self.allows) < MAX_PROBLEMS:
             self.allows.append(Place(self.file, line))
+        return action
+
+    def check(self, line: int, text: str) -> bool:
+        """Whether `found` will know what `text` says; False, and a problem, if not."""
+        return _SURELY_FINE.fullmatch(text) is not None or self.action(line, text) is not None
+
+    def found(self, text: str) -> Action:
+        """What `text`, which has been checked, says."""
+        action = self._parse(text)
+        assert isinstance(action, Action), text
+        return action
+
+    def _parse(self, text: str) -> Action | str:
+        known = self._restricting.get(text) or self._known.get(text)
+        if known is not None:
+            return known
+        try:
+            action: Action | str = parse_action(text, self._restrictions)
+        except ValueError as error:
+            action = str(error)
+        if isinstance(action, Action) and action.checks:
+            # Its checks may be made of files that a worker could not read: they are made once.
+            self._restricting[text] = action
+            return action
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        self._known[text] = action
         return action
 
     def mistake(self, line: int, what: str, *, warning: bool = False) -> None:

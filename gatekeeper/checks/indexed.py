@@ -6,6 +6,7 @@ look-up costs the same however many entries there are. Two spellings that tutori
 match here, with a warning for each: `@domain`, and a network in CIDR notation.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -13,57 +14,82 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from gatekeeper.checks.action import Action
 from gatekeeper.checks.entries import Actions, logical_lines
 from gatekeeper.checks.opinion import Place
+from gatekeeper.checks.packed import Packed
 from gatekeeper.request import Address
+
+_QUOTED = re.compile(rb'(?:"(?:\\.|[^"\\])*"?|[^\s"])+', re.DOTALL)
+"""A key that may hold white space within quotes (postmap(1), since Postfix 3.2)."""
+_PLAIN_KEY = re.compile(rb"[^\W_](?:[^/]*[^\W_])?", re.ASCII)
+
+
+def fold(key: bytes) -> bytes:
+    """`key` as Postfix compares it: ASCII in lower case, UTF-8 case-folded (casefold(3) of Postfix)."""
+    if key.isascii():
+        return key.lower()
+    return key.decode("utf-8", "surrogateescape").casefold().encode("utf-8", "surrogateescape")
 
 
 class Networks:
     """Entries by network. A look-up costs one step for each prefix length in use."""
 
-    def __init__(self) -> None:
-        self._by_length: dict[tuple[int, int], dict[int, tuple[int, Action]]] = {}
-        self._count = 0
+    def __init__(self, capacity: int, actions: Actions) -> None:
+        self._entries = Packed(capacity)
+        self._lengths: dict[int, dict[int, None]] = {4: {}, 6: {}}
+        self._actions = actions
 
-    def __bool__(self) -> bool:
-        return self._count > 0
-
-    def add(self, network: IPv4Network | IPv6Network, action: Action) -> None:
-        """An entry; the first for a network stays."""
-        entries = self._by_length.setdefault((network.version, network.prefixlen), {})
-        number = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
-        entries.setdefault(number, (self._count, action))
-        self._count += 1
+    def add(self, network: IPv4Network | IPv6Network, text: str) -> bool:
+        """An entry that has been checked; the first for a network stays."""
+        self._lengths[network.version][network.prefixlen] = None
+        key = _network_key(network.version, network.prefixlen, int(network.network_address), network.max_prefixlen)
+        return self._entries.add(key, text.encode("utf-8", "surrogateescape"))
 
     def first(self, address: Address) -> Action | None:
         """The entry added first of those whose network holds `address`: the order of a cidr: table."""
-        return min(self._hits(address), key=lambda hit: hit[1], default=(0, 0, None))[2]
+        return self._action(min(self._hits(address), default=None))
 
     def longest(self, address: Address) -> Action | None:
         """The entry of the longest network that holds `address`."""
-        return max(self._hits(address), key=lambda hit: hit[0], default=(0, 0, None))[2]
+        return self._action(max(self._hits(address), key=lambda hit: hit[1], default=None))
 
-    def _hits(self, address: Address) -> Iterator[tuple[int, int, Action]]:
-        number = int(address)
-        for (version, length), entries in self._by_length.items():
-            if version == address.version and (hit := entries.get(number >> (address.max_prefixlen - length))):
-                yield length, *hit
+    def _hits(self, address: Address) -> Iterator[tuple[int, int, bytes]]:
+        number, bits = int(address), address.max_prefixlen
+        for length in self._lengths[address.version]:
+            order, text = self._entries.find_ordered(_network_key(address.version, length, number, bits))
+            if text is not None:
+                yield order, length, text
+
+    def _action(self, hit: tuple[int, int, bytes] | None) -> Action | None:
+        return None if hit is None else self._actions.found(hit[2].decode("utf-8", "surrogateescape"))
+
+
+def _network_key(version: int, length: int, number: int, bits: int) -> bytes:
+    return b"%d/%d:%x" % (version, length, number >> (bits - length))
 
 
 @dataclass(slots=True)
 class IndexedTable:
-    """Exact keys, folded to lower case."""
+    """Exact keys, folded."""
 
-    entries: dict[str, Action] = field(default_factory=dict)
-    networks: Networks = field(default_factory=Networks)
+    entries: Packed
+    actions: Actions
+    networks: Networks | None = None
     allows: list[Place] = field(default_factory=list)
 
     def search(self, keys: Iterable[str]) -> Action | None:
         """The entry for the first key that has one."""
-        return next((self.entries[key] for key in keys if key in self.entries), None)
+        for key in keys:
+            text = self.entries.find(fold(key.encode("utf-8", "surrogateescape")))
+            if text is not None:
+                return self.actions.found(text.decode("utf-8", "surrogateescape"))
+        return None
 
     def search_address(self, address: Address) -> Action | None:
         """The entry for the address itself, else for a network in CIDR notation, else for a shortened address."""
         whole, *shortened = address_keys(str(address))
-        return self.entries.get(whole) or self.networks.longest(address) or self.search(shortened)
+        found = self.search([whole])
+        if found is None and self.networks is not None:
+            found = self.networks.longest(address)
+        return found if found is not None else self.search(shortened)
 
 
 def address_keys(address: str) -> Iterator[str]:
@@ -74,33 +100,49 @@ def address_keys(address: str) -> Iterator[str]:
         address = address.rpartition(separator)[0]
 
 
-def parse_indexed(text: str, actions: Actions) -> IndexedTable:
-    """The table written in `text`: `key action` lines. As in postmap the first of two equal keys stays."""
-    table = IndexedTable(allows=actions.allows)
-    entries = table.entries
-    for line, content in logical_lines(text):
-        parts = content.split(None, 1)
-        if len(parts) < 2:
-            actions.mistake(line, f"{parts[0]!r} has no action; allowed: KEY ACTION, with white space between")
+def cut_key(content: bytes) -> tuple[bytes, bytes]:
+    """Key and right side of a logical line; the right side may be missing."""
+    if b'"' in content and (match := _QUOTED.match(content)):
+        return match[0], content[match.end() :].strip()
+    key, *rest = content.split(None, 1)
+    return key, rest[0] if rest else b""
+
+
+def parse_indexed(data: bytes, actions: Actions) -> IndexedTable:
+    """The table written in `data`: `key action` lines. As in postmap the first of two equal keys stays."""
+    capacity = data.count(b"\n") + 1
+    table = IndexedTable(Packed(capacity), actions, allows=actions.allows)
+    add = table.entries.add
+    fine = b""  # most entries say what the one before says
+    for line, content in logical_lines(data):
+        written, right = cut_key(content)
+        if not right:
+            shown = written.decode("utf-8", "replace")
+            actions.mistake(line, f"{shown!r} has no action; allowed: KEY ACTION, with white space between")
             continue
-        key = parts[0].lower()
-        action = actions.action(line, parts[1])
-        if action is None:
-            continue
-        if key in entries:
-            actions.mistake(line, f"{key!r} is here twice; the first one counts", warning=True)
-            continue
-        entries[key] = action
-        if not (key[0].isalnum() and key[-1].isalnum() and "/" not in key):
-            _odd_key(line, key, action, table, actions)
+        key = written.lower() if written.isascii() else fold(written)
+        if right != fine:
+            noted = len(actions.allows)
+            if not actions.check(line, right.decode("utf-8", "surrogateescape")):
+                continue
+            fine = right if len(actions.allows) == noted else b""  # of those, each is noted
+        if not add(key, right):
+            shown = key.decode("utf-8", "replace")
+            actions.mistake(line, f"{shown!r} is here twice; the first one counts", warning=True)
+        elif not _PLAIN_KEY.fullmatch(key):
+            _odd_key(
+                line, key.decode("utf-8", "replace"), right.decode("utf-8", "surrogateescape"), table, actions, capacity
+            )
     return table
 
 
-def _odd_key(line: int, key: str, action: Action, table: IndexedTable, actions: Actions) -> None:
+def _odd_key(line: int, key: str, text: str, table: IndexedTable, actions: Actions, capacity: int) -> None:
     """Say what is to be known about a key that Postfix would not match, and make it match where that is meant."""
     if "/" in key and "@" not in key:
+        if table.networks is None:
+            table.networks = Networks(capacity, actions)
         try:
-            table.networks.add(ip_network(key.replace("[", "").replace("]", "")), action)
+            table.networks.add(ip_network(key.replace("[", "").replace("]", "")), text)
         except ValueError as error:
             actions.mistake(line, f"{key!r} is no network ({error}); allowed: NETWORK/LENGTH in a cidr: table")
         else:

@@ -6,25 +6,30 @@ Each applies to the whole thing that is looked up, never to parts of it. `!patte
 than ten.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from gatekeeper.checks.action import Action
-from gatekeeper.checks.entries import Actions, logical_lines
+from gatekeeper.checks.entries import Actions, text_lines
 from gatekeeper.checks.indexed import Networks
 from gatekeeper.checks.opinion import Place
+from gatekeeper.checks.pcre2 import Pattern, TooHard
 from gatekeeper.checks.regex import MAX_SUBJECT, compile_perl, compile_posix, is_risky
 from gatekeeper.request import Address, parse_address
 from gatekeeper.verdict import printable
 
-Found = re.Match[str] | bool | None
+logger = logging.getLogger(__name__)
+
+Found = tuple[bytes, ...] | None
+"""The groups of what matched; none if nothing did."""
 Matcher = Callable[[str], Found]
 
 _SUBSTITUTE = re.compile(r"\$(?:(\$)|(\d{1,2})|\{(\d{1,2})\}|\((\d{1,2})\))", re.ASCII)
 _KEYWORD = re.compile(r"(if|endif)(?:\s+|$)", re.IGNORECASE)
-_CONDITION = re.compile(r"^(?:!|if\s|endif\b)", re.IGNORECASE | re.MULTILINE)
+_CONDITION = re.compile(rb"^(?:!|if\s|endif\b)", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -48,14 +53,18 @@ class RuleTable:
     def search(self, keys: Iterable[str]) -> Action | None:
         """The action of the first rule that matches the first of `keys`."""
         key = next(iter(keys), "")
-        if not key or len(key) > MAX_SUBJECT:
+        if not key:
             return None
         at = 0
         while at < len(self.rules):
             rule = self.rules[at]
-            found = rule.matches(key)
             at += 1
-            if bool(found) is rule.negated:
+            try:
+                found = rule.matches(key)
+                applies = (found is not None) is not rule.negated
+            except TooHard:
+                applies = False  # whether negated or not, as in Postfix
+            if not applies:
                 at = rule.skip_to if rule.action is None else at
             elif rule.action is not None:
                 return _substitute(rule.action, found) if rule.substitutes else rule.action
@@ -70,7 +79,7 @@ class RuleTable:
 class NetworkTable:
     """A cidr: table without conditions."""
 
-    networks: Networks = field(default_factory=Networks)
+    networks: Networks
     allows: list[Place] = field(default_factory=list)
 
     def search(self, keys: Iterable[str]) -> Action | None:
@@ -85,7 +94,7 @@ class NetworkTable:
 
 def _substitute(action: Action, found: Found) -> Action:
     """`action` with the groups of the match in its text. They are the client's words, so they are made harmless."""
-    groups = found.groups("") if isinstance(found, re.Match) else ()
+    groups = [group.decode("utf-8", "surrogateescape") for group in found or ()]
 
     def text_of(match: re.Match[str]) -> str:
         if match[1]:
@@ -96,39 +105,39 @@ def _substitute(action: Action, found: Found) -> Action:
     return replace(action, verdict=replace(action.verdict, text=_SUBSTITUTE.sub(text_of, action.verdict.text)))
 
 
-def parse_cidr(text: str, actions: Actions) -> NetworkTable | RuleTable:
-    """The cidr: table written in `text`."""
-    if _CONDITION.search(text):
-        return _parse_rules(text, actions, _read_network)
-    table = NetworkTable(allows=actions.allows)
-    for line, content in logical_lines(text):
+def parse_cidr(data: bytes, actions: Actions) -> NetworkTable | RuleTable:
+    """The cidr: table written in `data`."""
+    if _CONDITION.search(data):
+        return _parse_rules(data, actions, _read_network)
+    table = NetworkTable(Networks(data.count(b"\n") + 1, actions), allows=actions.allows)
+    for line, content in text_lines(data):
         pattern, rest = _cut(content)
         network = _network(line, pattern, actions)
         if not rest:
             actions.mistake(line, f"{pattern!r} has no action; allowed: NETWORK ACTION")
-        elif network is not None and (action := actions.action(line, rest)):
-            table.networks.add(network, action)
+        elif network is not None and actions.check(line, rest):
+            table.networks.add(network, rest)
     return table
 
 
-def parse_regexp(text: str, actions: Actions) -> RuleTable:
-    """The regexp: table written in `text`."""
-    return _parse_rules(text, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_posix))
+def parse_regexp(data: bytes, actions: Actions) -> RuleTable:
+    """The regexp: table written in `data`."""
+    return _parse_rules(data, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_posix))
 
 
-def parse_pcre(text: str, actions: Actions) -> RuleTable:
-    """The pcre: table written in `text`."""
-    return _parse_rules(text, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_perl))
+def parse_pcre(data: bytes, actions: Actions) -> RuleTable:
+    """The pcre: table written in `data`."""
+    return _parse_rules(data, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_perl))
 
 
 _Reader = Callable[[int, str, Actions], tuple[Matcher, str, int] | None]
 """Takes a pattern off the front of a line: how it matches, what is left, and how many groups it has."""
 
 
-def _parse_rules(text: str, actions: Actions, read: _Reader) -> RuleTable:
+def _parse_rules(data: bytes, actions: Actions, read: _Reader) -> RuleTable:
     table = RuleTable(allows=actions.allows)
     open_ifs: list[tuple[int, Rule]] = []
-    for line, content in logical_lines(text):
+    for line, content in text_lines(data):
         keyword = match[1].lower() if (match := _KEYWORD.match(content)) else ""
         if keyword == "endif":
             if not open_ifs:
@@ -180,7 +189,7 @@ def _read_action(line: int, text: str, groups: int, rule: Rule, actions: Actions
 
 
 def _read_regex(
-    line: int, source: str, actions: Actions, compile: Callable[[str, str], re.Pattern[str]]
+    line: int, source: str, actions: Actions, compile: Callable[[str, str], Pattern]
 ) -> tuple[Matcher, str, int] | None:
     delimiter = source[:1]
     if not delimiter or delimiter.isalnum():
@@ -205,9 +214,25 @@ def _read_regex(
         actions.mistake(line, f"/{pattern}/{flags} {error}")
         return None
     if is_risky(pattern):
-        what = f"/{pattern}/ has a repeat directly inside a repeat: a hostile name can make it take very long"
+        what = (
+            f"/{pattern}/ has a repeat directly inside a repeat: on a hostile name it is given up and matches nothing"
+        )
         actions.mistake(line, what, warning=True)
-    return compiled.search, rest, compiled.groups
+    return _matcher(compiled, Place(actions.file, line)), rest, compiled.groups
+
+
+def _matcher(pattern: Pattern, place: Place) -> Matcher:
+    def matches(key: str) -> Found:
+        subject = key.encode("utf-8", "surrogateescape")
+        if len(subject) > MAX_SUBJECT:
+            return None
+        try:
+            return pattern.search(subject)
+        except TooHard as error:
+            logger.warning("%s:%d: given up on a name, and passed over: %s", place.file, place.line, error)
+            raise
+
+    return matches
 
 
 def _read_network(line: int, source: str, actions: Actions) -> tuple[Matcher, str, int] | None:
@@ -216,9 +241,9 @@ def _read_network(line: int, source: str, actions: Actions) -> tuple[Matcher, st
     if network is None:
         return None
 
-    def matches(key: str) -> bool:
+    def matches(key: str) -> Found:
         address = parse_address(key)
-        return address is not None and address in network
+        return () if address is not None and address in network else None
 
     return matches, rest, 0
 

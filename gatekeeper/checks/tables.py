@@ -15,7 +15,7 @@ from gatekeeper.checks.opinion import Place
 from gatekeeper.checks.rules import parse_cidr, parse_pcre, parse_regexp
 from gatekeeper.problem import Problem
 
-READERS: dict[str, Callable[[str, Actions], Table]] = {
+READERS: dict[str, Callable[[bytes, Actions], Table]] = {
     "hash": parse_indexed,
     "btree": parse_indexed,
     "dbm": parse_indexed,
@@ -49,12 +49,12 @@ class Tables:
 
     def _parse(self, type: str, path: Path, place: Place) -> Table | None:
         try:
-            text = path.read_bytes().decode("utf-8", "surrogateescape")
+            data = path.read_bytes()
         except OSError as error:
             self.problems.append(place.problem(f"cannot read {path}: {error.strerror}"))
             return None
         actions = Actions(str(path), self._restrictions)
-        table = READERS[type](text, actions)
+        table = READERS[type](data, actions)
         problems = actions.finish()
         self.problems += problems
         return table if all(problem.warning for problem in problems) else None
