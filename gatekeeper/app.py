@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
 from gatekeeper.checks import Dmarc, Place, Reader
 from gatekeeper.config import Config
@@ -58,14 +59,15 @@ def prepare(config: Config, *, thorough: bool = False, found: Sequence[Problem] 
     for name, lists in config.policy.contexts.items():
         pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
     signing, problems = _signing(config, thorough)
-    problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems})
+    of_messages, found_there = _of_messages(config)
+    problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
     if any(not problem.warning for problem in problems):
         raise ConfigError(problems)
     return Plan(
         config=config,
         site=config.site,
         pipelines=pipelines,
-        milter_pipeline=Pipeline({END_OF_DATA: _of_messages(config)}, observe),
+        milter_pipeline=Pipeline({END_OF_DATA: of_messages}, observe),
         signing=signing,
         sign_options=config.sign_options,
         warnings=tuple(problems),
@@ -97,10 +99,23 @@ def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPa
     return Pipeline(checks, config.mode == "observe")
 
 
-def _of_messages(config: Config) -> tuple[Check, ...]:
+def _of_messages(config: Config) -> tuple[tuple[Check, ...], list[Problem]]:
     """The milter's checks, of the methods that are asked."""
-    checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: Dmarc(obey=config.verify.dmarc)}
-    return tuple(check for method, check in checks.items() if method in config.verify.methods)
+    verify = config.verify
+    spec = _spec(config, verify.trusted_forwarders, path=False)
+    forwarders, problems = HostList.read(spec, "verify.trusted_forwarders", base=config.folder)
+    dmarc = Dmarc(
+        obey=verify.dmarc,
+        quarantine=verify.quarantine,
+        malformed_from=verify.malformed_from,
+        overrides={domain: Policy(wanted) for domain, wanted in verify.overrides.items()},
+        forwarders=forwarders,
+        lists=verify.trusted_lists,
+        sealers=verify.trusted_sealers,
+    )
+    checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
+    wanted = tuple(check for method, check in checks.items() if method in verify.methods)
+    return wanted, [_placed(config, problem, "verify") for problem in problems]
 
 
 def _signing(config: Config, thorough: bool) -> tuple[SigningPolicy, list[Problem]]:
@@ -123,10 +138,10 @@ def _signing(config: Config, thorough: bool) -> tuple[SigningPolicy, list[Proble
     return policy, [*_lonely_table(config), *(_placed(config, problem) for problem in problems)]
 
 
-def _placed(config: Config, problem: Problem) -> Problem:
-    """A problem of a table that is written in our own file, at its line there."""
+def _placed(config: Config, problem: Problem, ours: str = "signing") -> Problem:
+    """A problem of a table that is written in our own file, in the section `ours`, at its line there."""
     section, dot, option = problem.file.partition(".")
-    if section != "signing" or option not in type(config.signing).model_fields:
+    if section != ours or option not in type(getattr(config, ours)).model_fields:
         return problem
     return config.problem((section, option), f"{section}{dot}{option}: {problem.what}", warning=problem.warning)
 

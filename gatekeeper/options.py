@@ -119,7 +119,8 @@ Hostnames = Annotated[tuple[Hostname, ...], BeforeValidator(_words)]
 Networks = Annotated[
     tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_words)
 ]
-Domains = Annotated[tuple[Annotated[str, BeforeValidator(_domain)], ...], BeforeValidator(_words)]
+Domain = Annotated[str, BeforeValidator(_domain)]
+Domains = Annotated[tuple[Domain, ...], BeforeValidator(_words)]
 Delimiter = Annotated[str, BeforeValidator(_delimiter)]
 Addresses = Annotated[
     tuple[Annotated[Listen, BeforeValidator(_listen)], ...], BeforeValidator(_one_or_more), AfterValidator(_some)

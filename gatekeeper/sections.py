@@ -21,6 +21,8 @@ from gatekeeper.listen import Listen
 from gatekeeper.options import (
     Addresses,
     Canonicalization,
+    Domain,
+    Domains,
     Facility,
     FileMode,
     Headers,
@@ -137,6 +139,12 @@ class Checks(Section):
 class Verify(Section):
     methods: tuple[Method, ...] = ALL_METHODS
     dmarc: Literal["observe", "quarantine", "reject"] = "observe"
+    quarantine: Literal["hold", "header"] = "hold"
+    malformed_from: Literal["accept", "quarantine", "reject"] = "accept"
+    overrides: Mapping[Domain, Literal["none", "quarantine", "reject"]] = {}
+    trusted_forwarders: Table = ()
+    trusted_lists: Domains = ()
+    trusted_sealers: Domains = ()
     tell_none: StrictBool = True
     remove_results: Literal["ours", "told", "none"] = "ours"
     remove_results_of: Hostnames = ()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Our own `dmarc`: how much of a published policy is obeyed."""
 
+from typing import Any
+
 import pytest
 
 from gatekeeper.auth.dkim import DkimVerifier
@@ -10,11 +12,14 @@ from gatekeeper.message import parse
 from gatekeeper.pipeline import END_OF_DATA, Context, Pipeline
 from gatekeeper.request import Stage
 from gatekeeper.resolver import TableResolver
+from gatekeeper.signing.hosts import HostList
 from gatekeeper.store import Keys
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.verdict import Decision
 from gatekeeper.zone import Zone
 from tests.checking import SITE, rcpt
+from tests.test_arc import MESSAGE, NOW, RECORD, sealed
+from tests.test_spf import txt
 
 ZONE = """
 _dmarc.reject.example TXT "v=DMARC1; p=reject"
@@ -23,16 +28,29 @@ _dmarc.none.example TXT "v=DMARC1; p=none"
 _dmarc.pass.example TXT "v=DMARC1; p=reject"
 pass.example TXT "v=spf1 ip4:192.0.2.1 -all"
 _dmarc.trouble.example TXT !SERVFAIL
+list.example TXT "v=spf1 ip4:192.0.2.1 -all"
+_dmarc.author.example TXT "v=DMARC1; p=reject"
 """
 
 
-async def decide(domain: str, obey: str, stage: Stage = Stage.END_OF_MESSAGE) -> Decision:
-    """What becomes of a message from `domain`, sent by 192.0.2.1 without a signature."""
-    request = rcpt(sender=f"u@{domain}", stage=stage)
-    headers, _ = parse(f"From: <u@{domain}>\r\n\r\n".encode())
-    resolver = TableResolver(Zone.parse(ZONE))
+async def decide(
+    domain: str,
+    obey: str,
+    stage: Stage = Stage.END_OF_MESSAGE,
+    *,
+    sender: str = "",
+    raw: bytes = b"",
+    zone: str = ZONE,
+    **options: Any,
+) -> Decision:
+    """What becomes of a message from `domain`, sent by 192.0.2.1 without a signature, or of `raw`."""
+    request = rcpt(sender=sender or f"u@{domain}", stage=stage)
+    headers, body = parse(raw or f"From: <u@{domain}>\r\n\r\n".encode())
+    resolver = TableResolver(Zone.parse(zone))
     facts = Facts(resolver, client=request.client, helo="h.example", sender=request.sender, receiver=SITE.hostname)
-    facts.add_message(headers, DkimVerifier(headers, now=0.0))
+    verifier = DkimVerifier(headers, now=NOW)
+    facts.add_message(headers, verifier)
+    verifier.update(body)
     context = Context(
         site=SITE,
         resolver=resolver,
@@ -41,7 +59,7 @@ async def decide(domain: str, obey: str, stage: Stage = Stage.END_OF_MESSAGE) ->
         keys=Keys(b"secret"),
         facts=facts,
     )
-    pipeline = Pipeline({END_OF_DATA: (Dmarc.model_validate({"obey": obey}),)})
+    pipeline = Pipeline({END_OF_DATA: (Dmarc.model_validate({"obey": obey, **options}),)})
     return await pipeline.decide(request, context)
 
 
@@ -75,3 +93,77 @@ async def test_the_refusal_names_the_domain_and_the_rule() -> None:
 
 async def test_before_the_message_is_there_it_has_no_opinion() -> None:
     assert () == (await decide("reject.example", "reject", Stage.DATA)).reasons
+
+
+@pytest.mark.parametrize(
+    ("domain", "policy", "reason"),
+    [
+        ("reject.example", "none", "dmarc.override"),
+        ("reject.example", "quarantine", "dmarc.quarantine"),
+        ("none.example", "reject", "dmarc.reject"),
+        ("pass.example", "reject", "dmarc.pass"),
+    ],
+)
+async def test_an_override_counts_whatever_the_domain_says_and_is_obeyed(domain: str, policy: str, reason: str) -> None:
+    assert (reason,) == (await decide(domain, "observe", overrides={domain: policy})).reasons
+
+
+async def test_an_override_with_a_leading_dot_is_for_what_lies_below() -> None:
+    zone = ZONE + '_dmarc.sub.none.example TXT "v=DMARC1; p=none"'
+    overrides = {".none.example": "reject"}
+    assert ("dmarc.reject",) == (await decide("sub.none.example", "observe", zone=zone, overrides=overrides)).reasons
+    assert ("dmarc.fail",) == (await decide("none.example", "observe", overrides=overrides)).reasons
+
+
+@pytest.mark.parametrize("entry", ["192.0.2.0/24", ".example.net", "mail.example.net"])
+async def test_a_forwarder_that_is_trusted_may_fail(entry: str) -> None:
+    hosts, _ = HostList.read([entry])
+    request = rcpt()
+    assert ("192.0.2.1", "mail.example.net") == (str(request.client.address), request.client.name)
+    assert ("dmarc.forwarder",) == (await decide("reject.example", "reject", forwarders=hosts)).reasons
+
+
+async def test_a_list_that_is_trusted_may_fail_if_it_proves_to_be_that_list() -> None:
+    trusted = ("list.example",)
+    assert ("dmarc.list",) == (await decide("reject.example", "reject", sender="b@list.example", lists=trusted)).reasons
+    assert ("dmarc.reject",) == (await decide("reject.example", "reject", sender="b@pass.test", lists=trusted)).reasons
+
+
+ARC_ZONE = ZONE + "".join(f"s._domainkey.{name} TXT {txt(RECORD)}\n" for name in ("list.example", "evil.example"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "sealers", "reason"),
+    [
+        (sealed(MESSAGE), ("list.example",), "dmarc.sealer"),
+        (sealed(sealed(MESSAGE)), ("list.example",), "dmarc.sealer"),
+        (sealed(MESSAGE), ("other.example",), "dmarc.reject"),
+        (sealed(MESSAGE, "evil.example"), ("list.example",), "dmarc.reject"),
+        (sealed(sealed(MESSAGE), "evil.example"), ("list.example",), "dmarc.reject"),
+        (sealed(sealed(MESSAGE, "evil.example")), ("list.example",), "dmarc.sealer"),
+        (sealed(MESSAGE).replace(b"Hello", b"Hullo"), ("list.example",), "dmarc.reject"),
+        (sealed(MESSAGE).replace(b"dmarc=pass", b"dmarc=fail"), ("list.example",), "dmarc.reject"),
+    ],
+)
+async def test_a_chain_counts_if_all_since_dmarc_passed_are_trusted(
+    raw: bytes, sealers: tuple[str, ...], reason: str
+) -> None:
+    decision = await decide("author.example", "reject", raw=raw, zone=ARC_ZONE, sealers=sealers)
+    assert (reason,) == decision.reasons
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "action"), [("accept", "", ""), ("quarantine", "", "HOLD"), ("reject", "550", "")]
+)
+async def test_a_from_that_names_no_single_domain_is_refused_only_on_demand(
+    wanted: str, code: str, action: str
+) -> None:
+    raw = b"From: a@reject.example, b@none.example\r\n\r\n"
+    decision = await decide("x.example", "reject", raw=raw, malformed_from=wanted)
+    assert (code, ("dmarc.permerror",)) == (decision.verdict.code, decision.reasons)
+    assert action == ("" if code else decision.verdict.text.partition(" ")[0])
+
+
+async def test_quarantine_may_be_a_field_instead() -> None:
+    verdict = (await decide("quarantine.example", "reject", quarantine="header")).verdict
+    assert "PREPEND X-Gatekeeper-Quarantine: DMARC policy of quarantine.example" == verdict.text

@@ -47,6 +47,7 @@ async def test_an_aligned_signature_passes() -> None:
             domain="example.com",
             record_domain="example.com",
             published=Policy.REJECT,
+            record_policy=Policy.REJECT,
             reason="DKIM passed for example.com",
             dkim_aligned=True,
         )

@@ -289,6 +289,16 @@ def test_a_forged_mail_is_held_once_the_configuration_says_quarantine() -> None:
         assert "dmarc=fail" in outcome.fields[0][1]
 
 
+def test_quarantine_may_be_a_field_below_ours_instead() -> None:
+    with serving("verify.dmarc = 'quarantine'\nverify.quarantine = 'header'\n") as path, MilterClient(path) as client:
+        client.open(client="203.0.113.9")
+        client.envelope()
+        outcome = client.content(INBOUND)
+        assert (CONTINUE, "") == (outcome.answer, outcome.held)
+        assert ["Authentication-Results", "X-Gatekeeper-Quarantine"] == [name for name, _ in outcome.fields]
+        assert " DMARC policy of client.example" == outcome.fields[1][1]
+
+
 FROM_BAD = b"From: x@bad.example\r\n\r\nHello\r\n"
 
 

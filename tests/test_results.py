@@ -34,7 +34,14 @@ def test_all_methods_stand_in_one_folded_field() -> None:
         dkim=[
             Dkim(DkimResult.PASS, "example.com", "sel", "@example.com", "rsa-sha256", 2048, "Ab+/cd==", "2048-bit key")
         ],
-        dmarc=Dmarc(DmarcResult.FAIL, "example.com", policy=Policy.REJECT, reason="neither passed"),
+        dmarc=Dmarc(
+            DmarcResult.FAIL,
+            "sub.example.com",
+            record_domain="example.com",
+            record_policy="quarantine",
+            policy=Policy.REJECT,
+            reason="neither passed",
+        ),
     )
     assert b"Authentication-Results" == field.name
     assert (
@@ -45,8 +52,8 @@ def test_all_methods_stand_in_one_folded_field() -> None:
         b"\tspf=none (a.example publishes no SPF record) smtp.helo=a.example;\r\n"
         b"\tdkim=pass (2048-bit key) header.d=example.com header.i=@example.com\r\n"
         b'\theader.s=sel header.a=rsa-sha256 header.b="Ab+/cd==";\r\n'
-        b"\tdmarc=fail (neither passed) header.from=example.com\r\n"
-        b"\tpolicy.dmarc=reject"
+        b"\tdmarc=fail (neither passed) header.from=sub.example.com\r\n"
+        b"\tpolrec.p=quarantine polrec.domain=example.com policy.dmarc=reject"
     ) == field.value
 
 

@@ -38,8 +38,9 @@ class Dmarc:
     """What came out. `domain` is that of From, `record_domain` the name whose record applies. `organizational` is
     empty where it made no difference and so was not looked for.
 
-    `published` is the policy in that record for this domain, `policy` what is to be applied: `none` unless the
-    result is `fail`, and a step milder if the domain is testing. `spf_aligned` and `dkim_aligned` say what passed.
+    `record_policy` is that record's `p=`, `published` what it says of this domain (`p`, `sp` or `np`), `policy` what is
+    to be applied: `none` unless the result is `fail`, and a step milder if the domain is testing. `spf_aligned` and
+    `dkim_aligned` say what passed.
     """
 
     result: DmarcResult
@@ -52,6 +53,7 @@ class Dmarc:
     spf_aligned: bool = False
     dkim_aligned: bool = False
     testing: bool = False
+    record_policy: str = ""
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ async def check_dmarc(resolver: Resolver, headers: Sequence[Header], spf: Spf, d
     finding = replace(finding, record_domain=record_domain, testing=record.testing)
     if record.policy is None:
         return replace(finding, reason=f"the DMARC record of {record_domain} has no valid policy")
+    finding = replace(finding, record_policy=record.policy)
     spf_aligned = await walks.any_aligned(walk, passed[0], record.strict_spf)
     dkim_aligned = await walks.any_aligned(walk, passed[1], record.strict_dkim)
     if spf_aligned or dkim_aligned:
@@ -208,7 +211,14 @@ class _Walks:
             return None
         if record is None or record.policy is None:
             return None
-        finding = Dmarc(DmarcResult.PASS, author, record_domain=author, published=record.policy, testing=record.testing)
+        finding = Dmarc(
+            DmarcResult.PASS,
+            author,
+            record_domain=author,
+            published=record.policy,
+            record_policy=record.policy,
+            testing=record.testing,
+        )
         return _pass(finding, author in spf, author in dkim)
 
     async def any_aligned(self, author: _Walk, domains: Sequence[str], strict: bool) -> bool | None:

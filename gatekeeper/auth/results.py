@@ -140,12 +140,19 @@ def _dkim(found: Dkim) -> str:
 
 
 def _dmarc(found: Dmarc) -> str:
+    """With what RFC 9989 registers: `p=` of the record, and where that was found if not at the From domain itself.
+
+    `policy.dmarc` is what is to be applied after `sp`, `np` and `t`, as other verifiers tell it.
+    """
     policy = found.policy if found.result is DmarcResult.FAIL else ""
+    elsewhere = found.record_domain if found.record_domain != found.domain else ""
     return _result(
         "dmarc",
         found.result,
         found.reason,
         ("header", "from", found.domain, _TOKEN),
+        ("polrec", "p", found.record_policy, _TOKEN),
+        ("polrec", "domain", elsewhere, _TOKEN),
         ("policy", "dmarc", policy, _TOKEN),
     )
 

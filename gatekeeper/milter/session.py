@@ -248,6 +248,9 @@ def _edits(decision: Decision, removals: tuple[Remove, ...], insertions: tuple[I
         return Edits(discard=True, decision=decision)
     held = verdict.outcome is Outcome.ACTION and verdict.text.startswith("HOLD")
     quarantine = (verdict.text[5:] or verdict.reason) if held else ""
+    if verdict.outcome is Outcome.ACTION and verdict.text.startswith("PREPEND "):
+        name, _, value = verdict.text.removeprefix("PREPEND ").partition(":")
+        insertions = (Insert(name, printable(value)), *insertions)  # below what we found out, which stays on top
     return Edits(removals=removals, insertions=insertions, quarantine=quarantine, decision=decision)
 
 
