@@ -30,7 +30,7 @@ from gatekeeper.signing.policy import SigningPolicy
 from gatekeeper.signing.signer import SignOptions
 from gatekeeper.signing.tables import KeyTable, SigningTable
 from gatekeeper.store import Clock, Keys, Store
-from gatekeeper.stores import check_url, open_store
+from gatekeeper.stores import MemoryStore, check_url, open_store
 from gatekeeper.verdict import Decision
 
 _OBSERVE = "observe:"
@@ -201,6 +201,7 @@ class App:
         self.resolver = resolver
         self.store = store
         self.clock = clock
+        self._alone = MemoryStore(clock)
 
     @property
     def site(self) -> Site:
@@ -233,6 +234,7 @@ class App:
             clock=self.clock,
             keys=Keys(secret, prefix),
             facts=facts,
+            alone=self._alone,
         )
 
     async def decide(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:

@@ -182,10 +182,13 @@ def _build(tree: dict[str, Any], path: Path | None, places: Places, ask: postcon
 
 
 def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:
-    """`tree` without the option at `at`; a list goes as a whole. So every round leaves less to be wrong."""
+    """`tree` without the option at `at`; a list goes as a whole, and so does a rule: what is left of it would be wrong
+    in another way. So every round leaves less to be wrong."""
     key, *rest = at or ("",)
     inner = tree.get(str(key))
     if rest and isinstance(inner, dict) and str(rest[0]) in inner:
+        if key == "rules":
+            rest = rest[:1]
         return {**tree, str(key): _without(inner, tuple(rest))}
     return {name: value for name, value in tree.items() if name != key}
 

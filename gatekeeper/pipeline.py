@@ -23,6 +23,7 @@ from gatekeeper.facts import Facts
 from gatekeeper.request import Address, Request, Stage
 from gatekeeper.resolver import Resolver
 from gatekeeper.store import Clock, Keys, Store, Wants
+from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.view import StoreView
 from gatekeeper.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict
 
@@ -88,7 +89,8 @@ Callback = Callable[[Decision], Awaitable[None]]
 class Context:
     """What a check may use besides the request: the world, passed in, and a place for what it finds out.
 
-    `keys` makes store keys; a check in observe mode is given keys of its own, so that its state is kept apart.
+    `keys` makes store keys; a check in observe mode is given keys of its own, so that its state is kept apart. `alone`
+    is what this process remembers by itself, for what must go on while the store is gone.
     """
 
     site: Site
@@ -97,6 +99,7 @@ class Context:
     clock: Clock
     keys: Keys
     facts: Facts
+    alone: Store = field(default_factory=MemoryStore)
     _notes: list[Note] = field(default_factory=list)
     _callbacks: list[Callback] = field(default_factory=list)
 

@@ -42,9 +42,10 @@ def rcpt(
     sasl_user: str = "",
     instance: str = "",
     queue_id: str = "",
+    port: int | None = None,
 ) -> Request:
     """A request at RCPT, with what the test is not about filled in."""
-    client = Client(address=parse_address(address), name=name, reverse_name=reverse_name or name)
+    client = Client(address=parse_address(address), name=name, reverse_name=reverse_name or name, port=port)
     return Request(
         stage=stage,
         client=client,
@@ -68,12 +69,14 @@ class World:
     site: Site = SITE
     now: float = 1_000_000.0
     store: Store = field(init=False)
+    alone: Store = field(init=False)
     resolver: Resolver = field(init=False)
     checks: tuple[Check, ...] = field(init=False)
     problems: list[Problem] = field(init=False)
 
     def __post_init__(self) -> None:
         self.store = MemoryStore(lambda: self.now)
+        self.alone = MemoryStore(lambda: self.now)
         self.resolver = TableResolver(Zone.parse(self.zone))
         reader = Reader(self.sections, self.folder)
         checks = [reader.check(found.words, Place("gatekeeper.toml", 7)) for found in split(self.restrictions)]
@@ -98,6 +101,7 @@ class World:
             clock=lambda: self.now,
             keys=Keys(b"secret"),
             facts=facts,
+            alone=self.alone,
         )
         decision = await Pipeline({RECIPIENT: self.checks}).decide(request, context)
         await context.settle(decision)

@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Limits: what is counted, once, for whom, and what is given back."""
 
+import asyncio
+import json
 from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatekeeper.checks.ratelimit import Limit, RateLimit, parse_limit
+from gatekeeper import config
+from gatekeeper.checks.limit import Limit, parse_limit
+from gatekeeper.checks.ratelimit import RateLimit
+from gatekeeper.checks.whom import parse_word, read
+from gatekeeper.problem import ConfigError
 from gatekeeper.request import Request, Stage
 from gatekeeper.store import StoreError
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import Mode, Outcome
-from tests.checking import World, rcpt
+from gatekeeper.verdict import Mode
+from tests.checking import SITE, World, rcpt
+from tests.test_config import no_postfix
 
 NONE: dict[str, object] = dict.fromkeys(
     ("client_messages", "client_recipients", "user_messages", "user_recipients"), ()
@@ -37,7 +46,7 @@ async def test_more_than_the_limit_is_deferred_as_anvil_does() -> None:
     assert ["", "", "450"] == await codes(subject, message(1), message(2), message(3))
     verdict = await subject.verdict(message(4))
     assert ("4.7.1", "ratelimit.messages") == (verdict.enhanced, verdict.reason)
-    assert "Error: too much mail from 192.0.2.1: the limit is 2 in 1m; try again later" == verdict.text
+    assert "Error: too much mail from 192.0.2.1: the limit is 2 in 1m; try again in 61s" == verdict.text
 
 
 async def test_the_window_slides() -> None:
@@ -115,15 +124,20 @@ async def test_our_postmaster_can_always_be_reached() -> None:
     assert [""] == await codes(world(client_messages=["0/1m"]), message(1, recipient="postmaster@example.com"))
 
 
-async def test_without_a_store_nobody_is_limited() -> None:
+async def test_without_a_store_each_process_counts_alone() -> None:
     class Down(MemoryStore):
-        async def hit(self, hits: object) -> list[int]:
+        async def ask(self, hits: object, gets: object) -> NoReturn:
             raise StoreError("gone")
 
-    subject = world(client_messages=["0/1m"])
+        async def hit(self, hits: object) -> NoReturn:
+            raise StoreError("gone")
+
+    subject = world("ratelimit, reject_non_fqdn_sender", client_messages=["1/1m"])
     subject.store = Down()
-    decision = await subject.decide(message(1))
-    assert (Outcome.PASS, ("ratelimit.store",)) == (decision.verdict.outcome, decision.reasons)
+    refused = message(1, sender="u@localhost")
+    assert ["504", "", "450"] == await codes(subject, refused, message(2), message(3))
+    notes = [note.found for step in (await subject.decide(message(4))).steps for note in step.notes]
+    assert ["gone; this process counts alone", "2 of 1 in 1m"] == notes
 
 
 async def test_in_observe_mode_counts_are_kept_though_the_verdict_does_not_count() -> None:
@@ -148,3 +162,202 @@ def test_a_limit_reads_what_it_prints(count: int, window: str) -> None:
 def test_any_text_is_a_limit_or_a_value_error(text: str) -> None:
     with suppress(ValueError):
         assert parse_limit(text).window > 0
+
+
+def rules(*rules: dict[str, object], words: str = "ratelimit", **options: object) -> World:
+    return world(words, rules={f"r{number}": rule for number, rule in enumerate(rules)}, **options)
+
+
+async def test_a_rule_counts_by_the_senders_domain() -> None:
+    subject = rules({"by": "sender_domain", "messages": "1/1m"})
+    other = message(2, sender="other@EXAMPLE.net", address="198.51.100.1")
+    assert ["", "450", ""] == await codes(subject, message(1), other, message(3, sender="a@example.org"))
+    assert "Error: too much mail from example.net: the limit is 1 in 1m" in (await subject.verdict(other)).text
+
+
+async def test_a_rule_counts_by_what_it_names_together() -> None:
+    subject = rules({"by": ["user", "recipient_domain"], "recipients": ["1/1h"]})
+    to = [message(1, sasl_user="alice", recipient=f"{name}") for name in ("a@one.example", "a@two.example")]
+    more = message(2, sasl_user="alice", recipient="b@one.example")
+    assert ["", "", "450", ""] == await codes(
+        subject, *to, more, message(3, sasl_user="bob", recipient="b@one.example")
+    )
+    assert "too many recipients from alice to one.example: the limit is 1 in 1h" in (await subject.verdict(more)).text
+
+
+async def test_a_message_counts_once_for_each_domain_that_it_goes_to() -> None:
+    subject = rules({"by": "recipient_domain", "messages": "1/1h"})
+    to = [message(1, recipient=f"{name}.example", queue_id="Q") for name in ("a@one", "b@one", "a@two")]
+    assert ["", "", "", "450"] == await codes(subject, *to, message(2, recipient="c@one.example"))
+
+
+async def test_bounces_have_no_sender_to_count_by() -> None:
+    subject = rules({"by": "sender", "messages": "0/1h"}, {"by": "sender_domain", "messages": "0/1h"})
+    assert ["", "450"] == await codes(subject, message(1, sender=""), message(2))
+
+
+async def test_the_first_rule_that_is_for_a_user_holds() -> None:
+    news: dict[str, object] = {"by": "user", "for": ["user:newsletter", "user:@lists.example"], "messages": ["3/1m"]}
+    subject = rules(news, {"by": "user", "for": "198.51.100.0/24", "messages": []}, user_messages=["1/1m"])
+    sent = [message(n, sasl_user="newsletter") for n in range(4)] + [message(9, sasl_user="a@Lists.example")]
+    assert ["", "", "", "450", ""] == await codes(subject, *sent)
+    free = [message(n, sasl_user="bob", address="198.51.100.7") for n in range(10, 13)]
+    assert ["", "", ""] == await codes(subject, *free)
+    assert ["", "450"] == await codes(subject, *(message(n, sasl_user="bob") for n in (20, 21)))
+
+
+async def test_what_a_rule_does_not_name_is_left_to_the_next() -> None:
+    subject = rules({"by": "user", "messages": ["9/1m"]}, user_recipients=["1/1m"])
+    assert ["", "450"] == await codes(subject, *(message(n, sasl_user="bob") for n in range(2)))
+
+
+async def test_rules_that_count_by_different_words_hold_together() -> None:
+    subject = rules({"by": "client", "ipv4_prefix": 24, "messages": ["2/1m"]}, client_messages=["1/1m"])
+    sent = [message(n, address=f"192.0.2.{host}") for n, host in enumerate((1, 1, 2, 3))]
+    assert ["", "450", "", "450"] == await codes(subject, *sent)
+
+
+async def test_a_rule_is_not_for_whom_it_excepts() -> None:
+    subject = rules({"by": "client", "except": "192.0.2.0/25, client:.example.org", "messages": "0/1m"})
+    clients = [message(1), message(2, address="192.0.2.200", name="mx.example.org"), message(3, address="192.0.2.200")]
+    assert ["", "", "450"] == await codes(subject, *clients)
+
+
+async def test_a_user_in_mynetworks_is_limited_unless_excepted_by_name() -> None:
+    subject = world(user_messages=["0/1m"], exceptions=["mynetworks", "user:root"])
+    alice, root = (message(n, sasl_user=user, address="10.0.0.1") for n, user in enumerate(("alice", "root")))
+    assert ["450", ""] == await codes(subject, alice, root)
+
+
+async def test_exceptions_may_be_domains() -> None:
+    subject = world(client_messages=["0/1m"], exceptions=["sender:@example.org", "recipient:vip@example.com"])
+    spared = message(1, sender="a@example.org"), message(2, recipient="VIP@example.com")
+    assert ["", "", "450", "450"] == await codes(subject, *spared, message(3, address="10.0.0.1"), message(4))
+
+
+async def test_what_is_over_one_limit_counts_for_none() -> None:
+    subject = world(client_messages=["1/1m"], client_recipients=["9/1m"])
+    await codes(subject, *(message(n) for n in range(30)))
+    subject.now += 3
+    steps = (await subject.decide(message(99))).steps
+    assert [("messages from 192.0.2.1", "2 of 1 in 1m"), ("recipients from 192.0.2.1", "2 of 9 in 1m")] == [
+        (note.what, note.found) for note in steps[0].notes
+    ]
+
+
+async def test_what_is_refused_counts_if_that_is_wanted() -> None:
+    subject = world("ratelimit, reject_non_fqdn_sender", client_messages=["1/1m"], count_refused=True)
+    assert ["504", "450"] == await codes(subject, message(1, sender="u@localhost"), message(2))
+
+
+async def test_a_refusal_says_how_long_the_longest_limit_lasts() -> None:
+    subject = world(user_messages=["1/1m", "2/1d"])
+    for number in range(2):
+        await codes(subject, message(number, sasl_user="bob"))
+        subject.now += 62
+    await codes(subject, message(2, sasl_user="bob"))
+    text = (await subject.verdict(message(3, sasl_user="bob"))).text
+    assert "Error: too much mail from bob: the limit is 2 in 1d; try again in 25h" == text
+
+
+async def test_logins_are_connections_in_which_somebody_has_authenticated() -> None:
+    subject = rules({"by": "user", "logins": "2/1h"})
+    ports = [rcpt(sasl_user="alice", port=port, instance=f"i{n}") for n, port in enumerate((1, 1, 2, 2, 3))]
+    assert ["", "", "", "", "450"] == await codes(subject, *ports)
+    assert "ratelimit.logins" == (await subject.verdict(ports[-1])).reason
+    assert ["", ""] == await codes(subject, rcpt(port=9), rcpt(sasl_user="alice"))
+
+
+async def test_a_class_of_users_may_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "newsletters").write_text("# who may send more\nnewsletter  OK\n\n@lists.example\n", "utf-8")
+    limits = {"by": "user", "for": "user:./newsletters", "messages": []}
+    options = RateLimit.model_validate(NONE | {"user_messages": ["0/1m"], "rules": {"news": limits}})
+    subject = World("ratelimit", sections={"ratelimit": options}, folder=tmp_path)
+    users = ("newsletter", "a@lists.example", "ok")
+    assert ["", "", "450"] == await codes(subject, *(message(n, sasl_user=user) for n, user in enumerate(users)))
+
+
+def test_mistakes_in_a_file_are_told_by_line(tmp_path: Path) -> None:
+    (tmp_path / "clients").write_text("192.0.2.0/24\nno/client\n", "utf-8")
+    limits = {"by": "client", "for": ["client:./clients", "client:./missing"], "messages": "1/1m"}
+    options = RateLimit.model_validate({"rules": {"news": limits}})
+    with pytest.raises(ConfigError) as caught:
+        World("ratelimit", sections={"ratelimit": options}, folder=tmp_path)
+    assert [(str(tmp_path / "clients"), 2), (str(tmp_path / "missing"), 0)] == sorted(
+        (problem.file, problem.line) for problem in caught.value.problems
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ({"messages": "1/1m"}, "by is missing"),
+        ({"by": "user"}, "limits nothing; allowed: one or more of messages, recipients"),
+        ({"by": "usr", "messages": "1/1m"}, "by: 'usr' is nothing to count by; allowed: client, user, sender"),
+        ({"by": ["user", "user"], "messages": "1/1m"}, "names one thing twice"),
+        ({"by": [], "messages": "1/1m"}, "is nothing to count by"),
+        ({"by": "user", "messages": ["1/1m", "2/60s"]}, "has two limits for 1m; allowed: one for each window"),
+        ({"by": "user", "messages": "1/1000d"}, "has too long a window; allowed: up to 366d"),
+        (
+            {"by": "user", "mesages": "1/1m"},
+            "unknown key 'mesages' in [checks.ratelimit.rules.r]; did you mean 'messages'",
+        ),
+        ({"by": "user", "messages": "1/1m", "for": "alice"}, "for: 'alice' is nobody; allowed: \"192.0.2.0/24\""),
+        ({"by": "user", "messages": "1/1m", "except": "sender:bob"}, "'bob' is no sender; allowed: \"someone@example"),
+        ({"by": "client", "messages": "1/1m", "for": "192.0.2.1/24"}, "did you mean '192.0.2.0/24'?"),
+        ({"by": "user", "messages": "1/1m", "ipv4_prefix": 24}, 'ipv4_prefix is of no use without by = "client"'),
+        (
+            {"by": "user", "connections": "1/1m"},
+            'connections are counted when a client connects; allowed: by = "client"',
+        ),
+        ({"by": "client", "simultaneous": 1, "for": "user:bob"}, "simultaneous are counted before user:bob is known"),
+        ({"by": "client", "simultaneous": -1}, "simultaneous"),
+    ],
+)
+def test_a_mistake_in_a_rule_says_where_and_what_is_allowed(rule: dict[str, object], what: str, tmp_path: Path) -> None:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in rule.items()]
+    path = tmp_path / "gatekeeper.toml"
+    path.write_text("\n".join(["# 1", "[checks.ratelimit.rules.r]", *lines]), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, no_postfix)
+    [problem] = caught.value.problems
+    assert what in problem.what
+    assert 2 <= problem.line <= 2 + len(lines)
+
+
+WORDS = st.sampled_from([*"aZ09.:/@[]<>-_ ", "user:", "client:", "sender:", "192.0.2.0/24", "mynetworks"])
+
+
+@given(st.lists(WORDS, max_size=8).map("".join) | st.text(max_size=20))
+def test_any_text_says_who_or_is_a_value_error(text: str) -> None:
+    with suppress(ValueError):
+        word = parse_word(text)
+        assert word == parse_word(str(word))
+        if not word.is_file:
+            whom, problems = read([word], Path("/nonexistent"))
+            assert [] == problems
+            assert whom.holds(rcpt(), SITE) in (True, False)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 45), st.integers(0, 3)), max_size=30),
+    st.integers(0, 5),
+    st.sampled_from([60.0, 90.5]),
+)
+def test_no_more_than_the_limit_comes_through_in_any_window(
+    steps: list[tuple[float, int]], most: int, window: float
+) -> None:
+    async def play() -> None:
+        subject = world(client_messages=[f"{most}/{window}s"])
+        accepted: list[float] = []
+        for number, (wait, burst) in enumerate(steps):
+            subject.now += wait
+            for each in range(burst):
+                recent = [at for at in accepted if at > subject.now - window]
+                counted = [at for at in accepted if at > subject.now - window * 61 / 60]
+                [code] = await codes(subject, message(number * 10 + each))
+                # Never more than the limit within the window; never refused but for what came within 1/60 more.
+                assert (len(recent) < most) if not code else (len(counted) >= most)
+                accepted += [subject.now] * (not code)
+
+    asyncio.run(play())

@@ -32,10 +32,10 @@ NO_FIXED_DEFAULT = {
 
 
 def options(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Every option, dotted; what stands in a context has the names of [policy]."""
+    """Every option, dotted; what stands in a context has the names of [policy], and a rule is shown by an example."""
     for name in model.model_fields:
         if section := section_of(model, name):
-            if name != "contexts":
+            if name not in ("contexts", "rules"):
                 yield from options(section, f"{above}{name}.")
         else:
             yield f"{above}{name}"
@@ -55,6 +55,15 @@ def shown(pattern: str) -> set[str]:
 def test_the_shipped_configuration_shows_every_option() -> None:
     assert set(options(Config)) - NO_FIXED_DEFAULT == shown(r"#(\w+) = ")
     assert NO_FIXED_DEFAULT <= shown(r"# (\w+) = ")
+
+
+def test_the_shipped_configuration_shows_every_option_of_a_rule() -> None:
+    checks = section_of(Config, "checks")
+    ratelimit = checks and section_of(checks, "ratelimit")
+    rule = ratelimit and section_of(ratelimit, "rules")
+    assert rule
+    names = {f"checks.ratelimit.{field.validation_alias or name}" for name, field in rule.model_fields.items()}
+    assert names <= shown(r"# (\w+) = ")
 
 
 def test_the_shipped_configuration_shows_the_true_defaults(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from gatekeeper.checks.entries import Table
 from gatekeeper.checks.generic import WarnIfReject
 from gatekeeper.checks.greylist import Greylist
 from gatekeeper.checks.opinion import Opinion, Place
-from gatekeeper.checks.ratelimit import RateLimit
+from gatekeeper.checks.ratelimit import Limiter, RateLimit
 from gatekeeper.checks.spf import Spf
 from gatekeeper.checks.tables import Tables
 from gatekeeper.checks.words import ACCESS_WORDS, LIST_WORDS, OLD_NAMES, PLAIN_WORDS, REFUSED, build_access, build_list
@@ -40,11 +40,10 @@ __all__ = ["SECTIONS", "Dmarc", "Place", "Reader"]
 
 OPINIONS: Mapping[str, type[Opinion]] = {
     "dnsbl": Dnsbl,
-    "ratelimit": RateLimit,
     "spf": Spf,
     "greylist": Greylist,
 }
-SECTIONS: Mapping[str, type[BaseModel]] = {"access": AccessOptions, **OPINIONS}
+SECTIONS: Mapping[str, type[BaseModel]] = {"access": AccessOptions, "ratelimit": RateLimit, **OPINIONS}
 """The models of the `[checks.NAME]` sections. `dmarc` has none: it is `verify.dmarc`."""
 
 _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
@@ -65,11 +64,22 @@ class Reader:
         self._tables = Tables(folder, self._nested)
         self._problems: list[Problem] = []
         self._access: Access | None = None
+        self._limiter: Limiter | None = None
+        self._folder = folder
 
     @property
     def problems(self) -> list[Problem]:
         """Every mistake and warning so far, those in tables too."""
         return [*self._problems, *self._tables.problems]
+
+    def limiter(self) -> Limiter:
+        """The limits of `[checks.ratelimit]`, for the lists and for the milter's connections."""
+        if self._limiter is None:
+            options = self._sections.get("ratelimit")
+            options = options if isinstance(options, RateLimit) else RateLimit()
+            self._limiter, problems = Limiter.read(options, self._folder)
+            self._problems += problems
+        return self._limiter
 
     def check(self, words: Sequence[str], place: Place) -> Check | None:
         """The check that `words` name: a word and its arguments. None, and a problem, if there is none."""
@@ -105,6 +115,9 @@ class Reader:
         if word == "access":
             _takes(0, written, arguments)
             return self._build_access(place)
+        if word == "ratelimit":
+            _takes(0, written, arguments)
+            return self.limiter()
         if word in OPINIONS:
             _takes(0, written, arguments)
             section = self._sections.get(word, None)
@@ -165,7 +178,7 @@ def _why_not(word: str) -> str:
         return f"{word} cannot be checked here: {REFUSED[name]}"
     if ":" in word:
         return f"{word!r} stands without a word before it; allowed: check_client_access {word}, and so on"
-    known = [*PLAIN_WORDS, *LIST_WORDS, *ACCESS_WORDS, *OPINIONS, "access", "warn_if_reject"]
+    known = [*PLAIN_WORDS, *LIST_WORDS, *ACCESS_WORDS, *OPINIONS, "access", "ratelimit", "warn_if_reject"]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"unknown restriction {word!r}; " + (
         f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"

@@ -127,7 +127,11 @@ class GuardedStore:
 
     def _fail(self, error: Exception) -> None:
         if not self._gone:
-            logger.warning("%s is gone, decisions go on without it: %s", self._name, _reason(error))
+            logger.warning(
+                "%s is gone, decisions go on without it, limits by what each process counts: %s",
+                self._name,
+                _reason(error),
+            )
         self._gone = _reason(error)
         self._probe_at = self._clock() + PAUSE
 
