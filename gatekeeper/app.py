@@ -5,6 +5,7 @@
 has dropped its privileges, and opens what a process has for itself. Every front door asks an App.
 """
 
+import asyncio
 import grp
 import os
 import pwd
@@ -16,6 +17,7 @@ from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
 from gatekeeper.checks import Dmarc, Place, Reader
 from gatekeeper.config import Config
+from gatekeeper.dnslists import Lists, Use
 from gatekeeper.facts import Facts
 from gatekeeper.pipeline import END_OF_DATA, Check, Context, Pipeline, Site
 from gatekeeper.places import Path as KeyPath
@@ -47,6 +49,7 @@ class Plan:
     milter_pipeline: Pipeline
     signing: SigningPolicy
     sign_options: SignOptions
+    lists: tuple[Use, ...] = ()
     warnings: tuple[Problem, ...] = ()
 
 
@@ -70,6 +73,7 @@ def prepare(config: Config, *, thorough: bool = False, found: Sequence[Problem] 
         milter_pipeline=Pipeline({END_OF_DATA: of_messages}, observe),
         signing=signing,
         sign_options=config.sign_options,
+        lists=reader.lists,
         warnings=tuple(problems),
     )
 
@@ -196,12 +200,16 @@ def _others(config: Config) -> Iterator[Problem]:
 class App:
     """One process's world: who answers DNS, where state is, and what was planned."""
 
-    def __init__(self, plan: Plan, resolver: Resolver, store: Store, clock: Clock = time.time) -> None:
+    def __init__(
+        self, plan: Plan, resolver: Resolver, store: Store, clock: Clock = time.time, lists: Lists | None = None
+    ) -> None:
         self.plan = plan
         self.resolver = resolver
         self.store = store
         self.clock = clock
         self._alone = MemoryStore(clock)
+        self.lists = lists or Lists(resolver, budget=plan.config.dns.list_timeout, uses=plan.lists)
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def site(self) -> Site:
@@ -235,7 +243,12 @@ class App:
             keys=Keys(secret, prefix),
             facts=facts,
             alone=self._alone,
+            lists=self.lists.asking(),
         )
+
+    def watch_lists(self) -> None:
+        """Probe the DNS lists from now on: for a process that lives on."""
+        self._watching = asyncio.get_running_loop().create_task(self.lists.watch(), name="DNS lists")
 
     async def decide(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
         """The policy daemon's decision. The context's side effects are the caller's to settle, after the answer."""
@@ -255,7 +268,10 @@ class App:
                 known.close()
 
     async def close(self) -> None:
-        """Let go of the resolver and the store."""
+        """Let go of the resolver and the store, and watch no lists any more."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self.resolver.close()
         await self.store.close()
 
@@ -266,8 +282,11 @@ async def open_app(
     """The app of this process, on `resolver` and `store` or those that the configuration names. A store that does not
     answer is no error: decisions go on without it."""
     config = plan.config
+    probe = resolver
     if resolver is None:
-        resolver = CachingResolver(LiveResolver(config.dns.nameservers, config.dns.timeout), clock)
+        probe = LiveResolver(config.dns.nameservers, config.dns.timeout)
+        resolver = CachingResolver(probe, clock)
+    lists = Lists(resolver, probe=probe, budget=config.dns.list_timeout, uses=plan.lists)
     if store is None:
         store = await open_store(config.store.url, clock, config.store.timeout)
-    return App(plan, resolver, store, clock)
+    return App(plan, resolver, store, clock, lists)

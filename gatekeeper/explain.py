@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gatekeeper import zonekey
 from gatekeeper.app import App
 from gatekeeper.auth.iprev import check_iprev
 from gatekeeper.policy.protocol import encode_answer
@@ -26,11 +27,11 @@ class NotingResolver:
 
     async def query(self, name: str, type: str) -> Answer:
         """The inner answer. Raises DNSError."""
-        what = f"{type} {printable(name, 255)}"
+        what = f"{type} {printable(zonekey.hide(name), 255)}"
         try:
             answer = await self.inner.query(name, type)
         except DNSError as error:
-            self.note(what, f"no answer: {error or type_name(error)}")
+            self.note(what, f"no answer: {zonekey.hide(str(error)) or type_name(error)}")
             raise
         self.note(what, shown(answer))
         return answer
@@ -79,13 +80,17 @@ class Explanation:
     before: tuple[Note, ...] = ()
 
 
-async def explain(app: App, resolver: NotingResolver, asked: Asked) -> Explanation:
-    """Decide about `asked` as the policy daemon would. `app` was opened on `resolver` and on a read-only store."""
+async def explain(app: App, resolver: NotingResolver, asked: Asked, *, probe: bool = False) -> Explanation:
+    """Decide about `asked` as the policy daemon would. `app` was opened on `resolver` and on a read-only store. With
+    `probe` the DNS lists are tested first, as the daemon does all the time: one that is ill does not count."""
     before: list[Note] = []
     resolver.note = lambda what, found: before.append(Note(what, found))
     question = await request(resolver, asked)
     facts = app.facts(question)
     pipeline = app.pipeline(question)
+    if probe:
+        resolver.note = lambda what, found: None
+        await app.lists.probe()
     try:
         context = await app.context(facts, observe=pipeline.observe)
         resolver.note = context.note

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from gatekeeper import zonekey
 from gatekeeper.request import Client, Request
 from gatekeeper.verdict import Decision, Outcome, Verdict
 
@@ -60,7 +61,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
-        lines = super().format(record).splitlines() or [""]
+        lines = zonekey.hide_known(super().format(record)).splitlines() or [""]
         return "\n    | ".join(map(_visible, lines))
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol, runtime_checkable
 
+from gatekeeper.dnslists import Asking, Lists
 from gatekeeper.facts import Facts
 from gatekeeper.request import Address, Request, Stage
 from gatekeeper.resolver import Resolver
@@ -100,8 +101,13 @@ class Context:
     keys: Keys
     facts: Facts
     alone: Store = field(default_factory=MemoryStore)
+    lists: Asking = None  # type: ignore[assignment]  # __post_init__ makes one where none is given
     _notes: list[Note] = field(default_factory=list)
     _callbacks: list[Callback] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.lists is None:
+            self.lists = Lists(self.resolver).asking()
 
     def note(self, what: str, found: str) -> None:
         """Write down what was found, where it is found out; explain, logs and reports read it."""

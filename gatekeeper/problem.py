@@ -7,18 +7,23 @@ Who reads a file collects Problems and goes on; ConfigError carries the whole li
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gatekeeper import zonekey
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
     """One mistake: `what` says what is wrong and what is allowed or mends it. `line` is 0 for the file as a whole.
 
-    A `warning` does not keep the configuration from being used.
+    A `warning` does not keep the configuration from being used. What looks like the key of a DNS list is left out.
     """
 
     file: str
     line: int
     what: str
     warning: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "what", zonekey.hide_known(self.what))
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file

@@ -17,6 +17,7 @@ from gatekeeper.checks.dnsbl import Dnsbl
 from gatekeeper.checks.greylist import Greylist
 from gatekeeper.checks.ratelimit import RateLimit
 from gatekeeper.checks.spf import Spf
+from gatekeeper.dnslists import BUDGET
 from gatekeeper.listen import Listen
 from gatekeeper.options import (
     Addresses,
@@ -36,7 +37,7 @@ from gatekeeper.pipeline import LISTS, RECIPIENT
 from gatekeeper.restrictions import Restriction, Restrictions, split
 from gatekeeper.signing.policy import WithoutKey
 from gatekeeper.signing.signer import SignOptions
-from gatekeeper.units import Duration
+from gatekeeper.units import Duration, PositiveDuration
 
 DEFAULT_RESTRICTIONS = (
     "permit_mynetworks, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname, "
@@ -55,6 +56,7 @@ class Section(BaseModel):
 class Dns(Section):
     nameservers: Nameservers = ()
     timeout: Duration = 5.0
+    list_timeout: PositiveDuration = BUDGET
 
 
 def default_store() -> str:

@@ -8,7 +8,7 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)", re.ASCII)
@@ -25,6 +25,12 @@ def seconds(value: Any) -> float:
     )
 
 
+def _positive(value: float) -> float:
+    if not value:
+        raise ValueError("must be longer than nothing")
+    return value
+
+
 def duration_text(value: float) -> str:
     """`value` seconds in the largest unit that keeps it whole: `10m`, `36h`, `0.25s`."""
     for unit in ("w", "d", "h", "m"):
@@ -35,3 +41,5 @@ def duration_text(value: float) -> str:
 
 Duration = Annotated[float, BeforeValidator(seconds)]
 """Seconds, 0 or more."""
+PositiveDuration = Annotated[float, AfterValidator(_positive), BeforeValidator(seconds)]
+"""Seconds, more than 0."""

@@ -101,6 +101,7 @@ async def _serve(kind: Kind, plan: Plan, listeners: Sequence[socket.socket], con
 
 
 async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders") -> None:
+    app.watch_lists()
     server = PolicyServer(app)
     await server.serve(listeners)
     orders.ready()

@@ -29,12 +29,15 @@ from gatekeeper.checks.generic import WarnIfReject
 from gatekeeper.checks.greylist import Greylist
 from gatekeeper.checks.opinion import Opinion, Place
 from gatekeeper.checks.ratelimit import Limiter, RateLimit
+from gatekeeper.checks.rbl import PermitListed, RejectListed
 from gatekeeper.checks.spf import Spf
 from gatekeeper.checks.tables import Tables
 from gatekeeper.checks.words import ACCESS_WORDS, LIST_WORDS, OLD_NAMES, PLAIN_WORDS, REFUSED, build_access, build_list
+from gatekeeper.dnslists import Use
 from gatekeeper.pipeline import Check
 from gatekeeper.problem import Problem
 from gatekeeper.restrictions import split
+from gatekeeper.verdict import Mode
 
 __all__ = ["SECTIONS", "Dmarc", "Place", "Reader"]
 
@@ -63,6 +66,7 @@ class Reader:
         self._sections = sections
         self._tables = Tables(folder, self._nested)
         self._problems: list[Problem] = []
+        self._lists: dict[Use, None] = {}
         self._access: Access | None = None
         self._limiter: Limiter | None = None
         self._folder = folder
@@ -80,6 +84,11 @@ class Reader:
             self._limiter, problems = Limiter.read(options, self._folder)
             self._problems += problems
         return self._limiter
+
+    @property
+    def lists(self) -> tuple[Use, ...]:
+        """The DNS lists that the checks so far ask, those that tables name too."""
+        return tuple(self._lists)
 
     def check(self, words: Sequence[str], place: Place) -> Check | None:
         """The check that `words` name: a word and its arguments. None, and a problem, if there is none."""
@@ -108,7 +117,10 @@ class Reader:
             return PLAIN_WORDS[word]
         if word in LIST_WORDS:
             _takes(1, written, arguments, "a DNS list, as zen.spamhaus.org=127.0.0.[2..11]")
-            return build_list(word, arguments[0])
+            listed = build_list(word, arguments[0])
+            if isinstance(listed.judge, RejectListed | PermitListed):
+                self._lists[listed.judge.use] = None
+            return listed
         if word in ACCESS_WORDS:
             _takes(1, written, arguments, "a table, as hash:/etc/postfix/access")
             return build_access(word, arguments[0], self._table(arguments[0], word == "check_sender_access", place))
@@ -121,7 +133,10 @@ class Reader:
         if word in OPINIONS:
             _takes(0, written, arguments)
             section = self._sections.get(word, None)
-            return section if isinstance(section, Opinion) else OPINIONS[word]()
+            opinion = section if isinstance(section, Opinion) else OPINIONS[word]()
+            if opinion.mode is not Mode.OFF:
+                self._lists |= dict.fromkeys(opinion.lists_asked())
+            return opinion
         raise ValueError(_why_not(written))
 
     def _build_access(self, place: Place | None) -> Access:

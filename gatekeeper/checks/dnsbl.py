@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`dnsbl`: several DNS lists with weights, all asked at once; a client whose hits reach the threshold is refused.
+"""`dnsbl`: DNS lists with weights, all asked at once; a client whose hits reach the threshold is refused.
 
-As in postscreen(8) an allow list has a negative weight. DNS trouble is no hit. Our postmaster and abuse mailboxes,
-authenticated users and mynetworks are never refused.
+As in postscreen(8) an allow list has a negative weight. Lists of addresses are asked about the client, lists of names
+about its HELO name, the sender's domain and its reverse name; all hits go into one sum. DNS trouble is no hit; an allow
+list that does not answer, and whose hit would have let the client pass, makes the refusal temporary. Our postmaster and
+abuse mailboxes, authenticated users and mynetworks are never refused.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from pydantic import Field
 
-from gatekeeper.checks.dnslist import DnsList, Site, ask_all, parse_list, reversed_address
+from gatekeeper.checks.dnslist import About, Site, address_of, look_up, name_of, parse_list, reply_text
 from gatekeeper.checks.opinion import Opinion, always_reachable
-from gatekeeper.checks.rbl import refusal
+from gatekeeper.dnslists import DnsList, Kind, Use
 from gatekeeper.pipeline import Context
-from gatekeeper.request import Request
-from gatekeeper.verdict import PASS, Outcome, Verdict
+from gatekeeper.request import Address, Request
+from gatekeeper.verdict import PASS, Outcome, Verdict, defer_if_permit, reject
 
 ZEN: DnsList = parse_list("zen.spamhaus.org=127.0.0.[2..11]")
 
@@ -29,22 +32,43 @@ class Dnsbl(Opinion):
         description='lists as Postfix writes them, ZONE[=127.0.0.[2..11]][*WEIGHT]; an allow list weighs "*-1". '
         "Without a filter all of 127.0.0.0/8 counts but 127.255.255.0/24, with which operators refuse to answer",
     )
+    helo_lists: tuple[Site, ...] = Field(default=(), description="lists of names, asked about the HELO name")
+    sender_lists: tuple[Site, ...] = Field(default=(), description="the same, asked about the sender's domain")
+    reverse_name_lists: tuple[Site, ...] = Field(
+        default=(), description="the same, asked about the client's reverse name, confirmed or not"
+    )
     threshold: int = Field(default=1, ge=1, description="the sum of weights from which on the client is refused")
+
+    def lists_asked(self) -> Iterator[Use]:
+        """The lists, to be watched."""
+        yield from ((site, Kind.ADDRESS) for site in self.lists)
+        yield from ((site, Kind.NAME) for site in (*self.helo_lists, *self.sender_lists, *self.reverse_name_lists))
 
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Refused, or how many points the client has below the threshold."""
         address = request.client.address
         if address is None or request.sasl_user or context.site.is_internal(address):
             return PASS
-        hits = await ask_all(context, self.lists, reversed_address(address))
-        score = sum(hit.list.weight for hit in hits)
-        if not hits:
+        found = await look_up(context, list(self._asked(request, address)))
+        if not found.hits:
             return PASS
+        score = sum(hit.list.weight for hit in found.hits)
         if score < self.threshold:
             context.note("score", f"{score} of {self.threshold}")
             return Verdict(Outcome.PASS, "dnsbl.below_threshold")
         if always_reachable(request.recipient, context.site):
             context.note("recipient", "is always reachable")
             return Verdict(Outcome.PASS, "dnsbl.always_reachable")
-        heaviest = max(hits, key=lambda hit: hit.list.weight)
-        return await refusal(context, "dnsbl.listed", "Client host", str(address), heaviest)
+        text = await reply_text(context, max(found.hits, key=lambda hit: hit.list.weight))
+        if score + sum(min(site.weight, 0) for site in found.unknown) < self.threshold:
+            return defer_if_permit("dnsbl.listed_temporary", "4.7.1", text)
+        return reject("dnsbl.listed", "554", "5.7.1", text)
+
+    def _asked(self, request: Request, address: Address) -> Iterator[tuple[DnsList, About]]:
+        whom: Iterable[tuple[tuple[DnsList, ...], About | None]] = (
+            (self.lists, address_of(address)),
+            (self.helo_lists, name_of("Helo command", request.helo)),
+            (self.sender_lists, name_of("Sender address", request.sender)),
+            (self.reverse_name_lists, name_of("Unverified Client host", request.client.reverse_name)),
+        )
+        return ((site, about) for lists, about in whom if about is not None for site in lists)

@@ -1,61 +1,33 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One DNS list: how it is written (`zen.spamhaus.org=127.0.0.[2..11]*3`), what it is asked, and what its answer means.
+"""How a DNS list is written (`zen.spamhaus.org=127.0.0.[2..11]*3`), what it is asked about whom, and what a hit says.
 
-The syntax is Postfix's (postconf(5), reject_rbl_client and postscreen_dnsbl_sites). The meaning is stricter: only
-answers inside 127.0.0.0/8 count, and 127.255.255.0/24 is the operator's error message and never a hit; Postfix takes
-any answer, so that a parked zone refuses all mail. DNS trouble is no hit.
+The syntax is Postfix's (postconf(5), reject_rbl_client and postscreen_dnsbl_sites). What answers mean, and whether a
+list is to be believed, the package dnslists knows.
 """
 
-import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from gatekeeper import zonekey
 from gatekeeper.checks.dns import a_label
 from gatekeeper.checks.syntax import is_hostname
+from gatekeeper.dnslists import DnsList, Kind, Question
 from gatekeeper.dnsname import to_name, to_text
 from gatekeeper.pipeline import Context
-from gatekeeper.request import Address
-from gatekeeper.resolver import DNSError
+from gatekeeper.request import UNKNOWN, Address
 from gatekeeper.verdict import printable
 
 _SITE = re.compile(r"(?P<zone>[^=*\s]+)(?:=(?P<filter>[0-9.;\[\]]+))?(?:\*(?P<weight>[+-]?[0-9]{1,6}))?", re.ASCII)
 _FIELD = re.compile(r"[0-9]{1,3}|\[[0-9;.]+\]", re.ASCII)
 _TEXT_LIMIT = 200
-"""Characters of a list's own text in a reply: with Postfix's words around it, it stays below the 510 of a reply."""
+_REPLY_LIMIT = 400
+"""Characters of a list's own text, and of the whole reply: with what Postfix puts before it, below its limit of 510."""
 
 _ALLOWED = 'allowed: "ZONE", "ZONE=127.0.0.2", "ZONE=127.0.0.[2;4..11]", each with a weight "*2" or "*-1" behind it'
-
-
-@dataclass(frozen=True, slots=True)
-class DnsList:
-    """A zone, the octets of the answers that count (None: any), and what a hit weighs."""
-
-    zone: str
-    octets: tuple[frozenset[int], ...] | None = None
-    weight: int = 1
-
-    def matches(self, answer: object) -> bool:
-        """True if the A record `answer` is a hit."""
-        try:
-            octets = [int(octet) for octet in str(answer).split(".")]
-        except ValueError:
-            return False
-        if len(octets) != 4 or octets[0] != 127 or octets[1:3] == [255, 255]:
-            return False
-        return self.octets is None or all(octet in field for octet, field in zip(octets, self.octets, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A list that has the client or the name: with which answers."""
-
-    list: DnsList
-    question: str
-    answers: tuple[str, ...]
 
 
 def parse_list(value: Any) -> DnsList:
@@ -64,12 +36,17 @@ def parse_list(value: Any) -> DnsList:
         return value
     match = _SITE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{value!r} is no DNS list; {_ALLOWED}")
+        raise ValueError(f"{_quoted(value)} is no DNS list; {_ALLOWED}")
     name = to_name(match["zone"])
     if name is None or not is_hostname(to_text(name)):
-        raise ValueError(f"{match['zone']!r} is no domain name; {_ALLOWED}")
+        raise ValueError(f"{_quoted(match['zone'])} is no domain name; {_ALLOWED}")
     octets = _parse_filter(match["filter"]) if match["filter"] else None
     return DnsList(to_text(name), octets, int(match["weight"] or 1))
+
+
+def _quoted(value: Any) -> str:
+    """What somebody wrote in place of a list, without its key."""
+    return repr(zonekey.hide(zonekey.shown(value)) if isinstance(value, str) else value)
 
 
 def _parse_filter(text: str) -> tuple[frozenset[int], ...]:
@@ -125,39 +102,88 @@ def listed_domain(name: str) -> str | None:
     return domain
 
 
-async def ask_all(context: Context, lists: Iterable[DnsList], subject: str) -> list[Hit]:
-    """The lists that have `subject`, all asked at once, in the order given."""
-    answers = await asyncio.gather(*(_ask(context, site, f"{subject}.{site.zone}") for site in lists))
-    for note, _ in answers:
-        context.note(*note)
-    return [hit for _, hit in answers if hit is not None]
+@dataclass(frozen=True, slots=True)
+class About:
+    """Whom or what a list is asked about: `text` as people know it, `asked` as it stands before the zone."""
+
+    label: str
+    kind: Kind
+    text: str
+    asked: str
 
 
-async def _ask(context: Context, site: DnsList, question: str) -> tuple[tuple[str, str], Hit | None]:
-    """What is to be noted, and the hit. The note is the caller's, so that notes keep the order of the lists."""
-    what = f"list {site.zone}"
-    try:
-        answer = await context.resolver.query(question, "A")
-    except DNSError as error:
-        return (what, f"no answer: {str(error) or type(error).__name__}"), None
-    found = tuple(str(record) for record in answer.records)
-    hits = tuple(record for record in found if site.matches(record))
-    if hits:
-        return (what, f"listed: {', '.join(hits[:4])}"), Hit(site, question, hits)
-    return (what, f"not counted: {printable(', '.join(found[:4]), 80)}" if found else "not listed"), None
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A list that has somebody: with which answers."""
+
+    question: Question
+    about: About
+
+    @property
+    def list(self) -> DnsList:
+        """The list."""
+        return self.question.list
 
 
-async def reason_of(context: Context, hit: Hit) -> str:
-    """The list's own words about a hit, safe for a reply; empty if it says nothing."""
-    try:
-        answer = await context.resolver.query(hit.question, "TXT")
-    except DNSError:
-        return ""
-    texts = [record.decode("utf-8", "replace") for record in answer.records if isinstance(record, bytes)]
-    return printable(" / ".join(texts), _TEXT_LIMIT)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lists said: hits, in the order of asking, and lists that might have had it but gave no answer."""
+
+    hits: tuple[Hit, ...]
+    unknown: tuple[DnsList, ...]
 
 
-def reply_text(label: str, what: str, zone: str, why: str) -> str:
-    """Postfix's words (`default_rbl_reply`)."""
-    text = f"Service unavailable; {label} [{printable(what, 255)}] blocked using {zone}"
-    return f"{text}; {why}" if why else text
+def address_of(address: Address) -> About:
+    """The client's address."""
+    return About("Client host", Kind.ADDRESS, str(address), reversed_address(address))
+
+
+def name_of(label: str, name: str | None) -> About | None:
+    """A host name, or the domain of a mailbox; None if there is none that may be asked about."""
+    asked = None if not name or name == UNKNOWN else listed_domain(name)
+    return About(label, Kind.NAME, name or "", asked) if asked else None
+
+
+async def look_up(context: Context, asked: Sequence[tuple[DnsList, About]]) -> Found:
+    """Ask each list about somebody, all at once, and note what came of it, in this order."""
+    questions = [Question(site, about.kind, about.asked) for site, about in asked]
+    replies = await context.lists.ask(questions)
+    hits, unknown = [], []
+    for question, (site, about), reply in zip(questions, asked, replies, strict=True):
+        what = f"list {site.shown}"
+        if about.kind is Kind.NAME:
+            what += f" of {printable(about.asked, 255)}"
+        matching = site.hits(reply.records)
+        if matching:
+            hits.append(Hit(question, about))
+            context.note(what, f"listed: {', '.join(matching[:4])}")
+        elif reply.records:
+            context.note(what, f"not counted: {printable(', '.join(reply.records[:4]), 80)}")
+        else:
+            context.note(what, reply.why or "not listed")
+        if reply.unknown:
+            unknown.append(site)
+    return Found(tuple(hits), tuple(unknown))
+
+
+async def ask_all(context: Context, lists: Iterable[DnsList], address: Address) -> tuple[Hit, ...]:
+    """The lists that have `address`, all asked at once, in the order given."""
+    about = address_of(address)
+    return (await look_up(context, [(site, about) for site in lists])).hits
+
+
+async def reply_text(context: Context, hit: Hit) -> str:
+    """Postfix's words about a hit (`default_rbl_reply`), with the list's own."""
+    why = clean(await context.lists.text(hit.question), hit.list.zone)
+    text = f"Service unavailable; {hit.about.label} [{printable(hit.about.text, 255)}] blocked using {hit.list.shown}"
+    return printable(f"{text}; {why}" if why else text, _REPLY_LIMIT)
+
+
+def clean(texts: Iterable[bytes], zone: str) -> str:
+    """A list's own words, fit for a reply: one line of printable ASCII, of bounded length, without the zone's key."""
+    said = " / ".join(text.decode("utf-8", "replace") for text in texts)
+    # what is not printable and not a letter of some script is a line end, a tab, an escape: a gap between words
+    said = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+    if key := zonekey.key_of(zone):
+        said = re.sub(re.escape(key) + r"\.?", "", said, flags=re.IGNORECASE)
+    return printable(zonekey.hide(said), _TEXT_LIMIT)

@@ -9,14 +9,16 @@ nobody waits, but what comes is learnt. Authenticated users, mynetworks, and our
 wait. Nothing is written before the decision is known, and nothing about mail that is refused for good.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from gatekeeper.checks.dnslist import Site, ask_all, reversed_address
+from gatekeeper.checks.dnslist import Site, ask_all
 from gatekeeper.checks.dynamic import looks_dynamic
 from gatekeeper.checks.opinion import Opinion, always_reachable, unless_store_fails
 from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
+from gatekeeper.dnslists import Kind, Use
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address, Request, Stage
 from gatekeeper.store import Hit, Wants
@@ -51,6 +53,11 @@ class Greylist(Opinion):
     learning: Duration = Field(default=86400.0, description="how long after an empty store was opened nobody waits")
     ipv4_prefix: Prefix4 = Field(default=24, description="bits of an IPv4 address that make one client network")
     ipv6_prefix: Prefix6 = Field(default=64, description="bits of an IPv6 address that make one client network")
+
+    def lists_asked(self) -> Iterator[Use]:
+        """The lists, to be watched."""
+        if self.clients == "suspicious":
+            yield from ((site, Kind.ADDRESS) for site in self.lists)
 
     def wants(self, request: Request, context: Context) -> Wants | None:
         """All that may be looked up, unless it is plain that nothing will be."""
@@ -94,8 +101,8 @@ class Greylist(Opinion):
             return "has no confirmed name"
         if looks_dynamic(request.client.name, address):
             return "has a name that looks dynamic"
-        if self.lists and (hits := await ask_all(context, self.lists, reversed_address(address))):
-            return f"is listed on {hits[0].list.zone}"
+        if self.lists and (hits := await ask_all(context, self.lists, address)):
+            return f"is listed on {hits[0].list.shown}"
         return ""
 
     async def _look_up(self, request: Request, network: str, context: Context) -> Verdict:

@@ -6,13 +6,14 @@ options: a frozen model whose fields are documented here and nowhere else.
 """
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gatekeeper.dnslists import Use
 from gatekeeper.pipeline import Callback, Context, Site
 from gatekeeper.problem import Problem
 from gatekeeper.request import Request, domain_of
@@ -68,6 +69,10 @@ class Opinion(BaseModel):
         except StoreError as error:
             context.note("store", str(error) or type(error).__name__)
             return Verdict(Outcome.PASS, f"{self.name}.store")
+
+    def lists_asked(self) -> Iterable[Use]:
+        """The DNS lists that it asks, to be watched."""
+        return ()
 
     @abstractmethod
     async def judge(self, request: Request, context: Context) -> Verdict:

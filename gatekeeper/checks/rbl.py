@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Postfix's words for DNS lists: reject_rbl_client, reject_rhsbl_*, permit_dnswl_client, permit_rhswl_client.
 
-One list each, asked when its turn comes. The reply is Postfix's, with the list's own text. A failing deny list decides
-nothing; a failing allow list keeps a `defer_if_reject`, because it might have permitted.
+One list each, asked when its turn comes, all of a request within one budget of time. The reply is Postfix's, with the
+list's own text. A failing deny list decides nothing; a failing allow list keeps a `defer_if_reject`, because it might
+have permitted; so does one that is switched off because it does not answer.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gatekeeper.checks.dnslist import DnsList, Hit, ask_all, listed_domain, reason_of, reply_text, reversed_address
+from gatekeeper.checks.dnslist import About, Found, listed_domain, look_up, reply_text, reversed_address
+from gatekeeper.dnslists import DnsList, Kind, Use
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Request, Stage, domain_of
-from gatekeeper.resolver import DNSError
 from gatekeeper.verdict import PASS, Verdict, defer_if_reject, permit, printable, reject
 
 CLIENT = "Client host"
@@ -22,19 +23,23 @@ Subject = Callable[[Request], tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class RejectListed:
-    """554 5.7.1 for what `site` has."""
+    """554 5.7.1 (`maps_rbl_reject_code`) for what `site` has."""
 
     site: DnsList
     label: str
     subject: Subject
     reason: str
 
+    @property
+    def use(self) -> Use:
+        """The list, to be watched."""
+        return self.site, _kind(self.subject)
+
     async def __call__(self, request: Request, context: Context) -> Verdict:
-        what, question = self.subject(request)
-        if not question:
+        found = await _look_up(context, self.site, self.subject, request, self.label)
+        if found is None or not found.hits:
             return PASS
-        hits = await ask_all(context, [self.site], question)
-        return await refusal(context, self.reason, self.label, what, hits[0]) if hits else PASS
+        return reject(self.reason, "554", "5.7.1", await reply_text(context, found.hits[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +50,31 @@ class PermitListed:
     subject: Subject
     reason: str
 
+    @property
+    def use(self) -> Use:
+        """The list, to be watched."""
+        return self.site, _kind(self.subject)
+
     async def __call__(self, request: Request, context: Context) -> Verdict:
         if request.stage is Stage.RCPT and not context.site.is_ours(domain_of(request.recipient or "")):
             return PASS
-        what, question = self.subject(request)
-        if not question:
+        found = await _look_up(context, self.site, self.subject, request, CLIENT)
+        if found is None:
             return PASS
-        # not ask_all: here, and only here, DNS trouble matters
-        try:
-            answer = await context.resolver.query(f"{question}.{self.site.zone}", "A")
-        except DNSError as error:
-            context.note(f"list {self.site.zone}", f"no answer: {str(error) or type(error).__name__}")
+        if found.unknown:
+            what, _ = self.subject(request)
             text = f"<{printable(what, 255)}>: {CLIENT} rejected: Service unavailable"
             return defer_if_reject(f"{self.reason}_temporary", "4.7.1", text)
-        hit = any(self.site.matches(record) for record in answer.records)
-        context.note(f"list {self.site.zone}", "listed" if hit else "not listed")
-        return permit(self.reason) if hit else PASS
+        return permit(self.reason) if found.hits else PASS
 
 
-async def refusal(context: Context, reason: str, label: str, what: str, hit: Hit) -> Verdict:
-    """The reply of reject_rbl_client: `maps_rbl_reject_code` 554, 5.7.1."""
-    text = reply_text(label, what, hit.list.zone, await reason_of(context, hit))
-    return reject(reason, "554", "5.7.1", text)
+async def _look_up(context: Context, site: DnsList, subject: Subject, request: Request, label: str) -> Found | None:
+    what, asked = subject(request)
+    return await look_up(context, [(site, About(label, _kind(subject), what, asked))]) if asked else None
+
+
+def _kind(subject: Subject) -> Kind:
+    return Kind.ADDRESS if subject is client_address else Kind.NAME
 
 
 def client_address(request: Request) -> tuple[str, str]:

@@ -114,8 +114,10 @@ def build_list(word: str, argument: str) -> Word:
     """A restriction with a DNS list. Raises ValueError with what is allowed."""
     subject, label, needs = LIST_WORDS[word]
     site = parse_list(argument)
+    if "*" in argument:
+        raise ValueError(f"{word} knows no weights; lists with weights stand in [checks.dnsbl]")
     reason = word.partition("_")[2].rpartition("_")[0]  # reject_rhsbl_sender: rhsbl
-    name = f"{word} {site.zone}"
+    name = f"{word} {site.shown}"
     if word.startswith("permit_"):
         return Word(name, rbl.PermitListed(site, subject, f"{reason}.listed"), needs)
     return Word(name, rbl.RejectListed(site, label, subject, f"{'dnsbl' if reason == 'rbl' else reason}.listed"), needs)

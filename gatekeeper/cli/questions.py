@@ -47,7 +47,7 @@ def explain(options: argparse.Namespace) -> int:
     asked = asked_session(options)
 
     async def work(app: "App", resolver: "NotingResolver") -> int:
-        explanation = await explain.explain(app, resolver, asked)
+        explanation = await explain.explain(app, resolver, asked, probe=options.dns is None)
         told = await report.explain(app, explanation.decision.request, mail) if mail else None
         if options.json:
             print_json(explain.as_json(explanation) | ({"message": report.told_json(told)} if told else {}))

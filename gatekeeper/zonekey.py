@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the zone of a DNS list is shown to people: without the customer's key. The one place that knows.
+
+Operators of paid lists give each customer a zone of his own, `KEY.zen.dq.spamhaus.net`, and who knows the key asks on
+his account. So a key stands in DNS questions and nowhere else: what leaves in a reply, a note, a log line or a message
+about the configuration goes through `shown` (the name of a zone) or `hide` (text that may hold one).
+
+Known limit: the key of an operator that is not listed here is recognised by its looks, 20 letters and digits or more.
+"""
+
+import re
+from functools import lru_cache
+
+_SERVICES = r"[a-z0-9_-]+\.(?:dq\.spamhaus\.net|mail\.abusix\.zone)(?![a-z0-9_-])"
+_LOOKS = r"(?=[a-z]*[0-9])(?=[0-9]*[a-z])[a-z0-9]{20,63}"
+_IN_ZONE = re.compile(rf"(?:[^.\s]+(?=\.{_SERVICES})|{_LOOKS}(?=\.|$))", re.IGNORECASE)
+_IN_TEXT = re.compile(
+    rf"[^\s.,;'\"=<>()\[\]]+\.(?={_SERVICES})|(?<=[a-z0-9]\.){_LOOKS}\.(?=[a-z0-9-]+\.[a-z])", re.IGNORECASE
+)
+_TELL_TALE = re.compile(r"dq\.spamhaus\.net|abusix\.zone", re.IGNORECASE)
+
+
+@lru_cache(1024)
+def key_of(zone: str) -> str:
+    """The label of `zone`, its first, that is a key; empty if it has none."""
+    match = _IN_ZONE.match(zone)
+    return match[0] if match else ""
+
+
+@lru_cache(1024)
+def shown(zone: str) -> str:
+    """`zone` as people may see it: `zen.dq.spamhaus.net`."""
+    key = key_of(zone)
+    return zone[len(key) :].removeprefix(".") or "(a key)" if key else zone
+
+
+def hide(text: str) -> str:
+    """`text` without the keys of zones or of questions about them that stand in it."""
+    return _IN_TEXT.sub("", text)
+
+
+def hide_known(text: str) -> str:
+    """`text` without keys of known operators: where a stranger's name may look like a key and must stay as it is."""
+    return hide(text) if _TELL_TALE.search(text) else text
