@@ -25,6 +25,7 @@ from gatekeeper.problem import ConfigError, Problem
 from gatekeeper.request import Request
 from gatekeeper.resolver import Resolver
 from gatekeeper.resolvers import CachingResolver, LiveResolver
+from gatekeeper.restrictions import Restriction
 from gatekeeper.sections import Checks, RestrictionLists
 from gatekeeper.signing.hosts import HostList
 from gatekeeper.signing.keys import KeyFiles
@@ -57,10 +58,11 @@ def prepare(config: Config, *, thorough: bool = False, found: Sequence[Problem] 
     """Read everything that `config` names. Raises ConfigError with every problem, those `found` before included;
     `thorough` validates each key (37 ms for an RSA key), for check-config."""
     observe = config.mode == "observe"
-    reader = Reader({name: getattr(config.checks, name) for name in Checks.model_fields}, config.folder)
+    reader = _reader(config)
     pipelines = {"": _pipeline(config, reader, config.policy, ("policy",))}
     for name, lists in config.policy.contexts.items():
         pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
+    reader.check_classes()
     signing, problems = _signing(config, thorough)
     of_messages, found_there = _of_messages(config)
     problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
@@ -89,16 +91,27 @@ def summary(plan: Plan) -> str:
     return "; ".join(parts)
 
 
+def _reader(config: Config) -> Reader:
+    """What makes checks of words, with all that they may name."""
+    policy = config.policy
+    return Reader(
+        {name: getattr(config.checks, name) for name in Checks.model_fields},
+        config.folder,
+        classes={
+            name: [(found.words, _place(config, ("policy", "classes", name), found)) for found in restrictions]
+            for name, restrictions in policy.classes.items()
+        },
+        maps={
+            option: (getattr(policy, option), _at(config.problem(("policy", option), "")))
+            for option in ("sender_login_maps", "relay_clientcerts")
+        },
+    )
+
+
 def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPath) -> Pipeline:
     checks: dict[str, tuple[Check, ...]] = {}
     for name, key, restrictions in lists.lists():
-        found = []
-        for restriction in restrictions:
-            if restriction.index is None:
-                place = config.problem((*at, key), "", below=restriction.lines_below)
-            else:
-                place = config.problem((*at, key, restriction.index), "")
-            found.append(reader.check(restriction.words, Place(place.file, place.line)))
+        found = [reader.check(one.words, _place(config, (*at, key), one), name) for one in restrictions]
         checks[name] = tuple(check for check in found if check is not None)
     return Pipeline(checks, config.mode == "observe")
 
@@ -120,6 +133,17 @@ def _of_messages(config: Config) -> tuple[tuple[Check, ...], list[Problem]]:
     checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
     wanted = tuple(check for method, check in checks.items() if method in verify.methods)
     return wanted, [_placed(config, problem, "verify") for problem in problems]
+
+
+def _place(config: Config, at: KeyPath, restriction: Restriction) -> Place:
+    """Where a restriction stands: in a string of several lines, or as one of a list."""
+    if restriction.index is None:
+        return _at(config.problem(at, "", below=restriction.lines_below))
+    return _at(config.problem((*at, restriction.index), ""))
+
+
+def _at(problem: Problem) -> Place:
+    return Place(problem.file, problem.line)
 
 
 def _signing(config: Config, thorough: bool) -> tuple[SigningPolicy, list[Problem]]:

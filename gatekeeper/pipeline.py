@@ -30,11 +30,12 @@ from gatekeeper.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdic
 
 logger = logging.getLogger(__name__)
 
-CLIENT, HELO, SENDER, RECIPIENT, DATA, END_OF_DATA = LISTS = (
+CLIENT, HELO, SENDER, RECIPIENT, ETRN, DATA, END_OF_DATA = LISTS = (
     "client",
     "helo",
     "sender",
     "recipient",
+    "etrn",
     "data",
     "end_of_data",
 )
@@ -45,7 +46,7 @@ _LISTS_AT = {
     Stage.MAIL: _EARLY,
     Stage.RCPT: _EARLY,
     Stage.VRFY: _EARLY,
-    Stage.ETRN: (CLIENT, HELO),
+    Stage.ETRN: (CLIENT, HELO, ETRN),
     Stage.DATA: (DATA,),
     Stage.END_OF_MESSAGE: (END_OF_DATA,),
 }
@@ -102,6 +103,8 @@ class Context:
     facts: Facts
     alone: Store = field(default_factory=MemoryStore)
     lists: Asking = None  # type: ignore[assignment]  # __post_init__ makes one where none is given
+    warn_only: bool = False
+    """True while `warn_if_reject` asks: what is refused is written down and let pass."""
     _notes: list[Note] = field(default_factory=list)
     _callbacks: list[Callback] = field(default_factory=list)
 
@@ -204,6 +207,16 @@ class Pipeline:
                 if not step.applied:
                     continue
                 verdict = step.verdict
+                for kept in verdict.kept:
+                    match kept.outcome:
+                        case Outcome.DEFER_IF_PERMIT:
+                            if_permit = if_permit or kept
+                        case Outcome.DEFER_IF_REJECT:
+                            if_reject = if_reject or kept
+                        case _:
+                            action = action or kept
+                if verdict.kept and if_permit and if_reject:
+                    break
                 match verdict.outcome:
                     case Outcome.PASS:
                         pass

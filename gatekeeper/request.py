@@ -56,6 +56,13 @@ class Request:
     encryption_protocol: str = ""
     policy_context: str = ""
     etrn_domain: str = ""
+    server_address: Address | None = None
+    """Ours: the one that the client has connected to."""
+    ccert_subject: str = ""
+    ccert_issuer: str = ""
+    """The names in the client's certificate, told only if Postfix trusts it."""
+    ccert_fingerprint: str = ""
+    ccert_pubkey_fingerprint: str = ""
 
 
 def parse_address(text: str) -> Address | None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Restriction lists as main.cf and TOML write them, cut into single restrictions with their arguments.
 
-Two spellings: a list of strings, one restriction each; or one string exactly as in main.cf, where white space and
-commas separate and only the word itself tells whether an argument follows (smtpd_check.c, generic_checks()). Knows the
-shape alone: what a word means is for the checks.
+Two spellings: a list of strings; or one string exactly as in main.cf, where white space and commas separate, braces
+hold together what is between them, lines that start with `#` are comments, and only the word itself tells whether an
+argument follows (smtpd_check.c, generic_checks(); mystrtokq(3)). Knows the shape alone: what a word means is for the
+checks. Does not know main.cf's other parameters: `$name` stays as it is written, and the checks refuse it.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -21,7 +23,8 @@ _TAKES_ARGUMENT = re.compile(
 _WRAPS = frozenset({"warn_if_reject"})
 """Words that stand before a whole other restriction."""
 
-_WORD = re.compile(r"(?:\{[^}]*\}|[^\s,])+")
+_SEPARATORS = re.compile(r"[\s,]+")
+_COMMENT = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +40,40 @@ class Restriction:
         return " ".join(self.words)
 
 
+def cut(text: str) -> Iterator[tuple[int, str]]:
+    """The words of `text` with where they begin: white space and commas separate, but not between braces."""
+    at = 0
+    while True:
+        gap = _SEPARATORS.match(text, at)
+        at = start = gap.end() if gap else at
+        if at >= len(text):
+            return
+        depth = 0
+        while at < len(text) and (depth or not _SEPARATORS.match(text, at)):
+            depth = max(0, depth + {"{": 1, "}": -1}.get(text[at], 0))
+            at += 1
+        yield start, text[start:at]
+
+
+def unbraced(text: str) -> str | None:
+    """What stands between the braces that `text` begins and ends with; None if it does not."""
+    text = text.strip()
+    words = [word for _, word in cut(text)]
+    if len(words) != 1 or not (text.startswith("{") and text.endswith("}")):
+        return None
+    return text[1:-1].strip()
+
+
 def split(text: str) -> list[Restriction]:
     """The restrictions of one string as in main.cf. A missing argument stays missing: the check says so."""
+    text = _COMMENT.sub(lambda comment: " " * len(comment[0]), text)
     found: list[Restriction] = []
     words: list[str] = []
     first = 0
-    for match in _WORD.finditer(text):
+    for at, word in cut(text):
         if not words:
-            first = text.count("\n", 0, match.start())
-        words.append(match[0])
+            first = text.count("\n", 0, at)
+        words.append(word)
         if not _takes_more(words):
             found.append(Restriction(tuple(words), lines_below=first))
             words = []
@@ -64,8 +92,7 @@ def _read(value: Any) -> tuple[Restriction, ...]:
     if isinstance(value, str):
         return tuple(split(value))
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        rows = ((index, item.strip().rstrip(",").split()) for index, item in enumerate(value))
-        return tuple(Restriction(tuple(words), index) for index, words in rows if words)
+        return tuple(replace(found, index=index) for index, item in enumerate(value) for found in split(item))
     raise ValueError(
         "is no restriction list; allowed: a list of strings, one restriction each, or one string as in main.cf"
     )

@@ -31,6 +31,7 @@ from gatekeeper.options import (
     Nameservers,
     RejectCode,
     Table,
+    TableNames,
     Workers,
 )
 from gatekeeper.pipeline import LISTS, RECIPIENT
@@ -41,7 +42,7 @@ from gatekeeper.units import Duration, PositiveDuration
 
 DEFAULT_RESTRICTIONS = (
     "permit_mynetworks, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname, "
-    "reject_non_fqdn_helo_hostname, reject_non_fqdn_sender, reject_non_fqdn_recipient, access, "
+    "reject_non_fqdn_helo_hostname, reject_helo_ours, reject_non_fqdn_sender, reject_non_fqdn_recipient, access, "
     "reject_unknown_sender_domain, reject_unknown_recipient_domain, dnsbl, spf, greylist"
 )
 """Limits stand before authenticated users pass: a stolen account is the reason people limit."""
@@ -81,6 +82,7 @@ class RestrictionLists(Section):
     helo_restrictions: Restrictions = ()
     sender_restrictions: Restrictions = ()
     recipient_restrictions: Restrictions = ()
+    etrn_restrictions: Restrictions = ()
     data_restrictions: Restrictions = ()
     end_of_data_restrictions: Restrictions = ()
 
@@ -100,6 +102,9 @@ class Policy(RestrictionLists):
     workers: Workers = 2
     recipient_restrictions: Restrictions = tuple(split(DEFAULT_RESTRICTIONS))
     contexts: Mapping[str, RestrictionLists] = {}
+    classes: Mapping[str, Restrictions] = {}
+    sender_login_maps: TableNames = ()
+    relay_clientcerts: TableNames = ()
     unknown_client_reject_code: RejectCode = "450"
     unknown_hostname_reject_code: RejectCode = "450"
     unknown_address_reject_code: RejectCode = "450"

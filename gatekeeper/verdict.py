@@ -44,7 +44,8 @@ class Verdict:
 
     `reason` is the stable code that logs, metrics and fixtures name (`greylist.early`). `code` is the SMTP reply code
     ("450"), `enhanced` the enhanced status code ("4.7.1", RFC 3463), `text` the words for the remote postmaster.
-    For `ACTION`, `text` is the whole access(5) action.
+    For `ACTION`, `text` is the whole access(5) action. `kept` are the soft failures and actions of restrictions that
+    this one asked in its stead, in order: they count as if they stood before it in its list.
     """
 
     outcome: Outcome
@@ -52,6 +53,7 @@ class Verdict:
     code: str = ""
     enhanced: str = ""
     text: str = ""
+    kept: tuple["Verdict", ...] = ()
 
     @property
     def reply(self) -> str:
@@ -121,7 +123,8 @@ class Decision:
     @property
     def reasons(self) -> tuple[str, ...]:
         """The reason codes of all steps that had an opinion, in order, each once."""
-        return tuple(dict.fromkeys(step.verdict.reason for step in self.steps if step.verdict.reason))
+        said = (verdict for step in self.steps for verdict in (*step.verdict.kept, step.verdict))
+        return tuple(dict.fromkeys(verdict.reason for verdict in said if verdict.reason))
 
 
 def printable(text: str, limit: int = 400) -> str:

@@ -2,6 +2,7 @@
 """Postfix's words that look at nothing but who asks, and warn_if_reject."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -40,13 +41,20 @@ async def test_encryption_satisfies_reject_plaintext_session() -> None:
     assert "" == await reply("reject_plaintext_session", replace(rcpt(), encryption_protocol="TLSv1.3"))
 
 
-async def test_a_bounce_to_many_is_refused_once_all_recipients_are_known() -> None:
-    world = World("reject_multi_recipient_bounce")
-    context = replace(rcpt(sender=""), recipient_count=2)
-    assert PASS == await world.verdict(context)
-    [check] = world.checks
-    verdict = await check.check(replace(context, stage=Stage.DATA), None)  # type: ignore[arg-type]  # looks at nothing
-    assert "550 5.5.3" == f"{verdict.code} {verdict.enhanced}"
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        ({"queue_id": "4ABC"}, "550 5.5.3"),  # at RCPT a message has a queue id from its first accepted recipient on
+        ({"stage": Stage.DATA, "recipient_count": 1, "queue_id": "4ABC"}, ""),
+        ({"stage": Stage.DATA, "recipient_count": 2}, "550 5.5.3"),
+        ({"stage": Stage.DATA, "recipient_count": 2, "sender": "a@b.example"}, ""),
+    ],
+)
+async def test_a_bounce_to_several_recipients_is_refused(changes: dict[str, Any], expected: str) -> None:
+    [check] = World("reject_multi_recipient_bounce").checks
+    verdict = await check.check(replace(rcpt(sender=""), **changes), None)  # type: ignore[arg-type]  # looks at nothing
+    assert expected == f"{verdict.code} {verdict.enhanced}".strip()
 
 
 async def test_warn_if_reject_writes_a_refusal_down_and_lets_it_pass() -> None:

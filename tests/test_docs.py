@@ -24,6 +24,7 @@ NO_FIXED_DEFAULT = {
     "user",
     "store.url",
     "policy.restrictions",
+    "policy.classes",
     "signing.key_table",
     "signing.signing_table",
     "signing.internal_hosts",

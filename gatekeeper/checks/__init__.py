@@ -7,7 +7,8 @@ mistake instead of stopping at the first.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -25,14 +26,27 @@ from gatekeeper.checks.access import (
 from gatekeeper.checks.dmarc import Dmarc
 from gatekeeper.checks.dnsbl import Dnsbl
 from gatekeeper.checks.entries import Table
-from gatekeeper.checks.generic import WarnIfReject
 from gatekeeper.checks.greylist import Greylist
+from gatekeeper.checks.nested import RestrictionClass, WarnIfReject
 from gatekeeper.checks.opinion import Opinion, Place
 from gatekeeper.checks.ratelimit import Limiter, RateLimit
 from gatekeeper.checks.rbl import PermitListed, RejectListed
 from gatekeeper.checks.spf import Spf
 from gatekeeper.checks.tables import Tables
-from gatekeeper.checks.words import ACCESS_WORDS, LIST_WORDS, OLD_NAMES, PLAIN_WORDS, REFUSED, build_access, build_list
+from gatekeeper.checks.words import (
+    BARE_TABLES,
+    LIST_WORDS,
+    MAP_WORDS,
+    NO_OK,
+    OLD_NAMES,
+    PLAIN_WORDS,
+    REFUSED,
+    TABLE_WORDS,
+    build_access,
+    build_list,
+    build_mapped,
+    table_of,
+)
 from gatekeeper.dnslists import Use
 from gatekeeper.pipeline import Check
 from gatekeeper.problem import Problem
@@ -57,24 +71,43 @@ _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
 )
 """In the order in which `access` asks."""
 
+_PARAMETER = re.compile(r"\$(?:\w+|\{\w+\}|\(\w+\))", re.ASCII)
+"""What main.cf replaces by the value of another parameter."""
+
+
+Words = tuple[Sequence[str], Place]
+"""A restriction as it is written, and where."""
+
 
 class Reader:
     """Makes checks of restrictions. `sections` holds the decoded sections by name; one that is missing has its
-    defaults. Table names are relative to `folder`. Files are opened here and nowhere later."""
+    defaults. `classes` are the restriction classes by name, `maps` the tables of `[policy]` by option. Table names are
+    relative to `folder`. Files are opened here and nowhere later."""
 
-    def __init__(self, sections: Mapping[str, BaseModel], folder: Path) -> None:
+    def __init__(
+        self,
+        sections: Mapping[str, BaseModel],
+        folder: Path,
+        *,
+        classes: Mapping[str, Sequence[Words]] = {},
+        maps: Mapping[str, tuple[Sequence[str], Place]] = {},
+    ) -> None:
         self._sections = sections
+        self._classes = classes
+        self._maps = maps
         self._tables = Tables(folder, self._nested)
         self._problems: list[Problem] = []
         self._lists: dict[Use, None] = {}
         self._access: Access | None = None
         self._limiter: Limiter | None = None
         self._folder = folder
+        self._built: dict[tuple[str, str], RestrictionClass] = {}
+        self._building: list[str] = []
 
     @property
     def problems(self) -> list[Problem]:
-        """Every mistake and warning so far, those in tables too."""
-        return [*self._problems, *self._tables.problems]
+        """Every mistake and warning so far, those in tables too, each once."""
+        return list(dict.fromkeys([*self._problems, *self._tables.problems]))
 
     def limiter(self) -> Limiter:
         """The limits of `[checks.ratelimit]`, for the lists and for the milter's connections."""
@@ -90,28 +123,46 @@ class Reader:
         """The DNS lists that the checks so far ask, those that tables name too."""
         return tuple(self._lists)
 
-    def check(self, words: Sequence[str], place: Place) -> Check | None:
-        """The check that `words` name: a word and its arguments. None, and a problem, if there is none."""
+    def check(self, words: Sequence[str], place: Place, list: str = "") -> Check | None:
+        """The check that `words` name: a word and its arguments. None, and a problem, if there is none. `list` is the
+        list of the pipeline that they stand in: it says what a table without a word means."""
         try:
-            return self._parse(list(words), place)
+            return self._parse([*words], place, list)
         except ValueError as error:
             self._problems.append(place.problem(str(error)))
         except _Told:
             pass
         return None
 
-    def _parse(self, words: list[str], place: Place | None) -> Check:
+    def check_classes(self) -> None:
+        """Look for mistakes in the classes that no list asks, too."""
+        for name, restrictions in self._classes.items():
+            if name.lower() in _known_words() and restrictions:
+                what = f"{name!r} is a restriction already; give the class another name"
+                self._problems.append(restrictions[0][1].problem(what))
+            elif not any(built == name for built, _ in self._built):
+                try:
+                    self._class(name, "")
+                except (ValueError, _Told):
+                    pass  # noted where it stands
+
+    def _parse(self, words: list[str], place: Place | None, list: str = "") -> Check:
         """Raises ValueError with what is wrong. Without a place (inside a table) no tables can be named."""
         if not words:
             raise ValueError("the restriction is empty")
         written, *arguments = words
         word = OLD_NAMES.get(written.lower(), written.lower())
+        if parameter := next((match[0] for text in words if (match := _PARAMETER.search(text))), ""):
+            name = parameter.strip("${}()")
+            raise ValueError(f"{parameter} is not known here; write what `postconf -xh {name}` says in its place")
         if word == "warn_if_reject":
             while arguments and arguments[0].lower() == word:
                 del arguments[0]  # more of them mean no more
             if not arguments:
                 raise ValueError("warn_if_reject needs a restriction behind it")
-            return WarnIfReject(self._parse(arguments, place))
+            return WarnIfReject(self._parse(arguments, place, list))
+        if ":" in word and list in BARE_TABLES and place is not None:
+            word, arguments = BARE_TABLES[list], [written, *arguments]
         if word in PLAIN_WORDS:
             _takes(0, written, arguments)
             return PLAIN_WORDS[word]
@@ -121,9 +172,13 @@ class Reader:
             if isinstance(listed.judge, RejectListed | PermitListed):
                 self._lists[listed.judge.use] = None
             return listed
-        if word in ACCESS_WORDS:
+        if word in TABLE_WORDS:
             _takes(1, written, arguments, "a table, as hash:/etc/postfix/access")
-            return build_access(word, arguments[0], self._table(arguments[0], word == "check_sender_access", place))
+            name, more = table_of(word, arguments[0])
+            return build_access(word, arguments[0], self._table(name, word, place), more)
+        if word in MAP_WORDS:
+            _takes(0, written, arguments)
+            return build_mapped(word, self._mapped(written, MAP_WORDS[word]))
         if word == "access":
             _takes(0, written, arguments)
             return self._build_access(place)
@@ -137,7 +192,24 @@ class Reader:
             if opinion.mode is not Mode.OFF:
                 self._lists |= dict.fromkeys(opinion.lists_asked())
             return opinion
-        raise ValueError(_why_not(written))
+        if written in self._classes:
+            _takes(0, written, arguments)
+            return self._class(written, list)
+        raise ValueError(_why_not(written, self._classes))
+
+    def _class(self, name: str, list: str) -> RestrictionClass:
+        """The class as it is asked in one list. Raises _Told for a class with mistakes, ValueError for a circle."""
+        if name in self._building:
+            circle = " -> ".join([*self._building[self._building.index(name) :], name])
+            raise ValueError(f"the restriction class {name} asks itself: {circle}")
+        if (name, list) not in self._built:
+            self._building.append(name)
+            checks = [self.check(words, place, list) for words, place in self._classes[name]]
+            self._building.pop()
+            if None in checks:
+                raise _Told
+            self._built[name, list] = RestrictionClass(name, tuple(check for check in checks if check is not None))
+        return self._built[name, list]
 
     def _build_access(self, place: Place | None) -> Access:
         if self._access is None:
@@ -147,31 +219,42 @@ class Reader:
             lookups: list[tuple[str, LookUp]] = []
             for kind, find, need in _ACCESS_KINDS:
                 for name in getattr(options, kind):
-                    table = self._table(name, kind == "sender", place)
+                    table = self._table(name, f"check_{kind}_access", place)
                     lookups.append((need, LookUp(f"{kind} in {name}", find, table)))
             self._access = Access(tuple(lookups), options.mode)
         return self._access
 
-    def _table(self, name: str, of_senders: bool, place: Place | None) -> Table:
+    def _table(self, name: str, word: str, place: Place | None) -> Table:
         if place is None:
-            raise ValueError("a table cannot name another table")
+            raise ValueError("a table cannot name another table; name a restriction class")
         table = self._tables.read(name, place)
         if table is None:
             raise _Told
-        if of_senders:
-            self._warn_of_forgeries(table)
+        if word == "check_sender_access":
+            self._warn_of(table, "an OK for a sender address lets in whoever forges it; demand proof: OK if=spf")
+        if word in NO_OK:
+            self._warn_of(table, f"an OK is not allowed for {word}, and answered with 451 4.3.5; write DUNNO")
         return table
 
-    def _warn_of_forgeries(self, table: Table) -> None:
-        what = "an OK for a sender address lets in whoever forges it; demand proof: OK if=spf"
-        for entry in table.allows:
-            problem = entry.problem(what, warning=True)
-            if problem not in self._problems:
-                self._problems.append(problem)
+    def _warn_of(self, table: Table, what: str) -> None:
+        self._problems += [entry.problem(what, warning=True) for entry in table.allows]
+
+    def _mapped(self, word: str, option: str) -> list[Table]:
+        """The tables that an option of `[policy]` names."""
+        names, place = self._maps.get(option, ((), Place("")))
+        if not names and not word.lower().startswith("permit_tls_all"):
+            raise ValueError(f"{word} needs the tables of Postfix's {option}; name them in policy.{option}")
+        tables = [self._tables.read(name, place, values=True) for name in names]
+        if None in tables:
+            raise _Told
+        return [table for table in tables if table is not None]
 
     def _nested(self, text: str) -> tuple[Check, ...]:
         """The restrictions that a table entry names. Raises ValueError."""
-        return tuple(self._parse(list(restriction.words), None) for restriction in split(text))
+        try:
+            return tuple(self._parse([*restriction.words], None) for restriction in split(text))
+        except _Told:
+            raise ValueError(f"{text!r} names a restriction class that has mistakes") from None
 
 
 class _Told(Exception):
@@ -186,14 +269,22 @@ def _takes(count: int, word: str, arguments: Sequence[str], what: str = "") -> N
     )
 
 
-def _why_not(word: str) -> str:
+def _known_words() -> tuple[str, ...]:
+    """What may stand first in a restriction."""
+    ours = (*OPINIONS, "access", "ratelimit", "warn_if_reject")
+    return (*PLAIN_WORDS, *LIST_WORDS, *TABLE_WORDS, *MAP_WORDS, *ours)
+
+
+def _why_not(word: str, classes: Iterable[str] = ()) -> str:
     """Why a word is not to be had, with the nearest that is."""
     name = word.lower()
     if name in REFUSED:
         return f"{word} cannot be checked here: {REFUSED[name]}"
     if ":" in word:
         return f"{word!r} stands without a word before it; allowed: check_client_access {word}, and so on"
-    known = [*PLAIN_WORDS, *LIST_WORDS, *ACCESS_WORDS, *OPINIONS, "access", "ratelimit", "warn_if_reject"]
+    if "=" in word or name.startswith("smtpd_"):
+        return f"{word!r} is no restriction; write only what stands behind the = in main.cf"
+    known = [*_known_words(), *classes]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"unknown restriction {word!r}; " + (
         f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"

@@ -8,13 +8,14 @@ first entry found is the answer, DUNNO too. (smtpd_check.c, check_namadr_access(
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatekeeper.checks.action import Action, Subject, apply
 from gatekeeper.checks.entries import Table
+from gatekeeper.checks.nested import SERVER_ERROR
 from gatekeeper.checks.syntax import is_address
 from gatekeeper.pipeline import Context
 from gatekeeper.request import Request
@@ -42,8 +43,8 @@ def domain_keys(name: str) -> Iterator[str]:
 def mailbox_keys(mailbox: str, delimiter: str) -> Iterator[str]:
     """What is looked up for a sender or a recipient. `delimiter` is any of these characters, as in Postfix."""
     local, at, domain = mailbox.lower().rpartition("@")
-    if not at:
-        yield domain
+    if not at:  # Postfix appends its own domain before it looks; what is before the @ is looked up all the same
+        yield from (domain, f"{domain}@", f"{without_extension(domain, delimiter)}@")
         return
     domain = domain.removesuffix(".")
     if not _DOT_ATOM.fullmatch(local):  # Postfix looks up what would be written, quotes and all
@@ -118,9 +119,15 @@ def find_sasl(table: Table, request: Request, delimiter: str) -> tuple[Action | 
     return (table.search([user]) if user else None), Subject(user, "SASL login name")
 
 
+def find_etrn(table: Table, request: Request, delimiter: str) -> tuple[Action | None, Subject]:
+    """check_etrn_access: the domain that ETRN asks mail for."""
+    domain = request.etrn_domain
+    return (table.search(domain_keys(domain)) if domain else None), Subject(domain, "Etrn command")
+
+
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """One table, asked about one thing; `what` is for the explanation. Where not `may_allow`, an OK permits nothing."""
+    """One table, asked about one thing; `what` is for the explanation. Where not `may_allow`, an OK is an error."""
 
     what: str
     find: Find
@@ -134,7 +141,7 @@ class LookUp:
         verdict = await apply(action, subject, request, context)
         context.note(f"{self.what} {subject.what or '<>'}", verdict.text or verdict.reason or verdict.outcome)
         if verdict.outcome is Outcome.PERMIT and not self.may_allow:
-            return Verdict(Outcome.PASS, "access.not_allowed")
+            return replace(SERVER_ERROR, kept=verdict.kept)
         return verdict
 
 
@@ -174,7 +181,7 @@ class Access:
             if need and getattr(request, need) is None:
                 continue
             verdict = await look_up(request, context)
-            if verdict.outcome is not Outcome.PASS:
+            if verdict.outcome is not Outcome.PASS or verdict.kept:
                 return verdict
             said = verdict if verdict.reason else said
         return said

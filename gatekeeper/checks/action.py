@@ -6,13 +6,14 @@ x.1.y codes to the thing that is refused (smtpd_dsn_fix.c). Restriction names on
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gatekeeper.auth.spf import SpfResult
+from gatekeeper.checks.nested import ask
 from gatekeeper.pipeline import Check, Context
 from gatekeeper.request import Request
-from gatekeeper.verdict import PASS, Mode, Outcome, Verdict, printable
+from gatekeeper.verdict import PASS, Outcome, Verdict, printable
 
 _ENHANCED = re.compile(r"([245](?:\.\d{1,3}){2})(?:\s+|$)", re.ASCII)
 _CODE = re.compile(r"[45]\d\d", re.ASCII)
@@ -91,6 +92,11 @@ def parse_action(text: str, restrictions: Restrictions) -> Action:
     return Action(PASS, restrictions(text))
 
 
+def plain(text: str) -> Action:
+    """A right-hand side that is no action but a text, such as the owners of an address: the verdict's text."""
+    return Action(replace(PASS, text=text))
+
+
 def _allow(rest: str) -> Action:
     """OK; text behind it is ignored, as in Postfix, but for our own `if=`."""
     allowed = Verdict(Outcome.PERMIT, "access.ok")
@@ -126,37 +132,12 @@ async def apply(action: Action, subject: Subject, request: Request, context: Con
         context.note(f"if={action.condition}", "not so: the entry does not count")
         return Verdict(Outcome.PASS, "access.unproven")
     if action.checks:
-        return await _ask(action.checks, request, context)
+        return await ask(action.checks, request, context)
     verdict = action.verdict
     if not verdict.code:
         return verdict
     text = f"<{printable(subject.what, 320)}>: {subject.label} rejected: {printable(verdict.text)}"
     return replace(verdict, enhanced=_fix(verdict.enhanced, subject.label), text=text)
-
-
-async def _ask(checks: Sequence[Check], request: Request, context: Context) -> Verdict:
-    """Restrictions named by an entry, in order: the first that decides. Soft failures on the way are kept, each once.
-
-    One verdict has to stand for all: a kept `defer_if_permit` outlives a permit, as it would at the end of a list.
-    """
-    kept: Verdict | None = None
-    tempered: Verdict | None = None
-    for check in checks:
-        if check.mode is not Mode.ENFORCE or any(getattr(request, need) is None for need in check.needs):
-            continue  # what is only observed is observed in its list, not here
-        verdict = await check.check(request, context)
-        match verdict.outcome:
-            case Outcome.PASS:
-                continue
-            case Outcome.DEFER_IF_PERMIT:
-                kept = kept or verdict
-            case Outcome.DEFER_IF_REJECT:
-                tempered = tempered or verdict
-            case Outcome.REJECT:
-                return tempered if tempered and verdict.code.startswith("5") else verdict
-            case _:
-                return kept or verdict
-    return kept or tempered or PASS
 
 
 _MAPPED = {

@@ -6,7 +6,7 @@ The null sender passes all of them, an address literal (`user@[192.0.2.1]`) too.
 
 from dataclasses import dataclass
 
-from gatekeeper.checks.dns import a_label, ask, exists, is_null_mx
+from gatekeeper.checks.dns import a_label, ask, exists, is_null_mx, servers_of
 from gatekeeper.checks.syntax import is_hostname, without_final_dot
 from gatekeeper.pipeline import Context, Site
 from gatekeeper.request import Request, domain_of
@@ -72,9 +72,12 @@ class UnknownDomain:
             if mx is not None and is_null_mx(mx):
                 text = side.text(mailbox, f"Domain {domain} does not accept mail (nullMX)")
                 return reject(f"{side.attribute}.null_mx", *side.null_mx, text)
-            found = bool(mx and mx.records) or await exists(context, domain, ("A", "AAAA"))
-            if mx is None and not found:
-                found = None
+            if mx is not None and mx.records:
+                found = bool(servers_of(mx))  # with malformed names alone Postfix asks no further
+            else:
+                found = await exists(context, domain, ("A", "AAAA"))
+                if mx is None and not found:
+                    found = None
         if found:
             return PASS
         text = side.text(mailbox, "Domain not found")

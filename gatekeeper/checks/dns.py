@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from gatekeeper.checks.syntax import is_hostname
+from gatekeeper.checks.syntax import is_address, is_hostname
 from gatekeeper.dnsname import to_name, to_text
 from gatekeeper.pipeline import Context
 from gatekeeper.resolver import MX, Answer, DNSError
@@ -55,6 +55,13 @@ def a_label(domain: str) -> str:
 def is_null_mx(answer: Answer) -> bool:
     """True if one of the records is the null MX (RFC 7505); one beside real ones still counts, as in Postfix."""
     return any(isinstance(record, MX) and not record.host for record in answer.records)
+
+
+def servers_of(answer: Answer) -> tuple[str, ...]:
+    """The names in MX or NS records that Postfix does not throw away as malformed (valid_rr_name()): an address in the
+    place of a name may stay."""
+    names = (record.host if isinstance(record, MX) else str(record) for record in answer.records)
+    return tuple(name for name in names if is_address(name) or is_hostname(name))
 
 
 def _show(record: object) -> str:

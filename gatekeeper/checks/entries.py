@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from typing import Protocol
 
-from gatekeeper.checks.action import Action, Restrictions, parse_action
+from gatekeeper.checks.action import Action, Restrictions, parse_action, plain
 from gatekeeper.checks.opinion import Place
 from gatekeeper.problem import Problem
 from gatekeeper.request import Address
@@ -65,8 +65,11 @@ class Actions:
     """The right-hand sides of one file: mistakes are collected with their line while it is read; afterwards what an
     entry says is parsed when it is found."""
 
-    def __init__(self, file: str, restrictions: Restrictions) -> None:
+    def __init__(self, file: str, restrictions: Restrictions, values: bool = False, line: int = 0) -> None:
+        """`values`: the right-hand sides are no actions but plain texts. `line` is where a table without a file is."""
         self.file = file
+        self.values = values
+        self._line = line
         self.problems: list[Problem] = []
         self.allows: list[Place] = []
         self._restrictions = restrictions
@@ -81,7 +84,7 @@ class Actions:
             self.mistake(line, action)
             return None
         if action.allows and not action.condition and len(self.allows) < MAX_PROBLEMS:
-            self.allows.append(Place(self.file, line))
+            self.allows.append(Place(self.file, line or self._line))
         return action
 
     def check(self, line: int, text: str) -> bool:
@@ -99,7 +102,7 @@ class Actions:
         if known is not None:
             return known
         try:
-            action: Action | str = parse_action(text, self._restrictions)
+            action: Action | str = plain(text) if self.values else parse_action(text, self._restrictions)
         except ValueError as error:
             action = str(error)
         if isinstance(action, Action) and action.checks:
@@ -114,7 +117,7 @@ class Actions:
     def mistake(self, line: int, what: str, *, warning: bool = False) -> None:
         """Note a problem, within bounds."""
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Place(self.file, line).problem(what, warning=warning))
+            self.problems.append(Place(self.file, line or self._line).problem(what, warning=warning))
         else:
             self._dropped += 1
 

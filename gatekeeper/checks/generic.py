@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Postfix's words that look at nothing but who is asking: permit, reject, defer and their kin (postconf(5))."""
 
-from dataclasses import dataclass
-
 from gatekeeper.checks.opinion import Judge
-from gatekeeper.pipeline import Announcing, Check, Context
+from gatekeeper.pipeline import Context
 from gatekeeper.request import Request, Stage
-from gatekeeper.store import Wants
-from gatekeeper.verdict import PASS, Mode, Outcome, Verdict, defer_if_permit, defer_if_reject, permit, reject
+from gatekeeper.verdict import PASS, Verdict, defer_if_permit, defer_if_reject, permit, reject
 
 
 def always(verdict: Verdict) -> Judge:
@@ -31,6 +28,13 @@ async def permit_mynetworks(request: Request, context: Context) -> Verdict:
     return permit("mynetworks") if context.site.is_internal(request.client.address) else PASS
 
 
+async def permit_inet_interfaces(request: Request, context: Context) -> Verdict:
+    """Permit a client at one of this machine's addresses. Of these Postfix tells the one that the client has connected
+    to, which is what a connection from the machine to itself comes from; any other is not known here."""
+    address = request.client.address
+    return permit("inet_interfaces") if address is not None and address == request.server_address else PASS
+
+
 async def permit_sasl_authenticated(request: Request, context: Context) -> Verdict:
     """Permit a client that has logged in."""
     return permit("sasl") if request.sasl_user else PASS
@@ -44,41 +48,9 @@ async def reject_plaintext_session(request: Request, context: Context) -> Verdic
 
 
 async def reject_multi_recipient_bounce(request: Request, context: Context) -> Verdict:
-    """550 5.5.3 for the null sender with several recipients: known at DATA and at the end of the message."""
-    if request.stage not in (Stage.DATA, Stage.END_OF_MESSAGE) or request.sender != "" or request.recipient_count < 2:
+    """550 5.5.3 for the null sender with several recipients: at DATA and at the end of the message by their number; at
+    RCPT by the queue id, which a message has from its first accepted recipient on."""
+    several = request.recipient_count > 1 or (request.stage is Stage.RCPT and bool(request.queue_id))
+    if request.sender != "" or not several:
         return PASS
     return reject("multi_recipient_bounce", "550", "5.5.3", "Multi-recipient bounce")
-
-
-@dataclass(frozen=True, slots=True)
-class WarnIfReject:
-    """`warn_if_reject` before a restriction: what it would refuse is written down and let pass.
-
-    As in Postfix a permit still permits, and a kept `defer_if_reject` still tempers what comes after.
-    """
-
-    inner: Check
-
-    @property
-    def name(self) -> str:
-        return f"warn_if_reject {self.inner.name}"
-
-    @property
-    def mode(self) -> Mode:
-        return self.inner.mode
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.inner.needs
-
-    def wants(self, request: Request, context: Context) -> Wants | None:
-        """What the inner check announces."""
-        return self.inner.wants(request, context) if isinstance(self.inner, Announcing) else None
-
-    async def check(self, request: Request, context: Context) -> Verdict:
-        """The inner verdict, unless it refuses."""
-        verdict = await self.inner.check(request, context)
-        if not verdict.refuses:
-            return verdict
-        context.note("would refuse", verdict.reply)
-        return Verdict(Outcome.PASS, f"warn_if_reject.{verdict.reason}")

@@ -4,11 +4,11 @@
 An address literal gets the same syntax check from all three, and no other.
 """
 
-from gatekeeper.checks.dns import exists
+from gatekeeper.checks.dns import ask, exists, is_null_mx
 from gatekeeper.checks.syntax import is_address, is_hostname, is_literal, without_final_dot
 from gatekeeper.pipeline import Context
 from gatekeeper.request import Request
-from gatekeeper.verdict import PASS, Verdict, defer_if_permit, printable, reject
+from gatekeeper.verdict import PASS, Verdict, defer_if_permit, permit, printable, reject
 
 
 def _text(helo: str, why: str) -> str:
@@ -51,7 +51,12 @@ async def reject_unknown_helo_hostname(request: Request, context: Context) -> Ve
     helo = request.helo or ""
     if not helo or helo[0] == "[":
         return _literal(helo) if helo else PASS
-    found = await exists(context, helo, ("A", "AAAA", "MX"))
+    found = await exists(context, helo, ("A", "AAAA"))
+    if not found and is_hostname(helo):
+        mx = await ask(context, helo, "MX")
+        # A null MX is an MX here, but no more than that: trouble with the addresses outweighs it.
+        known = bool(mx and mx.records)
+        found = None if mx is None or (found is None and is_null_mx(mx)) else known or found
     if found:
         return PASS
     text = _text(helo, "Host not found")
@@ -59,3 +64,12 @@ async def reject_unknown_helo_hostname(request: Request, context: Context) -> Ve
         return defer_if_permit("helo.unknown_temporary", "4.7.1", text)
     code = context.site.unknown_hostname_reject_code
     return reject("helo.unknown", code, f"{code[0]}.7.1", text)
+
+
+async def permit_naked_ip_address(request: Request, context: Context) -> Verdict:
+    """Permit a client whose HELO is a bare address, as Postfix still does under a warning; a bad one is 501 5.5.2."""
+    helo = request.helo or ""
+    if not helo or helo.strip("0123456789.:"):
+        return PASS
+    verdict = _literal(helo)
+    return permit("helo.naked_address") if verdict is PASS else verdict

@@ -129,7 +129,7 @@ def parse_indexed(data: bytes, actions: Actions) -> IndexedTable:
         if not add(key, right):
             shown = key.decode("utf-8", "replace")
             actions.mistake(line, f"{shown!r} is here twice; the first one counts", warning=True)
-        elif not _PLAIN_KEY.fullmatch(key):
+        elif not actions.values and not _PLAIN_KEY.fullmatch(key):
             _odd_key(
                 line, key.decode("utf-8", "replace"), right.decode("utf-8", "surrogateescape"), table, actions, capacity
             )

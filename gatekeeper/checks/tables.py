@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The access tables that a configuration names, `TYPE:FILE`: each file is read once, and every mistake in it collected.
+"""The tables that a configuration names, `TYPE:FILE`: each file is read once, and every mistake in it collected.
 
 Indexed tables are read from their source text. What lies in a server or in Postfix (`mysql:`, `ldap:`, `proxy:`) is
 refused with what is allowed.
@@ -11,6 +11,7 @@ from pathlib import Path
 from gatekeeper.checks.action import Restrictions
 from gatekeeper.checks.entries import Actions, Table
 from gatekeeper.checks.indexed import parse_indexed
+from gatekeeper.checks.inline import parse_inline, parse_static
 from gatekeeper.checks.opinion import Place
 from gatekeeper.checks.rules import parse_cidr, parse_pcre, parse_regexp
 from gatekeeper.problem import Problem
@@ -25,6 +26,7 @@ READERS: dict[str, Callable[[bytes, Actions], Table]] = {
     "regexp": parse_regexp,
     "pcre": parse_pcre,
 }
+WITHOUT_FILE: dict[str, Callable[[bytes, Actions], Table]] = {"inline": parse_inline, "static": parse_static}
 
 
 class Tables:
@@ -34,34 +36,43 @@ class Tables:
         self.problems: list[Problem] = []
         self._folder = folder
         self._restrictions = restrictions
-        self._read: dict[tuple[str, Path], Table | None] = {}
+        self._read: dict[tuple[str, Path, bool], Table | None] = {}
 
-    def read(self, name: str, place: Place) -> Table | None:
-        """The table `TYPE:FILE`; None, and a problem, if it cannot be used. `place` is where it is named."""
+    def read(self, name: str, place: Place, *, values: bool = False) -> Table | None:
+        """The table `TYPE:FILE`; None, and a problem, if it cannot be used. `place` is where it is named. With `values`
+        the right-hand sides are no actions but texts of any kind."""
         type, colon, file = name.partition(":")
+        if type in WITHOUT_FILE:
+            return self._keep(
+                WITHOUT_FILE[type],
+                file.encode("utf-8", "surrogateescape"),
+                Actions(place.file, self._restrictions, values, place.line),
+            )
         if not colon or not file or type not in READERS:
             self.problems.append(place.problem(_no_table(name, type if colon else "")))
             return None
         path = self._folder / file
-        if (type, path) not in self._read:
-            self._read[type, path] = self._parse(type, path, place)
-        return self._read[type, path]
+        if (type, path, values) not in self._read:
+            self._read[type, path, values] = self._parse(type, path, place, values)
+        return self._read[type, path, values]
 
-    def _parse(self, type: str, path: Path, place: Place) -> Table | None:
+    def _parse(self, type: str, path: Path, place: Place, values: bool) -> Table | None:
         try:
             data = path.read_bytes()
         except OSError as error:
             self.problems.append(place.problem(f"cannot read {path}: {error.strerror}"))
             return None
-        actions = Actions(str(path), self._restrictions)
-        table = READERS[type](data, actions)
+        return self._keep(READERS[type], data, Actions(str(path), self._restrictions, values))
+
+    def _keep(self, parse: Callable[[bytes, Actions], Table], data: bytes, actions: Actions) -> Table | None:
+        table = parse(data, actions)
         problems = actions.finish()
         self.problems += problems
         return table if all(problem.warning for problem in problems) else None
 
 
 def _no_table(name: str, type: str) -> str:
-    allowed = f"allowed: {', '.join(f'{known}:FILE' for known in READERS)}"
+    allowed = f"allowed: {', '.join(f'{known}:FILE' for known in READERS)}, inline:{{ KEY=ACTION, ... }}"
     if name.startswith("proxy:"):
         return f"{name!r}: gatekeeper reads the file itself, leave out proxy:; {allowed}"
     if type and type not in READERS:

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Postfix's words (postconf(5)): those that can be had, their old names, and why the others cannot."""
+"""Postfix's words (postconf(5)): those that can be had, their old names, and why the others cannot.
 
-from collections.abc import Mapping
+A word of ours that stands among them: `reject_helo_ours`.
+"""
 
-from gatekeeper.checks import address, client, generic, helo, rbl
+from collections.abc import Mapping, Sequence
+
+from gatekeeper.checks import address, client, generic, helo, rbl, servers
 from gatekeeper.checks.access import (
     Find,
     LookUp,
     find_client,
+    find_etrn,
     find_helo,
     find_recipient,
     find_reverse_client,
@@ -15,9 +19,15 @@ from gatekeeper.checks.access import (
     find_sender,
 )
 from gatekeeper.checks.address import RECIPIENT, SENDER, NonFqdn, UnknownDomain
+from gatekeeper.checks.certificates import CertificateAccess, PermitCertificates, parse_search
 from gatekeeper.checks.dnslist import parse_list
 from gatekeeper.checks.entries import Table
+from gatekeeper.checks.login import LoginMismatch
 from gatekeeper.checks.opinion import Judge, Word
+from gatekeeper.checks.ours import reject_helo_ours
+from gatekeeper.pipeline import CLIENT, ETRN, HELO
+from gatekeeper.pipeline import RECIPIENT as RECIPIENTS
+from gatekeeper.pipeline import SENDER as SENDERS
 
 _HELO, _SENDER, _RECIPIENT = ("helo",), ("sender",), ("recipient",)
 
@@ -28,6 +38,7 @@ _PLAIN: tuple[tuple[str, Judge, tuple[str, ...]], ...] = (
     ("defer_if_permit", generic.DEFER_IF_PERMIT, ()),
     ("defer_if_reject", generic.DEFER_IF_REJECT, ()),
     ("permit_mynetworks", generic.permit_mynetworks, ()),
+    ("permit_inet_interfaces", generic.permit_inet_interfaces, ()),
     ("permit_sasl_authenticated", generic.permit_sasl_authenticated, ()),
     ("reject_plaintext_session", generic.reject_plaintext_session, ()),
     ("reject_multi_recipient_bounce", generic.reject_multi_recipient_bounce, _SENDER),
@@ -36,6 +47,8 @@ _PLAIN: tuple[tuple[str, Judge, tuple[str, ...]], ...] = (
     ("reject_invalid_helo_hostname", helo.reject_invalid_helo_hostname, _HELO),
     ("reject_non_fqdn_helo_hostname", helo.reject_non_fqdn_helo_hostname, _HELO),
     ("reject_unknown_helo_hostname", helo.reject_unknown_helo_hostname, _HELO),
+    ("permit_naked_ip_address", helo.permit_naked_ip_address, _HELO),
+    ("reject_helo_ours", reject_helo_ours, _HELO),
     ("reject_non_fqdn_sender", NonFqdn(SENDER), _SENDER),
     ("reject_non_fqdn_recipient", NonFqdn(RECIPIENT), _RECIPIENT),
     ("reject_unknown_sender_domain", UnknownDomain(SENDER), _SENDER),
@@ -61,7 +74,49 @@ ACCESS_WORDS: Mapping[str, tuple[Find, tuple[str, ...]]] = {
     "check_sender_access": (find_sender, _SENDER),
     "check_recipient_access": (find_recipient, _RECIPIENT),
     "check_sasl_access": (find_sasl, ()),
+    "check_etrn_access": (find_etrn, ()),
 }
+
+_NAMED: tuple[tuple[str, servers.Named, tuple[str, ...]], ...] = (
+    ("client", servers.of_client, ()),
+    ("reverse_client_hostname", servers.of_reverse_client, ()),
+    ("helo", servers.of_helo, _HELO),
+    ("sender", servers.of_sender, _SENDER),
+    ("recipient", servers.of_recipient, _RECIPIENT),
+)
+SERVER_WORDS: Mapping[str, tuple[servers.Named, str, tuple[str, ...]]] = {
+    f"check_{whose}_{type.lower()}_access": (named, type, needs)
+    for whose, named, needs in _NAMED
+    for type in ("A", "MX", "NS")
+}
+CERTIFICATE_ACCESS = "check_ccert_access"
+TABLE_WORDS = (*ACCESS_WORDS, *SERVER_WORDS, CERTIFICATE_ACCESS)
+"""Words with an access table behind them."""
+
+NO_OK = frozenset({"check_reverse_client_hostname_access", *SERVER_WORDS})
+"""Words whose tables may not say OK: whoever owns the address or the name chooses what is looked up."""
+
+BARE_TABLES: Mapping[str, str] = {
+    CLIENT: "check_client_access",
+    HELO: "check_helo_access",
+    SENDERS: "check_sender_access",
+    RECIPIENTS: "check_recipient_access",
+    ETRN: "check_etrn_access",
+}
+"""What a table that stands without a word means, by list."""
+
+LOGIN_WORDS: Mapping[str, tuple[bool, bool, bool]] = {
+    "reject_sender_login_mismatch": (True, True, False),
+    "reject_authenticated_sender_login_mismatch": (True, False, False),
+    "reject_unauthenticated_sender_login_mismatch": (False, True, False),
+    "reject_known_sender_login_mismatch": (True, True, True),
+}
+CERTIFICATE_WORDS: Mapping[str, bool] = {"permit_tls_clientcerts": False, "permit_tls_all_clientcerts": True}
+MAP_WORDS: Mapping[str, str] = {
+    **dict.fromkeys(LOGIN_WORDS, "sender_login_maps"),
+    **dict.fromkeys(CERTIFICATE_WORDS, "relay_clientcerts"),
+}
+"""Words that ask tables of `[policy]`, and which option names those."""
 
 OLD_NAMES: Mapping[str, str] = {
     "reject_invalid_hostname": "reject_invalid_helo_hostname",
@@ -74,11 +129,8 @@ OLD_NAMES: Mapping[str, str] = {
 
 _TABLES = "it needs Postfix's own tables; leave it in main.cf"
 _RELAY = "only Postfix knows where it would send the mail; leave it in main.cf, before check_policy_service"
-_LOGIN = "it needs smtpd_sender_login_maps; leave it in main.cf"
-_LATER = "this version does not know it yet; leave it in main.cf"
 
 REFUSED: Mapping[str, str] = {
-    "permit_inet_interfaces": "only Postfix knows its own addresses; add them to mynetworks, or leave it in main.cf",
     "permit_auth_destination": _RELAY,
     "reject_unauth_destination": _RELAY,
     "defer_unauth_destination": _RELAY,
@@ -89,23 +141,10 @@ REFUSED: Mapping[str, str] = {
     "check_recipient_maps": _TABLES,
     "reject_unverified_sender": "it needs Postfix's verify(8) service; leave it in main.cf",
     "reject_unverified_recipient": "it needs Postfix's verify(8) service; leave it in main.cf",
-    "reject_sender_login_mismatch": _LOGIN,
-    "reject_authenticated_sender_login_mismatch": _LOGIN,
-    "reject_known_sender_login_mismatch": _LOGIN,
-    "reject_unauthenticated_sender_login_mismatch": _LOGIN,
     "reject_unauth_pipelining": "only Postfix sees how commands arrive; leave it in main.cf",
-    "permit_tls_clientcerts": "it needs relay_clientcerts, which only Postfix reads; leave it in main.cf",
-    "permit_tls_all_clientcerts": "only Postfix knows whether it trusts the certificate; leave it in main.cf",
     "check_policy_service": "gatekeeper is a policy service and asks no other; leave it in main.cf",
-    "check_ccert_access": _LATER,
-    "check_etrn_access": _LATER,
-    "permit_naked_ip_address": "Postfix has dropped it; use permit_mynetworks",
-    "reject_maps_rbl": "Postfix has dropped it; use reject_rbl_client ZONE",
-    "sleep": "it would hold up other mail; leave it in main.cf",
-} | {
-    f"check_{whose}_{what}_access": _LATER
-    for whose in ("client", "reverse_client_hostname", "helo", "sender", "recipient")
-    for what in ("a", "mx", "ns")
+    "reject_maps_rbl": "its lists are in maps_rbl_domains, which Postfix has dropped; use reject_rbl_client ZONE",
+    "sleep": "gatekeeper answers at once; leave it in main.cf, where it delays the session as well",
 }
 """Words of Postfix that are not to be had, with the reason and what to do."""
 
@@ -123,9 +162,25 @@ def build_list(word: str, argument: str) -> Word:
     return Word(name, rbl.RejectListed(site, label, subject, f"{'dnsbl' if reason == 'rbl' else reason}.listed"), needs)
 
 
-def build_access(word: str, name: str, table: Table) -> Word:
-    """A restriction with an access table that has been read."""
+def build_access(word: str, name: str, table: Table, attributes: Sequence[str] = ()) -> Word:
+    """A restriction with an access table that has been read; `attributes` are those of check_ccert_access."""
+    if word in SERVER_WORDS:
+        named, type, needs = SERVER_WORDS[word]
+        return Word(f"{word} {name}", servers.ServerAccess(named, type, table), needs)
+    if word == CERTIFICATE_ACCESS:
+        return Word(f"{word} {name}", CertificateAccess(table, tuple(attributes)))
     find, needs = ACCESS_WORDS[word]
     what = word.removeprefix("check_").removesuffix("_access")
-    may_allow = word != "check_reverse_client_hostname_access"  # whoever owns the address writes its PTR
-    return Word(f"{word} {name}", LookUp(f"{what} in {name}", find, table, may_allow), needs)
+    return Word(f"{word} {name}", LookUp(f"{what} in {name}", find, table, word not in NO_OK), needs)
+
+
+def table_of(word: str, argument: str) -> tuple[str, tuple[str, ...]]:
+    """The table that stands behind a word, and what else its argument says. Raises ValueError."""
+    return parse_search(argument) if word == CERTIFICATE_ACCESS else (argument, ())
+
+
+def build_mapped(word: str, tables: Sequence[Table]) -> Word:
+    """A restriction that asks tables of `[policy]`."""
+    if word in CERTIFICATE_WORDS:
+        return Word(word, PermitCertificates(tuple(tables), trusted=CERTIFICATE_WORDS[word]))
+    return Word(word, LoginMismatch(tuple(tables), *LOGIN_WORDS[word]), _SENDER)

@@ -131,6 +131,11 @@ def to_request(attributes: Mapping[str, str]) -> Request:
         encryption_protocol=get("encryption_protocol", ""),
         policy_context=get("policy_context", ""),
         etrn_domain=get("etrn_domain", ""),
+        server_address=parse_address(get("server_address", "")),
+        ccert_subject=get("ccert_subject", ""),
+        ccert_issuer=get("ccert_issuer", ""),
+        ccert_fingerprint=get("ccert_fingerprint", ""),
+        ccert_pubkey_fingerprint=get("ccert_pubkey_fingerprint", ""),
     )
 
 
