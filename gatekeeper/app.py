@@ -27,11 +27,10 @@ from gatekeeper.resolver import Resolver
 from gatekeeper.resolvers import CachingResolver, LiveResolver
 from gatekeeper.restrictions import Restriction
 from gatekeeper.sections import Checks, RestrictionLists
+from gatekeeper.sign_plan import data_set, placed, sign_options, signing_policy
 from gatekeeper.signing.hosts import HostList
-from gatekeeper.signing.keys import KeyFiles
 from gatekeeper.signing.policy import SigningPolicy
 from gatekeeper.signing.signer import SignOptions
-from gatekeeper.signing.tables import KeyTable, SigningTable
 from gatekeeper.store import Clock, Keys, Store
 from gatekeeper.stores import MemoryStore, check_url, open_store
 from gatekeeper.verdict import Decision
@@ -54,16 +53,24 @@ class Plan:
     warnings: tuple[Problem, ...] = ()
 
 
-def prepare(config: Config, *, thorough: bool = False, found: Sequence[Problem] = ()) -> Plan:
+def prepare(
+    config: Config,
+    *,
+    thorough: bool = False,
+    found: Sequence[Problem] = (),
+    lenient: bool = False,
+    old: Plan | None = None,
+) -> Plan:
     """Read everything that `config` names. Raises ConfigError with every problem, those `found` before included;
-    `thorough` validates each key (37 ms for an RSA key), for check-config."""
+    `thorough` validates each key (37 ms for an RSA key), for check-config. `lenient` goes on without keys that cannot
+    be used; `old` is the plan that is at work until this one is."""
     observe = config.mode == "observe"
     reader = _reader(config)
     pipelines = {"": _pipeline(config, reader, config.policy, ("policy",))}
     for name, lists in config.policy.contexts.items():
         pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
     reader.check_classes()
-    signing, problems = _signing(config, thorough)
+    signing, problems = signing_policy(config, thorough=thorough, lenient=lenient, old=old.signing if old else None)
     of_messages, found_there = _of_messages(config)
     problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
     if any(not problem.warning for problem in problems):
@@ -74,7 +81,7 @@ def prepare(config: Config, *, thorough: bool = False, found: Sequence[Problem] 
         pipelines=pipelines,
         milter_pipeline=Pipeline({END_OF_DATA: of_messages}, observe),
         signing=signing,
-        sign_options=config.sign_options,
+        sign_options=sign_options(config),
         lists=reader.lists,
         warnings=tuple(problems),
     )
@@ -119,7 +126,7 @@ def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPa
 def _of_messages(config: Config) -> tuple[tuple[Check, ...], list[Problem]]:
     """The milter's checks, of the methods that are asked."""
     verify = config.verify
-    spec = _spec(config, verify.trusted_forwarders, path=False)
+    spec = data_set(config, verify.trusted_forwarders)
     forwarders, problems = HostList.read(spec, "verify.trusted_forwarders", base=config.folder)
     dmarc = Dmarc(
         obey=verify.dmarc,
@@ -132,7 +139,7 @@ def _of_messages(config: Config) -> tuple[tuple[Check, ...], list[Problem]]:
     )
     checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
     wanted = tuple(check for method, check in checks.items() if method in verify.methods)
-    return wanted, [_placed(config, problem, "verify") for problem in problems]
+    return wanted, [placed(config, problem, "verify") for problem in problems]
 
 
 def _place(config: Config, at: KeyPath, restriction: Restriction) -> Place:
@@ -144,59 +151,6 @@ def _place(config: Config, at: KeyPath, restriction: Restriction) -> Place:
 
 def _at(problem: Problem) -> Place:
     return Place(problem.file, problem.line)
-
-
-def _signing(config: Config, thorough: bool) -> tuple[SigningPolicy, list[Problem]]:
-    """Whom to sign for; without tables nobody, but whose mail is ours is still known."""
-    options, folder = config.signing, config.folder
-    spec = _spec(config, options.key_table or ())
-    keys, problems = KeyTable.read(spec, "signing.key_table", base=folder, files=KeyFiles(_key_owners(config)))
-    spec = _spec(config, options.signing_table or ())
-    table, found = SigningTable.read(spec, keys, "signing.signing_table", base=folder)
-    problems += found
-    if options.internal_hosts is None:
-        hosts = HostList.of_networks(config.mynetworks)
-    else:
-        spec = _spec(config, options.internal_hosts, path=False)
-        hosts, found = HostList.read(spec, "signing.internal_hosts", base=folder)
-        problems += found
-    if thorough:
-        problems += keys.check()
-    policy = SigningPolicy(signing_table=table, key_table=keys, internal_hosts=hosts, without_key=options.without_key)
-    return policy, [*_lonely_table(config), *(_placed(config, problem) for problem in problems)]
-
-
-def _placed(config: Config, problem: Problem, ours: str = "signing") -> Problem:
-    """A problem of a table that is written in our own file, in the section `ours`, at its line there."""
-    section, dot, option = problem.file.partition(".")
-    if section != ours or option not in type(getattr(config, ours)).model_fields:
-        return problem
-    return config.problem((section, option), f"{section}{dot}{option}: {problem.what}", warning=problem.warning)
-
-
-def _lonely_table(config: Config) -> Iterator[Problem]:
-    for there, missing in (("key_table", "signing_table"), ("signing_table", "key_table")):
-        if getattr(config.signing, there) is not None and getattr(config.signing, missing) is None:
-            yield config.problem(("signing", there), f"signing.{there} signs nothing without signing.{missing}")
-
-
-def _spec(config: Config, table: str | tuple[str, ...], *, path: bool = True) -> str | tuple[str, ...]:
-    """The data set in OpenDKIM's words, where a relative path without a prefix would be taken for a comma list.
-
-    With `path`, a lone word cannot be a list: lists of keys have `=` in them.
-    """
-    if not isinstance(table, str) or table.startswith("/"):
-        return table
-    lone = path and not set(table) & set(":=,")
-    return f"file:{table}" if lone or (config.folder / table).is_file() else table
-
-
-def _key_owners(config: Config) -> frozenset[int]:
-    """Who may own private keys besides root: who reads them, and whom the workers become."""
-    try:
-        return frozenset({os.geteuid(), pwd.getpwnam(config.user).pw_uid})
-    except KeyError:
-        return frozenset({os.geteuid()})
 
 
 def _others(config: Config) -> Iterator[Problem]:

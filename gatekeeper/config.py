@@ -30,7 +30,6 @@ from gatekeeper.places import Path as KeyPath
 from gatekeeper.places import Places
 from gatekeeper.problem import ConfigError, Problem
 from gatekeeper.sections import Checks, Dns, Log, Milter, Policy, Section, Signing, StoreOptions, Verify
-from gatekeeper.signing.signer import SignOptions
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
 NOT_YET = ("capture", "metrics", "reports")
@@ -93,17 +92,6 @@ class Config(Section):
             unknown_client_reject_code=self.policy.unknown_client_reject_code,
             unknown_hostname_reject_code=self.policy.unknown_hostname_reject_code,
             unknown_address_reject_code=self.policy.unknown_address_reject_code,
-        )
-
-    @property
-    def sign_options(self) -> SignOptions:
-        """How the signer signs."""
-        header, body = self.signing.canonicalization
-        return SignOptions(
-            header_canonicalization=header,
-            body_canonicalization=body,
-            sign_headers=self.signing.sign_headers,
-            oversign_headers=self.signing.oversign_headers,
         )
 
     def problem(self, path: KeyPath, what: str, *, below: int | None = None, warning: bool = False) -> Problem:

@@ -123,6 +123,13 @@ def _header(value: Any) -> str:
     raise ValueError(f'{value!r} is no name of a header field; allowed: names without colon, as "Subject"')
 
 
+def _changes(names: tuple[str, ...]) -> tuple[str, ...]:
+    odd = next((name for name in names if name[0] in "+-"), "")
+    if odd and "*" not in names:
+        raise ValueError(f'{odd!r} changes the default set, which is named by "*": write "*, {odd}"')
+    return names
+
+
 Hostname = Annotated[str, BeforeValidator(_hostname)]
 Hostnames = Annotated[tuple[Hostname, ...], BeforeValidator(_words)]
 Networks = Annotated[
@@ -140,6 +147,8 @@ RejectCode = Annotated[str, BeforeValidator(_reject_code)]
 Nameservers = Annotated[tuple[Annotated[str, BeforeValidator(_nameserver)], ...], BeforeValidator(_one_or_more)]
 Canonicalization = Annotated[tuple[str, str], PlainValidator(_canonicalization)]
 Headers = Annotated[tuple[Annotated[str, BeforeValidator(_header)], ...], BeforeValidator(_words)]
+HeaderSet = Annotated[Headers, AfterValidator(_changes)]
+"""Names of header fields, or changes of the default set: `*, +name, -name`."""
 Workers = Annotated[StrictInt, Field(ge=1, le=64)]
 Table = Annotated[str | tuple[str, ...], PlainValidator(_table)]
 """A data set as OpenDKIM spells it (`refile:FILE`, a path, a comma list), or its lines as a list."""

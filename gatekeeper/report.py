@@ -22,7 +22,7 @@ from gatekeeper.message import Header, crlf, parse
 from gatekeeper.milter.edits import Edits
 from gatekeeper.milter.session import Session
 from gatekeeper.request import Request, Stage
-from gatekeeper.signing.policy import SigningChoice
+from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from gatekeeper.verdict import printable
 
 _OURS = Request(stage=Stage.END_OF_MESSAGE)
@@ -129,7 +129,7 @@ async def explain(app: App, request: Request, mail: Mail) -> Told:
 
 async def sign(app: App, mail: Mail) -> tuple[bytes, str]:
     """`mail` as it would leave if a submission service handed it in, and why it is signed or not."""
-    choice = app.plan.signing.choose(_OURS, mail.headers, daemon_name=_SUBMISSION)
+    choice = app.plan.signing.choose(_OURS, mail.headers, {DAEMON_NAME: _SUBMISSION})
     edits = await play(app, _OURS, mail, daemon_name=_SUBMISSION)
     return mail.edited(edits), "; ".join([choice.reason, *(f"{note.what}: {note.found}" for note in choice.notes)])
 

@@ -6,9 +6,9 @@ options these are, and nowhere else; `config/gatekeeper.toml` explains each, and
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from gatekeeper.auth.results import ALL_METHODS, Method
 from gatekeeper.checks.access import AccessOptions
@@ -27,6 +27,7 @@ from gatekeeper.options import (
     Facility,
     FileMode,
     Headers,
+    HeaderSet,
     Hostnames,
     Nameservers,
     RejectCode,
@@ -36,6 +37,7 @@ from gatekeeper.options import (
 )
 from gatekeeper.pipeline import LISTS, RECIPIENT
 from gatekeeper.restrictions import Restriction, Restrictions, split
+from gatekeeper.signing.binding import Bind, Mismatch
 from gatekeeper.signing.policy import WithoutKey
 from gatekeeper.signing.signer import SignOptions
 from gatekeeper.units import Duration, PositiveDuration
@@ -125,11 +127,34 @@ _SIGN = SignOptions()
 class Signing(Section):
     key_table: Table | None = None
     signing_table: Table | None = None
+    multiple_signatures: StrictBool = False
+    domains: Table = ()
+    subdomains: StrictBool = False
+    selector: StrictStr = ""
+    key_file: StrictStr = ""
     internal_hosts: Table | None = None
+    daemon_names: Table = ("ORIGINATING",)
+    macros: Table = ()
+    peers: Table = ()
+    external_ignore: Table = ()
+    exempt_domains: Table = ()
+    sender_headers: Headers = ("From",)
+    dont_sign_to: Table = ()
+    bind: Bind = Bind.NONE
+    sender_logins: Table = ()
+    mismatch: Mismatch = Mismatch.UNSIGNED
     canonicalization: Canonicalization = ("relaxed", "simple")
-    sign_headers: Headers = _SIGN.sign_headers
+    sign_headers: HeaderSet = _SIGN.sign_headers
+    omit_headers: HeaderSet = _SIGN.omit_headers
     oversign_headers: Headers = _SIGN.oversign_headers
+    signature_ttl: Duration = 0.0
+    body_length: Annotated[StrictInt, Field(ge=0)] | None = None
+    request_reports: StrictBool = False
+    remove_old_signatures: StrictBool = False
     without_key: WithoutKey = WithoutKey.TEMPFAIL
+    safe_keys: StrictBool = True
+    minimum_key_bits: Annotated[StrictInt, Field(ge=1024)] = 1024
+    algorithm: Literal["", "rsa-sha256", "ed25519-sha256"] = ""
 
 
 class Checks(Section):

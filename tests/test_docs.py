@@ -28,6 +28,7 @@ NO_FIXED_DEFAULT = {
     "signing.key_table",
     "signing.signing_table",
     "signing.internal_hosts",
+    "signing.body_length",
 }
 """Options shown by an example: unset by default, or as the machine is."""
 

@@ -8,7 +8,7 @@ import pytest
 from gatekeeper.message import Header
 from gatekeeper.request import Client, Request, Stage
 from gatekeeper.signing.hosts import HostList
-from gatekeeper.signing.policy import SigningChoice, SigningPolicy, WithoutKey
+from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice, SigningPolicy, WithoutKey
 from gatekeeper.signing.tables import KeyTable, SigningTable
 from tests.signing_world import ed25519_pem, rsa_pem
 
@@ -47,7 +47,7 @@ def choose(
 ) -> SigningChoice:
     request = Request(stage=Stage.END_OF_MESSAGE, client=client, sasl_user=sasl_user)
     headers = [*fields, *(Header(b"From", b" " + value.encode()) for value in values), Header(b"To", b" a@example.net")]
-    return policy.choose(request, headers, daemon_name=daemon_name)
+    return policy.choose(request, headers, {DAEMON_NAME: daemon_name})
 
 
 def notes(choice: SigningChoice) -> list[str]:
@@ -80,7 +80,7 @@ def test_why_mail_is_signed_is_written_down_condition_by_condition() -> None:
 
 
 def test_mail_from_outside_is_not_signed_and_no_condition_is_left_out() -> None:
-    choice = choose(policy(), "joe@example.com", client=OUTSIDE, daemon_name="smtpd")
+    choice = choose(policy(), "joe@example.net", client=OUTSIDE, daemon_name="smtpd")
     assert ("sign.not_origin", "", ()) == (choice.reason, choice.origin, choice.identities)
     told = "the daemon is smtpd, nobody has authenticated, and mx.example.net[198.51.100.7] is not internal"
     assert [f"signing: not ours: {told}"] == notes(choice)

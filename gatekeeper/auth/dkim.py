@@ -9,7 +9,7 @@ wrote is in it but domains in normal form. Nothing is raised for what a message 
 import asyncio
 import logging
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -65,21 +65,34 @@ class DkimVerifier:
     """The signatures of one message. Feed the body with `update`; `fetch` may run meanwhile; then ask `results`.
 
     `now` is seconds since the epoch. The body must have CRLF line ends, as on the wire. `digests` may be asked for more
-    than DKIM needs, before the body comes.
+    than DKIM needs, before the body comes. Only signatures that are `wanted` are looked at.
     """
 
-    def __init__(self, headers: Sequence[Header], *, now: float, max_signatures: int = MAX_SIGNATURES) -> None:
+    def __init__(
+        self,
+        headers: Sequence[Header],
+        *,
+        now: float,
+        max_signatures: int = MAX_SIGNATURES,
+        wanted: Callable[[Signature], bool] = lambda signature: True,
+    ) -> None:
         self._headers = headers
         self.now = now
         places = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
         self._ignored = max(0, len(places) - max_signatures)
-        self._signatures = [(index, parse_signature(headers[index])) for index in places[:max_signatures]]
+        signatures = ((index, parse_signature(headers[index])) for index in places[:max_signatures])
+        self._signatures = [(index, signature) for index, signature in signatures if wanted(signature)]
         self.digests = Digests(headers)
         for _, signature in self._signatures:
             if not signature.problem:
                 self.digests.want(signature)
         self._keys: dict[str, Answer | DNSError] = {}
         self._results: tuple[Dkim, ...] | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Whether there is a signature to verify."""
+        return bool(self._signatures)
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -101,6 +114,11 @@ class DkimVerifier:
         if self._results is None:
             self._results = self._verify_all()
         return self._results
+
+    def results_with(self, keys: Mapping[str, Answer]) -> tuple[Dkim, ...]:
+        """The findings by `keys`, the key records by their names, instead of the DNS. Ends the body."""
+        self._keys = dict(keys)
+        return self._verify_all()
 
     def _verify_all(self) -> tuple[Dkim, ...]:
         found = []

@@ -63,6 +63,12 @@ def forged_results(
     return tuple(reversed(removals))
 
 
+def every(headers: Sequence[Header], name: str) -> tuple[Remove, ...]:
+    """Removals, back to front, of every field called `name`."""
+    count = sum(field.name.lower() == name.lower().encode() for field in headers)
+    return tuple(Remove(name, index) for index in range(count, 0, -1))
+
+
 def insertion(field: Header) -> Insert:
     """`field` in the form that a milter passes it to Postfix, which makes each LF a CRLF again."""
     return Insert(field.name.decode("ascii"), field.value.decode("ascii").replace("\r\n", "\n"))

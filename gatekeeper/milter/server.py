@@ -50,7 +50,7 @@ _NO_REPLY = (
     | milter.P_NR_BODY
 )
 _STEPS = _NO_REPLY | milter.P_HDR_LEADSPC | milter.P_NOUNKNOWN | milter.P_NODATA
-_ACTIONS = milter.ADDHDRS | milter.CHGHDRS | milter.QUARANTINE
+_ACTIONS = milter.ADDHDRS | milter.CHGHDRS | milter.QUARANTINE | milter.SETSYMLIST
 
 P = ParamSpec("P")
 
@@ -244,7 +244,16 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         if work is not None:
             loop.call_soon_threadsafe(work)
 
+    wanted = app.plan.signing.macros.names
+
+    def macros(ctx: Any) -> dict[str, str]:
+        """The macros of MacroList that Postfix has sent by now, with the connection or with the message."""
+        return {name: _macro(ctx, name) for name in wanted}
+
     def negotiate(ctx: Any, options: list[int]) -> int:
+        if wanted and options[0] & milter.SETSYMLIST:
+            # What is asked for takes the place of milter_end_of_header_macros, which has the queue id.
+            ctx.setsymlist(milter.M_EOH, " ".join(["i", *wanted]))
         options[0] &= _ACTIONS
         options[1] &= _STEPS
         options[2] = options[3] = 0
@@ -271,11 +280,12 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
     def mail(ctx: Any, connection: _Connection, sender: bytes, *parameters: bytes) -> None:
         forget(connection.session)
         user, method = _macro(ctx, "{auth_authen}"), _macro(ctx, "{auth_type}")
-        ahead(connection.session.mail(_text(sender), sasl_user=user, sasl_method=method))
+        session = connection.session
+        ahead(session.mail(_text(sender), sasl_user=user, sasl_method=method, macros=macros(ctx)))
 
     @_guarded
     def end_of_header(ctx: Any, connection: _Connection) -> None:
-        ahead(connection.session.end_of_header(queue_id=_macro(ctx, "i")))
+        ahead(connection.session.end_of_header(queue_id=_macro(ctx, "i"), macros=macros(ctx)))
 
     def judge(session: Session) -> Edits:
         judged = asyncio.run_coroutine_threadsafe(session.end_of_message(), loop)

@@ -12,7 +12,7 @@ a key is found for it, never judged. Everything else is judged, never signed.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -22,18 +22,21 @@ from gatekeeper.auth.results import Method, authentication_results, says_nothing
 from gatekeeper.facts import Facts
 from gatekeeper.log import decision_line
 from gatekeeper.message import Header
-from gatekeeper.milter.edits import Edits, Insert, Remove, forged_results, insertion
+from gatekeeper.milter.edits import Edits, Insert, Remove, every, forged_results, insertion
 from gatekeeper.pipeline import END_OF_DATA
 from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
-from gatekeeper.signing.policy import SigningChoice
+from gatekeeper.signing.again import Again
+from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from gatekeeper.signing.signer import Signer
-from gatekeeper.verdict import PASS, Decision, Outcome, Step, Verdict, printable, reject
+from gatekeeper.verdict import PASS, Decision, Note, Outcome, Step, Verdict, printable
 
 logger = logging.getLogger(__name__)
 
 JUDGING_TIMEOUT = 30.0
 """Seconds that all facts of one message may take together, before it goes on without them."""
 
+
+_NO_MACROS: Mapping[str, str] = {}
 
 Ahead = Callable[[], None]
 """Begins to find something out; to be called on the event loop, and not waited for."""
@@ -45,7 +48,11 @@ class Message:
     def __init__(self, facts: Facts, request: Request) -> None:
         self.facts = facts
         self.request = request
+        self.macros: dict[str, str] = {}
+        self.recipients: list[str] = []
         self.headers: list[Header] = []
+        self.exempt = False
+        self.again: Again | None = None
         self.choice: SigningChoice | None = None
         self.signer: Signer | None = None
         self.verifier: DkimVerifier | None = None
@@ -59,21 +66,28 @@ class Session:
         self._leading_space = leading_space
         self._client = Client()
         self._helo = ""
-        self._daemon_name = ""
+        self._macros: Mapping[str, str] = {}
+        self._peer = False
         self._message: Message | None = None
 
     def connect(self, name: str, address: str, port: int | None, *, daemon_name: str = "") -> None:
         """A client has connected. `name` is its confirmed name or, as Postfix writes it then, `[address]`."""
         unnamed = not name or name.startswith("[") or name == UNKNOWN
         self._client = Client(address=parse_address(address), name=UNKNOWN if unnamed else name, port=port)
-        self._daemon_name = daemon_name
+        self._macros = {DAEMON_NAME: daemon_name}
+        self._peer = bool(self._app.plan.signing.peers.find(self._client))
 
     def helo(self, name: str) -> None:
         """The client has said HELO or EHLO."""
         self._helo = name
 
-    def mail(self, sender: str, *, sasl_user: str = "", sasl_method: str = "") -> Ahead | None:
-        """A message begins. `sender` may stand in its angle brackets. Offers to start SPF and iprev."""
+    def mail(
+        self, sender: str, *, sasl_user: str = "", sasl_method: str = "", macros: Mapping[str, str] = _NO_MACROS
+    ) -> Ahead | None:
+        """A message begins. `sender` may stand in its angle brackets, `macros` are those of MacroList that are set.
+        Offers to start SPF and iprev."""
+        if self._peer:
+            return None
         request = Request(
             stage=Stage.END_OF_MESSAGE,
             client=self._client,
@@ -82,55 +96,57 @@ class Session:
             sasl_user=sasl_user,
             sasl_method=sasl_method,
         )
-        self._message = Message(self._app.facts(request), request)
+        message = self._message = Message(self._app.facts(request), request)
+        message.macros = {**self._macros, **macros}
         envelope = {Method.SPF, Method.IPREV, Method.DMARC} & set(self._app.plan.config.verify.methods)
-        return self._message.facts.start_envelope if envelope and self._judges(request) else None
+        return message.facts.start_envelope if envelope and self._judges(message) else None
 
     def rcpt(self, recipient: str) -> None:
         """A recipient that Postfix has accepted."""
         if self._message is not None:
             request = self._message.request
             self._message.request = replace(request, recipient_count=request.recipient_count + 1)
+            if self._app.plan.signing.never_to:
+                self._message.recipients.append(_bare(recipient))
 
     def header(self, name: bytes, value: bytes) -> None:
         """One header field, folds as CRLF."""
         if self._message is not None:
             self._message.headers.append(Header(name, value if self._leading_space else b" " + value))
 
-    def end_of_header(self, *, queue_id: str = "") -> Ahead | None:
+    def end_of_header(self, *, queue_id: str = "", macros: Mapping[str, str] = _NO_MACROS) -> Ahead | None:
         """The header is complete: decide whether to sign or to judge. Offers to fetch the keys of the signatures."""
         message = self._message
         if message is None:
             return None
         message.request = replace(message.request, queue_id=queue_id)
-        if not self._judges(message.request):
+        message.macros.update(macros)
+        if self._app.plan.signing.exempted(message.headers):
+            message.exempt = True
+            return None
+        if "s" in self._app.plan.config.milter.mode:
             self._choose(message)
-            if not self._judges_ours(message):
-                return None
+        if not (self._judges(message) or self._judges_ours(message)):
+            return None
         message.verifier = DkimVerifier(message.headers, now=self._app.clock())
         message.facts.add_message(message.headers, message.verifier)
         return message.facts.start_prefetch
 
-    def _judges_ours(self, message: Message) -> bool:
-        """OpenDKIM also verifies what is ours when it finds no key to sign it with."""
-        config, choice = self._app.plan.config, message.choice
-        unsigned = choice is None or not (choice.identities or choice.defer)
-        return config.verify.unsigned_ours and "v" in config.milter.mode and unsigned
-
     def _choose(self, message: Message) -> None:
-        """Find the identities that sign, if this milter signs and the message is ours."""
-        plan = self._app.plan
-        if "s" not in plan.config.milter.mode or not plan.signing.origin(message.request, self._daemon_name):
-            return
-        choice = message.choice = plan.signing.choose(message.request, message.headers, daemon_name=self._daemon_name)
+        """Find the identities that sign."""
+        plan, headers, now = self._app.plan, message.headers, self._app.clock()
+        choice = plan.signing.choose(message.request, headers, message.macros, message.recipients)
+        message.choice = choice
         if choice.identities:
-            message.signer = Signer(message.headers, choice.identities, plan.sign_options, self._app.clock())
+            signer = message.signer = Signer(headers, choice.identities, plan.sign_options, now)
+            if not plan.sign_options.remove_old:
+                message.again = Again.seen(headers, choice.identities, signer.names, now)
 
     def body(self, chunk: bytes) -> None:
         """The next bytes of the body."""
         message = self._message
         if message is not None:
-            for reader in (message.signer, message.verifier):
+            for reader in (message.signer, message.again, message.verifier):
                 if reader is not None:
                     reader.update(chunk)
 
@@ -148,7 +164,7 @@ class Session:
         message = self._message
         if message is None:
             return Edits()
-        if message.verifier is not None:
+        if message.verifier is not None or message.exempt:
             return None
         self._message = None
         return self._in_this_mode(self._sign(message))
@@ -157,7 +173,7 @@ class Session:
         message, self._message = self._message, None
         assert message is not None
         try:
-            return self._in_this_mode(await self._judge(message))
+            return Edits() if message.exempt else self._in_this_mode(await self._judge(message))
         finally:
             message.facts.close()
 
@@ -169,10 +185,15 @@ class Session:
         message, self._message = self._message, None
         return message.facts if message is not None else None
 
-    def _judges(self, request: Request) -> bool:
-        return "v" in self._app.plan.config.milter.mode and not self._app.plan.signing.origin(
-            request, self._daemon_name
-        )
+    def _judges(self, message: Message) -> bool:
+        plan = self._app.plan
+        return "v" in plan.config.milter.mode and not plan.signing.origin(message.request, message.macros)
+
+    def _judges_ours(self, message: Message) -> bool:
+        """OpenDKIM also verifies what is ours when it finds no key to sign it with."""
+        config, choice = self._app.plan.config, message.choice
+        unsigned = choice is None or not (choice.identities or choice.reply)
+        return config.verify.unsigned_ours and "v" in config.milter.mode and unsigned
 
     async def _judge(self, message: Message) -> Edits:
         """Tell what SPF, DKIM and DMARC say, and do what the checks make of it."""
@@ -186,9 +207,12 @@ class Session:
         except TimeoutError:
             logger.error("%s: no judgement within %g s; it goes on without", message.request.queue_id, JUDGING_TIMEOUT)  # noqa: TRY400 (nothing broke)
             return Edits(removals=removals)
-        _log(decision)
+        told = decision
+        if message.choice is not None and message.choice.reason != "sign.not_origin":
+            told = replace(decision, steps=(*decision.steps, _step(message.choice, PASS)))
+        _log(told)
         await context.settle(decision)
-        return _edits(decision, removals, (*(() if silent else (insertion(results),)), *self._software(message)))
+        return _edits(told, removals, (*(() if silent else (insertion(results),)), *self._software(message)))
 
     def _authserv_id(self, message: Message) -> str:
         ours, queue_id = self._app.site.authserv_id, message.request.queue_id
@@ -218,22 +242,33 @@ class Session:
             removals = self._forged(message)
         if choice is None:
             return Edits(removals=removals)
-        verdict = Verdict(Outcome.PASS, choice.reason)
         insertions: tuple[Insert, ...] = ()
-        if choice.defer:
-            verdict = reject(choice.reason, "451", "4.7.5", "This message cannot be signed right now; try again later")
-        elif message.signer is not None:
-            insertions = tuple(insertion(field) for field in message.signer.signatures()) + self._software(message)
-        step = Step(END_OF_DATA, "sign", verdict, choice.notes)
-        told = verdict if choice.defer else PASS
-        decision = Decision(request, told, (step,), told)
-        _log(decision)
+        if message.signer is not None:
+            done = message.again.holding() if message.again is not None else []
+            insertions = tuple(insertion(field) for field in message.signer.signatures(without=done))
+            if insertions:
+                insertions += self._software(message)
+            else:
+                choice = replace(choice, reason="sign.already", notes=(*choice.notes, _SIGNED_BEFORE))
+            if self._app.plan.sign_options.remove_old:
+                removals += every(message.headers, "DKIM-Signature")
+        told = choice.reply or PASS
+        decision = Decision(request, told, (_step(choice, told),), told)
+        _log(decision, logging.WARNING if choice.missed else logging.INFO)
         return _edits(decision, removals, insertions)
 
 
-def _log(decision: Decision) -> None:
-    if logger.isEnabledFor(logging.INFO):
-        logger.info("%s", decision_line(decision, "milter"))
+_SIGNED_BEFORE = Note("signing", "it bears our signature already, and that holds")
+
+
+def _step(choice: SigningChoice, told: Verdict) -> Step:
+    verdict = told if told.refuses else Verdict(Outcome.PASS, choice.reason)
+    return Step(END_OF_DATA, "sign", verdict, choice.notes)
+
+
+def _log(decision: Decision, level: int = logging.INFO) -> None:
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s", decision_line(decision, "milter"))
     if logger.isEnabledFor(logging.DEBUG):
         for step in decision.steps:
             for note in step.notes:

@@ -14,6 +14,7 @@ import re
 import stat
 from base64 import b64decode, b64encode
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
@@ -43,6 +44,14 @@ class BadKey(Exception):
     """A private key cannot be used. The text says why and how to mend it, and holds nothing of the key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What a key must be to be used: how long an RSA key, and which `a=` (empty: any)."""
+
+    minimum_bits: int = MINIMUM_BITS
+    algorithm: str = ""
+
+
 class PrivateKey:
     """An RSA or Ed25519 private key: PEM (PKCS#1 or PKCS#8), or base64 of DER, or of an Ed25519 seed of 32 bytes.
 
@@ -50,11 +59,12 @@ class PrivateKey:
     time again.
     """
 
-    __slots__ = ("_bits", "_data", "_key", "origin")
+    __slots__ = ("_bits", "_data", "_demands", "_key", "origin")
 
-    def __init__(self, data: bytes, origin: str) -> None:
+    def __init__(self, data: bytes, origin: str, demands: Demands = Demands()) -> None:
         self.origin = origin
         self._data = data
+        self._demands = demands
         self._key: RSAPrivateKey | Ed25519PrivateKey | None = None
         self._bits = 0
 
@@ -63,6 +73,19 @@ class PrivateKey:
 
     def __reduce__(self) -> str:
         raise TypeError("a private key is not pickled")
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can sign; parses the key."""
+        try:
+            self._parsed()
+        except BadKey:
+            return False
+        return True
+
+    def same(self, other: "PrivateKey") -> bool:
+        """Whether both are written alike."""
+        return self._data == other._data
 
     @property
     def kind(self) -> str:
@@ -111,8 +134,10 @@ class PrivateKey:
 
     def _parsed(self) -> RSAPrivateKey | Ed25519PrivateKey:
         if self._key is None:
-            self._key = _load(self._data, validate=False)
-            self._bits = self._key.key_size if isinstance(self._key, RSAPrivateKey) else 256
+            key = _load(self._data, validate=False)
+            self._bits = key.key_size if isinstance(key, RSAPrivateKey) else 256
+            _demand(self._demands, key)
+            self._key = key
         return self._key
 
 
@@ -134,6 +159,14 @@ def _load(data: bytes, *, validate: bool) -> RSAPrivateKey | Ed25519PrivateKey:
     if key.key_size < MINIMUM_BITS:
         raise BadKey(f"an RSA key of {key.key_size} bits is never valid (RFC 8301); make one of {RECOMMENDED_BITS}")
     return key
+
+
+def _demand(demands: Demands, key: RSAPrivateKey | Ed25519PrivateKey) -> None:
+    kind = "rsa" if isinstance(key, RSAPrivateKey) else "ed25519"
+    if demands.algorithm and ALGORITHMS[demands.algorithm] != kind:
+        raise BadKey(f"it is an {kind} key, and signing.algorithm wants {demands.algorithm}")
+    if isinstance(key, RSAPrivateKey) and key.key_size < demands.minimum_bits:
+        raise BadKey(f"it has {key.key_size} bits, and signing.minimum_key_bits wants {demands.minimum_bits}")
 
 
 def _der(data: bytes) -> bytes:
@@ -158,7 +191,10 @@ class KeyFiles:
     OpenDKIM's RequireSafeKeys refuses make a key unusable; without `require_safe` they are a warning.
     """
 
-    def __init__(self, owners: Collection[int] | None = None, *, require_safe: bool = True) -> None:
+    def __init__(
+        self, owners: Collection[int] | None = None, *, require_safe: bool = True, demands: Demands = Demands()
+    ) -> None:
+        self.demands = demands
         self._owners = frozenset({os.geteuid()} if owners is None else owners)
         self._warn = not require_safe
         self._keys: dict[str, PrivateKey | None] = {}
@@ -193,7 +229,7 @@ class KeyFiles:
             reason = error.strerror if isinstance(error, OSError) else "not a path"
             return None, [Problem(name, 0, f"cannot read the private key: {reason}")]
         problems = self._unsafe_file(name, status) + self._unsafe_folders(Path(name).parent)
-        return (None if problems and not self._warn else PrivateKey(data, name)), problems
+        return (None if problems and not self._warn else PrivateKey(data, name, self.demands)), problems
 
     def _unsafe_file(self, name: str, status: os.stat_result) -> list[Problem]:
         found = []

@@ -1,28 +1,38 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sign or verify? OpenDKIM's decision, with a note for each condition: "why is it not signing?" has an answer.
 
-A message is ours if the daemon's name says so (`{daemon_name}`, by custom ORIGINATING in the submission service), if
-its sender has authenticated, or if the client is internal. It is signed if the SigningTable has a rule for the
-address in From (or in another of `sender_headers`) and the KeyTable the key. The envelope sender is never consulted.
+A message is ours if the daemon's name says so (`{daemon_name}`, by custom ORIGINATING in the submission service), if a
+macro of MacroList does, if its sender has authenticated, or if the client is internal. It is signed if the SigningTable
+has a rule for the address in From (or in another of `sender_headers`) and the KeyTable the key. The envelope sender is
+consulted only if a binding asks for it (binding.py).
 
 Never signed: several From fields, and what could be read as being from several domains.
 
-Reason codes: sign.ok, sign.not_origin, sign.no_from, sign.ambiguous_from, sign.no_match (no rule for this sender),
-sign.no_key (the rule's key is not in the KeyTable), sign.bad_key (it is, but cannot be used).
+Reason codes: sign.ok, sign.previous_key (with the key before the last reload), sign.not_origin, sign.external (nor is
+it ours, but it uses a domain of ours), sign.no_from, sign.ambiguous_from, sign.exempt, sign.no_match (no rule for this
+sender), sign.recipient (mail to it is never signed), sign.unbound (the user may not sign for this sender), sign.no_key
+(the rule's key is not in the KeyTable), sign.bad_key (it is, but cannot be used), sign.already (see again.py).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gatekeeper.auth.domain import is_within
 from gatekeeper.message import Header
 from gatekeeper.request import Request
+from gatekeeper.signing.binding import Binding, Mismatch
 from gatekeeper.signing.hosts import HostList
 from gatekeeper.signing.keys import BadKey
+from gatekeeper.signing.names import MacroList, NameSet
 from gatekeeper.signing.sender import Sender, parse_senders
 from gatekeeper.signing.signer import Identity
-from gatekeeper.signing.tables import KeyTable, Rule, SigningTable
-from gatekeeper.verdict import Note
+from gatekeeper.signing.tables import KeyTable, Rule, SigningTable, TableKey
+from gatekeeper.verdict import Note, Verdict, reject
+
+DAEMON_NAME = "{daemon_name}"
+"""The milter macro with the name of the service, set with milter_macro_daemon_name in master.cf."""
+_NO_MACROS: Mapping[str, str] = {}
 
 
 class WithoutKey(StrEnum):
@@ -31,65 +41,134 @@ class WithoutKey(StrEnum):
     TEMPFAIL = "tempfail"
     """Deferred, as OpenDKIM does: it can still leave signed once the key is mended."""
     UNSIGNED = "unsigned"
+    PREVIOUS = "previous"
+    """Signed with the key that had its name before the last reload; deferred if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigningChoice:
     """`identities` sign, if there are any. `origin` says why the message is ours, and is empty if it is not: then it
-    is to be verified. With `defer`, the message must be deferred, because its key cannot be used."""
+    is to be verified. With a `reply` it is to be deferred or refused. `missed` marks a message that looks as if it
+    should have been signed, and is not."""
 
     identities: tuple[Identity, ...]
     reason: str
     notes: tuple[Note, ...]
     origin: str = ""
-    defer: bool = False
+    reply: Verdict | None = None
+    missed: bool = False
+
+    @property
+    def defer(self) -> bool:
+        """Whether the message must wait, because its key cannot be used."""
+        return self.reply is not None and self.reply.code.startswith("4")
 
 
 class _NotSigned(Exception):
-    """A condition that is not met: the reason code, and the note that goes with it."""
+    """A condition that is not met: the reason code, the note that goes with it, and whether one would not expect it."""
 
-    def __init__(self, reason: str, what: str, found: str) -> None:
+    def __init__(
+        self, reason: str, what: str, found: str, *, missed: bool = True, reply: Verdict | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.note = Note(what, found)
+        self.missed = missed
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningPolicy:
-    """Whom to sign for. `daemon_names` is OpenDKIM's MTA, `sender_headers` its SenderHeaders, and `multiple` its
-    MultipleSignatures: all rules that match sign, not only the first."""
+    """Whom to sign for. `daemon_names` is OpenDKIM's MTA, `macros` its MacroList, `exempt` ExemptDomains, `never_to`
+    DontSignMailTo, `peers` PeerList, `external` ExternalIgnoreList; with `multiple` (MultipleSignatures) all rules that
+    match sign, not only the first. Mail from `local_domains` (`.example.com`: all below it) is expected to be signed.
+    """
 
     signing_table: SigningTable
     key_table: KeyTable
     internal_hosts: HostList
-    daemon_names: tuple[str, ...] = ("ORIGINATING",)
+    daemon_names: NameSet = field(default_factory=lambda: NameSet("ORIGINATING"))
+    macros: MacroList = field(default_factory=MacroList)
+    peers: HostList = field(default_factory=HostList)
+    external: HostList = field(default_factory=HostList)
+    exempt: NameSet = field(default_factory=NameSet)
+    never_to: NameSet = field(default_factory=NameSet)
     sender_headers: tuple[str, ...] = ("From",)
+    binding: Binding = field(default_factory=Binding)
     multiple: bool = False
     without_key: WithoutKey = WithoutKey.TEMPFAIL
+    local_domains: tuple[str, ...] = ()
 
-    def origin(self, request: Request, daemon_name: str = "") -> str:
+    def origin(self, request: Request, macros: Mapping[str, str] = _NO_MACROS) -> str:
         """Why the message is ours, in words; empty if it is not."""
-        if daemon_name in self.daemon_names:
+        daemon_name = macros.get(DAEMON_NAME, "")
+        if daemon_name and self.daemon_names.find(daemon_name):
             return f"the daemon is {daemon_name}"
+        if found := self.macros.find(macros):
+            return f"the macro {found}"
         if request.sasl_user or request.sasl_method:
             return f"authenticated as {request.sasl_user}"
         entry = self.internal_hosts.find(request.client)
         return f"the client is internal by {entry}" if entry else ""
 
-    def choose(self, request: Request, headers: Sequence[Header], *, daemon_name: str = "") -> SigningChoice:
+    def exempted(self, headers: Sequence[Header]) -> str:
+        """The entry of ExemptDomains by which this mail is left alone; empty if it is not."""
+        if not self.exempt:
+            return ""
+        try:
+            return self.exempt.find(self._sender(headers).domain)
+        except _NotSigned:
+            return ""
+
+    def choose(
+        self,
+        request: Request,
+        headers: Sequence[Header],
+        macros: Mapping[str, str] = _NO_MACROS,
+        recipients: Iterable[str] = (),
+    ) -> SigningChoice:
         """Decide for one message, at the end of its header. Never raises."""
-        origin = self.origin(request, daemon_name)
+        origin = self.origin(request, macros)
         if not origin:
-            return SigningChoice((), "sign.not_origin", (Note("signing", _foreign(request, daemon_name)),))
+            return self._foreign(request, headers, macros)
         notes = [Note("signing", origin)]
         try:
             sender = self._sender(headers)
-            identities, broken = self._identities(self._rules(sender), sender.domain, notes)
-        except _NotSigned as reason:
-            return SigningChoice((), reason.reason, (*notes, reason.note), origin)
-        if broken and self.without_key is WithoutKey.TEMPFAIL:
-            return SigningChoice((), broken, tuple(notes), origin, defer=True)
-        return SigningChoice(identities, "sign.ok" if identities else broken, tuple(notes), origin)
+            rules = self._rules(sender)
+            self._may_sign(request, sender, recipients)
+            identities, broken = self._identities(rules, sender.domain, notes)
+        except _NotSigned as why:
+            return SigningChoice((), why.reason, (*notes, why.note), origin, why.reply, why.missed)
+        if broken and self.without_key is not WithoutKey.UNSIGNED:
+            return SigningChoice((), broken, tuple(notes), origin, _later(broken), missed=True)
+        reason = "sign.previous_key" if any(identity.previous for identity in identities) else "sign.ok"
+        return SigningChoice(identities, reason if identities else broken, tuple(notes), origin, missed=bool(broken))
+
+    def _foreign(self, request: Request, headers: Sequence[Header], macros: Mapping[str, str]) -> SigningChoice:
+        """Not ours: say which condition does not hold, and whether the mail uses one of our domains."""
+        client = request.client
+        what = (
+            f"not ours: the daemon is {macros.get(DAEMON_NAME) or 'not named'}, nobody has authenticated, "
+            f"and {client.name}[{client.address}] is not internal"
+        )
+        if self.macros.names:
+            what += f"; of the macros {' '.join(self.macros.names)} none is set as wanted"
+        notes = [Note("signing", what)]
+        if (domain := self._hosted(headers)) and not self.external.find(client):
+            notes.append(Note("From", f"an external host sends as {domain}"))
+            return SigningChoice((), "sign.external", tuple(notes))
+        return SigningChoice((), "sign.not_origin", tuple(notes))
+
+    def _hosted(self, headers: Sequence[Header]) -> str:
+        """The sender's domain, if we would sign for it."""
+        if not len(self.signing_table):
+            return ""
+        try:
+            sender = self._sender(headers)
+        except _NotSigned:
+            return ""
+        rule = next(self.signing_table.match(sender.user, sender.domain), None)
+        return sender.domain if rule is not None and not rule.is_for_all else ""
 
     def _sender(self, headers: Sequence[Header]) -> Sender:
         if not (authors := _values(headers, "From")):
@@ -104,8 +183,26 @@ class SigningPolicy:
     def _rules(self, sender: Sender) -> list[Rule]:
         rules = list(self.signing_table.match(sender.user, sender.domain))
         if not rules:
-            raise _NotSigned("sign.no_match", "signing table", f"no line for {sender}")
+            local = self._is_local(sender.domain)
+            found = f"no line for {sender}" + (f", though {sender.domain} is a domain of ours" if local else "")
+            raise _NotSigned("sign.no_match", "signing table", found, missed=local)
         return rules if self.multiple else rules[:1]
+
+    def _is_local(self, domain: str) -> bool:
+        return any(
+            is_within(domain, name[1:]) and domain != name[1:] if name.startswith(".") else domain == name
+            for name in self.local_domains
+        )
+
+    def _may_sign(self, request: Request, sender: Sender, recipients: Iterable[str]) -> None:
+        """Raise what forbids to sign for a sender who is in the table."""
+        for recipient in recipients if self.never_to else ():
+            if entry := self.never_to.find(recipient):
+                raise _NotSigned("sign.recipient", "dont_sign_to", f"mail to {entry} is not signed", missed=False)
+        if objection := self.binding.objection(request, sender):
+            refused = reject("sign.unbound", "550", "5.7.1", f"You may not send mail from {sender.domain}")
+            reply = refused if self.binding.mismatch is Mismatch.REJECT else None
+            raise _NotSigned("sign.unbound", f"bind = {self.binding.bind}", objection, reply=reply)
 
     def _identities(self, rules: Sequence[Rule], domain: str, notes: list[Note]) -> tuple[tuple[Identity, ...], str]:
         """The identities that can sign, and the reason code of the first that cannot, or nothing."""
@@ -115,7 +212,7 @@ class SigningPolicy:
             notes.append(Note("signing table", f"{rule.place}: {rule.pattern}"))
             name = rule.key_for(domain)
             try:
-                identity = self._identity(name, rule, domain)
+                identity = self._identity(name, rule, domain, notes)
             except _NotSigned as reason:
                 notes.append(reason.note)
                 broken = broken or reason.reason
@@ -124,26 +221,34 @@ class SigningPolicy:
                 identities.append(identity)
         return tuple(identities), broken
 
-    def _identity(self, name: str, rule: Rule, domain: str) -> Identity:
+    def _identity(self, name: str, rule: Rule, domain: str, notes: list[Note]) -> Identity:
         key = self.key_table.find(name, domain)
-        if key is None:
-            raise _NotSigned("sign.no_key", f"key {name}", "not in the KeyTable")
-        if key.private is None:
-            raise _NotSigned("sign.bad_key", f"key {name}", f"{key.location} could not be read when we started")
         try:
-            key.private.kind  # noqa: B018  # parses the key, at its first use
-        except BadKey as bad:
-            raise _NotSigned("sign.bad_key", f"key {name}", f"{key.private.origin}: {bad}") from None
-        return Identity(key.domain, key.selector, key.private, rule.signer_for(domain))
+            return _usable(name, key, rule.signer_for(domain))
+        except _NotSigned as reason:
+            previous = self.key_table.previous(name, domain)
+            if self.without_key is not WithoutKey.PREVIOUS or previous is None:
+                raise
+            notes.append(reason.note)
+            notes.append(Note(f"key {name}", "signing with the key of that name before the last reload"))
+            return _usable(name, previous, rule.signer_for(domain), previous=True)
 
 
-def _foreign(request: Request, daemon_name: str) -> str:
-    """Why a message is not ours: each of the conditions, so that the one that was meant to hold is seen."""
-    client = request.client
-    return (
-        f"not ours: the daemon is {daemon_name or 'not named'}, nobody has authenticated, "
-        f"and {client.name}[{client.address}] is not internal"
-    )
+def _usable(name: str, key: TableKey | None, signer: str, *, previous: bool = False) -> Identity:
+    """The identity that signs with `key`; raises _NotSigned."""
+    if key is None:
+        raise _NotSigned("sign.no_key", f"key {name}", "not in the KeyTable")
+    if key.private is None:
+        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.location} could not be read when we started")
+    try:
+        key.private.kind  # noqa: B018  # parses the key, at its first use
+    except BadKey as bad:
+        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.private.origin}: {bad}") from None
+    return Identity(key.domain, key.selector, key.private, signer, previous)
+
+
+def _later(reason: str) -> Verdict:
+    return reject(reason, "451", "4.7.5", "This message cannot be signed right now; try again later")
 
 
 def _values(headers: Sequence[Header], name: str) -> list[bytes]:

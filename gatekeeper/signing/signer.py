@@ -10,8 +10,9 @@ Knows nothing of who may sign: policy.py decides that. No `l=`: what it leaves u
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 
 from gatekeeper import canonical
@@ -46,6 +47,12 @@ OPENDKIM_HEADERS = (
 ONE_CLICK = ("List-Unsubscribe", "List-Unsubscribe-Post")
 """One-click unsubscription must be signed (RFC 8058 section 4)."""
 
+OMITTED = ("Return-Path", "Received", "Comments", "Keywords", "Bcc", "Resent-Bcc", "DKIM-Signature")
+"""What OpenDKIM never signs unless told otherwise: relays change these fields."""
+
+SIGNED = (*OPENDKIM_HEADERS, "List-Unsubscribe-Post")
+"""What is signed by default."""
+
 _WIDTH = 78
 _UNSAFE = re.compile(rb"[^!-:<>-~]")
 
@@ -55,16 +62,22 @@ class SignOptions:
     """How to sign. Canonicalizations are `relaxed` or `simple`; the default is that of Debian's opendkim.conf.
 
     `oversign_headers` are named in `h=` once more than they occur, so that nobody can add one.
-    `oversign_present` likewise, but only where the message has them: a mailing list may add its own. `lifetime` is
-    how many seconds a signature is valid (`x=`), None for ever.
+    `oversign_present` likewise, but only where the message has them: a mailing list may add its own. `*` in a list of
+    names is the default list, to which `+name` adds and from which `-name` takes; in any other name it is any text.
+    `lifetime` is how many seconds a signature is valid (`x=`), None for ever; `body_length` how many bytes of the
+    canonical body are signed at most (`l=`), None for all. `remove_old`: signatures from before are taken out.
     """
 
     header_canonicalization: str = "relaxed"
     body_canonicalization: str = "simple"
-    sign_headers: tuple[str, ...] = (*OPENDKIM_HEADERS, "List-Unsubscribe-Post")
+    sign_headers: tuple[str, ...] = SIGNED
+    omit_headers: tuple[str, ...] = OMITTED
     oversign_headers: tuple[str, ...] = ("From",)
     oversign_present: tuple[str, ...] = ONE_CLICK
     lifetime: int | None = None
+    body_length: int | None = None
+    request_reports: bool = False
+    remove_old: bool = False
 
     @property
     def canonicalization(self) -> str:
@@ -74,18 +87,21 @@ class SignOptions:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who signs: `d=`, `s=`, the key, and `i=`, which is left out unless it is in the domain."""
+    """Who signs: `d=`, `s=`, the key, and `i=`, which is left out unless it is in the domain. `previous`: the key is
+    one that was meant to be replaced."""
 
     domain: str
     selector: str
     key: PrivateKey
     signer: str = ""
+    previous: bool = False
 
 
 class Signer:
     """The signatures of one message. Feed the body with `update`, then call `signatures` once.
 
-    `now` is seconds since the epoch. However many identities sign, the header and the body are hashed once.
+    `now` is seconds since the epoch, `names` what stands in `h=`. However many identities sign, the header and the body
+    are hashed once.
     """
 
     def __init__(
@@ -95,8 +111,8 @@ class Signer:
         self._options = options
         self._now = int(now)
         self._relaxed = options.header_canonicalization == "relaxed"
-        self._body = canonical.BodyHash(options.body_canonicalization == "relaxed")
-        self._names, chosen = _select(headers, options)
+        self._body = canonical.BodyHash(options.body_canonicalization == "relaxed", limit=options.body_length)
+        self.names, chosen = _select(headers, options)
         self._hash = sha256()
         for field in chosen:
             self._hash.update(canonical.header(field, self._relaxed) + b"\r\n")
@@ -105,10 +121,10 @@ class Signer:
         """Take the next bytes of the body."""
         self._body.update(chunk)
 
-    def signatures(self) -> list[Header]:
-        """The DKIM-Signature fields, in the order of the identities. Raises BadKey."""
+    def signatures(self, without: Collection[Identity] = ()) -> list[Header]:
+        """The DKIM-Signature fields, in the order of the identities, some left out. Raises BadKey."""
         body_hash = b64encode(self._body.digest()).decode()
-        return [self._signature(identity, body_hash) for identity in self._identities]
+        return [self._signature(identity, body_hash) for identity in self._identities if identity not in without]
 
     def _signature(self, identity: Identity, body_hash: str) -> Header:
         tags = [
@@ -121,10 +137,14 @@ class Signer:
         ]
         if self._options.lifetime is not None:
             tags.append(f"x={self._now + self._options.lifetime}")
+        if self._options.request_reports:
+            tags.append("r=y")
         _, at, host = identity.signer.rpartition("@")
         if at and is_within(host.lower(), identity.domain):  # RFC 6376 section 3.5
             tags.append(f"i={_quoted(identity.signer)}")
-        tags += [f"bh={body_hash}", "h=" + ":".join(self._names)]
+        if self._options.body_length is not None:
+            tags.append(f"l={min(self._options.body_length, self._body.length)}")
+        tags += [f"bh={body_hash}", "h=" + ":".join(self.names)]
         value = _folded(tags) + b"\r\n\tb="
         total = self._hash.copy()
         total.update(canonical.header(Header(b"DKIM-Signature", value), self._relaxed))
@@ -133,13 +153,36 @@ class Signer:
         return Header(b"DKIM-Signature", value + b"\r\n\t ".join(lines))
 
 
+@lru_cache(maxsize=16)
+def _wanted(sign: tuple[str, ...], omit: tuple[str, ...], oversign: tuple[str, ...]) -> re.Pattern[bytes]:
+    """The names, in lower case, of the fields that are signed where they are there. From is among them, whatever is
+    said (RFC 6376 section 5.4), and what is oversigned."""
+    always, omitted, signed = map(_pattern, (("From", *oversign), _edited(omit, OMITTED), _edited(sign, SIGNED)))
+    return re.compile(f"{always}|(?!{omitted}\\Z){signed}".encode())
+
+
+def _edited(names: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+    """`names` with `*` as the default, `+name` and `-name` as changes of it."""
+    if "*" not in names:
+        return names
+    taken = {name[1:].lower() for name in names if name.startswith("-")}
+    added = [name.removeprefix("+") for name in names if name != "*" and not name.startswith("-")]
+    return tuple(name for name in (*default, *added) if name.lower() not in taken)
+
+
+def _pattern(names: tuple[str, ...]) -> str:
+    """A regular expression for these names in lower case; `*` is any text, and no names match nothing."""
+    parts = (re.escape(name.lower()).replace(r"\*", "[!-9<-~]*") for name in names)
+    return f"(?:{'|'.join(parts) or '(?!)'})"
+
+
 def _select(headers: Sequence[Header], options: SignOptions) -> tuple[list[str], list[Header]]:
     """The names for `h=`, and the fields in the order in which they are hashed.
 
     All instances of a field are signed, and hashed from the bottom up, as verifiers take them (section 5.4.2).
     """
-    wanted = {name.lower() for name in (*options.sign_headers, *options.oversign_headers, "From")}
-    present = [field for field in headers if field.name.lower().decode("latin-1") in wanted]
+    wanted = _wanted(options.sign_headers, options.omit_headers, options.oversign_headers)
+    present = [field for field in headers if wanted.fullmatch(field.name.lower())]
     names = [field.name.decode("ascii") for field in present]
     from_bottom: dict[str, list[Header]] = {}
     for name, field in zip(names, present, strict=True):

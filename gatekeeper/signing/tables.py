@@ -13,7 +13,7 @@ holds a `%` for the From domain are found when the table is read, not at each me
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,26 +32,48 @@ _SEED = re.compile(r"/[A-Za-z0-9+/]{42}=")
 @dataclass(frozen=True, slots=True)
 class TableKey:
     """One line of the KeyTable. `location` is a path or, for an inline key, empty. `private` is None if the key could
-    not be used when the table was read."""
+    not be used when the table was read. `previous` is the line of that name before the last reload that changed it."""
 
     name: str
     domain: str
     selector: str
     location: str
     private: PrivateKey | None = None
+    previous: "TableKey | None" = None
+
+    @property
+    def waits_for_domain(self) -> bool:
+        """Whether each From domain has a key file of its own."""
+        return self.domain == "%" and "%" in self.location
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can sign; parses the key."""
+        return self.private is not None and self.private.usable
+
+    def same_key(self, other: "TableKey") -> bool:
+        """Whether both sign alike."""
+        mine, theirs = (self.domain, self.selector, self.location), (other.domain, other.selector, other.location)
+        if self.private is None or other.private is None:
+            return mine == theirs and self.private is other.private
+        return mine == theirs and self.private.same(other.private)
 
 
 class KeyTable:
-    """The keys by name; names are case-sensitive. In a refile the names are patterns."""
+    """The keys by name; names are case-sensitive. In a refile the names are patterns. `unusable` are those problems
+    that concern one key alone, so that the others can work."""
 
     def __init__(self, data: DataSet, base: Path, files: KeyFiles, problems: list[Problem]) -> None:
         self._name = data.name
         self._base = base
         self._files = files
         self._keys: dict[str, TableKey] = {}
-        self._patterns: list[tuple[re.Pattern[str], TableKey]] = []
+        self._patterns: list[tuple[re.Pattern[str], str]] = []
         self._inline: list[PrivateKey] = []
         self._by_path: dict[str, PrivateKey | None] = {}
+        self._by_domain: dict[str, PrivateKey | None] = {}
+        self._before: dict[str, PrivateKey] = {}
+        self.unusable: list[Problem] = []
         for entry in data.entries:
             key = self._parse(data, entry, problems)
             if key is not None:
@@ -65,10 +87,11 @@ class KeyTable:
         data, problems = dataset.read(spec, where, base)
         files = files or KeyFiles()
         table = cls(data, base, files, problems)
-        return table, problems + files.problems
+        table.unusable += files.problems
+        return table, problems + table.unusable
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._patterns)
+        return len(self._keys)
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
@@ -76,24 +99,40 @@ class KeyTable:
     def find(self, name: str, domain: str) -> TableKey | None:
         """The key called `name`, with `%` filled in for mail from `domain`; None if there is none of that name."""
         key = self._find(name)
-        if key is None or key.domain != "%":
-            return key
-        if "%" not in key.location:
-            return replace(key, domain=domain)
-        location = key.location.replace("%", domain)
-        return replace(key, domain=domain, location=location, private=self._by_path.get(location))
+        return key if key is None else _filled_in(key, domain, self._by_domain)
+
+    def previous(self, name: str, domain: str) -> TableKey | None:
+        """The key that was called `name` before the last reload that changed it; None if none is known."""
+        key = self._find(name)
+        if key is not None and not key.waits_for_domain:
+            key = key.previous
+        return key and _filled_in(key, domain, self._before)
+
+    def inherit(self, old: "KeyTable") -> None:
+        """Remember the keys of the table that this one replaces, where they were usable and have changed."""
+        for name, key in self._keys.items():
+            before = old._keys.get(name)
+            if before is not None:
+                keep = before.previous if key.same_key(before) or not before.usable else before
+                self._keys[name] = replace(key, previous=keep and replace(keep, previous=None))
+        self._before = dict(old._before)
+        for path, was in old._by_domain.items():
+            now = self._by_domain.get(path)
+            if was is not None and was.usable and (now is None or not now.same(was)):
+                self._before[path] = was
 
     def check(self) -> list[Problem]:
         """Validate every key fully (37 ms for each RSA key): for check-config."""
-        unique = {id(key): key for key in [*self._inline, *self._by_path.values()] if key is not None}
+        found = [*self._inline, *self._by_path.values(), *self._by_domain.values()]
+        unique = {id(key): key for key in found if key is not None}
         return [problem for key in unique.values() for problem in key.check()]
 
     def _find(self, name: str) -> TableKey | None:
         key = self._keys.get(name)
         if key is None:
-            for pattern, candidate in self._patterns:
+            for pattern, text in self._patterns:
                 if pattern.search(name):
-                    return candidate
+                    return self._keys[text]
         return key
 
     def _parse(self, data: DataSet, entry: Entry, problems: list[Problem]) -> TableKey | None:
@@ -117,13 +156,13 @@ class KeyTable:
             location, algorithm = text, ""
         key = TableKey(entry.key, domain.lower(), selector, *self._load(data, entry, domain.lower(), location))
         if algorithm and key.private is not None:
-            problems += _wrong_algorithm(data, entry, algorithm, key.private)
+            self.unusable += _wrong_algorithm(data, entry, algorithm, key.private)
         return key
 
     def _load(self, data: DataSet, entry: Entry, domain: str, text: str) -> tuple[str, PrivateKey | None]:
         """Where the key lies, and the key; a path that waits for the From domain has none yet."""
         if not text.startswith(("/", "./", "../")) or _SEED.fullmatch(text):
-            key = PrivateKey(text.encode("utf-8", "surrogateescape"), data.place(entry))
+            key = PrivateKey(text.encode("utf-8", "surrogateescape"), data.place(entry), self._files.demands)
             self._inline.append(key)
             return "", key
         location = str(self._base / text)
@@ -131,7 +170,8 @@ class KeyTable:
             self._load_all(location)
             return location, None
         location = location.replace("%", domain)
-        return location, self._read(location)
+        found = self._by_path[location] = self._files.read(location)
+        return location, found
 
     def _load_all(self, template: str) -> None:
         """Read the keys of all domains for which there is a file of this name: a worker could not read them."""
@@ -139,23 +179,30 @@ class KeyTable:
         shape = re.compile(f"{head}(?P<domain>[^/]+)" + "(?P=domain)".join(tail))
         for found in glob.glob("*".join(map(glob.escape, template.split("%")))):
             if shape.fullmatch(found):
-                self._read(found)
-
-    def _read(self, location: str) -> PrivateKey | None:
-        key = self._by_path[location] = self._files.read(location)
-        return key
+                self._by_domain[found] = self._files.read(found)
 
     def _add(self, data: DataSet, entry: Entry, key: TableKey, problems: list[Problem]) -> None:
-        if data.kind == "refile" and not dataset.is_literal(entry.key):
-            try:
-                self._patterns.append((dataset.pattern(entry.key, ignore_case=False), key))
-            except ValueError as error:
-                problems.append(data.problem(entry, str(error)))
-        elif entry.key in self._keys:
+        if entry.key in self._keys:
             what = f"key {entry.key}: an earlier line has this name; this one is unused"
             problems.append(data.problem(entry, what, warning=True))
-        else:
-            self._keys[entry.key] = key
+            return
+        if data.kind == "refile" and not dataset.is_literal(entry.key):
+            try:
+                self._patterns.append((dataset.pattern(entry.key, ignore_case=False), entry.key))
+            except ValueError as error:
+                problems.append(data.problem(entry, str(error)))
+                return
+        self._keys[entry.key] = key
+
+
+def _filled_in(key: TableKey, domain: str, by_domain: Mapping[str, PrivateKey | None]) -> TableKey:
+    """`key` for mail from `domain`."""
+    if key.domain != "%":
+        return key
+    if not key.waits_for_domain:
+        return replace(key, domain=domain)
+    location = key.location.replace("%", domain)
+    return replace(key, domain=domain, location=location, private=by_domain.get(location))
 
 
 def _wrong_algorithm(data: DataSet, entry: Entry, algorithm: str, key: PrivateKey) -> list[Problem]:
@@ -177,6 +224,11 @@ class Rule:
     key_name: str
     signer: str = ""
 
+    @property
+    def is_for_all(self) -> bool:
+        """Whether it says nothing about whose domain is whose."""
+        return self.pattern in ("*", "*@*")
+
     def key_for(self, domain: str) -> str:
         """The name in the KeyTable for mail from `domain`."""
         return domain if self.key_name == "%" else self.key_name
@@ -186,47 +238,56 @@ class Rule:
         return self.signer.replace("%", domain)
 
 
+_Candidates = dict[str, list[tuple[int, re.Pattern[str] | None]]]
+
+
 @dataclass(slots=True)
 class _Ordered:
-    """A refile: the file's order decides. Patterns of the usual shapes are found by what they end in."""
+    """A refile: the file's order decides. Patterns are found by the domain that they end in, so that only those of
+    unusual shape are tried one by one. Without a regular expression, everybody in that domain is meant."""
 
     literal: dict[str, list[int]] = field(default_factory=dict)  # joe@example.com
-    domain: dict[str, list[int]] = field(default_factory=dict)  # *@example.com
-    parent: dict[str, list[int]] = field(default_factory=dict)  # *@*.example.com, as .example.com
+    domain: _Candidates = field(default_factory=dict)  # *@example.com, joe+*@example.com
+    parent: _Candidates = field(default_factory=dict)  # *@*.example.com, by .example.com
     other: list[tuple[int, re.Pattern[str]]] = field(default_factory=list)
 
     def add(self, number: int, pattern: str) -> None:
-        folded = pattern.lower()
+        user, at, domain = pattern.lower().rpartition("@")
+        parent = domain.startswith("*.")
         if dataset.is_literal(pattern):
-            self.literal.setdefault(folded, []).append(number)
-        elif folded.startswith("*@*.") and dataset.is_literal(folded[3:]):
-            self.parent.setdefault(folded[3:], []).append(number)
-        elif folded.startswith("*@") and dataset.is_literal(folded[2:]):
-            self.domain.setdefault(folded[2:], []).append(number)
+            self.literal.setdefault(pattern.lower(), []).append(number)
+        elif at and "|" not in user and dataset.is_literal(domain.removeprefix("*") if parent else domain):
+            found = (number, None if user == "*" else dataset.pattern(pattern))
+            by_domain = self.parent if parent else self.domain
+            by_domain.setdefault(domain.removeprefix("*"), []).append(found)
         else:
             self.other.append((number, dataset.pattern(pattern)))
 
     def match(self, user: str, domain: str) -> list[int]:
         address = f"{user}@{domain}"
-        found = [*self.literal.get(address.lower(), ()), *self.domain.get(domain, ())]
+        found = list(self.literal.get(address.lower(), ()))
+        candidates = [*self.domain.get(domain, ()), *self.other]
         for parent in dataset.parents(domain):
-            found += self.parent.get(parent, ())
-        found += [number for number, pattern in self.other if pattern.search(address)]
+            candidates += self.parent.get(parent, ())
+        found += [number for number, pattern in candidates if pattern is None or pattern.search(address)]
         return sorted(found)
 
 
 class SigningTable:
-    """Who signs with which key. Matched without regard to case."""
+    """Who signs with which key. Matched without regard to case. `unusable` are lines whose key does not exist."""
 
     def __init__(self, data: DataSet, keys: KeyTable, problems: list[Problem]) -> None:
+        self.unusable: list[Problem] = []
         self._rules: list[Rule] = []
         self._plain: dict[str, int] = {}
         self._ordered = _Ordered() if data.kind == "refile" else None
         for entry in data.entries:
             name, _, signer = (part.strip() for part in entry.value.partition(":"))
-            problems += _mistakes(data, entry, name, signer, keys)
+            problems += _mistakes(data, entry, name, signer)
             if not name:
                 continue
+            if name != "%" and name not in keys:
+                self.unusable.append(data.problem(entry, f"{entry.key}: there is no key {name} in the KeyTable"))
             self._rules.append(Rule(data.place(entry), entry.key, name, signer))
             if self._ordered is not None:
                 problems += self._add_pattern(self._ordered, data, entry)
@@ -240,7 +301,8 @@ class SigningTable:
         """Read the table. A key name that `keys` does not know is a problem, but its line still matches: such mail is
         not to leave unsigned by a mistake."""
         data, problems = dataset.read(spec, where, base)
-        return cls(data, keys, problems), problems
+        table = cls(data, keys, problems)
+        return table, problems + table.unusable
 
     def __len__(self) -> int:
         return len(self._rules)
@@ -285,12 +347,10 @@ class SigningTable:
         return found
 
 
-def _mistakes(data: DataSet, entry: Entry, name: str, signer: str, keys: KeyTable) -> Iterator[Problem]:
+def _mistakes(data: DataSet, entry: Entry, name: str, signer: str) -> Iterator[Problem]:
     if not name:
         yield data.problem(entry, f"{entry.key}: the name of a key is missing")
         return
-    if name != "%" and name not in keys:
-        yield data.problem(entry, f"{entry.key}: there is no key {name} in the KeyTable")
     if signer and "@" not in signer:
         what = f"{entry.key}: {signer} has no @, so that OpenDKIM signs nothing; here the signature has no i="
         yield data.problem(entry, what, warning=True)
