@@ -75,7 +75,7 @@ def run(
     address of each kind.
     """
     try:
-        plan = app.prepare(load())
+        plan = app.prepare(load(), lenient=True)
         identity = find_identity(plan.config.user, plan.config.group)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -325,7 +325,7 @@ class Supervisor:
         if self.stopping is not None:
             return
         try:
-            plan = app.prepare(self.load())
+            plan = app.prepare(self.load(), old=self.plan)
             identity = find_identity(plan.config.user, plan.config.group)
             self._open(plan)
         except (ConfigError, LookupError, OSError) as error:

@@ -67,7 +67,7 @@ def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver],
     from gatekeeper.stores import open_store
 
     path = config_path(options)
-    plan = app.prepare(config.load(path) if path else config.defaults())
+    plan = app.prepare(config.load(path) if path else config.defaults(), lenient=True)
     for warning in plan.warnings:
         print(warning, file=sys.stderr)
     dns, file = plan.config.dns, getattr(options, "dns", None)
