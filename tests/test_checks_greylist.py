@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Greylisting: who waits, how long, and who is known."""
 
+from pathlib import Path
+
 import pytest
 
-from gatekeeper.checks.greylist import Greylist
+from gatekeeper.checks.greylist import SHIPPED, Greylist
+from gatekeeper.problem import ConfigError
 from gatekeeper.request import Request
+from gatekeeper.resolver import TableResolver
 from gatekeeper.store import StoreError
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.verdict import Outcome
+from gatekeeper.zone import Zone
 from tests.checking import World, rcpt
 
 DAY = 86400
@@ -64,6 +69,58 @@ async def test_another_sender_or_recipient_waits_for_itself_and_case_does_not_ma
     assert ["greylist.passed"] + ["greylist.early"] * 3 == await reasons(subject, same, *others)
 
 
+@pytest.mark.parametrize("clients", ["suspicious", "all"])
+async def test_a_pool_that_spf_authenticates_passes_from_any_of_its_addresses(clients: str) -> None:
+    zone = 'example.net TXT "v=spf1 ip4:192.0.2.0/24 ip4:198.51.100.0/24 ip6:2001:db8::/32 -all"'
+    subject = world(zone=zone, clients=clients)
+    assert ["greylist.early"] == await reasons(subject, stranger(address="192.0.2.1"))
+    subject.now += 300
+    assert ["greylist.passed", "greylist.known"] == await reasons(
+        subject, stranger(address="198.51.100.9"), stranger(address="2001:db8:1::1")
+    )
+    assert ["greylist.early"] == await reasons(subject, stranger(address="203.0.113.1"))
+
+
+async def test_a_domain_that_lets_everybody_send_makes_nobody_known() -> None:
+    subject = world(zone='example.net TXT "v=spf1 +all"')
+    await subject.decide(stranger(address="192.0.2.1"))
+    subject.now += 300
+    assert ["greylist.early"] == await reasons(subject, stranger(address="198.51.100.9"))
+
+
+async def test_a_domain_that_has_shown_enough_triplets_waits_no_more_wherever_it_sends_from() -> None:
+    subject = world(zone='example.net TXT "v=spf1 ip4:192.0.0.0/16 -all"', auto_allow=2)
+    first = [stranger(sender=f"{name}@example.net", address=f"192.0.{n}.1") for n, name in enumerate("ab")]
+    await reasons(subject, *first)
+    subject.now += 300
+    assert ["greylist.passed", "greylist.passed"] == await reasons(subject, *first)
+    other = stranger(sender="c@example.net", address="192.0.77.1")
+    assert ["greylist.known_network"] == await reasons(subject, other)
+
+
+async def test_a_bounce_is_known_by_the_name_that_spf_confirms() -> None:
+    subject = world(zone='mail.example.net TXT "v=spf1 ip4:192.0.0.0/16 -all"')
+    await subject.decide(stranger(sender="", address="192.0.2.1"))
+    subject.now += 300
+    assert ["greylist.passed"] == await reasons(subject, stranger(sender="", address="192.0.3.1"))
+
+
+async def test_who_waits_while_spf_cannot_be_known_does_not_wait_again_when_it_can() -> None:
+    subject = world(zone="example.net TXT !SERVFAIL")
+    await subject.decide(stranger())
+    subject.resolver = TableResolver(Zone.parse('example.net TXT "v=spf1 ip4:192.0.2.1 -all"'))
+    subject.now += 300
+    assert ["greylist.passed"] == await reasons(subject, stranger())
+
+
+async def test_a_sender_that_is_new_with_each_mail_is_one_sender() -> None:
+    subject = world()
+    await subject.decide(stranger(sender="bounce-1234-user=example.com@lists.example.net"))
+    subject.now += 300
+    again = stranger(sender="bounce-1235-user=example.com@lists.example.net")
+    assert ["greylist.passed"] == await reasons(subject, again)
+
+
 async def test_who_comes_back_after_the_retry_window_starts_again() -> None:
     subject = world(retry_window="1h")
     await subject.decide(stranger())
@@ -98,6 +155,72 @@ async def test_one_triplet_that_comes_often_does_not_make_its_network_known() ->
         subject.now += 4 * DAY / 9 + 300
         await subject.decide(stranger())
     assert ["greylist.early"] == await reasons(subject, stranger(sender="c@example.net"))
+
+
+async def test_a_triplet_that_waits_passes_when_its_network_becomes_known() -> None:
+    subject = world(auto_allow=1)
+    await subject.decide(stranger())
+    subject.now += 250
+    await subject.decide(stranger(sender="b@example.net"))
+    subject.now += 50
+    expected = ["greylist.passed", "greylist.known_network"]
+    assert expected == await reasons(subject, stranger(), stranger(sender="b@example.net"))
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    (tmp_path / "clients").write_text("known.example OK\n192.0.2 OK\nbad.known.example REJECT\n")
+    (tmp_path / "recipients").write_text("open.example OK\nuser@ OK\nproven@example.com OK if=spf\n")
+    (tmp_path / "opt-in").write_text("careful@example.com greylist\nopt.example greylist\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (stranger(address="192.0.2.200"), "greylist.allowed"),
+        (stranger(address="198.51.100.1", recipient="a@below.open.example"), "greylist.allowed"),
+        (stranger(address="198.51.100.1", recipient="user+ext@example.com"), "greylist.allowed"),
+        (stranger(address="198.51.100.1", recipient="proven@example.com"), "greylist.early"),
+        (stranger(address="198.51.100.1", recipient="other@example.com"), "greylist.early"),
+        (rcpt(address="198.51.100.1", name="dhcp.mx.known.example", recipient="b@c.example"), "greylist.allowed"),
+        (rcpt(address="198.51.100.1", name="dhcp.bad.known.example", recipient="b@c.example"), "greylist.early"),
+    ],
+)
+async def test_who_is_on_an_allow_list_does_not_wait(tables: Path, request_: Request, expected: str) -> None:
+    options = {"allow_clients": ["hash:clients"], "allow_recipients": ["hash:recipients"], "learning": 0}
+    subject = World("greylist", "", {"greylist": Greylist.model_validate(options)}, folder=tables)
+    assert [expected] == await reasons(subject, request_)
+
+
+async def test_recipients_can_ask_for_greylisting_one_by_one(tables: Path) -> None:
+    words = "check_recipient_access hash:opt-in"
+    subject = World(words, "", {"greylist": Greylist(learning=0, clients="all")}, folder=tables)
+    asked = [stranger(recipient=to) for to in ("careful@example.com", "a@opt.example", "other@example.com")]
+    assert ["greylist.early", "greylist.early", ""] == await reasons(subject, *asked)
+
+
+def shipped() -> list[str]:
+    path = Path(SHIPPED.removeprefix("hash:"))
+    return [line for line in path.read_text(encoding="ascii").splitlines() if line and line[0] != "#"]
+
+
+@pytest.mark.parametrize("line", shipped())
+async def test_every_entry_of_the_shipped_list_is_a_domain_with_its_reason(line: str) -> None:
+    domain, ok, why = line.split(None, 2)
+    client = rcpt(name=f"dhcp-1.{domain}", address="198.51.100.1")
+    assert ("OK", True, ["greylist.allowed"]) == (ok, bool(why), await reasons(world(), client))
+    assert ["greylist.early"] == await reasons(world(allow_shipped=False), client)
+
+
+async def test_only_a_confirmed_name_is_looked_up_in_the_shipped_list() -> None:
+    assert ["greylist.early"] == await reasons(world(), rcpt(name="unknown", reverse_name="mail.google.com"))
+
+
+def test_a_mistake_in_an_allow_list_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "clients").write_text("example.com\n")
+    with pytest.raises(ConfigError, match=r"clients:1: 'example\.com' has no action"):
+        World("greylist", "", {"greylist": Greylist(allow_clients=("hash:clients",))}, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,29 @@ async def test_every_case_of_the_public_suite_comes_out_as_it_should() -> None:
 
 async def test_a_listed_client_passes_and_the_reason_names_the_mechanism() -> None:
     found = await mail_from('example.com TXT "v=spf1 ip4:192.0.2.0/24 -all"')
-    assert (
-        Spf(SpfResult.PASS, "mailfrom", "example.com", "", "example.com lets 192.0.2.1 send: ip4:192.0.2.0/24") == found
-    )
+    reason, mechanism = "example.com lets 192.0.2.1 send: ip4:192.0.2.0/24", "ip4:192.0.2.0/24"
+    assert Spf(SpfResult.PASS, "mailfrom", "example.com", "", reason, mechanism) == found
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ("ip4:192.0.2.0/24 -all", True),
+        ("include:other.example -all", True),
+        ("+all", False),
+        ("all", False),
+        ("ip4:0.0.0.0/1 ip4:128.0.0.0/1", False),
+        ("redirect=open.example", False),
+        ("ip4:198.51.100.1 ?all", False),
+    ],
+)
+async def test_a_pass_that_anybody_gets_authenticates_nobody(record: str, expected: bool) -> None:
+    zone = f"""
+example.com TXT "v=spf1 {record}"
+other.example TXT "v=spf1 ip4:192.0.2.1 -all"
+open.example TXT "v=spf1 +all"
+"""
+    assert expected == (await mail_from(zone)).authenticates
 
 
 async def test_another_client_fails_with_the_domains_own_words() -> None:

@@ -9,6 +9,7 @@ text, records made to cost time, and exceptions of its own.
 
 import asyncio
 import logging
+import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv6Address
@@ -31,6 +32,10 @@ _MAX_TERM = 512  # characters of one domain-spec; its regular expressions take q
 _MAX_EXPLANATION = 1024
 _MAX_NAMES = 10  # RFC 7208 section 4.6.4: of an MX or PTR answer
 
+_HALF_THE_WORLD = re.compile(r"/[0-7]$")
+"""The prefix length of an address, or of what `a` and `mx` lead to."""
+_RECORD = re.compile(rb"v=spf1(?: |$)", re.IGNORECASE)
+
 Identity = Literal["mailfrom", "helo"]
 
 
@@ -49,13 +54,22 @@ class SpfResult(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Spf:
     """What came out. `domain` is the one that was judged, `reason` a sentence of ours, and `explanation` the domain's
-    own words for a `fail` (empty if it has none): printable ASCII on one line."""
+    own words for a `fail` (empty if it has none): printable ASCII on one line. `mechanism` is the term of the domain's
+    own record that matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did."""
 
     result: SpfResult
     identity: Identity = "mailfrom"
     domain: str = ""
     explanation: str = ""
     reason: str = ""
+    mechanism: str = ""
+
+    @property
+    def authenticates(self) -> bool:
+        """True for a `pass` that says something of the client: not by `all`, nor by a network of half the world."""
+        if self.result is not SpfResult.PASS or self.mechanism.lstrip("+").lower() == "all":
+            return False
+        return not _HALF_THE_WORLD.search(self.mechanism)
 
 
 async def check_mail_from(resolver: Resolver, *, address: Address | None, helo: str, sender: str, receiver: str) -> Spf:
@@ -84,13 +98,20 @@ async def _check(
     # RFC 7208 section 4.3: neither a literal, nor a name of one label, nor a malformed one has a policy
     if "." not in name or name.rpartition(".")[2].isdigit():
         return replace(nothing, reason=f"{printable(domain, 80) or 'the empty name'} is no domain that could have one")
+    answer = await _ask(resolver, name, "TXT")
+    if isinstance(answer, Answer) and not any(
+        isinstance(text, bytes) and _RECORD.match(text) for text in answer.records
+    ):
+        return replace(nothing, reason=f"{name} publishes no SPF record")  # most often so, and pyspf takes its time
     evaluation = _Evaluation(address, local, name, normal(helo) or "unknown", receiver)
+    evaluation.answers[name, "TXT"] = answer
     try:
         async with asyncio.timeout(TIME_LIMIT):
             result, explanation, reason = await _run(resolver, evaluation)
     except TimeoutError:
         result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
-    return Spf(result, identity, name, explanation, printable(reason, 200))
+    mechanism = printable(evaluation.mechanism or "", 200)
+    return Spf(result, identity, name, explanation, printable(reason, 200), mechanism)
 
 
 class Missing(Exception):

@@ -26,7 +26,7 @@ from gatekeeper.checks.access import (
 from gatekeeper.checks.dmarc import Dmarc
 from gatekeeper.checks.dnsbl import Dnsbl
 from gatekeeper.checks.entries import Table
-from gatekeeper.checks.greylist import Greylist
+from gatekeeper.checks.greylist import SHIPPED, Greylist
 from gatekeeper.checks.nested import RestrictionClass, WarnIfReject
 from gatekeeper.checks.opinion import Opinion, Place
 from gatekeeper.checks.ratelimit import Limiter, RateLimit
@@ -191,7 +191,7 @@ class Reader:
             opinion = section if isinstance(section, Opinion) else OPINIONS[word]()
             if opinion.mode is not Mode.OFF:
                 self._lists |= dict.fromkeys(opinion.lists_asked())
-            return opinion
+            return self._with_tables(opinion, place) if isinstance(opinion, Greylist) else opinion
         if written in self._classes:
             _takes(0, written, arguments)
             return self._class(written, list)
@@ -223,6 +223,18 @@ class Reader:
                     lookups.append((need, LookUp(f"{kind} in {name}", find, table)))
             self._access = Access(tuple(lookups), options.mode)
         return self._access
+
+    def _with_tables(self, greylist: Greylist, place: Place | None) -> Greylist:
+        """The check with its allow lists. They are those of its section, also where a table entry asks for it."""
+        names = [("client", name) for name in ([SHIPPED] if greylist.allow_shipped else [])]
+        names += [("client", name) for name in greylist.allow_clients]
+        names += [("recipient", name) for name in greylist.allow_recipients]
+        find = {"client": find_client, "recipient": find_recipient}
+        place = place or Place("[checks.greylist]")
+        tables = [self._table(name, f"check_{kind}_access", place) for kind, name in names]
+        return greylist.with_tables(
+            [LookUp(f"{kind} in {name}", find[kind], table) for (kind, name), table in zip(names, tables, strict=True)]
+        )
 
     def _table(self, name: str, word: str, place: Place | None) -> Table:
         if place is None:

@@ -1,32 +1,46 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`greylist`: what a stranger sends for the first time waits (RFC 6647). Software that does not retry goes away.
 
-A triplet of client network, sender and recipient is deferred until `delay` has passed since it was first seen, must
-come back within `retry_window`, and is then known for `lifetime` since its last mail; a network that has shown
-`auto_allow` such triplets is known as a whole. Unless told otherwise only suspicious clients are asked to wait:
-without a confirmed name, with one that looks dynamic, or on one of `lists`. In a store's first days (`learning`)
-nobody waits, but what comes is learnt. Authenticated users, mynetworks, and our postmaster and abuse mailboxes never
-wait. Nothing is written before the decision is known, and nothing about mail that is refused for good.
+A triplet of client, sender and recipient is deferred until `delay` has passed since it was first seen, must come back
+within `retry_window`, and is then known for `lifetime` since its last mail; a client that has shown `auto_allow` such
+triplets is known as a whole. The client is its network or, where SPF passes, the domain that answers for it: so a pool
+may retry from any of its addresses. The sender is taken without what differs from message to message (verp.py).
+
+Unless told otherwise only suspicious clients are asked to wait: without a confirmed name, with one that looks dynamic,
+or on one of `lists`. In a store's first days (`learning`) nobody waits, but what comes is learnt. Authenticated users,
+mynetworks, who is on an allow list (tables like those of `access`, and one that is shipped), and our postmaster and
+abuse mailboxes never wait.
+
+Everything that may be read is known from the request, and read at once (`wants`); SPF is only asked about clients that
+would have to wait. Nothing is written before the decision is known, and nothing about mail that is refused for good.
 """
 
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from gatekeeper.checks.access import LookUp
 from gatekeeper.checks.dnslist import Site, ask_all
 from gatekeeper.checks.dynamic import looks_dynamic
 from gatekeeper.checks.opinion import Opinion, always_reachable, unless_store_fails
 from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
+from gatekeeper.checks.triplet import Identity, Seen, first_value, known_value, see
+from gatekeeper.checks.verp import normal_sender
 from gatekeeper.dnslists import Kind, Use
 from gatekeeper.pipeline import Context
-from gatekeeper.request import UNKNOWN, Address, Request, Stage
-from gatekeeper.store import Hit, Wants
-from gatekeeper.units import Duration, duration_text
-from gatekeeper.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit
+from gatekeeper.request import UNKNOWN, Address, Request, Stage, domain_of
+from gatekeeper.store import Wants
+from gatekeeper.units import Duration
+from gatekeeper.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit, printable
 
-_FIRST_SEEN, _KNOWN = b"first ", b"known "
-"""What a triplet's value says, before a time in seconds since the epoch."""
+WAITED = "waited"
+"""The note that says how long a triplet has waited; the log has it too (log.py), and the report reads it there."""
+
+SHIPPED = f"hash:{Path(__file__).parent / 'greylist_clients'}"
+"""The allow list that comes with gatekeeper."""
 
 
 class Greylist(Opinion):
@@ -38,11 +52,9 @@ class Greylist(Opinion):
     delay: Duration = Field(default=300.0, description="how long the first mail of a triplet has to wait")
     retry_window: Duration = Field(default=172800.0, description="how long a client may take to try again")
     lifetime: Duration = Field(
-        default=3110400.0, description="how long a triplet or network is known after its last mail"
+        default=3110400.0, description="how long a triplet or client is known after its last mail"
     )
-    auto_allow: int = Field(
-        default=5, ge=0, description="known triplets that make the whole client network known; 0: never"
-    )
+    auto_allow: int = Field(default=5, ge=0, description="known triplets that make the whole client known; 0: never")
     clients: Literal["suspicious", "all"] = Field(
         default="suspicious",
         description="suspicious: only clients without a confirmed name, with a dynamic-looking one, or on `lists`; all",
@@ -53,6 +65,23 @@ class Greylist(Opinion):
     learning: Duration = Field(default=86400.0, description="how long after an empty store was opened nobody waits")
     ipv4_prefix: Prefix4 = Field(default=24, description="bits of an IPv4 address that make one client network")
     ipv6_prefix: Prefix6 = Field(default=64, description="bits of an IPv6 address that make one client network")
+    allow_clients: tuple[str, ...] = Field(
+        default=(), description="tables (TYPE:FILE) whose OK for a client's name or address spares it the wait"
+    )
+    allow_recipients: tuple[str, ...] = Field(
+        default=(), description="tables whose OK for a recipient or its domain spares everybody who writes there"
+    )
+    allow_shipped: bool = Field(
+        default=True, description="also go by the list that is shipped: large senders that retry from anywhere"
+    )
+
+    _allow: tuple[LookUp, ...] = PrivateAttr(())
+
+    def with_tables(self, allow: Sequence[LookUp]) -> Self:
+        """The same check with its allow lists read."""
+        copy = self.model_copy()
+        copy._allow = tuple(allow)
+        return copy
 
     def lists_asked(self) -> Iterator[Use]:
         """The lists, to be watched."""
@@ -64,22 +93,27 @@ class Greylist(Opinion):
         address = self._whom(request, context)
         if address is None:
             return None
-        if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request.client.name, address):
+        if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request, address):
             return None
-        triplet, passed = self._keys(request, self._network(address), context)
-        return Wants((triplet,), (_peek(passed),) if self.auto_allow else (), born=self.learning > 0)
+        keys = (key for one in self._identities(request, address, context) for key in one.reads)
+        return Wants(tuple(keys), born=self.learning > 0)
 
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Wait, or not and why not."""
         address = self._whom(request, context)
         if address is None:
             return PASS
-        if self.clients == "suspicious":
-            why = await self._suspicion(request, address, context)
-            context.note("client", why or "not suspicious")
-            if not why:
-                return PASS
-        return await self._look_up(request, self._network(address), context)
+        why = _looks_suspicious(request, address) or ("all have to wait" if self.clients == "all" else "")
+        if not why and not self.lists:
+            context.note("client", "not suspicious")
+            return PASS
+        for look_up in self._allow:
+            if (await look_up(request, context)).outcome is Outcome.PERMIT:
+                return _pass("allowed")
+        if not why and (hits := await ask_all(context, self.lists, address)):
+            why = f"is listed on {hits[0].list.shown}"
+        context.note("client", why or "not suspicious")
+        return await self._look_up(request, address, context) if why else PASS
 
     def _whom(self, request: Request, context: Context) -> Address | None:
         """The client, if it is one that may have to wait."""
@@ -88,87 +122,81 @@ class Greylist(Opinion):
             return None
         return None if always_reachable(request.recipient, context.site) else address
 
-    def _network(self, address: Address) -> str:
-        return network_of(address, self.ipv4_prefix, self.ipv6_prefix)
+    def _identities(self, request: Request, address: Address, context: Context) -> tuple[Identity, Identity]:
+        """The client's network, and the domain that it would have to be authenticated for."""
+        sender, recipient = normal_sender(request.sender or ""), request.recipient or ""
+        network = network_of(address, self.ipv4_prefix, self.ipv6_prefix)
+        domain = domain_of(request.sender) if request.sender else (request.helo or "").lower()
+        return (
+            Identity.of(context.keys, network, sender, recipient, self.lifetime),
+            Identity.of(context.keys, f"spf:{domain}", sender, recipient, self.lifetime),
+        )
 
-    def _keys(self, request: Request, network: str, context: Context) -> tuple[str, Hit]:
-        """The triplet's key, and what counts it for its network once it has passed."""
-        triplet = context.keys("greylist", network, (request.sender or "").lower(), (request.recipient or "").lower())
-        return triplet, Hit(context.keys("greylist-network", network), self.lifetime, once=triplet)
-
-    async def _suspicion(self, request: Request, address: Address, context: Context) -> str:
-        if request.client.name == UNKNOWN:
-            return "has no confirmed name"
-        if looks_dynamic(request.client.name, address):
-            return "has a name that looks dynamic"
-        if self.lists and (hits := await ask_all(context, self.lists, address)):
-            return f"is listed on {hits[0].list.shown}"
-        return ""
-
-    async def _look_up(self, request: Request, network: str, context: Context) -> Verdict:
+    async def _look_up(self, request: Request, address: Address, context: Context) -> Verdict:
         now = context.clock()
-        triplet, passed = self._keys(request, network, context)
-        value = await context.store.get(triplet)
-        if value is not None and value.startswith(_KNOWN):
-            if now - _time(value) > self.lifetime / 20:  # not a write for each mail
-                self._remember(triplet, passed, context)
+        network, domain = self._identities(request, address, context)
+        seen = await see(network, context.store)
+        if not self._may_pass(seen, now) and (spf := await context.facts.spf()).authenticates:
+            context.note("SPF", f"passes: the client is known as {printable(spf.domain, 255)}")
+            other = await see(domain, context.store)
+            # It may have come before from elsewhere, or from here while the DNS was down.
+            first = min((first for first in (seen.first, other.first) if first is not None), default=None)
+            seen = replace(other, first=first)
+        return await self._weigh(seen, now, context)
+
+    def _is_over(self, seen: Seen, now: float) -> bool:
+        return seen.first is not None and seen.waited(now) >= self.delay
+
+    def _may_pass(self, seen: Seen, now: float) -> bool:
+        return seen.known is not None or seen.allowed or self._is_over(seen, now)
+
+    async def _weigh(self, seen: Seen, now: float, context: Context) -> Verdict:
+        if seen.known is not None:
+            if now - seen.known > self.lifetime / 20:  # not a write for each mail
+                self._remember(seen.identity, context)
             return _pass("known")
-        if value is not None:
-            waited = now - _time(value)
-            context.note("first seen", f"{duration_text(round(max(waited, 0)))} ago")
-            if waited >= self.delay:
-                self._remember(triplet, passed, context)
-                return _pass("passed")
-            return _early(min(self.delay - waited, self.delay))
-        if self.auto_allow and await self._is_known(passed, context):
-            self._remember(triplet, passed, context)
-            return _pass("known_network")
-        if self.learning and now < await context.store.born() + self.learning:
-            self._remember(triplet, passed, context)
-            return _pass("learning")
-        self._note_first(triplet, context)
-        return _early(self.delay)
+        waited = seen.waited(now)
+        if self._may_pass(seen, now):
+            if seen.first is not None:
+                context.note(WAITED, f"{waited:.0f}s")
+            self._remember(seen.identity, context)
+            return _pass("passed" if self._is_over(seen, now) else "known_network")
+        if seen.first is None:
+            if self.learning and now < await context.store.born() + self.learning:
+                self._remember(seen.identity, context)
+                return _pass("learning")
+            self._note_first(seen.identity, context)
+        context.note(WAITED, f"{waited:.0f}s")
+        return _early(self.delay - waited)
 
-    async def _is_known(self, passed: Hit, context: Context) -> bool:
-        """True if the network has shown enough triplets; an amount of 0 only reads."""
-        [count] = await context.store.hit([_peek(passed)])
-        context.note("known triplets of the network", str(count))
-        return count >= self.auto_allow
-
-    def _remember(self, triplet: str, passed: Hit, context: Context) -> None:
-        store, value = context.store, _KNOWN + str(int(context.clock())).encode()
+    def _remember(self, identity: Identity, context: Context) -> None:
+        store, value = context.store, known_value(context.clock())
 
         async def settle(decision: Decision) -> None:
-            if not decision.verdict.refuses:
-                await store.set(triplet, value, self.lifetime)
-                if self.auto_allow:
-                    await store.hit([passed])
+            if decision.verdict.refuses:
+                return
+            await store.set(identity.triplet, value, self.lifetime)
+            if self.auto_allow and (await store.hit([identity.passed]))[0] >= self.auto_allow:
+                await store.set(identity.allowed, value, self.lifetime)
 
         context.after(unless_store_fails(settle))
 
-    def _note_first(self, triplet: str, context: Context) -> None:
-        store, value = context.store, _FIRST_SEEN + str(int(context.clock())).encode()
+    def _note_first(self, identity: Identity, context: Context) -> None:
+        store, value = context.store, first_value(context.clock())
 
         async def settle(decision: Decision) -> None:
             if not decision.verdict.code.startswith("5"):
-                await store.set(triplet, value, self.retry_window, absent=True)
+                await store.set(identity.triplet, value, self.retry_window, absent=True)
 
         context.after(unless_store_fails(settle))
 
 
-def _peek(hit: Hit) -> Hit:
-    """Asks for the sum and counts nothing."""
-    return Hit(hit.key, hit.window, amount=0)
-
-
-def _looks_suspicious(name: str, address: Address) -> bool:
-    return name == UNKNOWN or looks_dynamic(name, address)
-
-
-def _time(value: bytes) -> float:
-    """The time in a triplet's value; a damaged one counts as the beginning of time."""
-    digits = value[len(_KNOWN) :]
-    return float(digits) if digits.isdigit() else 0.0
+def _looks_suspicious(request: Request, address: Address) -> str:
+    """Why; empty if it does not."""
+    name = request.client.name
+    if name == UNKNOWN:
+        return "has no confirmed name"
+    return "has a name that looks dynamic" if looks_dynamic(name, address) else ""
 
 
 def _pass(why: str) -> Verdict:

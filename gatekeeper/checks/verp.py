@@ -21,7 +21,7 @@ and without such a neighbour is taken for a name.
 import re
 
 _LONGEST = 512
-"""Characters; no address of a correct sender comes near (RFC 5321 section 4.5.3.1), and what is longer stays as it is."""
+"""Characters; no correct sender comes near (RFC 5321 section 4.5.3.1), and what is longer stays as it is."""
 
 _BATV = re.compile(r"prvs=([^=]+)=([^=]+(?:=.*)?)")
 _TAG = re.compile(r"[0-9a-z]{10}")

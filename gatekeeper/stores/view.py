@@ -30,6 +30,8 @@ class StoreView:
     async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
         wants, self._announced = self._announced and list(self._announced()), None
         if not wants:
+            if not hits and all(key in self._values for key in gets):
+                return [], [self._values[key] for key in gets]
             return await self._inner.ask(hits, gets)
         ahead = list(dict.fromkeys(hit for want in wants for hit in want.hits if not hit.amount))
         keys = dict.fromkeys(key for want in wants for key in want.gets)

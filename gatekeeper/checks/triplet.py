@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the store remembers for greylisting, under which keys, and what a value says.
+
+A triplet's value is `first TIME` while it waits and `known TIME` once it has passed, in seconds since the epoch; a
+client that is known as a whole has a value of its own. Knows no policy: greylist.py decides, import-postgrey fills in.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from gatekeeper.checks.verp import postgrey_sender
+from gatekeeper.store import Hit, Keys, Store
+
+_FIRST_SEEN, _KNOWN = b"first ", b"known "
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a client may be known as, its network or the domain that SPF lets it speak for, and the keys of that."""
+
+    triplet: str
+    imported: str
+    """The triplet as postgrey would have kept it, where that differs; else empty."""
+    allowed: str
+    """Holds a value if the client is known as a whole."""
+    passed: Hit
+    """Counts the triplet for the client, once it has passed."""
+
+    @classmethod
+    def of(cls, keys: Keys, name: str, sender: str, recipient: str, lifetime: float) -> Self:
+        """For a network or a domain; `sender` as normal_sender() has it, `lifetime` in seconds."""
+        recipient, postgrey = recipient.lower(), postgrey_sender(sender)
+        triplet = keys("greylist", name, sender, recipient)
+        return cls(
+            triplet,
+            keys("greylist", name, postgrey, recipient) if postgrey != sender else "",
+            keys("greylist-allowed", name),
+            Hit(keys("greylist-passed", name), lifetime, once=triplet),
+        )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All that may be read."""
+        return (self.triplet, self.allowed, self.imported) if self.imported else (self.triplet, self.allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the store says of a triplet. Times in seconds since the epoch."""
+
+    identity: Identity
+    known: float | None
+    """When it was last written down that the triplet is known."""
+    first: float | None
+    """Since when it waits."""
+    allowed: bool
+
+    def waited(self, now: float) -> float:
+        """Seconds; 0 for one that comes for the first time, and if the clock was put back."""
+        return 0.0 if self.first is None else max(0.0, now - self.first)
+
+
+def known_value(now: float) -> bytes:
+    """What is kept for a triplet or client that has passed; `now` in seconds since the epoch."""
+    return _KNOWN + str(int(now)).encode()
+
+
+def first_value(now: float) -> bytes:
+    """What is kept for a triplet that waits since `now`."""
+    return _FIRST_SEEN + str(int(now)).encode()
+
+
+async def see(identity: Identity, store: Store) -> Seen:
+    """What the store says of a triplet, in one question. Raises StoreError."""
+    _, [triplet, allowed, *imported] = await store.ask((), identity.reads)
+    values = [value for value in (triplet, *imported) if value is not None]
+    known = [_time(value) for value in values if value.startswith(_KNOWN)]
+    first = [_time(value) for value in values if not value.startswith(_KNOWN)]
+    return Seen(identity, max(known, default=None), min(first, default=None), allowed is not None)
+
+
+def _time(value: bytes) -> float:
+    """The time in a triplet's value; a damaged one counts as the beginning of time."""
+    digits = value[len(_KNOWN) :]
+    return float(digits) if digits.isdigit() else 0.0
