@@ -17,6 +17,7 @@ _IN_ZONE = re.compile(rf"(?:[^.\s]+(?=\.{_SERVICES})|{_LOOKS}(?=\.|$))", re.IGNO
 _IN_TEXT = re.compile(
     rf"[^\s.,;'\"=<>()\[\]]+\.(?={_SERVICES})|(?<=[a-z0-9]\.){_LOOKS}\.(?=[a-z0-9-]+\.[a-z])", re.IGNORECASE
 )
+_ALONE = re.compile(rf"(?<![a-z0-9]){_LOOKS}(?![a-z0-9])", re.IGNORECASE)
 _TELL_TALE = re.compile(r"dq\.spamhaus\.net|abusix\.zone", re.IGNORECASE)
 
 
@@ -37,6 +38,11 @@ def shown(zone: str) -> str:
 def hide(text: str) -> str:
     """`text` without the keys of zones or of questions about them that stand in it."""
     return _IN_TEXT.sub("", text)
+
+
+def quote(written: str) -> str:
+    """What somebody wrote where a list is to stand, in quotes, for a message about what is wrong with it."""
+    return repr(_ALONE.sub("(a key)", hide(written)))
 
 
 def hide_known(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from gatekeeper.checks import Place, Reader
+from gatekeeper.dnslists import Lists
 from gatekeeper.facts import Facts
 from gatekeeper.pipeline import RECIPIENT, Check, Context, Pipeline, Site
 from gatekeeper.problem import ConfigError, Problem
@@ -71,6 +72,7 @@ class World:
     store: Store = field(init=False)
     alone: Store = field(init=False)
     resolver: Resolver = field(init=False)
+    lists: Lists = field(init=False)
     checks: tuple[Check, ...] = field(init=False)
     problems: list[Problem] = field(init=False)
 
@@ -83,6 +85,7 @@ class World:
         self.problems = reader.problems
         if errors := [problem for problem in self.problems if not problem.warning]:
             raise ConfigError(errors)
+        self.lists = Lists(self.resolver, uses=reader.lists)
         self.checks = tuple(check for check in checks if check is not None)
 
     async def decide(self, request: Request) -> Decision:
@@ -94,6 +97,7 @@ class World:
             sender=request.sender,
             receiver=self.site.hostname,
         )
+        self.lists.resolver = self.resolver
         context = Context(
             site=self.site,
             resolver=self.resolver,
@@ -102,6 +106,7 @@ class World:
             keys=Keys(b"secret"),
             facts=facts,
             alone=self.alone,
+            lists=self.lists.asking(),
         )
         decision = await Pipeline({RECIPIENT: self.checks}).decide(request, context)
         await context.settle(decision)

@@ -36,17 +36,12 @@ def parse_list(value: Any) -> DnsList:
         return value
     match = _SITE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{_quoted(value)} is no DNS list; {_ALLOWED}")
+        raise ValueError(f"{zonekey.quote(str(value))} is no DNS list; {_ALLOWED}")
     name = to_name(match["zone"])
     if name is None or not is_hostname(to_text(name)):
-        raise ValueError(f"{_quoted(match['zone'])} is no domain name; {_ALLOWED}")
+        raise ValueError(f"{zonekey.quote(match['zone'])} is no domain name; {_ALLOWED}")
     octets = _parse_filter(match["filter"]) if match["filter"] else None
     return DnsList(to_text(name), octets, int(match["weight"] or 1))
-
-
-def _quoted(value: Any) -> str:
-    """What somebody wrote in place of a list, without its key."""
-    return repr(zonekey.hide(zonekey.shown(value)) if isinstance(value, str) else value)
 
 
 def _parse_filter(text: str) -> tuple[frozenset[int], ...]:

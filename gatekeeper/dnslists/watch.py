@@ -117,7 +117,7 @@ class Lists:
     ) -> None:
         self.resolver = resolver
         self.budget = budget
-        self._probe = probe or resolver
+        self._probe = probe
         self._health: dict[str, _Health] = {}
         self._wake = asyncio.Event()
         for use in uses:
@@ -173,7 +173,9 @@ class Lists:
     async def _examine(self, health: _Health) -> Finding:
         points = points_of(health.zone, health.kinds)
         asked = [*points.listed, *points.unlisted]
-        answers = await asyncio.gather(*(_answer(self._probe, f"{point}.{health.zone}", "A") for point in asked))
+        answers = await asyncio.gather(
+            *(_answer(self._probe or self.resolver, f"{point}.{health.zone}", "A") for point in asked)
+        )
         return judge(health.lists, points, dict(zip(asked, answers, strict=True)))
 
     async def _tell(self, gone: list[_Health]) -> None:
@@ -190,10 +192,10 @@ class Lists:
 
     async def _fault_of_resolver(self, state: State) -> str:
         """What is wrong with the resolver, where all lists are in one state; empty if it seems to be well."""
-        if state is State.TROUBLE and isinstance(await _answer(self._probe, "com", "NS"), DNSError):
+        if state is State.TROUBLE and isinstance(await _answer(self._probe or self.resolver, "com", "NS"), DNSError):
             return "the DNS resolver does not answer, whatever it is asked; see dns.nameservers or /etc/resolv.conf"
         if state is State.FOREIGN:
-            answer = await _answer(self._probe, "no-such-name.invalid", "A")
+            answer = await _answer(self._probe or self.resolver, "no-such-name.invalid", "A")
             if isinstance(answer, Answer) and answer.records:
                 return "the DNS resolver invents answers for names that do not exist; use one of your own that does not"
         if state is State.NOTHING and len(self._health) > 1:
