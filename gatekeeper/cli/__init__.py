@@ -10,9 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
-from gatekeeper.cli import questions, services, sessions
-from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY
+from gatekeeper.cli import opendkim, questions, services, sessions
+from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,9 +46,18 @@ def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespa
         return TEMPORARY
 
 
+class Parser(argparse.ArgumentParser):
+    """A command whose usage errors end with its own status (`usage_status`), which is 2 for all but opendkim."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it and end."""
+        self.print_usage(sys.stderr)
+        self.exit(self.get_default("usage_status") or USAGE, f"{self.prog}: error: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; test_docs.py compares it with docs/cli.md."""
-    top = argparse.ArgumentParser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
+    top = Parser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
     top.add_argument("--version", action="version", version=f"gatekeeper {version('gatekeeper')}")
     _add_config(top, default=None)
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -59,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (services, questions, sessions):
+    for group in (services, questions, sessions, opendkim):
         group.add_to(add)
     return top
 
