@@ -91,6 +91,10 @@ def _parse(data: bytes, name: str, depth: int) -> tuple[list[Setting], list[Prob
 def _setting(words: list[str], name: str, number: int) -> Setting | Problem:
     shown = printable(words[0], 60)
     option = OPTIONS.get(words[0].lower())
+    if option is None and len(words) == 1:
+        return Problem(
+            name, number, f"stray word {shown!r}; write NAME VALUE, or # before a comment; {unknown(words[0])}"
+        )
     if option is None:
         return Problem(name, number, f"unknown option {shown!r}; {unknown(words[0])}")
     if len(words) < 2:

@@ -66,7 +66,7 @@ DEVIATIONS = (
     ),
     Deviation(
         On.STAR_AT_DOMAIN,
-        "In OpenDKIM a line `*@example.com` of a SigningTable that is no `refile:` matches nothing, and nothing is signed.",
+        "In OpenDKIM a line `*@example.com` in a SigningTable that is no `refile:` matches nothing: no mail is signed.",
         "Here it matches all of that domain.",
         "Many tutorials print it so; a warning names the line.",
         ("SigningTable",),

@@ -295,7 +295,7 @@ OPTIONS = {option.name.lower(): option for option in _options()}
 
 def unknown(name: str) -> str:
     """What to say about a name that OpenDKIM never had."""
-    near = difflib.get_close_matches(name.lower(), OPTIONS, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), OPTIONS, n=1, cutoff=0.7)
     if near:
         return f"did you mean {OPTIONS[near[0]].name}?"
     return "OpenDKIM never had it either; opendkim.conf(5) lists those that there are"
