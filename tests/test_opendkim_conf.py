@@ -14,7 +14,6 @@ from gatekeeper.opendkim.options import OPTIONS, Fate, Kind
 from gatekeeper.problem import Problem
 from tests.conftest import require_program
 
-
 NEVER = "OpenDKIM never had it either; opendkim.conf(5) lists those that there are"
 
 
