@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.opendkim import conf
 from gatekeeper.opendkim.conf import parse
-from gatekeeper.opendkim.options import OPTIONS, Fate, Kind
+from gatekeeper.opendkim.options import OPTIONS, Fate, Kind, Option
 from gatekeeper.problem import Problem
 from tests.conftest import require_program
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_not_there_is_told_where_it_is_named(tmp_path: Path) -> N
 @given(st.binary(max_size=400))
 def test_whatever_is_read_nothing_is_raised_and_each_line_is_told_once(data: bytes) -> None:
     found, problems = parse(data)
-    places = [one.line for one in (*found, *problems)]
+    places = [one.line for one in found] + [one.line for one in problems]
     assert len(places) == len(set(places))
     assert all(1 <= line <= data.count(b"\n") + 1 for line in places)
     assert all(str(problem).isprintable() for problem in problems)
@@ -122,7 +122,7 @@ VALUES = st.text(st.sampled_from("abcXYZ019./:=,*@!-[] "), min_size=1).map(str.s
 
 
 @given(st.lists(st.tuples(st.sampled_from([o for o in OPTIONS.values() if o.kind is Kind.STRING]), SEPARATORS, VALUES)))
-def test_what_is_written_is_what_is_read(lines: list[tuple[conf.Option, str, str]]) -> None:
+def test_what_is_written_is_what_is_read(lines: list[tuple[Option, str, str]]) -> None:
     text = "".join(f"{option.name.swapcase()}{separator}{value}\n" for option, separator, value in lines)
     assert [(option.name, value) for option, _, value in lines] == settings(text)
 

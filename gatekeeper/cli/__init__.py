@@ -19,7 +19,7 @@ from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Ctrl-C and a reader that has gone leave no traceback."""
     try:
-        options = parser().parse_args(arguments)
+        options = _parse(arguments)
         command: Callable[[argparse.Namespace], int] = options.function
         status = _run(command, options)
         sys.stdout.flush()
@@ -30,6 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    top = parser()
+    options, unknown = top.parse_known_args(arguments)
+    if unknown:
+        print(f"gatekeeper: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr)
+        raise SystemExit(getattr(options, "usage_status", USAGE))
+    return options
 
 
 def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

@@ -27,11 +27,9 @@ from gatekeeper.places import Path as KeyPath
 from gatekeeper.places import Places
 from gatekeeper.problem import Problem
 from gatekeeper.signing import dataset
-from gatekeeper.signing.signer import OPENDKIM_HEADERS
+from gatekeeper.signing.signer import OMITTED, OPENDKIM_HEADERS
 
 DEFAULT_PATH = Path("/etc/opendkim.conf")
-OMITTED_HEADERS = ("Return-Path", "Received", "Comments", "Keywords", "Bcc", "Resent-Bcc", "DKIM-Signature")
-"""What OpenDKIM leaves out unless told otherwise (RFC 6376 section 5.4)."""
 
 _ACTIONS = {word[0]: word for word in ("accept", "discard", "quarantine", "reject", "tempfail")}
 _LONGEST_DNS = "60s"
@@ -256,7 +254,8 @@ class _Mapper:
             return
         self._put(("user",), user.pw_name, setting)
         self._put(("group",), found.gr_name, setting)
-        if "unix:" in str(self.tree["milter"].get("listen")) and os.geteuid() == 0:
+        listen = self.tree["milter"].get("listen")
+        if listen and parse_listen(listen).family == "unix" and os.geteuid() == 0:
             self._put(("milter", "socket_group"), found.gr_name, setting)
 
     def _log(self) -> None:
@@ -393,7 +392,7 @@ def _sign_headers(mapper: _Mapper, setting: Setting) -> object:
 
 def _omit_headers(mapper: _Mapper, setting: Setting) -> object:
     # "." and "-" are OpenDKIM's ways to omit nothing: any text that no field is called by
-    return [name for name in mapper.headers(setting, OMITTED_HEADERS) if name not in (".", "-")]
+    return [name for name in mapper.headers(setting, OMITTED) if name not in (".", "-")]
 
 
 _ONE_TO_ONE: dict[str, tuple[KeyPath, _Value]] = {

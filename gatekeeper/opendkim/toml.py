@@ -74,8 +74,8 @@ def _section_order(path: KeyPath) -> tuple[str, ...]:
 
 
 def _differs(relay: Relay, path: KeyPath) -> bool:
-    """Whether the option is another than it would be without this file."""
-    return _at(relay.config, path) != _at(config.defaults(lambda _: {}), path)
+    """Whether the option is another than it would be without this file, on any machine."""
+    return path in (("user",), ("authserv_id",)) or _at(relay.config, path) != _at(config.defaults(lambda _: {}), path)
 
 
 def _at(built: Config, path: KeyPath) -> object:
