@@ -65,8 +65,7 @@ def describe(url: str) -> str:
 def preload(url: str) -> None:
     """Import now what the store at `url` needs later, for workers that give up their privileges."""
     if urlsplit(url).scheme in _REDIS:
-        for name in ("cluster", "link", "redis", "servers"):
-            importlib.import_module(f"gatekeeper.stores.{name}")
+        importlib.import_module("gatekeeper.stores.cluster")  # which imports all that Redis needs
         "localhost".encode("idna")  # what resolving a host name imports
 
 
