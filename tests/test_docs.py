@@ -80,9 +80,13 @@ def test_the_shipped_configuration_works_as_it_stands() -> None:
     assert () == app.prepare(config.load(SHIPPED, no_postfix)).warnings
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    (action,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(action.choices)
+def commands(parser: argparse.ArgumentParser | None = None, above: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Every command by its name; those of a family by both words."""
+    families = [a for a in (parser or cli.parser())._actions if isinstance(a, argparse._SubParsersAction)]
+    if not families:
+        return {above.strip(): parser} if parser else {}
+    (action,) = families
+    return {k: v for name, inner in action.choices.items() for k, v in commands(inner, f"{above} {name}").items()}
 
 
 @pytest.mark.parametrize("name", commands())
@@ -94,7 +98,8 @@ def test_the_reference_tells_every_command_and_flag(name: str) -> None:
 
 def test_the_reference_tells_no_command_or_flag_that_does_not_exist() -> None:
     told = set(re.findall(r"^## (.*)", REFERENCE, re.MULTILINE))
-    assert set(commands()) == {name for line in told for name in re.findall(r"`gatekeeper ([\w-]+)", line)}
+    names = {name for line in told for name in re.findall(r"`gatekeeper ([a-z-]+(?: [a-z-]+)?)", line)}
+    assert set(commands()) == names
     known = {flag for command in commands().values() for action in command._actions for flag in action.option_strings}
     assert set(re.findall(r"^- `(--[\w-]+)", REFERENCE, re.MULTILINE)) <= known
 

@@ -10,16 +10,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import NoReturn
 
-from gatekeeper.cli import opendkim, questions, services, sessions
-from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
+from gatekeeper.cli import questions, records, services, sessions
+from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY
+
+FAMILIES = {
+    "dmarc": "our own DMARC: reports that others send, and the record",
+    "spf": "our own SPF record",
+}
+"""Commands of two words, by the first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Ctrl-C and a reader that has gone leave no traceback."""
     try:
-        options = _parse(arguments)
+        options = parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = options.function
         status = _run(command, options)
         sys.stdout.flush()
@@ -30,15 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    top = parser()
-    options, unknown = top.parse_known_args(arguments)
-    if unknown:
-        print(f"gatekeeper: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr)
-        raise SystemExit(getattr(options, "usage_status", USAGE))
-    return options
 
 
 def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
@@ -55,30 +51,25 @@ def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespa
         return TEMPORARY
 
 
-class Parser(argparse.ArgumentParser):
-    """A command whose usage errors end with its own status (`usage_status`), which is 2 for all but opendkim."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say it and end."""
-        self.print_usage(sys.stderr)
-        self.exit(self.get_default("usage_status") or USAGE, f"{self.prog}: error: {message}\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line; test_docs.py compares it with docs/cli.md."""
-    top = Parser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
+    top = argparse.ArgumentParser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
     top.add_argument("--version", action="version", version=f"gatekeeper {version('gatekeeper')}")
     _add_config(top, default=None)
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    families = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
 
     def add(name: str, function: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
+        family, _, own = name.rpartition(" ")
+        if family not in families:
+            parent = families[""].add_parser(family, help=FAMILIES[family])
+            families[family] = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        command = families[family].add_parser(own, help=does, description=does[0].upper() + does[1:] + ".")
         command.set_defaults(function=function)
         # Absent after the command, it must not undo what stood before it.
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (services, questions, sessions, opendkim):
+    for group in (services, questions, sessions, records):
         group.add_to(add)
     return top
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from gatekeeper.app import App
     from gatekeeper.explain import Asked, NotingResolver
+    from gatekeeper.resolver import Resolver
+    from gatekeeper.sections import Dns
     from gatekeeper.zone import Zone
 
 OK, FINDING, USAGE, TEMPORARY, CONFIGURATION = 0, 1, 2, 75, 78
 
 
 class Add(Protocol):
-    """Adds a command: its name, the function that runs it, what it does in a few words."""
+    """Adds a command: its name (of two words for one of a family), the function that runs it, what it does in short."""
 
     def __call__(
         self, name: str, function: Callable[[argparse.Namespace], int], does: str
@@ -31,11 +33,15 @@ def add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="for a program to read")
 
 
+def add_dns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dns", metavar="FILE", type=Path, help="the only DNS there is, instead of the real one")
+
+
 def add_session(command: argparse.ArgumentParser) -> None:
     command.add_argument("--client", metavar="ADDR[,NAME]", type=client_address, help="the client's address and name")
     command.add_argument("--helo", metavar="NAME", help="what the client says in HELO or EHLO")
     command.add_argument("--from", metavar="ADDR", dest="sender", help="the envelope sender; <> for none")
-    command.add_argument("--dns", metavar="FILE", type=Path, help="the only DNS there is, instead of the real one")
+    add_dns(command)
 
 
 def client_address(text: str) -> tuple[str, str]:
@@ -58,20 +64,44 @@ def config_path(options: argparse.Namespace) -> Path | None:
     return path
 
 
+def with_resolver(options: argparse.Namespace, work: "Callable[[Resolver], Coroutine[Any, Any, int]]") -> int:
+    """Run `work` with the resolver that the configuration names, or `--dns`. Raises ConfigError."""
+    from gatekeeper import config
+    from gatekeeper.resolvers import CachingResolver
+
+    path = config.find(options.config)
+    inner = _resolver(options, (config.load(path) if path else config.defaults()).dns)
+
+    async def run() -> int:
+        resolver = CachingResolver(inner)
+        try:
+            return await work(resolver)
+        finally:
+            await resolver.close()
+
+    return asyncio.run(run())
+
+
+def _resolver(options: argparse.Namespace, dns: "Dns") -> "Resolver":
+    from gatekeeper.resolver import TableResolver
+    from gatekeeper.resolvers import LiveResolver
+
+    file = getattr(options, "dns", None)
+    return TableResolver(_zone(file)) if file else LiveResolver(dns.nameservers, dns.timeout)
+
+
 def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:
     """Run `work` on an app that changes no state. Raises ConfigError."""
     from gatekeeper import app, config
     from gatekeeper.explain import NotingResolver
-    from gatekeeper.resolver import Resolver, TableResolver
-    from gatekeeper.resolvers import CachingResolver, LiveResolver
+    from gatekeeper.resolvers import CachingResolver
     from gatekeeper.stores import open_store
 
     path = config_path(options)
     plan = app.prepare(config.load(path) if path else config.defaults(), lenient=True)
     for warning in plan.warnings:
         print(warning, file=sys.stderr)
-    dns, file = plan.config.dns, getattr(options, "dns", None)
-    inner: Resolver = TableResolver(_zone(file)) if file else LiveResolver(dns.nameservers, dns.timeout)
+    inner = _resolver(options, plan.config.dns)
 
     async def run() -> int:
         store = await open_store(plan.config.store.url, timeout=plan.config.store.timeout, read_only=True)

@@ -128,7 +128,7 @@ class Session:
             self._choose(message)
         if not (self._judges(message) or self._judges_ours(message)):
             return None
-        message.verifier = self._app.verifier(message.headers)
+        message.verifier = DkimVerifier(message.headers, now=self._app.clock())
         message.facts.add_message(message.headers, message.verifier)
         return message.facts.start_prefetch
 

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What our own domains publish, and what others report of them: dmarc read, dmarc record, spf check."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gatekeeper.cli.shared import (
+    FINDING,
+    OK,
+    TEMPORARY,
+    USAGE,
+    Add,
+    add_dns,
+    add_json,
+    print_json,
+    print_lines,
+    read,
+    with_resolver,
+)
+
+if TYPE_CHECKING:
+    from gatekeeper.resolver import Resolver
+
+_POLICIES = ("none", "quarantine", "reject")
+
+
+def add_to(add: Add) -> None:
+    """The commands of this file."""
+    _add_read(add("dmarc read", dmarc_read, "sum up aggregate reports: who sends as us, and is a stricter policy safe"))
+    _add_record(add("dmarc record", dmarc_record, "check the DMARC record of a domain, or write one"))
+    _add_spf(add("spf check", spf_check, "walk the SPF record of a domain: what is wrong, and look-ups of ten"))
+
+
+def _add_read(command: argparse.ArgumentParser) -> None:
+    text = "a report: XML, gzip, zip, or the mail that it came in; - for standard input"
+    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=text)
+    add_json(command)
+
+
+def _add_record(command: argparse.ArgumentParser) -> None:
+    command.add_argument("domain", metavar="DOMAIN")
+    command.add_argument("--record", metavar="TEXT", help="check this text instead of what is published")
+    command.add_argument("--policy", choices=_POLICIES, help="write a record with this policy, and check it")
+    command.add_argument("--subdomains", choices=_POLICIES, help="with --policy: another one for subdomains (sp)")
+    command.add_argument("--nonexistent", choices=_POLICIES, help="with --policy: for names that do not exist (np)")
+    text = "with --policy: where aggregate reports go; may be repeated"
+    command.add_argument("--rua", metavar="ADDRESS", action="append", default=[], help=text)
+    command.add_argument("--strict", action="store_true", help="with --policy: strict alignment")
+    command.add_argument("--testing", action="store_true", help="with --policy: ask for one step less (t=y)")
+    add_dns(command)
+    add_json(command)
+
+
+def _add_spf(command: argparse.ArgumentParser) -> None:
+    command.add_argument("domain", metavar="DOMAIN")
+    command.add_argument("--record", metavar="TEXT", help="check this text instead of what is published")
+    add_dns(command)
+    add_json(command)
+
+
+def _domain(options: argparse.Namespace) -> str:
+    """The domain that the command line names, in normal form. Raises SystemExit with a sentence."""
+    from gatekeeper.auth.domain import normal
+
+    domain = normal(options.domain.removesuffix("."))
+    if not domain:
+        print(f"gatekeeper: {options.domain!a} is no domain", file=sys.stderr)
+        raise SystemExit(USAGE)
+    return domain
+
+
+def dmarc_read(options: argparse.Namespace) -> int:
+    """A summary for each domain; what cannot be read is named, and the rest summed up."""
+    from gatekeeper.reports.aggregate import parse_report
+    from gatekeeper.reports.summary import as_json, sentences, summarise
+    from gatekeeper.reports.unpack import ReportError, documents
+
+    reports = []
+    status = OK
+    for number, file in enumerate(options.files, 1):
+        if sys.stderr.isatty() and len(options.files) > 20:
+            print(f"\rreading {number} of {len(options.files)}", end="", file=sys.stderr)
+        try:
+            reports += [parse_report(document) for document in documents(read(file))]
+        except ReportError as error:
+            print(f"gatekeeper: {file}: {error}", file=sys.stderr)
+            status = FINDING
+    summaries = summarise(reports)
+    if options.json:
+        print_json([as_json(summary) for summary in summaries])
+    else:
+        for summary in summaries:
+            print_lines(sentences(summary))
+    return status
+
+
+def dmarc_record(options: argparse.Namespace) -> int:
+    """The record with everything to know about it; with --policy, a new one."""
+    from gatekeeper.auth.dmarc_record import Policy
+    from gatekeeper.published import dmarc
+    from gatekeeper.resolver import DNSError
+
+    domain = _domain(options)
+
+    def policy(text: str | None) -> Policy | None:
+        return Policy(text) if text else None
+
+    async def work(resolver: "Resolver") -> int:
+        texts = [options.record] if options.record else []
+        if wanted := policy(options.policy):
+            wish = dmarc.Wish(
+                policy=wanted,
+                subdomains=policy(options.subdomains),
+                nonexistent=policy(options.nonexistent),
+                rua=tuple(address.removeprefix("mailto:") for address in options.rua),
+                strict=options.strict,
+                testing=options.testing,
+            )
+            texts = [dmarc.write(wish)]
+        try:
+            texts = texts or await dmarc.published(resolver, domain)
+        except DNSError as error:
+            print(f"gatekeeper: _dmarc.{domain} cannot be looked up right now: {error}", file=sys.stderr)
+            return TEMPORARY
+        remarks = await dmarc.examine(resolver, domain, texts)
+        if options.json:
+            records = [{"error": remark.error, "what": remark.what} for remark in remarks]
+            print_json({"domain": domain, "records": texts, "remarks": records})
+        else:
+            print_lines(f"{name}" for name in dmarc.zone_lines(domain, texts))
+            print_lines(f"  {remark}" for remark in remarks)
+        return FINDING if any(remark.error for remark in remarks) else OK
+
+    return with_resolver(options, work)
+
+
+def spf_check(options: argparse.Namespace) -> int:
+    """The tree of the record, its cost, and what is wrong with it."""
+    from gatekeeper.published import spf
+
+    domain = _domain(options)
+
+    async def work(resolver: "Resolver") -> int:
+        walk = await spf.examine(resolver, domain, options.record)
+        if options.json:
+            print_json(asdict(walk) | {"remarks": [remark._asdict() for remark in walk.remarks]})
+        else:
+            print_lines(spf.sentences(walk))
+        return FINDING if any(remark.error for remark in walk.remarks) else OK
+
+    return with_resolver(options, work)

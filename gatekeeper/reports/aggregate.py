@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One aggregate report: XML in, a Report out (RFC 9990 section 3, and the older schema of RFC 7489 appendix C).
+
+Reporters bend both schemas, so elements are found by their names, in any namespace and order, and what is missing is
+empty. A document type declaration, and with it every entity of the document's own, is refused; depth, text and the
+number of rows have limits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from xml.parsers import expat
+
+from gatekeeper.auth.domain import normal
+from gatekeeper.reports.unpack import ReportError
+from gatekeeper.verdict import printable
+
+MAX_ROWS = 200_000
+_MAX_DEPTH = 12
+_MAX_ELEMENTS = 2000  # outside rows, and in one row
+_MAX_TEXT = 1000  # characters of one element that are kept
+_FAR_FUTURE = 32_503_680_000  # the year 3000, where datetime still works everywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """One result of SPF or DKIM for `domain`. `selector` is DKIM's."""
+
+    method: str
+    domain: str
+    result: str
+    selector: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """`count` messages that were alike. `spf` and `dkim` tell whether an aligned one passed."""
+
+    source: str
+    count: int
+    disposition: str
+    spf: bool
+    dkim: bool
+    reasons: tuple[str, ...]
+    header_from: str
+    found: tuple[Authenticated, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one reporter saw of `domain` between `begin` and `end` (UTC)."""
+
+    reporter: str
+    number: str
+    domain: str
+    policy: str
+    begin: datetime
+    end: datetime
+    rows: tuple[Row, ...]
+
+
+@dataclass(slots=True)
+class _Element:
+    name: str
+    text: str = ""
+    children: list["_Element"] = field(default_factory=list)
+
+    def all(self, name: str) -> Iterator["_Element"]:
+        return (child for child in self.children if child.name == name)
+
+    def one(self, name: str) -> "_Element":
+        return next(self.all(name), _NOTHING)
+
+    def word(self, name: str) -> str:
+        return printable(self.one(name).text.strip(), 255)
+
+
+_NOTHING = _Element("")
+
+
+def parse_report(document: bytes) -> Report:
+    """The report in an XML document. Raises ReportError."""
+    reader = _Reader()
+    root = reader.read(document)
+    if root.name != "feedback":
+        raise ReportError("it is XML, but no aggregate report")
+    about, published = root.one("report_metadata"), root.one("policy_published")
+    domain = normal(published.word("domain"))
+    if not domain:
+        raise ReportError("it does not say which domain it is about")
+    dates = about.one("date_range")
+    return Report(
+        reporter=about.word("org_name") or about.word("email") or "unknown",
+        number=about.word("report_id"),
+        domain=domain,
+        policy=published.word("p").lower(),
+        begin=_date(dates.word("begin")),
+        end=_date(dates.word("end")),
+        rows=tuple(reader.rows),
+    )
+
+
+def _row(record: _Element) -> Row:
+    row, names = record.one("row"), record.one("identifiers")
+    evaluated = row.one("policy_evaluated")
+    return Row(
+        source=_address(row.word("source_ip")),
+        count=_number(row.word("count")),
+        disposition=evaluated.word("disposition").lower(),
+        spf=evaluated.word("spf").lower() == "pass",
+        dkim=evaluated.word("dkim").lower() == "pass",
+        reasons=tuple(dict.fromkeys(reason.word("type").lower() for reason in evaluated.all("reason"))),
+        header_from=normal(names.word("header_from")),
+        found=tuple(
+            Authenticated(one.name, normal(one.word("domain")), one.word("result").lower(), one.word("selector"))
+            for one in record.one("auth_results").children
+            if one.name in ("spf", "dkim")
+        ),
+    )
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise ReportError("a row's count is no number")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ReportError("a row's source_ip is no address") from None
+
+
+def _date(text: str) -> datetime:
+    """Seconds since the epoch; some reporters add a fraction."""
+    seconds = text.partition(".")[0]
+    if not seconds.isascii() or not seconds.isdigit() or int(seconds[:12]) > _FAR_FUTURE or len(seconds) > 11:
+        raise ReportError("its date_range is malformed")
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+class _Reader:
+    """The document as elements, but its rows as `rows`: memory is for what is kept. No recursion; all has limits."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._root = _NOTHING
+        self._open: list[_Element] = []
+        self._elements = 0
+
+    def read(self, document: bytes) -> _Element:
+        """The root, without its rows. Raises ReportError."""
+        parser = expat.ParserCreate()
+        parser.buffer_text = True
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._data
+        parser.StartDoctypeDeclHandler = self._doctype
+        try:
+            parser.Parse(document, True)
+        except expat.ExpatError as error:
+            raise ReportError(f"the XML is malformed in line {error.lineno}") from None
+        except (LookupError, ValueError) as error:
+            if isinstance(error, ReportError):
+                raise
+            raise ReportError("the XML is in a character set that is not known here") from None
+        return self._root
+
+    def _start(self, name: str, _attributes: dict[str, str]) -> None:
+        element = _Element(name.rpartition(":")[2])
+        self._elements += 1
+        if len(self._open) >= _MAX_DEPTH or self._elements > _MAX_ELEMENTS:
+            raise ReportError("the XML is nested too deeply, or has too many elements in one place")
+        if self._open:
+            self._open[-1].children.append(element)
+        else:
+            self._root = element
+        self._open.append(element)
+
+    def _end(self, _name: str) -> None:
+        element = self._open.pop()
+        if element.name == "record" and len(self._open) == 1:
+            if len(self.rows) == MAX_ROWS:
+                raise ReportError(f"it has more than {MAX_ROWS} rows")
+            self.rows.append(_row(element))
+            self._root.children.pop()
+            self._elements = len(self._root.children)
+
+    def _data(self, text: str) -> None:
+        element = self._open[-1]
+        if len(element.text) < _MAX_TEXT:
+            element.text += text[:_MAX_TEXT]
+
+    def _doctype(self, *_: object) -> None:
+        raise ReportError("the XML has a document type declaration, which reports never have")

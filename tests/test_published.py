@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our own DMARC and SPF records, with the mistakes that people make."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper import cli
+from gatekeeper.auth.dmarc_record import Policy, the_record
+from gatekeeper.published import dmarc, spf
+from gatekeeper.resolver import TableResolver
+from gatekeeper.zone import Zone
+from tests.test_spf import txt
+
+DNS = """
+example.com. MX 10 mail.example.com.
+mail.example.com. A 192.0.2.1
+reports.example. MX 10 mail.example.com.
+agreed.example. MX 10 mail.example.com.
+example.com._report._dmarc.agreed.example. TXT "v=DMARC1"
+slow.example. MX !TIMEOUT
+"""
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "words"),
+    [
+        ("v=DMARC1; p=reject; rua=mailto:d@example.com", False, ""),
+        ("v=DMARC1; p=reject; pct=50; rua=mailto:d@example.com", False, "pct is gone"),
+        ("v=DMARC1; p=reject; rua=d@example.com", True, "lacks mailto:"),
+        ("v=DMARC1; p=reject; rua=mailto:d@example.com!10m", False, "size limit"),
+        ("v=DMARC1; p=reject; rua=mailto:d@example.com,", True, "comma too much"),
+        ("v=DMARC1; p=reject; rua=mailto:d@nowhere.example", True, "takes no mail"),
+        ("v=DMARC1; p=reject; rua=mailto:d@reports.example", True, "example.com._report._dmarc.reports.example"),
+        ("v=DMARC1; p=reject; rua=mailto:d@agreed.example", False, ""),
+        ("v=DMARC1; p=reject; rua=mailto:d@slow.example", False, "does not answer"),
+        ("v=DMARC1; p=monitor; rua=mailto:d@example.com", True, "p=monitor is not valid"),
+        ("v=DMARC1; p=none", False, "without rua"),
+        ("v=DMARC1; rua=mailto:d@example.com", True, "p is missing"),
+        ("v=DMARC1; p=reject; sp=none; rua=mailto:d@example.com", False, "milder than p=reject"),
+        ("v=DMARC1; p=reject; p=none; rua=mailto:d@example.com", True, "stands there twice"),
+        ("v=DMARC1; p=reject; ruaa=mailto:d@example.com", True, "did you mean rua?"),
+        ("v=DMARC1; p=reject, rua=mailto:d@example.com", True, "is not valid"),
+        ("v=DMARC1 p=reject", True, "must begin with exactly"),
+        ("v=dmarc1; p=reject", True, "must begin with exactly"),
+        ("p=reject; v=DMARC1", True, "there is no DMARC record"),
+        ("v=DMARC1; p=reject; t=y; rua=mailto:d@example.com", False, "one step less"),
+        ("v=DMARC1; p=reject; fo=2; rua=mailto:d@example.com", True, "fo=2"),
+        ("v=DMARC1; p=\u201creject\u201d", True, "typographic quotes"),
+    ],
+)
+async def test_a_dmarc_record_is_judged_as_receivers_will(record: str, error: bool, words: str) -> None:
+    remarks = await dmarc.examine(TableResolver(Zone.parse(DNS)), "example.com", [record])
+    assert error == any(remark.error for remark in remarks)
+    assert words in " | ".join(remark.what for remark in remarks)
+    assert words or not remarks
+
+
+async def test_two_dmarc_records_are_none() -> None:
+    remarks = await dmarc.examine(TableResolver(Zone.parse(DNS)), "example.com", ["v=DMARC1; p=none"] * 2)
+    assert [True] == [remark.error for remark in remarks]
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+async def test_what_is_written_is_read_as_it_was_meant(policy: Policy) -> None:
+    wish = dmarc.Wish(policy=policy, subdomains=Policy.REJECT, rua=("d@example.com",), strict=True, testing=True)
+    record = the_record([dmarc.write(wish).encode()])
+    assert record is not None
+    assert (policy, Policy.REJECT, True, True, True) == (
+        record.policy,
+        record.subdomains,
+        record.strict_spf,
+        record.strict_dkim,
+        record.testing,
+    )
+    assert ("mailto:d@example.com",) == record.rua
+
+
+@given(text=st.text(max_size=200))
+def test_no_record_raises(text: str) -> None:
+    for remark in [
+        *dmarc.lint("v=DMARC1; " + text),
+        *(one for one in spf.parse("v=spf1 " + text) if not isinstance(one, spf.Term)),
+    ]:
+        assert remark.what.isprintable()
+
+
+def world(**records: str) -> TableResolver:
+    lines = "".join(f"{name.replace('_', '.')}. TXT {txt(text)}\n" for name, text in records.items())
+    return TableResolver(Zone.parse(DNS + lines))
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "words"),
+    [
+        ("v=spf1 mx -all", False, ""),
+        ("v=spf1 ip4:192.0.2.0/24 ip6:2001:db8::/32 a:mail.example.com ~all", False, ""),
+        ("v=spf1 mx", True, "neither all nor redirect="),
+        ("v=spf1 mx ?all", False, "says nothing about others"),
+        ("v=spf1 mx +all", True, "lets everybody send as you"),
+        ("v=spf1 -all mx", True, "never reached: mx"),
+        ("v=spf1 ipv4:192.0.2.1 -all", True, "did you mean ip4?"),
+        ("v=spf1 ip4:2001:db8::1 -all", True, "an address for ip6"),
+        ("v=spf1 ip4:192.0.2.300 -all", True, "no address or network"),
+        ("v=spf1 include: -all", True, "the domain is missing"),
+        ("v=spf1 include:nothing.example -all", True, "is included and has no SPF record"),
+        ("v=spf1 include:example.com -all", True, "includes itself"),
+        ("v=spf1 ptr -all", False, "ptr should not be used"),
+        ("v=spf1 a:x1.example a:x2.example a:x3.example -all", True, "3 look-ups find nothing"),
+        ("v=spf1 redirect=other.example -all", True, "redirect= is ignored"),
+        ("v=spf1 exists:%{i}.x.example -all", False, ""),
+        ("v=spf1 mx/33 -all", True, "malformed"),
+        ("v=spf1 mx:slow.example -all", True, "cannot be looked up"),
+        ("v=spf1 all:x", True, "all takes no argument"),
+    ],
+)
+async def test_an_spf_record_is_judged_as_receivers_will(record: str, error: bool, words: str) -> None:
+    walk = await spf.examine(world(example_com=record), "example.com")
+    assert error == any(remark.error for remark in walk.remarks)
+    assert words in " | ".join(remark.what for remark in walk.remarks)
+    assert words or not walk.remarks
+
+
+async def test_look_ups_are_counted_through_every_include() -> None:
+    inner = {f"s{n}_example": "v=spf1 mx:example.com a:mail.example.com ~all" for n in range(4)}
+    record = "v=spf1 " + " ".join(f"include:s{n}.example" for n in range(4)) + " -all"
+    walk = await spf.examine(world(example_com=record, **inner), "example.com")
+    assert 12 == walk.lookups
+    assert "12 look-ups of 10" in " ".join(remark.what for remark in walk.remarks if remark.error)
+
+
+async def test_a_record_that_spreads_without_end_is_not_followed_without_end() -> None:
+    record = "v=spf1 " + " ".join(f"include:s{n}.example" for n in range(40)) + " -all"
+    walk = await spf.examine(world(example_com=record, **{f"s{n}_example": record for n in range(40)}), "example.com")
+    assert walk.lookups < 5000
+
+
+def test_the_commands_print_and_exit_as_promised(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    zone = f"{tmp_path}/dns.zone"
+    with open(zone, "w", encoding="utf-8") as file:
+        file.write(DNS + 'example.com. TXT "v=spf1 mx -all"\n')
+    assert 0 == cli.main(["spf", "check", "example.com", "--dns", zone])
+    assert 1 == cli.main(["spf", "check", "other.example", "--dns", zone])
+    assert 1 == cli.main(["dmarc", "record", "example.com", "--dns", zone])
+    arguments = ["--policy", "reject", "--rua", "d@example.com", "--dns", zone, "--json"]
+    capsys.readouterr()
+    assert 0 == cli.main(["dmarc", "record", "example.com", *arguments])
+    assert ["v=DMARC1; p=reject; rua=mailto:d@example.com"] == json.loads(capsys.readouterr().out)["records"]

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Aggregate reports: from whatever they come in to a decision, and nothing that a stranger mails does harm."""
+
+import gzip
+import io
+import zipfile
+from contextlib import suppress
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatekeeper import cli
+from gatekeeper.reports.aggregate import MAX_ROWS, Authenticated, Report, parse_report
+from gatekeeper.reports.summary import Kind, advise, sentences, summarise
+from gatekeeper.reports.unpack import ReportError, documents
+
+DAY = 86400
+BEGIN = 1_760_000_000
+
+
+def row(
+    source: str = "192.0.2.1", count: int = 1, *, spf: str = "fail", dkim: str = "fail", more: str = "", auth: str = ""
+) -> str:
+    return f"""<record><row><source_ip>{source}</source_ip><count>{count}</count>
+<policy_evaluated><disposition>none</disposition><dkim>{dkim}</dkim><spf>{spf}</spf>{more}</policy_evaluated></row>
+<identifiers><header_from>example.com</header_from></identifiers><auth_results>{auth}</auth_results></record>"""
+
+
+def xml(*rows: str, days: float = 20, number: str = "1", policy: str = "none", top: str = "<feedback>") -> bytes:
+    return f"""<?xml version="1.0"?>
+{top}<version>1.0</version><report_metadata><org_name>receiver.example</org_name><email>a@receiver.example</email>
+<report_id>{number}</report_id><date_range><begin>{BEGIN}</begin><end>{BEGIN + int(days * DAY)}</end></date_range>
+</report_metadata><policy_published><domain>Example.COM</domain><p>{policy}</p></policy_published>
+{"".join(rows)}</feedback>""".encode()
+
+
+PASSED = row(count=1000, spf="pass", dkim="pass")
+SERVICE = row("198.51.100.7", 20, auth="<spf><domain>mailer.example</domain><result>pass</result></spf>")
+BROKEN = row(
+    "198.51.100.8", 5, auth="<dkim><domain>example.com</domain><selector>s</selector><result>fail</result></dkim>"
+)
+FORWARDED = row("198.51.100.9", 3, more="<reason><type>forwarded</type><comment/></reason>")
+STRANGER = row("203.0.113.1", 7)
+OURS = row("192.0.2.1", 2)
+
+
+def zipped(**members: bytes) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def mailed(data: bytes, subtype: str) -> bytes:
+    mail = EmailMessage()
+    mail["Subject"] = "Report domain: example.com"
+    mail.set_content("This is an aggregate report.")
+    mail.add_attachment(data, maintype="application", subtype=subtype, filename="../../etc/passwd.gz")
+    return mail.as_bytes()
+
+
+def test_a_report_is_read_whole() -> None:
+    report = parse_report(xml(SERVICE, policy="quarantine"))
+    assert ("receiver.example", "1", "example.com", "quarantine") == (
+        report.reporter,
+        report.number,
+        report.domain,
+        report.policy,
+    )
+    (found,) = report.rows
+    assert ("198.51.100.7", 20, False, False, (Authenticated("spf", "mailer.example", "pass"),)) == (
+        found.source,
+        found.count,
+        found.spf,
+        found.dkim,
+        found.found,
+    )
+
+
+def test_the_schema_of_rfc_9990_has_a_namespace() -> None:
+    for top in ('<feedback xmlns="urn:ietf:params:xml:ns:dmarc-2.0">', '<d:feedback xmlns:d="urn:x">'):
+        document = xml(PASSED, top=top).replace(b"</feedback>", b"</d:feedback>" if ":d=" in top else b"</feedback>")
+        assert 1000 == parse_report(document).rows[0].count
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: x,
+        gzip.compress,
+        lambda x: zipped(a=x),
+        lambda x: mailed(gzip.compress(x), "gzip"),
+        lambda x: mailed(zipped(a=x), "zip"),
+        lambda x: b"\xef\xbb\xbf" + x,
+    ],
+)
+def test_a_report_comes_in_many_wrappings(wrap) -> None:  # type: ignore[no-untyped-def]  # a table of lambdas
+    assert [xml(PASSED)] == [document.removeprefix(b"\xef\xbb\xbf") for document in documents(wrap(xml(PASSED)))]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "no report in it"),
+        (b"Subject: hello\r\n\r\nno attachment\r\n", "no report in it"),
+        (gzip.compress(b"<feedback>")[:-4], "damaged"),
+        (zipped(a=b"x")[:-10], "damaged"),
+        (gzip.compress(bytes(80 * 1024 * 1024)), "unpacks to more"),
+        (zipped(**{str(n): b"<" for n in range(200)}), "more than 100"),
+        (zipped(a=bytes(40 * 1024 * 1024), b=bytes(40 * 1024 * 1024)), "unpacks to more"),
+    ],
+)
+def test_a_wrapping_that_is_no_good_says_why(data: bytes, words: str) -> None:
+    with pytest.raises(ReportError, match=words):
+        documents(data)
+
+
+BOMB = b"""<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]>
+<feedback>&b;</feedback>"""
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (b"<html></html>", "no aggregate report"),
+        (b"<feedback>", "malformed in line 1"),
+        (b"<feedback></feedback>", "which domain"),
+        (BOMB, "document type declaration"),
+        (b'<!DOCTYPE x SYSTEM "file:///etc/passwd"><feedback/>', "document type declaration"),
+        (b"<feedback>" + b"<a>" * 100_000, "nested too deeply"),
+        (b"<feedback>" + b"<a/>" * 100_000 + b"</feedback>", "too many elements"),
+        (xml(row("nonsense")), "no address"),
+        (xml(PASSED).replace(b"1000", b"-5"), "no number"),
+        (xml(PASSED).replace(str(BEGIN).encode(), b"9" * 30), "date_range"),
+        (xml(*["<record/>"] * 3), "no address"),
+        (b'<?xml version="1.0" encoding="nonsense"?><feedback/>', "malformed|character set"),
+    ],
+)
+def test_a_document_that_is_no_good_says_why(document: bytes, words: str) -> None:
+    with pytest.raises(ReportError, match=words):
+        parse_report(document)
+
+
+def test_rows_have_a_limit() -> None:
+    small = "<record><row><source_ip>1.1.1.1</source_ip><count>1</count></row></record>"
+    with pytest.raises(ReportError, match="more than 200000 rows"):
+        parse_report(xml(small * (MAX_ROWS + 1)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=300), at=st.integers(0, 400))
+def test_no_bytes_raise_anything_else(data: bytes, at: int) -> None:
+    good = xml(SERVICE)
+    for candidate in (data, good[:at] + data + good[at + len(data) :], zipped(a=good)[:at] + data):
+        with suppress(ReportError):
+            for document in documents(candidate):
+                assert parse_report(document).reporter.isprintable()
+
+
+def reports(*rows: str, **about: object) -> list[Report]:
+    return [parse_report(xml(*rows, **about))]  # type: ignore[arg-type]  # passed on as they are
+
+
+def test_what_fails_is_sorted_by_what_to_do_about_it() -> None:
+    (summary,) = summarise(reports(PASSED, SERVICE, BROKEN, FORWARDED, STRANGER, OURS))
+    assert {Kind.SERVICE: 20, Kind.BROKEN: 5, Kind.FORWARDED: 3, Kind.STRANGER: 7, Kind.OURS: 2} == {
+        kind: summary.count(kind) for kind in Kind
+    }
+    assert [("mailer.example", 20)] == [(source.name, source.count) for source in summary.sources(Kind.SERVICE)]
+
+
+def test_the_same_report_read_twice_counts_once() -> None:
+    (summary,) = summarise(reports(PASSED) + reports(PASSED))
+    assert (1, 1000) == (summary.reports, summary.total)
+
+
+@pytest.mark.parametrize(
+    ("rows", "about", "policy", "safe"),
+    [
+        ((PASSED, STRANGER), {}, "quarantine", True),
+        ((PASSED, STRANGER), {"policy": "quarantine"}, "reject", True),
+        ((PASSED, STRANGER), {"policy": "reject"}, "", True),
+        ((PASSED,), {"days": 3}, "quarantine", False),
+        ((PASSED, SERVICE), {}, "quarantine", False),
+        ((), {}, "quarantine", False),
+        ((row(count=1000, spf="pass"),), {}, "quarantine", False),
+    ],
+)
+def test_the_next_policy_is_called_safe_only_when_nothing_wanted_would_suffer(
+    rows: tuple[str, ...], about: dict[str, object], policy: str, safe: bool
+) -> None:
+    advice = advise(summarise(reports(*rows, **about))[0])
+    assert (policy, safe) == (advice.policy, advice.safe)
+
+
+def test_the_summary_is_words_for_a_person() -> None:
+    (summary,) = summarise(reports(PASSED, SERVICE))
+    text = "\n".join(sentences(summary))
+    assert "example.com: 1020 messages, 2025-10-09 to 2025-10-29, published policy none" in text
+    assert "p=quarantine is not safe yet: 2.0% of the mail fails and is probably wanted" in text
+
+
+def test_a_reporter_cannot_write_on_the_terminal() -> None:
+    document = xml(PASSED).replace(b"receiver.example</org_name>", b"\xc2\x9b2J&#x202e;evil</org_name>")
+    assert all(line.isprintable() for line in sentences(summarise([parse_report(document)])[0]))
+
+
+def test_the_command_sums_up_what_it_can_read_and_names_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.xml.gz", tmp_path / "bad.zip"
+    good.write_bytes(gzip.compress(xml(PASSED)))
+    bad.write_bytes(b"nonsense")
+    assert 1 == cli.main(["dmarc", "read", str(good), str(bad)])
+    out, err = capsys.readouterr()
+    assert ("p=quarantine is safe to publish next" in out, "bad.zip: there is no report in it" in err) == (True, True)
