@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
-from gatekeeper.checks import Dmarc, Place, Reader
+from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader
 from gatekeeper.config import Config
 from gatekeeper.dnslists import Lists, Use
 from gatekeeper.facts import Facts
-from gatekeeper.pipeline import END_OF_DATA, Check, Context, Pipeline, Site
+from gatekeeper.pipeline import CLIENT, END_OF_DATA, Check, Context, Pipeline, Site
 from gatekeeper.places import Path as KeyPath
 from gatekeeper.problem import ConfigError, Problem
 from gatekeeper.request import Request
@@ -47,6 +47,7 @@ class Plan:
     site: Site
     pipelines: Mapping[str, Pipeline]
     milter_pipeline: Pipeline
+    limiter: Limiter
     signing: SigningPolicy
     sign_options: SignOptions
     lists: tuple[Use, ...] = ()
@@ -70,6 +71,7 @@ def prepare(
     for name, lists in config.policy.contexts.items():
         pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
     reader.check_classes()
+    limiter = reader.limiter()
     signing, problems = signing_policy(config, thorough=thorough, lenient=lenient, old=old.signing if old else None)
     of_messages, found_there = _of_messages(config)
     problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
@@ -80,6 +82,7 @@ def prepare(
         site=config.site,
         pipelines=pipelines,
         milter_pipeline=Pipeline({END_OF_DATA: of_messages}, observe),
+        limiter=limiter,
         signing=signing,
         sign_options=sign_options(config),
         lists=reader.lists,
@@ -186,6 +189,8 @@ class App:
         self.store = store
         self.clock = clock
         self._alone = MemoryStore(clock)
+        self.connections = Connections(plan.limiter, store, self._alone)
+        self._connect = Pipeline({CLIENT: (self.connections,)}, plan.config.mode == "observe")
         self.lists = lists or Lists(resolver, budget=plan.config.dns.list_timeout, uses=plan.lists)
         self._watching: asyncio.Task[None] | None = None
 
@@ -232,6 +237,10 @@ class App:
         """The policy daemon's decision. The context's side effects are the caller's to settle, after the answer."""
         return await self._decide(self.pipeline(request), request, facts)
 
+    async def decide_connection(self, request: Request) -> tuple[Decision, Context]:
+        """The milter's decision when a client connects; `request.instance` is a name that `connections` gave it."""
+        return await self._decide(self._connect, request, None)
+
     async def decide_message(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
         """The milter's decision at the end of a message, on facts that know it; to be settled likewise."""
         return await self._decide(self.plan.milter_pipeline, request, facts)
@@ -250,6 +259,7 @@ class App:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        await self.connections.close()
         await self.resolver.close()
         await self.store.close()
 

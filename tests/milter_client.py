@@ -65,10 +65,20 @@ class MilterClient:
         self, *, client: str = "192.0.2.1", name: str = "client.example", helo: bytes = b"client.example", **macros: str
     ) -> None:
         """A client connects and says HELO. Macros by their name without braces."""
+        refusal = self.connect(client, name, **macros)
+        assert "" == refusal
+        self.say(HELO, helo + b"\0")
+
+    def connect(self, client: str = "192.0.2.1", name: str = "client.example", **macros: str) -> str:
+        """A client connects; the reply that refuses it, if the milter does."""
         self._macros(CONNECT, {"daemon_name": "smtpd", **macros})
         family = b"6" if ":" in client else b"4"
-        self.say(CONNECT, name.encode() + b"\0" + family + struct.pack("!H", 2525) + client.encode() + b"\0")
-        self.say(HELO, helo + b"\0")
+        self._send(CONNECT, name.encode() + b"\0" + family + struct.pack("!H", 2525) + client.encode() + b"\0")
+        if self.steps & NO_REPLY[CONNECT]:
+            return ""
+        answer, text = self._receive()
+        assert answer in (CONTINUE, REPLY)
+        return text.rstrip(b"\0").decode()
 
     def envelope(
         self, sender: bytes = b"a@client.example", recipient: bytes = b"b@ours.example", **macros: str

@@ -23,6 +23,7 @@ from gatekeeper.checks.access import (
     find_recipient,
     find_sender,
 )
+from gatekeeper.checks.connections import Connections
 from gatekeeper.checks.dmarc import Dmarc
 from gatekeeper.checks.dnsbl import Dnsbl
 from gatekeeper.checks.entries import Table
@@ -53,7 +54,7 @@ from gatekeeper.problem import Problem
 from gatekeeper.restrictions import split
 from gatekeeper.verdict import Mode
 
-__all__ = ["SECTIONS", "Dmarc", "Place", "Reader"]
+__all__ = ["SECTIONS", "Connections", "Dmarc", "Limiter", "Place", "Reader"]
 
 OPINIONS: Mapping[str, type[Opinion]] = {
     "dnsbl": Dnsbl,

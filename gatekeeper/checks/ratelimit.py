@@ -10,33 +10,23 @@ Among the rules that count the same thing by the same words, the first that is f
 simple options (`client_messages` …) come last. While the store is gone each process counts alone (`Context.alone`).
 """
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gatekeeper.checks.counting import Bound, Count, Tally
 from gatekeeper.checks.limit import Limit, Limits, Rule, Simultaneous
 from gatekeeper.checks.opinion import always_reachable, unless_store_fails
-from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
+from gatekeeper.checks.prefix import Prefix4, Prefix6
 from gatekeeper.checks.whom import AUTHENTICATED, MYNETWORKS, Whom, Words, parse_word, read
 from gatekeeper.pipeline import Context, Site
 from gatekeeper.problem import Problem
-from gatekeeper.request import Request, Stage, domain_of
-from gatekeeper.store import Hit, Keys, Store, StoreError
-from gatekeeper.units import duration_text
-from gatekeeper.verdict import PASS, Decision, Mode, Verdict, printable, reject
-
-_ERRORS = {
-    "messages": "too much mail",
-    "recipients": "too many recipients",
-    "logins": "too many logins",
-    "connections": "connection rate limit exceeded",
-    "simultaneous": "too many connections",
-}
-"""anvil's words (smtpd.c)."""
+from gatekeeper.request import Request, Stage
+from gatekeeper.store import Hit, Keys
+from gatekeeper.verdict import PASS, Decision, Mode, Verdict
 
 
 class RateLimit(BaseModel):
@@ -74,73 +64,6 @@ class RateLimit(BaseModel):
     )
     count_refused: bool = Field(default=False, description="count what is refused here too, as anvil(8) does")
     rules: Mapping[str, Rule] = Field(default={}, description="limits by other things and for some only")
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A rule with its words and files read. `what` it limits has its limits, none of them if it says so."""
-
-    name: str
-    by: tuple[str, ...]
-    whom: Whom | None
-    excepted: Whom
-    ipv4_prefix: int
-    ipv6_prefix: int
-    limits: Mapping[str, tuple[Limit, ...]]
-
-    def is_for(self, request: Request, site: Site) -> bool:
-        """True if the rule is for this session."""
-        return (self.whom is None or self.whom.holds(request, site)) and not self.excepted.holds(request, site)
-
-    def whose(self, request: Request) -> tuple[str, ...] | None:
-        """What makes the counter of this session; None if one of the rule's words is not known of it."""
-        parts = tuple(self._part(word, request) for word in self.by)
-        return parts if all(parts) else None
-
-    def _part(self, word: str, request: Request) -> str:
-        match word:
-            case "client":
-                address = request.client.address
-                return "" if address is None else network_of(address, self.ipv4_prefix, self.ipv6_prefix)
-            case "user":
-                return request.sasl_user.lower()
-            case "sender":
-                return (request.sender or "").lower()
-            case "sender_domain":
-                return domain_of(request.sender or "")
-        return domain_of(request.recipient or "")
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """One limit that holds for a request, and the counter that it is about."""
-
-    rule: Bound
-    what: str
-    limit: Limit
-    whose: tuple[str, ...]
-
-    def key(self, keys: Keys) -> str:
-        """The counter's key. It does not depend on the limit: a reload that changes a number forgets nothing."""
-        by = " ".join(self.rule.by)
-        return keys("ratelimit", self.rule.name, by, self.what, f"{self.limit.window:g}", *self.whose)
-
-    @property
-    def counter(self) -> str:
-        """What is counted, in words: `messages from alice to example.com`."""
-        return f"{self.what} {self._of()}"
-
-    def refusal(self, wait: float) -> Verdict:
-        """anvil's refusal, with the limit and, unless it is 0, the seconds to wait."""
-        text = f"Error: {_ERRORS[self.what]} {self._of()}: the limit is {self.limit}; try again {_when(wait)}"
-        code, enhanced = ("421", "4.7.0") if self.what in ("connections", "simultaneous") else ("450", "4.7.1")
-        return reject(f"ratelimit.{self.what}", code, enhanced, text)
-
-    def _of(self) -> str:
-        words = list(zip(self.rule.by, self.whose, strict=True))
-        start = [printable(part, 80) for word, part in words if word != "recipient_domain"]
-        to = [printable(part, 80) for word, part in words if word == "recipient_domain"]
-        return " ".join((["from", ", ".join(start)] if start else []) + (["to", *to] if to else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +135,10 @@ class Limiter:
         )
         return limiter, problems
 
+    def limits(self, what: str) -> bool:
+        """True if any rule limits `what`."""
+        return any(rule.limits[what] for rules in self.groups.get(what, ()) for rule in rules)
+
     def counts(self, what: str, request: Request, site: Site) -> Iterator[Count]:
         """The limits on `what` that hold for a request."""
         for rules in self.groups.get(what, ()):
@@ -234,15 +161,15 @@ class Limiter:
         counted = list(self._hits(request, context))
         if not counted:
             return PASS
-        hits = [hit for _, hit in counted]
-        alone, sums = await _hit(context, hits)
-        self._give_back_if_refused(request, context, counted, alone=alone)
-        for (count, _), sum_ in zip(counted, sums, strict=True):
-            context.note(count.counter, f"{sum_} of {count.limit}")
-        over = [
-            (count, hit, sum_) for (count, hit), sum_ in zip(counted, sums, strict=True) if sum_ > count.limit.count
-        ]
-        return await _refuse(context.alone if alone else context.store, over) if over else PASS
+        tally = await Tally.of(counted, context)
+        if not self.count_refused:
+            _give_back_if_refused(tally, request, context)
+        return await tally.verdict(context)
+
+    def hit(self, count: Count, keys: Keys, once: str = "") -> Hit:
+        """What counts in the store for one limit."""
+        most = None if self.count_refused else count.limit.count
+        return Hit(count.key(keys), count.limit.window, once=once, most=most)
 
     def _hits(self, request: Request, context: Context) -> Iterator[tuple[Count, Hit]]:
         if self.is_excepted(request, context.site):
@@ -254,23 +181,19 @@ class Limiter:
             if what == "logins" and not once:
                 continue
             for count in self.counts(what, request, context.site):
-                most = None if self.count_refused else count.limit.count
-                yield count, Hit(count.key(context.keys), count.limit.window, once=once, most=most)
+                yield count, self.hit(count, context.keys, once)
 
-    def _give_back_if_refused(
-        self, request: Request, context: Context, counted: Sequence[tuple[Count, Hit]], *, alone: bool
-    ) -> None:
-        """What is refused does not count. A message of which a recipient was accepted before (it has a queue id) does,
-        and so does a login."""
-        kept = ("logins", "messages") if request.queue_id else ("logins",)
-        hits = [hit for count, hit in counted if count.what not in kept]
 
-        async def settle(decision: Decision) -> None:
-            if decision.verdict.refuses:
-                await (context.alone if alone else context.store).unhit(hits)
+def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> None:
+    """What is refused does not count. A message of which a recipient was accepted before (it has a queue id) does, and
+    so does a login."""
+    kept = ("logins", "messages") if request.queue_id else ("logins",)
 
-        if hits and not self.count_refused:
-            context.after(unless_store_fails(settle))
+    async def settle(decision: Decision) -> None:
+        if decision.verdict.refuses:
+            await tally.give_back(context, kept)
+
+    context.after(unless_store_fails(settle))
 
 
 def _simple(options: RateLimit) -> Iterator[tuple[str, Rule]]:
@@ -285,41 +208,3 @@ def _simple(options: RateLimit) -> Iterator[tuple[str, Rule]]:
     yield "client", Rule.model_validate({"by": "client", "except": AUTHENTICATED, **client})
     if any(at_connect.values()):
         yield "connect", Rule.model_validate({"by": "client", **at_connect})
-
-
-async def _hit(context: Context, hits: Sequence[Hit]) -> tuple[bool, list[int]]:
-    """Count in the store or, while it is gone, alone; whether alone, and the sums."""
-    try:
-        return False, await context.store.hit(hits)
-    except StoreError as error:
-        context.note("store", f"{error}; this process counts alone")
-        return True, await context.alone.hit(hits)
-
-
-async def _refuse(store: Store, over: Sequence[tuple[Count, Hit, int]]) -> Verdict:
-    """The refusal by that limit which lasts longest."""
-    waits = []
-    for count, hit, sum_ in over:
-        waits.append((await wait(store, hit, sum_ - count.limit.count), count))
-    longest, count = max(waits, key=lambda found: found[0])
-    return count.refusal(longest if longest < math.inf else 0.0)
-
-
-async def wait(store: Store, hit: Hit, excess: int) -> float:
-    """Seconds until `excess` of what `hit` counts has left its window; infinite if that is not known."""
-    try:
-        for leaves, amount in await store.spread(hit):
-            excess -= amount
-            if excess <= 0:
-                return leaves
-    except StoreError:
-        pass
-    return math.inf
-
-
-def _when(seconds: float) -> str:
-    """How long to wait, rounded up to what a person would say."""
-    if not seconds:
-        return "later"
-    unit = next(unit for unit, most in ((1.0, 120.0), (60.0, 7200.0), (3600.0, math.inf)) if seconds <= most)
-    return f"in {duration_text(math.ceil(seconds / unit) * unit)}"

@@ -11,8 +11,8 @@ message that is ours is signed in libmilter's thread.
 Draining never uses signals (after SIGTERM libmilter cuts held sessions within 5 seconds): a dead listener takes the
 place of the live one, and the process leaves when its last accepted connection has gone.
 
-Postfix is told only at the end of the message what to do; every other callback is negotiated as needing no answer,
-which spares a round trip for each header.
+Postfix is told only at the end of the message what to do, and at connect where connections are limited; every other
+callback is negotiated as needing no answer, which spares a round trip for each header.
 """
 
 import asyncio
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 END_OF_MESSAGE_TIMEOUT = 60.0
 """Seconds after which a message goes on unjudged: well below Postfix's `milter_content_timeout` (300 s)."""
+CONNECT_TIMEOUT = 2.0
+"""Seconds after which a connection goes on uncounted."""
 
 _NO_REPLY = (
     milter.P_NR_CONN
@@ -250,6 +252,9 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         """The macros of MacroList that Postfix has sent by now, with the connection or with the message."""
         return {name: _macro(ctx, name) for name in wanted}
 
+    limited = app.connections.limited
+    not_answered = _NO_REPLY & ~milter.P_NR_CONN if limited else _NO_REPLY
+
     def negotiate(ctx: Any, options: list[int]) -> int:
         if wanted and options[0] & milter.SETSYMLIST:
             # What is asked for takes the place of milter_end_of_header_macros, which has the queue id.
@@ -257,9 +262,8 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         options[0] &= _ACTIONS
         options[1] &= _STEPS
         options[2] = options[3] = 0
-        no_reply = options[1] & _NO_REPLY == _NO_REPLY
-        if not no_reply:
-            options[1] &= ~_NO_REPLY
+        no_reply = options[1] & not_answered == not_answered
+        options[1] &= ~_NO_REPLY | (not_answered if no_reply else 0)
         ctx.setpriv(_Connection(Session(app, leading_space=bool(options[1] & milter.P_HDR_LEADSPC)), no_reply))
         return int(milter.CONTINUE)
 
@@ -267,6 +271,24 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
     def connect(ctx: Any, connection: _Connection, name: str, family: int, address: Any) -> None:
         host, port = (address[0], address[1]) if isinstance(address, tuple) else ("", None)
         connection.session.connect(name, host, port, daemon_name=_macro(ctx, "{daemon_name}"))
+
+    def admit(ctx: Any, name: str, family: int, address: Any) -> int:
+        """`connect`, and an answer."""
+        connect(ctx, name, family, address)
+        connection: _Connection | None = ctx.getpriv()
+        if connection is None:
+            return int(milter.CONTINUE)
+        opened = asyncio.run_coroutine_threadsafe(connection.session.opened(), loop)
+        try:
+            verdict = opened.result(CONNECT_TIMEOUT)
+            return _refuse(ctx, verdict) if verdict.refuses else int(milter.CONTINUE)
+        except TimeoutError:
+            logger.error("a connection was not counted within %d s and goes on", CONNECT_TIMEOUT)  # noqa: TRY400 (no traceback: nothing broke)
+        except Exception:
+            logger.exception("a connection could not be counted and goes on")
+        finally:
+            opened.cancel()  # of no effect if it is done
+        return int(milter.CONTINUE)
 
     def forget(session: Session) -> None:
         if (facts := session.abort()) is not None:
@@ -311,11 +333,13 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         connection: _Connection | None = ctx.getpriv()
         if connection is not None:
             forget(connection.session)
+            if limited:
+                loop.call_soon_threadsafe(connection.session.closed)
             ctx.setpriv(None)
         return int(milter.CONTINUE)
 
     milter.set_flags(_ACTIONS)
-    milter.set_connect_callback(connect)
+    milter.set_connect_callback(admit if limited else connect)
     milter.set_helo_callback(_helo)
     milter.set_envfrom_callback(mail)
     milter.set_envrcpt_callback(_rcpt)

@@ -69,6 +69,7 @@ class Session:
         self._macros: Mapping[str, str] = {}
         self._peer = False
         self._message: Message | None = None
+        self._name = ""
 
     def connect(self, name: str, address: str, port: int | None, *, daemon_name: str = "") -> None:
         """A client has connected. `name` is its confirmed name or, as Postfix writes it then, `[address]`."""
@@ -76,6 +77,20 @@ class Session:
         self._client = Client(address=parse_address(address), name=UNKNOWN if unnamed else name, port=port)
         self._macros = {DAEMON_NAME: daemon_name}
         self._peer = bool(self._app.plan.signing.peers.find(self._client))
+
+    async def opened(self) -> Verdict:
+        """Where connections are limited: count this one, and say whether it may stay. Ends with `closed`."""
+        self._name = self._app.connections.new()
+        request = Request(stage=Stage.CONNECT, client=self._client, instance=self._name)
+        decision, context = await self._app.decide_connection(request)
+        if decision.reasons:
+            _log(decision)
+        await context.settle(decision)
+        return decision.verdict
+
+    def closed(self) -> None:
+        """The connection has ended. To be called on the event loop."""
+        self._app.connections.closed(self._name)
 
     def helo(self, name: str) -> None:
         """The client has said HELO or EHLO."""

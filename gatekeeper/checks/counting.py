@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How one request is counted by the rules: which counters are its, what they came to, and what is said if that is too
+much. ratelimit.py and connections.py say what is counted when.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from gatekeeper.checks.limit import Limit
+from gatekeeper.checks.prefix import network_of
+from gatekeeper.checks.whom import Whom
+from gatekeeper.pipeline import Context, Site
+from gatekeeper.request import Request, domain_of
+from gatekeeper.store import Hit, Keys, Store, StoreError
+from gatekeeper.units import duration_text
+from gatekeeper.verdict import PASS, Verdict, printable, reject
+
+_ERRORS = {
+    "messages": "too much mail",
+    "recipients": "too many recipients",
+    "logins": "too many logins",
+    "connections": "too many connections",
+    "simultaneous": "too many connections",
+}
+"""anvil's words (smtpd.c)."""
+_COUNTERS = {"connections": "new connections", "simultaneous": "simultaneous connections"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A rule with its words and files read. `what` it limits has its limits, none of them if it says so."""
+
+    name: str
+    by: tuple[str, ...]
+    whom: Whom | None
+    excepted: Whom
+    ipv4_prefix: int
+    ipv6_prefix: int
+    limits: Mapping[str, tuple[Limit, ...]]
+
+    def is_for(self, request: Request, site: Site) -> bool:
+        """True if the rule is for this session."""
+        return (self.whom is None or self.whom.holds(request, site)) and not self.excepted.holds(request, site)
+
+    def whose(self, request: Request) -> tuple[str, ...] | None:
+        """What makes the counter of this session; None if one of the rule's words is not known of it."""
+        parts = tuple(self._part(word, request) for word in self.by)
+        return parts if all(parts) else None
+
+    def _part(self, word: str, request: Request) -> str:
+        match word:
+            case "client":
+                address = request.client.address
+                return "" if address is None else network_of(address, self.ipv4_prefix, self.ipv6_prefix)
+            case "user":
+                return request.sasl_user.lower()
+            case "sender":
+                return (request.sender or "").lower()
+            case "sender_domain":
+                return domain_of(request.sender or "")
+        return domain_of(request.recipient or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """One limit that holds for a request, and the counter that it is about."""
+
+    rule: Bound
+    what: str
+    limit: Limit
+    whose: tuple[str, ...]
+
+    def key(self, keys: Keys) -> str:
+        """The counter's key. It does not depend on the limit: a reload that changes a number forgets nothing."""
+        by = " ".join(self.rule.by)
+        return keys("ratelimit", self.rule.name, by, self.what, f"{self.limit.window:g}", *self.whose)
+
+    @property
+    def counter(self) -> str:
+        """What is counted, in words: `messages from alice to example.com`."""
+        return f"{_COUNTERS.get(self.what, self.what)} {self._of()}"
+
+    def refusal(self, wait: float = math.inf) -> Verdict:
+        """anvil's refusal, with the limit and the seconds to wait, if these are known."""
+        text = f"Error: {_ERRORS[self.what]} {self._of()}: the limit is {self.limit}; try again {_when(wait)}"
+        code, enhanced = ("421", "4.7.0") if self.what in ("connections", "simultaneous") else ("450", "4.7.1")
+        return reject(f"ratelimit.{self.what}", code, enhanced, text)
+
+    def _of(self) -> str:
+        words = list(zip(self.rule.by, self.whose, strict=True))
+        start = [printable(part, 80) for word, part in words if word != "recipient_domain"]
+        to = [printable(part, 80) for word, part in words if word == "recipient_domain"]
+        return " ".join((["from", ", ".join(start)] if start else []) + (["to", *to] if to else []))
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one request was counted by, each limit with its hit, and the sums that these came to. `alone` if the store
+    was gone and this process counted by itself."""
+
+    counts: Sequence[Count]
+    hits: Sequence[Hit]
+    sums: Sequence[int]
+    alone: bool
+
+    @classmethod
+    async def of(cls, counted: Sequence[tuple[Count, Hit]], context: Context) -> Self:
+        """Count. What is over any limit is counted by none."""
+        counts, hits = [count for count, _ in counted], [hit for _, hit in counted]
+        alone = False
+        try:
+            sums = await context.store.hit(hits) if hits else []
+        except StoreError as error:
+            context.note("store", f"{error}; this process counts alone")
+            alone, sums = True, await context.alone.hit(hits)
+        for count, sum_ in zip(counts, sums, strict=True):
+            context.note(count.counter, f"{sum_} of {count.limit}")
+        return cls(counts, hits, sums, alone)
+
+    async def verdict(self, context: Context) -> Verdict:
+        """The refusal by that limit which lasts longest, if any is exceeded."""
+        waits = []
+        for count, hit, sum_ in zip(self.counts, self.hits, self.sums, strict=True):
+            if sum_ > count.limit.count:
+                waits.append((await _wait(self._store(context), hit, sum_ - count.limit.count), count))
+        if not waits:
+            return PASS
+        longest, count = max(waits, key=lambda found: found[0])
+        return count.refusal(longest)
+
+    async def give_back(self, context: Context, without: Sequence[str] = ()) -> None:
+        """Uncount it all, but what counts one of `without`. Raises StoreError."""
+        hits = [hit for count, hit in zip(self.counts, self.hits, strict=True) if count.what not in without]
+        if hits:
+            await self._store(context).unhit(hits)
+
+    def _store(self, context: Context) -> Store:
+        return context.alone if self.alone else context.store
+
+
+async def _wait(store: Store, hit: Hit, excess: int) -> float:
+    """Seconds until `excess` of what `hit` counts has left its window; infinite if that is not known."""
+    try:
+        for leaves, amount in await store.spread(hit):
+            excess -= amount
+            if excess <= 0:
+                return leaves
+    except StoreError:
+        pass
+    return math.inf
+
+
+def _when(seconds: float) -> str:
+    """How long to wait, rounded up to what a person would say."""
+    if seconds == math.inf:
+        return "later"
+    unit = next(unit for unit, most in ((1.0, 120.0), (60.0, 7200.0), (3600.0, math.inf)) if seconds <= most)
+    return f"in {duration_text(math.ceil(seconds / unit) * unit)}"
