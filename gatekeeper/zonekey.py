@@ -11,12 +11,13 @@ Known limit: the key of an operator that is not listed here is recognised by its
 import re
 from functools import lru_cache
 
-_SERVICES = r"[a-z0-9_-]+\.(?:dq\.spamhaus\.net|mail\.abusix\.zone)(?![a-z0-9_-])"
-_LOOKS = r"(?=[a-z]*[0-9])(?=[0-9]*[a-z])[a-z0-9]{20,63}"
-_IN_ZONE = re.compile(rf"(?:[^.\s]+(?=\.{_SERVICES})|{_LOOKS}(?=\.|$))", re.IGNORECASE)
-_IN_TEXT = re.compile(
-    rf"[^\s.,;'\"=<>()\[\]]+\.(?={_SERVICES})|(?<=[a-z0-9]\.){_LOOKS}\.(?=[a-z0-9-]+\.[a-z])", re.IGNORECASE
-)
+# All repetitions are bounded, by the length of a label: what is searched may be 60 kB of somebody's TXT record.
+_SERVICES = r"[a-z0-9_-]{1,63}\.(?:dq\.spamhaus\.net|mail\.abusix\.zone)(?![a-z0-9_-])"
+_LOOKS = r"(?=[a-z]{0,62}[0-9])(?=[0-9]{0,62}[a-z])[a-z0-9]{20,63}"
+_IN_ZONE = re.compile(rf"(?:[^.\s]{{1,63}}(?=\.{_SERVICES})|{_LOOKS}(?=\.|$))", re.IGNORECASE)
+_BEFORE_SERVICE = rf"[^\s.,;'\"=<>()\[\]]{{1,63}}\.(?={_SERVICES})"
+_INSIDE_NAME = rf"(?<=[a-z0-9]\.){_LOOKS}\.(?=[a-z0-9-]{{1,63}}\.[a-z])"
+_IN_TEXT = re.compile(f"{_BEFORE_SERVICE}|{_INSIDE_NAME}", re.IGNORECASE)
 _ALONE = re.compile(rf"(?<![a-z0-9]){_LOOKS}(?![a-z0-9])", re.IGNORECASE)
 _TELL_TALE = re.compile(r"dq\.spamhaus\.net|abusix\.zone", re.IGNORECASE)
 

@@ -82,19 +82,48 @@ def test_any_text_is_a_list_or_a_value_error(text: str) -> None:
     assert site == parse_list(f"{site.zone}*{site.weight}") or site.octets is not None
 
 
-@given(st.from_regex(r"127\.[0-9.;\[\]]{5,20}", fullmatch=True))
-def test_postfix_reads_the_same_filters(text: str) -> None:
-    library = Path("/usr/lib/postfix/libpostfix-util.so")
-    if not library.exists():
-        missing("Postfix's libraries are not installed: apt-get install postfix")
-    util = ctypes.CDLL(str(library))
-    util.vstring_alloc.restype = ctypes.c_void_p
-    util.ip_match_parse.restype = ctypes.c_char_p
-    util.ip_match_parse.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    error = util.ip_match_parse(util.vstring_alloc(100), ctypes.create_string_buffer(text.encode()))
+_OCTET = st.integers(0, 260).map(str)
+_MEMBER = _OCTET | st.tuples(_OCTET, _OCTET).map("..".join)
+_FIELD = _OCTET | st.lists(_MEMBER, min_size=1, max_size=3).map(lambda members: f"[{';'.join(members)}]")
+_FILTER = st.lists(_FIELD, min_size=3, max_size=3).map(lambda fields: ".".join(["127", *fields]))
+
+
+class PostfixFilter:
+    """A filter as Postfix's own library reads it: `error` if it does not."""
+
+    def __init__(self, text: str) -> None:
+        library = Path("/usr/lib/postfix/libpostfix-util.so")
+        if not library.exists():
+            missing("Postfix's libraries are not installed: apt-get install postfix")
+        self._util = ctypes.CDLL(str(library))
+        self._util.vstring_alloc.restype = self._util.ip_match_save.restype = ctypes.c_void_p
+        self._util.ip_match_parse.restype = ctypes.c_char_p
+        self._util.ip_match_parse.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._util.ip_match_save.argtypes = [ctypes.c_void_p]
+        self._util.ip_match_execute.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        codes = self._util.vstring_alloc(100)
+        self.error: bytes | None = self._util.ip_match_parse(codes, ctypes.create_string_buffer(text.encode()))
+        self._codes = self._util.ip_match_save(codes) if self.error is None else None
+
+    def matches(self, address: str) -> bool:
+        packed = ctypes.create_string_buffer(ipaddress.ip_address(address).packed, 4)
+        return bool(self._util.ip_match_execute(self._codes, packed))
+
+
+@given(
+    _FILTER | _FILTER.map("[{}]".format) | st.from_regex(r"127\.[0-9.;\[\]]{5,20}", fullmatch=True),
+    st.lists(st.tuples(*[st.integers(0, 255)] * 3), max_size=8),
+)
+def test_postfix_reads_the_same_filters_and_lets_the_same_answers_through(
+    text: str, answers: list[tuple[int, int, int]]
+) -> None:
+    postfix = PostfixFilter(text)
     try:
-        parse_list(f"zone={text}")
+        site = parse_list(f"zone={text}")
     except ValueError:
-        assert error is not None
-    else:
-        assert error is None
+        assert postfix.error is not None
+        return
+    assert postfix.error is None
+    for a, b, c in [(0, 0, 2), (0, 0, 4), *answers]:
+        if (a, b) != (255, 255):
+            assert postfix.matches(f"127.{a}.{b}.{c}") == site.matches(f"127.{a}.{b}.{c}")

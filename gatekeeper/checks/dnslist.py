@@ -179,6 +179,7 @@ def clean(texts: Iterable[bytes], zone: str) -> str:
     said = " / ".join(text.decode("utf-8", "replace") for text in texts)
     # what is not printable and not a letter of some script is a line end, a tab, an escape: a gap between words
     said = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+    said = zonekey.hide(said)
     if key := zonekey.key_of(zone):
         said = re.sub(re.escape(key) + r"\.?", "", said, flags=re.IGNORECASE)
-    return printable(zonekey.hide(said), _TEXT_LIMIT)
+    return printable(said, _TEXT_LIMIT)
