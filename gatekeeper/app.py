@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gatekeeper.auth.dkim import DkimVerifier
 from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
 from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader
 from gatekeeper.config import Config
 from gatekeeper.dnslists import Lists, Use
 from gatekeeper.facts import Facts
+from gatekeeper.message import Header
 from gatekeeper.pipeline import CLIENT, END_OF_DATA, Check, Context, Pipeline, Site
 from gatekeeper.places import Path as KeyPath
 from gatekeeper.problem import ConfigError, Problem
@@ -208,6 +210,11 @@ class App:
             sender=request.sender,
             receiver=self.site.hostname,
         )
+
+    def verifier(self, headers: Sequence[Header]) -> DkimVerifier:
+        """The verifier of the signatures in `headers`, to be fed with the body."""
+        minimum_bits = self.plan.config.verify.minimum_key_bits
+        return DkimVerifier(headers, now=self.clock(), minimum_bits=minimum_bits)
 
     def pipeline(self, request: Request) -> Pipeline:
         """The lists for the request's policy_context; those of [policy] for one that has none of its own."""

@@ -10,7 +10,7 @@ import pwd
 import re
 import socket
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
@@ -66,18 +66,20 @@ class Config(Section):
     log: Log = Log()
 
     _file: Path | None = PrivateAttr(None)
+    _base: Path | None = PrivateAttr(None)
     _places: Places = PrivateAttr(Places(""))
     _warnings: tuple[str, ...] = PrivateAttr(())
+    _noticed: tuple[Problem, ...] = PrivateAttr(())
 
     @property
     def folder(self) -> Path:
         """What relative paths are relative to: the file's folder, or the working directory without a file."""
-        return self._file.parent if self._file else Path.cwd()
+        return self._base or (self._file.parent if self._file else Path.cwd())
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
         """What was noticed while reading that keeps nothing from working."""
-        return tuple(self.problem((), what, warning=True) for what in self._warnings)
+        return (*self._noticed, *(self.problem((), what, warning=True) for what in self._warnings))
 
     @property
     def site(self) -> Site:
@@ -96,8 +98,13 @@ class Config(Section):
 
     def problem(self, path: KeyPath, what: str, *, below: int | None = None, warning: bool = False) -> Problem:
         """A Problem at the line of `path`, or `below` line ends into the string that stands there."""
-        line = self._places.line(path) if below is None else self._places.line_inside(path, below)
-        return Problem(str(self._file or "the default configuration"), line, what, warning)
+        if below is None:
+            return self._places.problem(self._name, path, what, warning=warning)
+        return Problem(self._name, self._places.line_inside(path, below), what, warning)
+
+    @property
+    def _name(self) -> str:
+        return str(self._file or "the default configuration")
 
 
 def find(named: str | None = None) -> Path | None:
@@ -138,6 +145,27 @@ def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Confi
     return _build(tree, path, Places(text), ask)
 
 
+def from_tree(
+    tree: dict[str, Any],
+    file: str,
+    places: Places,
+    *,
+    base: Path,
+    found: Iterable[Problem] = (),
+    ask: postconf.Ask = postconf.ask_postfix,
+) -> Config:
+    """The configuration in a tree that was made from another program's `file`, where relative paths start at `base`.
+
+    `found` is what was noticed in making it. Raises ConfigError with all that is wrong.
+    """
+    config, problems = _build(tree, Path(file), places, ask)
+    noticed = sorted({*found, *problems})
+    if any(not problem.warning for problem in noticed):
+        raise ConfigError(noticed)
+    config._base, config._noticed = base, tuple(noticed)
+    return config
+
+
 def _grammar(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Problem:
     """TOML's own complaint with its line in the usual place."""
     match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
@@ -166,7 +194,7 @@ def _build(tree: dict[str, Any], path: Path | None, places: Places, ask: postcon
             usable = rest if rest != usable else {}
     config._file, config._places = path, places
     config._warnings = tuple(what for option, what in relay.warnings if option not in tree)
-    return config, sorted({Problem(file, places.line(at), what) for at, what in found})
+    return config, sorted({places.problem(file, at, what) for at, what in found})
 
 
 def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:

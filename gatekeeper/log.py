@@ -44,13 +44,20 @@ def setup(level: str = "info", stream: TextIO | None = None, *, syslog: str = ""
 
 
 def _syslog(facility: str, name: str) -> logging.Handler | None:
-    try:
-        handler = logging.handlers.SysLogHandler(str(_SYSLOG), facility, socket.SOCK_DGRAM)
-    except OSError:
+    if not _SYSLOG.is_socket():
         return None
+    handler = _Syslog(str(_SYSLOG), facility, socket.SOCK_DGRAM)
     handler.append_nul = False
     handler.setFormatter(_Formatter(f"{name}[%(process)d]: %(message)s"))
     return handler
+
+
+class _Syslog(logging.handlers.SysLogHandler):
+    """A line that syslog does not take, because it is being started again, goes to standard error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say it there."""
+        print(self.format(record), file=sys.stderr)
 
 
 class _Formatter(logging.Formatter):

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from gatekeeper.problem import Problem
+
 Path = tuple[str | int, ...]
 """Keys and list indices from the top: `("policy", "listen", 0)`."""
 
@@ -30,6 +32,10 @@ class Places:
             if (line := self._lines.get(tuple(path[:length]))) is not None:
                 return line
         return 0
+
+    def problem(self, file: str, path: Path, what: str, *, warning: bool = False) -> Problem:
+        """A Problem of what stands at `path` in `file`, which holds the text."""
+        return Problem(file, self.line(path), what, warning)
 
     def line_inside(self, path: Sequence[str | int], below: int) -> int:
         """The line of what stands `below` line ends into the string at `path`."""

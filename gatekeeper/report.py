@@ -13,7 +13,7 @@ from typing import Any
 
 from gatekeeper.app import App
 from gatekeeper.auth.arc import Arc
-from gatekeeper.auth.dkim import Dkim, DkimVerifier
+from gatekeeper.auth.dkim import Dkim
 from gatekeeper.auth.dmarc import Dmarc
 from gatekeeper.auth.iprev import Iprev
 from gatekeeper.auth.results import authentication_results
@@ -78,7 +78,7 @@ class Findings:
 async def verify(app: App, request: Request, mail: Mail) -> Findings:
     """Everything that the milter would find out about `mail`."""
     facts = app.facts(request)
-    verifier = DkimVerifier(mail.headers, now=app.clock())
+    verifier = app.verifier(mail.headers)
     facts.add_message(mail.headers, verifier)
     verifier.update(mail.body)
     try:

@@ -181,6 +181,7 @@ class Verify(Section):
     remove_results: Literal["ours", "told", "none"] = "ours"
     remove_results_of: Hostnames = ()
     job_id: StrictBool = False
+    minimum_key_bits: Annotated[StrictInt, Field(ge=1024)] = 1024
     unsigned_ours: StrictBool = False
 
 

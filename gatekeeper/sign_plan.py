@@ -19,7 +19,7 @@ from gatekeeper.signing.hosts import HostList
 from gatekeeper.signing.keys import Demands, KeyFiles
 from gatekeeper.signing.names import MacroList, NameSet
 from gatekeeper.signing.policy import SigningPolicy, WithoutKey
-from gatekeeper.signing.signer import SignOptions
+from gatekeeper.signing.signer import ONE_CLICK, SignOptions
 from gatekeeper.signing.tables import KeyTable, SigningTable
 
 _Spec = str | tuple[str, ...]
@@ -36,6 +36,7 @@ def sign_options(config: Config) -> SignOptions:
         sign_headers=options.sign_headers,
         omit_headers=options.omit_headers,
         oversign_headers=options.oversign_headers,
+        oversign_present=ONE_CLICK if ONE_CLICK[-1] in options.sign_headers else (),
         lifetime=int(options.signature_ttl) or None,
         body_length=options.body_length,
         request_reports=options.request_reports,

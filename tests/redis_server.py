@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real redis-server for one test: on a unix socket and a free TCP port, in a folder of its own, ended by its pid."""
+"""Real redis-servers for tests: on a unix socket and a free TCP port, in a folder of their own, ended by their pid."""
 
 import os
 import signal
@@ -7,12 +7,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import require_program
 
@@ -74,3 +79,58 @@ def redis_server(*options: str, mode: tuple[str, ...] = ()) -> Iterator[RedisSer
             yield server
         finally:
             server.stop()
+
+
+@contextmanager
+def redis_cluster() -> Iterator[list[RedisServer]]:
+    """Three nodes that share the slots, ready."""
+    client = require_program("redis-cli", "redis-tools")
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(redis_server(*_node_options())) for _ in range(3)]
+        places = [f"127.0.0.1:{node.port}" for node in nodes]
+        subprocess.run([client, "--cluster", "create", *places, "--cluster-yes"], check=True, capture_output=True)
+        deadline = time.monotonic() + 20
+        while any(node.admin.execute_command("CLUSTER INFO")["cluster_state"] != "ok" for node in nodes):
+            assert time.monotonic() < deadline, "the nodes do not agree"
+            time.sleep(0.05)
+        yield nodes
+
+
+def _node_options() -> tuple[str, ...]:
+    return ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "2000")
+
+
+def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
+    """A CA of our own, and a certificate and key for 127.0.0.1 that it has signed."""
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name.from_rfc4514_string("CN=a CA of our own")
+    ca = _certificate(issuer, issuer, ca_key, ca_key).add_extension(x509.BasicConstraints(True, 0), critical=True)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    server = _certificate(x509.Name.from_rfc4514_string("CN=redis"), issuer, key, ca_key).add_extension(here, False)
+    files = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
+    for path, builder in zip(files, (ca, server), strict=False):
+        path.write_bytes(builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    pem, pkcs8, plain = (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    files[2].write_bytes(key.private_bytes(pem, pkcs8, plain))
+    return files
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
+    )

@@ -5,6 +5,7 @@
 import asyncio
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -17,11 +18,11 @@ import pytest
 import redis
 
 from gatekeeper.store import Hit, Store, StoreError
-from gatekeeper.stores import GuardedStore, MemoryStore, SqliteStore, guarded, open_store, origin
+from gatekeeper.stores import GuardedStore, MemoryStore, SqliteStore, guarded, open_store, origin, redis_store
 from gatekeeper.stores import sqlite as sqlite_module
-from gatekeeper.stores.redis import RedisStore
+from gatekeeper.stores.cluster import slot_of
 from tests.conftest import missing, require_program
-from tests.redis_server import RedisServer, free_port, redis_server
+from tests.redis_server import RedisServer, free_port, make_certificates, redis_cluster, redis_server
 
 HIT = [Hit("a", 600.0)]
 
@@ -36,6 +37,12 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def server() -> Iterator[RedisServer]:
     with redis_server("--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[RedisServer]]:
+    with redis_cluster() as nodes:
+        yield nodes
 
 
 @asynccontextmanager
@@ -189,10 +196,10 @@ async def test_a_secret_that_a_newcomer_made_in_an_emptied_redis_is_taken_over(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(origin, "RECHECK", -1.0)
-    old = RedisStore(server.url)
+    old = redis_store(server.url)
     known = await old.secret()
     server.admin.flushall()
-    newcomer = RedisStore(server.url)
+    newcomer = redis_store(server.url)
     agreed = await newcomer.secret()
     assert known != agreed
     assert agreed == await old.secret()
@@ -232,7 +239,74 @@ async def test_a_sentinel_tells_where_to_write_also_after_a_failover(server: Red
                     await asyncio.sleep(0.05)
                 server.stop()
                 await until_back(store)
-                assert replica.admin.keys("*a/600.0")
+                assert replica.admin.keys("*a/600.0*")
+
+
+async def test_a_user_with_a_password_is_let_in_and_the_password_is_nowhere(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.admin.execute_command("ACL", "SETUSER", "relay", "on", ">s3cret/@", "~gatekeeper:*", "+@all")
+    place = f"127.0.0.1:{server.port}/3"
+    async with opened(f"redis://relay:s3cret%2F%40@{place}") as store:
+        assert [1] == await store.hit(HIT)
+    async with opened(f"redis://relay:wrong-one@{place}") as store:
+        await assert_gone(store)
+        assert "WRONGPASS" in store.gone
+    assert not re.search("s3cret|wrong-one", caplog.text)
+
+
+async def test_tls_wants_a_certificate_that_our_own_ca_has_signed(tmp_path: Path) -> None:
+    ca, certificate, key = make_certificates(tmp_path)
+    port = free_port()
+    files = ("--tls-ca-cert-file", str(ca), "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
+    with redis_server("--tls-port", str(port), *files):
+        url = f"rediss://127.0.0.1:{port}/0"
+        async with opened(url) as store:
+            await assert_gone(store)
+            assert "certificate verify failed" in store.gone
+        names = f"ssl_ca_certs={ca}&ssl_certfile={certificate}&ssl_keyfile={key}"
+        async with opened(f"{url}?{names}", 2.0) as store:
+            assert [1] == await store.hit(HIT)
+            await store.set("k", bytes(300_000), 10)
+            assert bytes(300_000) == await store.get("k")
+
+
+async def test_a_cluster_of_which_a_node_is_lost_comes_back_with_it(cluster: list[RedisServer]) -> None:
+    hits = [Hit(name, 600.0) for name in "abcdefgh"]
+    async with opened(f"redis+cluster://127.0.0.1:{cluster[1].port}", 2.0) as store:
+        assert [1] * 8 == await store.hit(hits)
+        cluster[0].stop()
+        with pytest.raises(StoreError):
+            await store.hit(hits)
+        cluster[0].start()
+        async with asyncio.timeout(20):
+            while await sums_or_nothing(store, hits) is None:
+                await asyncio.sleep(0.02)
+
+
+async def sums_or_nothing(store: Store, hits: list[Hit]) -> list[int] | None:
+    try:
+        return await store.hit(hits)
+    except StoreError:
+        return None
+
+
+async def test_a_slot_that_moves_to_another_node_is_followed(cluster: list[RedisServer]) -> None:
+    async with opened(f"redis+cluster://127.0.0.1:{cluster[0].port}", 2.0) as store:
+        await store.set("k", b"1", 100)
+        slot = slot_of("gatekeeper:k")
+        ids = [node.admin.execute_command("CLUSTER", "MYID") for node in cluster]
+        [here] = [n for n, node in enumerate(cluster) if node.admin.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot)]
+        there = (here + 1) % 3
+        cluster[there].admin.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[here])
+        cluster[here].admin.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[there])
+        where = ("127.0.0.1", cluster[there].port)
+        cluster[here].admin.execute_command("MIGRATE", *where, "gatekeeper:k", 0, 5000)
+        assert b"1" == await store.get("k")  # ASK
+        for node in (there, here):
+            cluster[node].admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[there])
+        assert b"1" == await store.get("k")  # MOVED
+        assert not store.gone
 
 
 @contextmanager

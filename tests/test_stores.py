@@ -13,15 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gatekeeper.store import Hit, Keys, Lease, Store
-from gatekeeper.stores import MemoryStore, ReadOnlyStore, SqliteStore, check_url, describe, open_store
-from gatekeeper.stores.redis import RedisStore
-from tests.redis_server import RedisServer, redis_server
+from gatekeeper.stores import MemoryStore, ReadOnlyStore, SqliteStore, check_url, describe, open_store, redis_store
+from tests.redis_server import RedisServer, redis_cluster, redis_server
 
 MINUTE = 60.0
 WORKER = """
 import asyncio, sys
 from gatekeeper.store import Hit, Lease, StoreError
-from gatekeeper.stores import open_store
+from gatekeeper.stores import open_store, redis_store
 
 async def sure(call):
     while True:
@@ -63,7 +62,13 @@ def server() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", "redis-tcp", "readonly"])
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[RedisServer]]:
+    with redis_cluster() as nodes:
+        yield nodes
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "redis-tcp", "redis-cluster", "readonly"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path, time: Time) -> AsyncIterator[Store]:
     store: Store
     if request.param == "memory":
@@ -72,10 +77,15 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path, time: Time) -> A
         store = SqliteStore(tmp_path / "state" / "state.db", time)
     elif request.param == "readonly":
         store = ReadOnlyStore(MemoryStore(time), time)
+    elif request.param == "redis-cluster":
+        nodes: list[RedisServer] = request.getfixturevalue("cluster")
+        for node in nodes:
+            node.admin.flushall()
+        store = redis_store(f"redis+cluster://127.0.0.1:1,127.0.0.1:{nodes[0].port}", time, 1.0)
     else:
         server: RedisServer = request.getfixturevalue("server")
         server.admin.flushall()
-        store = RedisStore(server.url if request.param == "redis" else server.tcp_url, time)
+        store = redis_store(server.url if request.param == "redis" else server.tcp_url, time)
     yield store
     await store.close()
 
@@ -267,7 +277,7 @@ def test_sums_are_those_of_a_list_of_events(server: RedisServer, steps: list[tup
             stores: list[Store] = [
                 MemoryStore(time),
                 SqliteStore(Path(folder) / "state.db", time),
-                RedisStore(server.url, time),
+                redis_store(server.url, time),
             ]
             await compare(stores, time, model)
 
@@ -358,7 +368,7 @@ async def test_reading_only_sees_what_a_running_service_wrote(tmp_path: Path) ->
         "mysql://h/d",
         "redis://h:port/0",
         "redis://h/0?nonsense=1",
-        "redis+cluster://h:1",
+        "redis+cluster://h:1/3",
         "redis+sentinel://h:1",
         "redis+sentinel://h:x/s",
     ],

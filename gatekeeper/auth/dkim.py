@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gatekeeper.auth.digests import Digests, form_of
-from gatekeeper.auth.dkim_key import PublicKey, parse_key
+from gatekeeper.auth.dkim_key import MINIMUM_RSA_BITS, PublicKey, parse_key
 from gatekeeper.auth.dkim_signature import Signature, parse_signature
 from gatekeeper.message import Header
 from gatekeeper.resolver import Answer, DNSError, Resolver
@@ -65,7 +65,8 @@ class DkimVerifier:
     """The signatures of one message. Feed the body with `update`; `fetch` may run meanwhile; then ask `results`.
 
     `now` is seconds since the epoch. The body must have CRLF line ends, as on the wire. `digests` may be asked for more
-    than DKIM needs, before the body comes. Only signatures that are `wanted` are looked at.
+    than DKIM needs, before the body comes. Only signatures that are `wanted` are looked at; those of RSA keys below
+    `minimum_bits` do not count.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class DkimVerifier:
         now: float,
         max_signatures: int = MAX_SIGNATURES,
         wanted: Callable[[Signature], bool] = lambda signature: True,
+        minimum_bits: int = MINIMUM_RSA_BITS,
     ) -> None:
         self._headers = headers
+        self._minimum_bits = minimum_bits
         self.now = now
         places = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
         self._ignored = max(0, len(places) - max_signatures)
@@ -151,7 +154,11 @@ class DkimVerifier:
         tried = [
             _judge(finding, signature, parse_key(record), digest, intact, length) for record in records[:_MAX_KEYS]
         ]
-        return min(tried, key=lambda tried: _PREFERRED.index(tried.result))
+        best = min(tried, key=lambda tried: _PREFERRED.index(tried.result))
+        if best.result is DkimResult.PASS and best.algorithm.startswith("rsa") and best.key_bits < self._minimum_bits:
+            reason = f"a {best.key_bits}-bit key is too short to count here; {self._minimum_bits} bits are wanted"
+            return replace(best, result=DkimResult.POLICY, reason=reason)
+        return best
 
     def _objection(self, signature: Signature) -> str:
         """Why no key is needed to see that this signature is not valid; empty if one is."""

@@ -10,9 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
-from gatekeeper.cli import questions, records, services, sessions
-from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY
+from gatekeeper.cli import opendkim, questions, records, services, sessions
+from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
 
 FAMILIES = {
     "dmarc": "our own DMARC: reports that others send, and the record",
@@ -24,7 +25,7 @@ FAMILIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Ctrl-C and a reader that has gone leave no traceback."""
     try:
-        options = parser().parse_args(arguments)
+        options = _parse(arguments)
         command: Callable[[argparse.Namespace], int] = options.function
         status = _run(command, options)
         sys.stdout.flush()
@@ -35,6 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    top = parser()
+    options, unknown = top.parse_known_args(arguments)
+    if unknown:
+        print(f"gatekeeper: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr)
+        raise SystemExit(getattr(options, "usage_status", USAGE))
+    return options
 
 
 def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
@@ -51,9 +61,18 @@ def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespa
         return TEMPORARY
 
 
+class Parser(argparse.ArgumentParser):
+    """A command whose usage errors end with its own status (`usage_status`), which is 2 for all but opendkim."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it and end."""
+        self.print_usage(sys.stderr)
+        self.exit(self.get_default("usage_status") or USAGE, f"{self.prog}: error: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; test_docs.py compares it with docs/cli.md."""
-    top = argparse.ArgumentParser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
+    top = Parser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
     top.add_argument("--version", action="version", version=f"gatekeeper {version('gatekeeper')}")
     _add_config(top, default=None)
     families = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
@@ -69,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (services, questions, sessions, records):
+    for group in (services, questions, sessions, opendkim, records):
         group.add_to(add)
     return top
 

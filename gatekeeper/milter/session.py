@@ -143,7 +143,7 @@ class Session:
             self._choose(message)
         if not (self._judges(message) or self._judges_ours(message)):
             return None
-        message.verifier = DkimVerifier(message.headers, now=self._app.clock())
+        message.verifier = self._app.verifier(message.headers)
         message.facts.add_message(message.headers, message.verifier)
         return message.facts.start_prefetch
 

@@ -23,12 +23,13 @@ __all__ = [
     "describe",
     "open_store",
     "preload",
+    "redis_store",
 ]
 
-_REDIS = ("redis", "rediss", "unix", "redis+sentinel")
+_REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _ALLOWED = (
-    "sqlite:/absolute/path, memory:, redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///path/to/socket?db=0 "
-    "or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"
+    "sqlite:/absolute/path, memory:, redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///path/to/socket?db=0, "
+    "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB or redis+cluster://HOST:PORT,HOST:PORT"
 )
 
 
@@ -44,7 +45,7 @@ async def open_store(
     A store that does not answer is no error: it is logged, its calls raise StoreError, and it comes back by itself.
     With `read_only` nothing is created or changed, and writes are answered as if they had happened.
     """
-    store = GuardedStore(_back_end(url, clock, timeout, read_only), timeout, name=describe(url))
+    store = GuardedStore(_back_end(url, clock, timeout, read_only), name=describe(url))
     await store.start()
     return store
 
@@ -64,7 +65,7 @@ def describe(url: str) -> str:
 def preload(url: str) -> None:
     """Import now what the store at `url` needs later, for workers that give up their privileges."""
     if urlsplit(url).scheme in _REDIS:
-        importlib.import_module("gatekeeper.stores.redis")
+        importlib.import_module("gatekeeper.stores.cluster")  # which imports all that Redis needs
         "localhost".encode("idna")  # what resolving a host name imports
 
 
@@ -81,16 +82,26 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
         return SqliteStore(path, clock)
     if scheme in _REDIS:
         try:
-            # Imported here: it takes a tenth of a second and some megabytes, which the default does not need.
-            from gatekeeper.stores.redis import RedisStore
-
-            store = RedisStore(url, clock, timeout)
-        except (TypeError, ValueError) as error:
+            store = redis_store(url, clock, timeout)
+        except ValueError as error:
             raise ValueError(f"{describe(url)!a} cannot be used: {error}; allowed are {_ALLOWED}") from None
         return ReadOnlyStore(store, clock) if read_only else store
-    if scheme == "redis+cluster":
-        raise ValueError(f"redis+cluster:// does not work yet; allowed are {_ALLOWED}")
     raise ValueError(f"{describe(url)!a} is not a store; allowed are {_ALLOWED}")
+
+
+def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> Store:
+    """The store in Redis at `url` (servers.py says how it is written), not connected yet. Raises ValueError."""
+    # Imported here: TLS and the parser of answers are some megabytes that the default does not need.
+    from gatekeeper.stores.link import OneLink
+    from gatekeeper.stores.redis import RedisStore
+    from gatekeeper.stores.servers import parse
+
+    servers = parse(url)
+    if servers.cluster:
+        from gatekeeper.stores.cluster import ClusterStore
+
+        return ClusterStore(servers, clock, timeout)
+    return RedisStore(OneLink(servers.open, timeout), clock)
 
 
 def _is_missing(path: Path) -> bool:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What every back end wears: no call takes longer than the limit, and every accident is a StoreError.
+"""What every back end wears: every accident is a StoreError, and only the requests of that moment wait for it.
 
-After one, the store counts as gone: calls fail at once, so that a hanging store costs one request its 0.1 seconds and
-not all of them. After a pause the next call that fails at once starts a probe behind its back, which writes (a full or
-read-only store still reads) and makes sure that `born` and `secret` are there (it may have been emptied). When that
-works, the store is back. One log line when it goes, one when it is back.
+Each back end keeps its own time limit (wire.py, sqlite.py): a timer for each call here would be a tenth of what a
+request costs. After an accident the store counts as gone and calls fail at once. After a pause the next call that
+fails at once starts a probe behind its back, which writes (a full or read-only store still reads) and makes sure that
+`born` and `secret` are there (it may have been emptied). When that works, the store is back. One log line when it
+goes, one when it is back.
 """
 
 import asyncio
@@ -30,13 +31,10 @@ _START = (0.05, 0.1, 0.2)
 
 
 class GuardedStore:
-    """See store.Store. `timeout` is in seconds; `name` stands in the log; `clock` only measures pauses."""
+    """See store.Store. `name` stands in the log; `clock` only measures pauses."""
 
-    def __init__(
-        self, inner: Store, timeout: float = 0.1, clock: Clock = time.monotonic, name: str = "the store"
-    ) -> None:
+    def __init__(self, inner: Store, clock: Clock = time.monotonic, name: str = "the store") -> None:
         self._inner = inner
-        self._timeout = timeout
         self._clock = clock
         self._name = printable(name)
         self._gone = ""
@@ -119,8 +117,7 @@ class GuardedStore:
             self._probe_if_due()
             raise StoreError(f"{self._name} is gone: {self._gone}")
         try:
-            async with asyncio.timeout(self._timeout):
-                return await call
+            return await call
         except Exception as error:
             self._fail(error)
             raise StoreError(f"{self._name}: {_reason(error)}") from None

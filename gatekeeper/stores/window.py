@@ -39,10 +39,15 @@ class Place:
         return self.slot + SLOTS
 
 
+def name_of(hit: Hit) -> str:
+    """What the sums of a hit are kept under: two windows of a key are two sums."""
+    return f"{hit.key}/{float(hit.window)}"
+
+
 def place(hit: Hit, now: float) -> Place:
     """The place of `hit` at `now` (seconds since the epoch)."""
     width = hit.window / SLOTS
-    name = f"{hit.key}/{float(hit.window)}"
+    name = name_of(hit)
     # What a token is made of is not ours to keep, nor its length ours to trust.
     most = float("inf") if hit.most is None else hit.most
     token = f"{name}/{blake2b(hit.once.encode('utf-8', 'surrogateescape'), digest_size=12).hexdigest()}"

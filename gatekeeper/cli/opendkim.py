@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""OpenDKIM's place taken: `opendkim`, with the options of opendkim(8), and `import-opendkim`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gatekeeper.cli.shared import CONFIGURATION, FINDING, OK, TEMPORARY, Add, print_lines
+
+if TYPE_CHECKING:
+    from gatekeeper.opendkim import Relay
+    from gatekeeper.opendkim.conf import Setting
+    from gatekeeper.problem import Problem
+
+EX_USAGE, EX_DATA, EX_NO_INPUT, EX_UNAVAILABLE, EX_SOFTWARE = 64, 65, 66, 69, 70  # sysexits(3)
+
+_VALUES = {
+    "b": ("Mode", "MODE", "s (sign), v (verify), sv"),
+    "c": ("Canonicalization", "CANON", "HEADER/BODY, each relaxed or simple"),
+    "d": ("Domain", "DOMAINS", "domains to sign for"),
+    "k": ("KeyFile", "FILE", "the private key"),
+    "L": ("Minimum", "LIMIT", "how much of a body must be signed: without effect"),
+    "o": ("OmitHeaders", "HEADERS", "header fields that are not signed"),
+    "p": ("Socket", "SOCKET", "where to listen: local:PATH, inet:PORT@HOST"),
+    "P": ("PidFile", "FILE", "where to write the process id"),
+    "s": ("Selector", "SELECTOR", "the name of the key in the DNS"),
+    "S": ("SignatureAlgorithm", "ALGORITHM", "rsa-sha256 or ed25519-sha256"),
+    "T": ("DNSTimeout", "SECONDS", "how long one question may take"),
+    "u": ("UserID", "USER[:GROUP]", "whom the workers become"),
+}
+_FLAGS = {
+    "A": ("AutoRestart", "yes", "replace what dies: always so"),
+    "D": ("SubDomains", "yes", "sign for subdomains of -d too"),
+    "f": ("Background", "no", "stay in the foreground"),
+    "l": ("Syslog", "yes", "log to syslog"),
+    "q": ("Quarantine", "yes", "without effect, as in OpenDKIM 2.11"),
+    "r": ("RequiredHeaders", "yes", "refuse malformed headers: without effect"),
+    "W": ("LogWhy", "yes", "log why a message is signed or not"),
+}
+
+
+def add_to(add: Add) -> None:
+    """The commands of this file."""
+    _add_opendkim(add("opendkim", opendkim, "behave as opendkim(8), straight from an opendkim.conf"))
+    _add_import(add("import-opendkim", import_opendkim, "write an opendkim.conf as gatekeeper.toml; say what differs"))
+
+
+def _add_opendkim(command: argparse.ArgumentParser) -> None:
+    for letter, (name, value, text) in sorted(_VALUES.items()):
+        command.add_argument(f"-{letter}", metavar=value, dest=name, help=f"{text} ({name})")
+    for letter, (name, _, text) in sorted(_FLAGS.items()):
+        command.add_argument(f"-{letter}", action="store_true", dest=name, help=f"{text} ({name})")
+    command.add_argument("-x", metavar="FILE", dest="conf", type=Path, help="the configuration (/etc/opendkim.conf)")
+    command.add_argument("-e", metavar="NAME", dest="extract", help="print the value of one option and end")
+    command.add_argument("-n", action="store_true", dest="check", help="check the configuration and end")
+    command.add_argument("-Q", action="store_true", dest="query", help="ask a data set: its name, then lines KEY/N")
+    command.add_argument("-t", metavar="FILES", dest="test", help="tell what would be done with these messages")
+    command.add_argument("-v", action="count", default=0, dest="verbose", help="with -t: say more")
+    command.add_argument("-F", metavar="TIME", type=int, dest="time", help="with -t: sign as of this time")
+    command.add_argument("-V", action="store_true", dest="show_version", help="print the version and end")
+    command.add_argument("-X", action="store_true", dest="deprecated", help="without effect: old options are known")
+    command.set_defaults(usage_status=EX_USAGE)
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", metavar="FILE", type=Path, help="the opendkim.conf")
+    command.add_argument("-o", metavar="OUT", dest="out", type=Path, help="where to write the TOML (stdout)")
+
+
+def opendkim(options: argparse.Namespace) -> int:
+    """The milter alone, as opendkim would run it, or one of opendkim's questions."""
+    from gatekeeper.opendkim import load
+    from gatekeeper.opendkim.mapping import DEFAULT_PATH
+
+    if options.show_version:
+        return _version()
+    if options.query:
+        return _query()
+    path: Path | None = options.conf or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    overrides, wrong = _overrides(options)
+    if wrong:
+        print(*wrong, sep="\n", file=sys.stderr)
+        return EX_USAGE
+    if options.extract:
+        return _extract(path, options.extract)
+
+    def again() -> "Relay":
+        return load(path, overrides, need_socket=not (options.check or options.test), testing=bool(options.test))
+
+    relay = again()
+    if options.check:
+        return _check(relay)
+    if options.test:
+        return _test(relay, options)
+    return _serve(relay, again)
+
+
+def _overrides(options: argparse.Namespace) -> "tuple[list[Setting], list[Problem]]":
+    """What the command line says, as settings; and what is wrong with it."""
+    from gatekeeper.opendkim.conf import of_command_line
+    from gatekeeper.problem import Problem
+
+    pairs = [(name, getattr(options, name)) for name, _, _ in _VALUES.values() if getattr(options, name) is not None]
+    pairs += [(name, value) for name, value, _ in _FLAGS.values() if getattr(options, name)]
+    found = [of_command_line(name, value) for name, value in pairs]
+    return [one for one in found if not isinstance(one, Problem)], [one for one in found if isinstance(one, Problem)]
+
+
+def _version() -> int:
+    from importlib.metadata import version
+
+    print(f"gatekeeper {version('gatekeeper')}, in the place of OpenDKIM Filter v2.11.0")
+    print("\tSupported signing algorithms:\n\t\trsa-sha256\n\t\ted25519-sha256")
+    print("\tSupported canonicalization algorithms:\n\t\trelaxed\n\t\tsimple")
+    return OK
+
+
+def _extract(path: Path | None, name: str) -> int:
+    from gatekeeper.opendkim import read
+    from gatekeeper.opendkim.options import OPTIONS, unknown
+    from gatekeeper.problem import ConfigError
+
+    if name.lower() not in OPTIONS:
+        print(f"unknown option {name!r}; {unknown(name)}", file=sys.stderr)
+        return EX_DATA
+    settings, problems = read(path) if path else ([], [])
+    if problems:
+        raise ConfigError(problems)
+    values = [setting.value for setting in settings if setting.option.name.lower() == name.lower()]
+    print_lines(reversed(values))
+    return OK if values else CONFIGURATION
+
+
+def _check(relay: "Relay") -> int:
+    """Errors end it with 78, as they do here; what is said besides goes to stderr."""
+    from gatekeeper import app
+
+    for problem in app.prepare(relay.config, thorough=True).warnings:
+        print(problem, file=sys.stderr)
+    return OK
+
+
+def _query() -> int:
+    from gatekeeper.opendkim import query
+
+    terminal = sys.stdin.isatty()
+    try:
+        if terminal:
+            print(query.PROMPT, end="", flush=True)
+        data = query.open_set(sys.stdin.readline())
+        while line := _ask(query.NEXT if terminal else ""):
+            print_lines(query.answers(data, [line]))
+    except query.BadQuery as error:
+        print(f"opendkim: {error}", file=sys.stderr)
+        return EX_USAGE if str(error).startswith("invalid query") else EX_SOFTWARE
+    print()
+    return OK
+
+
+def _ask(prompt: str) -> str:
+    print(prompt, end="", flush=True)
+    return sys.stdin.readline()
+
+
+def _test(relay: "Relay", options: argparse.Namespace) -> int:
+    """What would be done with each message, if it came from 127.0.0.1."""
+    import asyncio
+
+    from gatekeeper import app, report
+    from gatekeeper.request import Client, Request, Stage, parse_address
+
+    mails = {}
+    for name in filter(None, options.test.split(",")):
+        try:
+            mails[name] = report.Mail.read(sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
+        except OSError as error:
+            print(f"opendkim: {name}: {error.strerror}", file=sys.stderr)
+            return EX_NO_INPUT
+    client = Client(address=parse_address("127.0.0.1"), name="localhost")
+    request = Request(stage=Stage.END_OF_MESSAGE, client=client)
+    plan = app.prepare(relay.config)
+
+    async def tell() -> None:
+        clock = time.time if options.time is None else lambda: float(options.time)
+        opened = await app.open_app(plan, clock=clock)
+        try:
+            for name, mail in mails.items():
+                told = await report.explain(opened, request, mail)
+                print(f"{name}:")
+                print_lines(report.told_sentences(told) if options.verbose else report.changes(told.edits))
+        finally:
+            await opened.close()
+
+    asyncio.run(tell())
+    return OK
+
+
+def _serve(relay: "Relay", load: "Callable[[], Relay]") -> int:
+    from gatekeeper import supervisor
+    from gatekeeper.background import in_background, pid_file
+
+    first = [relay.config]  # what was read already need not be read again, but at a reload
+
+    def serve(up: Callable[[], None]) -> int:
+        with pid_file(relay.pid_file) as write:
+
+            def serving(_: object) -> None:
+                write()
+                up()
+
+            status = supervisor.run(lambda: first.pop() if first else load().config, serving, policy=False)
+        return EX_UNAVAILABLE if status == TEMPORARY else status
+
+    return in_background(serve) if relay.background else serve(lambda: None)
+
+
+def import_opendkim(options: argparse.Namespace) -> int:
+    """The TOML to OUT or stdout, the report to stdout or, if the TOML goes there, to stderr; 1 if anything is lost."""
+    from gatekeeper import app
+    from gatekeeper.opendkim import report, toml
+
+    relay = report.read(options.file)
+    text = toml.write(relay)
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        options.out.write_text(text, encoding="utf-8")
+    found = [problem for problem in app.prepare(relay.config).warnings if problem not in relay.config.warnings]
+    for line in report.lines(relay, found):
+        print(line, file=sys.stdout if options.out else sys.stderr)
+    return FINDING if report.unsupported(relay) else OK

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What differs from OpenDKIM on purpose: one list for the import report, docs/opendkim.md, the differential test.
+
+A difference that is not in here is a fault. `options` are those that bring it up; a deviation without any holds always.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class On(StrEnum):
+    """What a deviation is about: tests and reports name them by this."""
+
+    HOST_PATTERN = "host-pattern"
+    HOST_BITS = "host-bits"
+    STAR_AT_DOMAIN = "star-at-domain"
+    KEY_SPACES = "key-spaces"
+    SEVERAL_FROM = "several-from"
+    AMBIGUOUS_FROM = "ambiguous-from"
+    SIGNER_WITHOUT_AT = "signer-without-at"
+    WEAK = "weak"
+    CANONICALIZATION_HEADER = "canonicalization-header"
+    FORGED_RESULTS = "forged-results"
+    NO_ATPS = "no-atps"
+    MALFORMED = "malformed"
+    LONG_HEADER = "long-header"
+    SIGNATURE_ERROR = "signature-error"
+    DETAIL = "detail"
+    SIGNALS = "signals"
+    LOG = "log"
+    STRICT_CONFIGURATION = "strict-configuration"
+    REPLIES = "replies"
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """What OpenDKIM does, what we do, and why, in whole sentences."""
+
+    on: On
+    theirs: str
+    ours: str
+    why: str
+    options: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.theirs} {self.ours} {self.why}"
+
+
+_HOSTS = ("InternalHosts", "PeerList", "ExternalIgnoreList")
+
+DEVIATIONS = (
+    Deviation(
+        On.HOST_PATTERN,
+        "OpenDKIM takes a line `*.example.com` of a `refile:` host list as negated, so that it never matches.",
+        "Here it matches.",
+        "It is what everybody who writes it means; a warning names the line.",
+        _HOSTS,
+    ),
+    Deviation(
+        On.HOST_BITS,
+        "OpenDKIM never matches a network with bits set behind its prefix, as `192.168.0.1/24`.",
+        "Here it counts as its network, `192.168.0.0/24`.",
+        "It is what everybody who writes it means; a warning names the line.",
+        _HOSTS,
+    ),
+    Deviation(
+        On.STAR_AT_DOMAIN,
+        "In OpenDKIM a line `*@example.com` in a SigningTable that is no `refile:` matches nothing: no mail is signed.",
+        "Here it matches all of that domain.",
+        "Many tutorials print it so; a warning names the line.",
+        ("SigningTable",),
+    ),
+    Deviation(
+        On.KEY_SPACES,
+        "OpenDKIM keeps white space around the fields of a KeyTable, so that no such key works.",
+        "Here it is dropped.",
+        "A warning names the line.",
+        ("KeyTable",),
+    ),
+    Deviation(
+        On.SEVERAL_FROM,
+        "OpenDKIM signs for the first of several From fields.",
+        "Here such mail is never signed.",
+        "A signature would vouch for an author whom no reader may see.",
+    ),
+    Deviation(
+        On.AMBIGUOUS_FROM,
+        "OpenDKIM signs for the first address that it finds in From.",
+        "Here a From that can be read in two ways, or with addresses of several domains, is not signed.",
+        "Two readers would see two authors under one signature.",
+    ),
+    Deviation(
+        On.SIGNER_WITHOUT_AT,
+        "A signer without an @ in a SigningTable keeps OpenDKIM from signing.",
+        "Here the signature has no i=.",
+        "A warning names the line.",
+        ("SigningTable",),
+    ),
+    Deviation(
+        On.WEAK,
+        "OpenDKIM can be made to use rsa-sha1 and keys below 1024 bits.",
+        "Here neither is ever made or accepted.",
+        "RFC 8301 forbids both, and no large receiver counts them.",
+        ("SignatureAlgorithm", "MinimumKeyBits", "KeyTable", "KeyFile"),
+    ),
+    Deviation(
+        On.CANONICALIZATION_HEADER,
+        "With OpenDKIM a sender chooses the canonicalization by a field X-Canonicalization.",
+        "Here Canonicalization holds for all.",
+        "It is the relay's choice.",
+    ),
+    Deviation(
+        On.FORGED_RESULTS,
+        "OpenDKIM leaves forged Authentication-Results that it cannot parse, miscounts when it removes several, and "
+        "leaves them all in mail that it signs.",
+        "Here every field that a reader may take for ours is removed, from authenticated users too.",
+        "Whoever trusts our name must be able to.",
+        ("RemoveARAll", "RemoveARFrom"),
+    ),
+    Deviation(
+        On.NO_ATPS,
+        "Debian's OpenDKIM adds `dkim-atps=neutral` to each Authentication-Results field.",
+        "Here it is not there.",
+        "ATPS (RFC 6541) is an experiment that nobody took up.",
+    ),
+    Deviation(
+        On.MALFORMED,
+        "OpenDKIM tells `dkim=permerror` of a message without a From that it can read.",
+        "Here its signatures are verified and told as of any other message.",
+        "What is wrong with From does not change what a signature proves.",
+    ),
+    Deviation(
+        On.LONG_HEADER,
+        "OpenDKIM defers messages with more than 64 KiB of header (MaximumHeaders, On-Security).",
+        "Here they are signed and verified as all others.",
+        "Postfix has limits of its own (header_size_limit).",
+        ("MaximumHeaders", "On-Security"),
+    ),
+    Deviation(
+        On.SIGNATURE_ERROR,
+        "OpenDKIM rejects mail whose signature it fails to make (On-SignatureError).",
+        "Here it is deferred.",
+        "It can still leave signed once the key is mended.",
+        ("On-SignatureError",),
+    ),
+    Deviation(
+        On.DETAIL,
+        "OpenDKIM calls an expired signature and one of the future `dkim=fail` or `dkim=permerror` by its age at each "
+        "step, and verifies three signatures.",
+        "Here both are `dkim=fail`, eight signatures are verified, and the field has the reason in our words, header.s "
+        "and header.a.",
+        "A reader of the log wants to know why.",
+    ),
+    Deviation(
+        On.SIGNALS,
+        "SIGHUP ends OpenDKIM; SIGUSR1 makes it read its configuration again, without the command line's options.",
+        "Here both make it read again, the command line holds on, and what is wrong leaves the old one in force.",
+        "A typo must not stop a relay.",
+    ),
+    Deviation(
+        On.LOG,
+        "OpenDKIM logs sentences.",
+        "Here each message has one line of `name=value` pairs, with the reason and what was decided.",
+        "`grep queue_id=` finds all about one message.",
+        ("Syslog", "SyslogSuccess", "LogWhy", "LogResults"),
+    ),
+    Deviation(
+        On.STRICT_CONFIGURATION,
+        "OpenDKIM takes an On-… value that it does not know for none, and names only the first mistake.",
+        "Here every mistake is an error with its place.",
+        "Silence is how settings get lost.",
+    ),
+    Deviation(
+        On.REPLIES,
+        "OpenDKIM refuses with 550 5.7.0 or 451 4.7.0.",
+        "Here the codes are those of RFC 7372, 5.7.20 and 4.7.5, and the words say what is wrong.",
+        "The sender's postmaster can act on them.",
+        ("On-BadSignature", "On-NoSignature", "On-KeyNotFound", "On-DNSError"),
+    ),
+)
+
+
+def concerning(options: Collection[str]) -> Iterator[Deviation]:
+    """Those that can show with these options set, and those that always can."""
+    set_here = {option.lower() for option in options}
+    for deviation in DEVIATIONS:
+        if not deviation.options or set_here & {option.lower() for option in deviation.options}:
+            yield deviation

@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the settings of an opendkim.conf to the tree of a gatekeeper.toml that means the same, and to its Config.
+
+The tree starts from OpenDKIM's defaults, which are not ours, and goes through the same models, tables and checks as
+gatekeeper.toml does: nothing is decided here but which word means which. Each key of the tree knows the line it comes
+from, so that what is wrong with it is said of opendkim.conf. What a process does besides (pid file, background) is in
+Relay.
+"""
+
+import grp
+import os
+import pwd
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gatekeeper import config, postconf
+from gatekeeper.config import Config
+from gatekeeper.listen import parse_listen
+from gatekeeper.opendkim import conf
+from gatekeeper.opendkim.conf import Setting
+from gatekeeper.opendkim.options import Fate, Kind
+from gatekeeper.places import Path as KeyPath
+from gatekeeper.places import Places
+from gatekeeper.problem import Problem
+from gatekeeper.signing import dataset
+from gatekeeper.signing.signer import OMITTED, OPENDKIM_HEADERS
+
+DEFAULT_PATH = Path("/etc/opendkim.conf")
+
+_ACTIONS = {word[0]: word for word in ("accept", "discard", "quarantine", "reject", "tempfail")}
+_LONGEST_DNS = "60s"
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """What an opendkim.conf says. `origins` are the settings by the key of the tree that came of them; `settings` is
+    everything that is set, by lower-case name; the last setting of a name counts."""
+
+    config: Config
+    tree: Mapping[str, Any]
+    origins: Mapping[KeyPath, Setting]
+    settings: Mapping[str, Setting]
+    pid_file: Path | None
+    background: bool
+
+
+def load(
+    path: Path | None,
+    overrides: Sequence[Setting] = (),
+    *,
+    ask: postconf.Ask = postconf.ask_postfix,
+    need_socket: bool = True,
+    testing: bool = False,
+    tolerant: bool = False,
+) -> Relay:
+    """The relay that the file at `path` describes, with `overrides` of the command line.
+
+    When `testing`, mail is only verified unless a Mode is set; `tolerant` makes a warning of an option that is not
+    supported. Raises ConfigError with every mistake.
+    """
+    written, problems = conf.read(path) if path else ([], [])
+    settings: dict[str, Setting] = {}
+    for setting in (*written, *overrides):
+        name = setting.option.name.lower()
+        before = settings.pop(name, None)
+        if before is not None and setting.line:
+            problems.append(before.problem(f"line {setting.line} of {setting.file} sets it again", warning=True))
+        settings[name] = setting
+    mapper = _Mapper(settings, problems)
+    if testing:
+        mapper.tree["milter"]["mode"] = "v"
+    mapper.map(need_socket=need_socket, tolerant=tolerant)
+    file = str(path or "opendkim.conf")
+    origins = _Origins(mapper.origins)
+    built = config.from_tree(mapper.tree, file, origins, base=mapper.base, found=problems, ask=ask)
+    pid_file = settings.get("pidfile")
+    background = settings.get("background")
+    return Relay(
+        config=built,
+        tree=mapper.tree,
+        origins=mapper.origins,
+        settings=settings,
+        pid_file=mapper.path(pid_file.value) if pid_file else None,
+        background=background.flag if background else True,
+    )
+
+
+class _Origins(Places):
+    """Places in an opendkim.conf: problems of a key are said of the option that it comes from."""
+
+    def __init__(self, origins: Mapping[KeyPath, Setting]) -> None:
+        super().__init__("")
+        self._origins = origins
+
+    def problem(self, file: str, path: KeyPath, what: str, *, warning: bool = False) -> Problem:
+        """As Places.problem, in OpenDKIM's words."""
+        for length in range(len(path), 0, -1):
+            if (setting := self._origins.get(tuple(path[:length]))) is not None:
+                name = ".".join(str(part) for part in path[:length])
+                what = re.sub(rf"^{re.escape(name)}(:| is)? ?", "", what)
+                return setting.problem(what, warning=warning)
+        return Problem(file, 0, what, warning)
+
+
+def _defaults() -> Tree:
+    """OpenDKIM's own, where ours are others; nothing of what the milter alone does needs a store."""
+    return {
+        "store": {"url": "memory:"},
+        "milter": {},
+        "signing": {
+            "internal_hosts": "csl:127.0.0.1",
+            "daemon_names": [],
+            "canonicalization": "simple/simple",
+            "sign_headers": list(OPENDKIM_HEADERS),
+            "oversign_headers": [],
+        },
+        "verify": {"methods": ["dkim"], "tell_none": False, "remove_results": "told", "unsigned_ours": True},
+        "checks": {"dkim": {"mode": "enforce", "dns_error": "tempfail", "internal_error": "tempfail"}},
+        "dns": {},
+        "log": {"level": "error"},
+    }
+
+
+@dataclass(slots=True)
+class _Mapper:
+    """`settings` by lower-case name; `tree`, `origins` and `problems` grow."""
+
+    settings: Mapping[str, Setting]
+    problems: list[Problem]
+    tree: Tree = field(default_factory=_defaults)
+    origins: dict[KeyPath, Setting] = field(default_factory=dict)
+
+    def map(self, *, need_socket: bool, tolerant: bool) -> None:
+        """Everything."""
+        self._fates(tolerant=tolerant)
+        self._socket(needed=need_socket)
+        self._user()
+        self._log()
+        self._results()
+        self._actions()
+        self._keys()
+        for name, (key, value) in _ONE_TO_ONE.items():
+            if (setting := self.settings.get(name)) is not None:
+                self._put(key, value(self, setting), setting)
+
+    @property
+    def base(self) -> Path:
+        """Where relative paths start."""
+        setting = self.settings.get("basedirectory")
+        return Path.cwd() / setting.value if setting else Path.cwd()
+
+    def path(self, value: str) -> Path:
+        """A path as the relay means it."""
+        return self.base / value
+
+    def table(self, setting: Setting) -> str:
+        """A data set, spelled so that it means the same in gatekeeper.toml."""
+        match = re.match(r"(file|refile):(?!:)(.*)", setting.value, re.IGNORECASE)
+        if match:
+            return f"{match[1].lower()}:{self.path(match[2].strip())}"
+        if setting.value.startswith("/") or re.match(r"(?!csl:)[a-z]{2,}:(?!:)", setting.value, re.IGNORECASE):
+            return setting.value
+        return "csl:" + re.sub("^csl:", "", setting.value, flags=re.IGNORECASE)
+
+    def names(self, setting: Setting) -> list[str]:
+        """The entries of a data set, where gatekeeper.toml has a list."""
+        data, problems = dataset.read(self.table(setting), setting.option.name, self.base)
+        for problem in problems:
+            in_file = problem.file != setting.option.name
+            self.problems.append(problem if in_file else setting.problem(problem.what, warning=problem.warning))
+        return [entry.key for entry in data.entries]
+
+    def headers(self, setting: Setting, default: Sequence[str]) -> list[str]:
+        """A set of header fields: a list, or with `*` the default with `+name` and `-name`."""
+        names = self.names(setting)
+        if "*" not in names:
+            return names
+        added = [name[1:] for name in names if name.startswith("+")]
+        gone = {name[1:].lower() for name in names if name.startswith("-")}
+        return [name for name in (*default, *added) if name.lower() not in gone]
+
+    def _put(self, key: KeyPath, value: object, setting: Setting) -> None:
+        *sections, name = map(str, key)
+        inner = self.tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+        self.origins[key] = setting
+
+    def _flag(self, name: str) -> bool:
+        setting = self.settings.get(name)
+        return setting is not None and setting.flag
+
+    def _error(self, setting: Setting, what: str, *, warning: bool = False) -> None:
+        self.problems.append(setting.problem(what, warning=warning))
+
+    def _fates(self, *, tolerant: bool) -> None:
+        for setting in self.settings.values():
+            option = setting.option
+            if option.kind is Kind.BOOLEAN and not setting.flag:
+                continue
+            if option.fate is Fate.REFUSED:
+                self._error(setting, f"not supported: {option.word}", warning=tolerant)
+            elif option.fate is Fate.IGNORED:
+                self._error(setting, f"without effect here: {option.word}", warning=True)
+
+    def _socket(self, *, needed: bool) -> None:
+        setting = self.settings.get("socket")
+        if setting is None:
+            if needed:
+                what = "there is no Socket; write one here, as Socket local:/run/opendkim/opendkim.sock, or give -p"
+                self.problems.append(Problem(self._file(), 0, what))
+            return
+        text = setting.value
+        if ":" not in text or re.match(r"(local|unix):(?!/)", text):  # OpenDKIM takes a lone path, and a relative one
+            text = f"unix:{self.path(text.rpartition(':')[2])}"
+        try:
+            parse_listen(text)
+        except ValueError as error:
+            self._error(setting, str(error))
+            return
+        self._put(("milter", "listen"), text, setting)
+        mask = self.settings.get("umask")
+        bits = mask.number if mask else _umask()
+        if not 0 <= bits <= 0o777:
+            assert mask is not None
+            self._error(mask, f"{mask.value!r} is no umask; allowed: 0 to 0777, octal, as 007")
+            return
+        self._put(("milter", "socket_mode"), f"0{0o777 & ~bits:03o}", mask or setting)
+
+    def _file(self) -> str:
+        return next((setting.file for setting in self.settings.values() if setting.line), "opendkim.conf")
+
+    def _user(self) -> None:
+        setting = self.settings.get("userid")
+        if setting is None:
+            return
+        name, _, group = setting.value.partition(":")
+        try:
+            user = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+        except KeyError:
+            self._error(setting, f"there is no user {name!r} on this machine", warning=os.geteuid() != 0)
+            return
+        try:
+            found = grp.getgrgid(int(group or user.pw_gid)) if group.isdigit() or not group else grp.getgrnam(group)
+        except KeyError:
+            self._error(setting, f"there is no group {group or user.pw_gid!r} on this machine")
+            return
+        self._put(("user",), user.pw_name, setting)
+        self._put(("group",), found.gr_name, setting)
+        listen = self.tree["milter"].get("listen")
+        if listen and parse_listen(listen).family == "unix" and os.geteuid() == 0:
+            self._put(("milter", "socket_group"), found.gr_name, setting)
+
+    def _log(self) -> None:
+        if not self._flag("syslog"):
+            return
+        told = any(self._flag(name) for name in ("syslogsuccess", "logresults"))
+        level = "debug" if self._flag("logwhy") else "info" if told else "warning"
+        facility = self.settings.get("syslogfacility")
+        name = self.settings.get("syslogname")
+        here = self.settings["syslog"]
+        self._put(("log", "level"), level, here)
+        self._put(("log", "syslog"), facility.value.lower() if facility else "mail", facility or here)
+        self._put(("log", "syslog_name"), name.value if name else "opendkim", name or here)
+
+    def _results(self) -> None:
+        for name, value in (("removearall", "ours"), ("keepauthresults", "none")):
+            if self._flag(name):
+                self._put(("verify", "remove_results"), value, self.settings[name])
+        for name in ("softwareheader", "x-header"):
+            if self._flag(name):
+                self._put(("milter", "software_header"), True, self.settings[name])
+        if (bits := self.settings.get("minimumkeybits")) is not None:
+            if bits.number < 1024:
+                self._error(bits, "keys below 1024 bits are never accepted (RFC 8301); write 1024", warning=True)
+            for section in ("verify", "signing"):
+                self._put((section, "minimum_key_bits"), max(1024, bits.number), bits)
+
+    def _actions(self) -> None:
+        """On-Default first, then each of the others."""
+        default = self.settings.get("on-default")
+        for name, key in _ON.items():
+            setting = self.settings.get(name) or default
+            if setting is None:
+                continue
+            word = setting.value.lower()
+            action = _ACTIONS.get(word[0])
+            if action is None or word not in (action, action[0]):
+                allowed = ", ".join(f"{word} ({letter})" for letter, word in _ACTIONS.items())
+                self._error(setting, f"{setting.value!r} is no action; allowed: {allowed}")
+                continue
+            self._put(("checks", "dkim", key), action, setting)
+        always = self.settings.get("alwaysaddarheader")
+        if always is not None and always.flag and self.tree["checks"]["dkim"].get("no_signature", "accept") != "accept":
+            what = "as in OpenDKIM, On-NoSignature does nothing beside it, and unsigned mail is accepted"
+            self._error(always, what, warning=True)
+            self._put(("checks", "dkim", "no_signature"), "accept", always)
+
+    def _keys(self) -> None:
+        """Tables, or one key for some domains; OpenDKIM's own rules about what needs what."""
+        get = self.settings.get
+        table, rules, domain, selector, key = map(get, ("keytable", "signingtable", "domain", "selector", "keyfile"))
+        mode = get("mode")
+        if mode is not None and "s" not in mode.value:
+            return
+        if rules and not table:
+            self._error(rules, "it names keys of a KeyTable, and there is none")
+        if table and not rules:
+            self._error(table, "nothing says who signs with these keys; write a SigningTable too")
+        if table:
+            for ignored in filter(None, (domain, selector, key)):
+                self._error(ignored, "without effect beside a KeyTable, as in OpenDKIM", warning=True)
+            self._put(("signing", "key_table"), self.table(table), table)
+            if rules:
+                self._put(("signing", "signing_table"), self.table(rules), rules)
+            return
+        for one, other in ((selector, "KeyFile"), (key, "Selector"), (domain, "KeyFile"), (domain, "Selector")):
+            if one and not get(other.lower()):
+                self._error(one, f"it needs a {other}")
+        if domain and selector and key:
+            self._put(("signing", "domains"), self.table(domain), domain)
+            self._put(("signing", "selector"), selector.value, selector)
+            self._put(("signing", "key_file"), str(self.path(key.value)), key)
+
+
+_ON = {
+    "on-nosignature": "no_signature",
+    "on-badsignature": "bad_signature",
+    "on-keynotfound": "key_not_found",
+    "on-dnserror": "dns_error",
+    "on-internalerror": "internal_error",
+}
+
+_Value = Callable[[_Mapper, Setting], object]
+
+
+def _text(mapper: _Mapper, setting: Setting) -> object:
+    return setting.value
+
+
+def _flag(mapper: _Mapper, setting: Setting) -> object:
+    return setting.flag
+
+
+def _number(mapper: _Mapper, setting: Setting) -> object:
+    return setting.number
+
+
+def _mode(mapper: _Mapper, setting: Setting) -> object:
+    if set(setting.value) <= set("sv"):
+        return "".join(letter for letter in "sv" if letter in setting.value)
+    mapper.problems.append(setting.problem(f"{setting.value!r} is no mode; allowed: s (sign), v (verify), sv"))
+    return "sv"
+
+
+def _canonicalization(mapper: _Mapper, setting: Setting) -> object:
+    header, _, body = setting.value.lower().partition("/")
+    return f"{header}/{body or 'simple'}"
+
+
+def _algorithm(mapper: _Mapper, setting: Setting) -> object:
+    value = setting.value.lower()
+    if value != "rsa-sha1":
+        return value
+    what = "no verifier accepts rsa-sha1 any more (RFC 8301); rsa-sha256 is used"
+    mapper.problems.append(setting.problem(what, warning=True))
+    return "rsa-sha256"
+
+
+def _seconds(mapper: _Mapper, setting: Setting) -> object:
+    return f"{setting.number}s" if setting.number else _LONGEST_DNS
+
+
+def _authserv_id(mapper: _Mapper, setting: Setting) -> object:
+    return socket.gethostname() if setting.value == "HOSTNAME" else setting.value
+
+
+def _servers(mapper: _Mapper, setting: Setting) -> object:
+    return [server.strip() for server in setting.value.split(",") if server.strip()]
+
+
+def _sign_headers(mapper: _Mapper, setting: Setting) -> object:
+    return mapper.headers(setting, OPENDKIM_HEADERS)
+
+
+def _omit_headers(mapper: _Mapper, setting: Setting) -> object:
+    # "." and "-" are OpenDKIM's ways to omit nothing: any text that no field is called by
+    return [name for name in mapper.headers(setting, OMITTED) if name not in (".", "-")]
+
+
+_ONE_TO_ONE: dict[str, tuple[KeyPath, _Value]] = {
+    "alwaysaddarheader": (("verify", "tell_none"), _flag),
+    "authservid": (("authserv_id",), _authserv_id),
+    "authservidwithjobid": (("verify", "job_id"), _flag),
+    "canonicalization": (("signing", "canonicalization"), _canonicalization),
+    "dnstimeout": (("dns", "timeout"), _seconds),
+    "dontsignmailto": (("signing", "dont_sign_to"), _Mapper.table),
+    "exemptdomains": (("signing", "exempt_domains"), _Mapper.table),
+    "externalignorelist": (("signing", "external_ignore"), _Mapper.table),
+    "internalhosts": (("signing", "internal_hosts"), _Mapper.table),
+    "macrolist": (("signing", "macros"), _Mapper.table),
+    "maximumsignedbytes": (("signing", "body_length"), _number),
+    "mode": (("milter", "mode"), _mode),
+    "mta": (("signing", "daemon_names"), _Mapper.table),
+    "multiplesignatures": (("signing", "multiple_signatures"), _flag),
+    "nameservers": (("dns", "nameservers"), _servers),
+    "omitheaders": (("signing", "omit_headers"), _omit_headers),
+    "oversignheaders": (("signing", "oversign_headers"), _Mapper.names),
+    "peerlist": (("signing", "peers"), _Mapper.table),
+    "removearfrom": (("verify", "remove_results_of"), _Mapper.names),
+    "removeoldsignatures": (("signing", "remove_old_signatures"), _flag),
+    "requestreports": (("signing", "request_reports"), _flag),
+    "requiresafekeys": (("signing", "safe_keys"), _flag),
+    "senderheaders": (("signing", "sender_headers"), _Mapper.names),
+    "signaturealgorithm": (("signing", "algorithm"), _algorithm),
+    "signaturettl": (("signing", "signature_ttl"), _number),
+    "signheaders": (("signing", "sign_headers"), _sign_headers),
+    "subdomains": (("signing", "subdomains"), _flag),
+}
+
+
+def _umask() -> int:
+    """The umask of this process, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every option that an opendkim.conf can hold, and what becomes of it here.
+
+The names are those of OpenDKIM 2.11 with all its build options, of 2.10 and before, and of what has been added since
+(`opendkim-config.h`). An option that would change which mail is signed or refused, and that is not supported, is an
+error: a warning would be silence in the logs of a relay. The others are left out with a word.
+"""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """How OpenDKIM reads the value."""
+
+    BOOLEAN = "boolean"
+    INTEGER = "integer"
+    STRING = "string"
+    INCLUDE = "include"
+
+
+class Fate(StrEnum):
+    """What becomes of an option."""
+
+    WORKS = "works"
+    NEEDLESS = "needless"
+    """It is accepted, and there is nothing for it to do."""
+    IGNORED = "ignored"
+    """It is accepted with a warning: what it did is not done, and no mail is signed or refused otherwise for it."""
+    REFUSED = "refused"
+    """An error: without it the relay would do something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """`word` says what it did and what to use instead; for one that works, what is different, if anything."""
+
+    name: str
+    kind: Kind
+    fate: Fate
+    word: str = ""
+
+
+_WORKS = {
+    Kind.BOOLEAN: {
+        "AlwaysAddARHeader": "",
+        "AuthservIDWithJobID": "",
+        "Background": "it ends once the workers serve, and with an error if they do not",
+        "KeepAuthResults": "",
+        "LogResults": "each line about a message has its result",
+        "LogWhy": "each condition gets a line",
+        "MultipleSignatures": "",
+        "RemoveARAll": "",
+        "RemoveOldSignatures": "",
+        "RequestReports": "",
+        "RequireSafeKeys": "",
+        "SoftwareHeader": "the field is called DKIM-Filter and names gatekeeper",
+        "SubDomains": "",
+        "Syslog": "where there is no /dev/log, standard error gets the lines",
+        "SyslogSuccess": "",
+        "X-Header": "the same as SoftwareHeader",
+    },
+    Kind.INTEGER: {
+        "DNSTimeout": "0 (for ever) is 60 s",
+        "MaximumSignedBytes": "",
+        "MinimumKeyBits": "RSA keys below 1024 bits are never accepted (RFC 8301)",
+        "SignatureTTL": "",
+        "UMask": "",
+    },
+    Kind.STRING: {
+        "AuthservID": "",
+        "BaseDirectory": "",
+        "Canonicalization": "",
+        "Domain": "",
+        "DontSignMailTo": "",
+        "ExemptDomains": "",
+        "ExternalIgnoreList": "",
+        "InternalHosts": "",
+        "KeyFile": "it is read before root is given up",
+        "KeyTable": "keys are read before root is given up, so that no worker can read a key file",
+        "MacroList": "",
+        "Mode": "",
+        "MTA": "",
+        "Nameservers": "",
+        "OmitHeaders": "",
+        "On-BadSignature": "",
+        "On-Default": "",
+        "On-DNSError": "",
+        "On-InternalError": "",
+        "On-KeyNotFound": "",
+        "On-NoSignature": "",
+        "OverSignHeaders": "",
+        "PeerList": "",
+        "PidFile": "",
+        "RemoveARFrom": "",
+        "Selector": "",
+        "SenderHeaders": "",
+        "SignatureAlgorithm": "rsa-sha1 is never valid (RFC 8301): rsa-sha256 is used",
+        "SignHeaders": "",
+        "SigningTable": "",
+        "Socket": "",
+        "SyslogFacility": "",
+        "SyslogName": "",
+        "UserID": "without it workers become gatekeeper or nobody; OpenDKIM stays root",
+    },
+    Kind.INCLUDE: {"Include": ""},
+}
+
+_LDAP = "there are no LDAP tables; write their contents to a text file"
+_REPUTATION = "there is no reputation service; gatekeeper's policy daemon has DNS lists and rate limits"
+_ADSP = "ADSP is historic (RFC 5617 was withdrawn in 2013); DMARC took its place: verify.dmarc in gatekeeper.toml"
+_REPORTS = "no failure reports are sent (RFC 6651); DMARC's aggregate reports tell domains what fails"
+_STATISTICS = "no statistics file is written; each line in the log has the result"
+_VBR = "Vouch By Reference (RFC 5518) has no users left"
+_ATPS = "Authorized Third-Party Signatures (RFC 6541) were never taken up"
+_LUA = "there is no Lua; say what the script decides, and look for the option that does it"
+_DEBUGGING = "for debugging OpenDKIM; `gatekeeper explain --message FILE` tells why a message is signed or not"
+_RESIGN = "mail is signed or verified, never both; sign as the mailing list with a SigningTable line for it"
+
+_NEEDLESS = {
+    Kind.BOOLEAN: {
+        "AllowSHA1Only": "SHA-256 is always there",
+        "AutoRestart": "a worker that dies is always replaced",
+        "CheckSigningTable": "the tables are always checked",
+        "DisableCryptoInit": "there is one library",
+        "DNSConnect": "TCP is used where UDP does not do",
+        "DomainKeysCompat": "DomainKeys (RFC 4870) keys are like DKIM keys, but for the granularity, which is ignored",
+        "EnableCoredumps": "the service manager decides",
+        "KeepTemporaryFiles": _DEBUGGING,
+        "LDAPDisableCache": _LDAP,
+        "LDAPSoftStart": _LDAP,
+        "LDAPUseTLS": _LDAP,
+        "Quarantine": "OpenDKIM 2.11 reads it and does nothing; On-BadSignature quarantine does",
+        "QueryCache": "answers are always cached for their time to live",
+        "ResolverTracing": _DEBUGGING,
+        "SoftStart": _LDAP,
+        "StdoutLog": "without Syslog the log goes to standard error",
+        "StrictTestMode": "files are read as Postfix would send them",
+        "WeakSyntaxChecks": "a malformed From never keeps signatures from being verified",
+    },
+    Kind.INTEGER: {
+        "AutoRestartCount": "a worker that dies is always replaced",
+        "MilterDebug": _DEBUGGING,
+    },
+    Kind.STRING: {
+        "AutoRestartRate": "a worker that keeps dying waits up to 30 s before it is started again",
+        "TemporaryDirectory": "no temporary files are written",
+        "TrustAnchorFile": "DNSSEC is validated by the resolver that is asked; name one of yours in Nameservers",
+        **dict.fromkeys(
+            (
+                "LDAPAuthMechanism",
+                "LDAPAuthName",
+                "LDAPAuthRealm",
+                "LDAPAuthUser",
+                "LDAPBindPassword",
+                "LDAPBindUser",
+                "LDAPKeepaliveIdle",
+                "LDAPKeepaliveInterval",
+                "LDAPKeepaliveProbes",
+                "LDAPTimeout",
+            ),
+            _LDAP,
+        ),
+    },
+}
+
+_IGNORED = {
+    Kind.BOOLEAN: {
+        "AddAllSignatureResults": "the result of every signature is always told",
+        "ADSPNoSuchDomain": _ADSP,
+        "CaptureUnknownErrors": "a message that we fail to process goes on; On-InternalError quarantine holds it",
+        "Diagnostics": "no z= is written: it copies the header into the signature",
+        "DisableADSP": _ADSP,
+        "FixCRLF": "Postfix sends no bare CR or LF: it ends lines with them before a milter sees the message",
+        "IdentityHeaderRemove": "identities come from the SigningTable's second field",
+        "IgnoreMalformedMail": "a malformed message gets no field that says so, unless it has a signature",
+        "NoHeaderB": "header.b is always told, it tells signatures apart (RFC 6008)",
+        "ReputationTest": _REPUTATION,
+        "ReputationVerbose": _REPUTATION,
+        "RequiredHeaders": "what makes a message malformed is Postfix's header_checks' business; "
+        "several From fields are never signed",
+        "SendADSPReports": _ADSP,
+        "SendReports": _REPORTS,
+        "StrictHeaders": "several From fields are never signed; other fields may come twice",
+        "VBR-PurgeFields": _VBR,
+        "VBR-TrustedCertifiersOnly": _VBR,
+    },
+    Kind.INTEGER: {
+        "ClockDrift": "the tolerance is always 300 s",
+        "DKIMReputationFail": _REPUTATION,
+        "DKIMReputationPass": _REPUTATION,
+        "DKIMReputationReject": _REPUTATION,
+        "FlowDataFactor": _REPUTATION,
+        "FlowDataTTL": _REPUTATION,
+        "MaximumHeaders": "there is no limit but Postfix's header_size_limit and message_size_limit",
+        "MaximumSignaturesToVerify": "the topmost 8 signatures are verified",
+        "ReputationCacheTTL": _REPUTATION,
+        "ReputationMinimum": _REPUTATION,
+        "ReputationRRDHashDepth": _REPUTATION,
+        "ReputationTimeFactor": _REPUTATION,
+        "ReputationTimeout": _REPUTATION,
+    },
+    Kind.STRING: {
+        "ADSPAction": _ADSP,
+        "AddCanonicalizedData": _DEBUGGING,
+        "ATPSDomains": _ATPS,
+        "ATPSHashAlgorithm": _ATPS,
+        "BodyLengthDB": "no l= is written for single recipients: it lets anybody add to the message; "
+        "MaximumSignedBytes writes it for all",
+        "BogusKey": "a validating resolver does not hand out bogus keys; such a signature is a temperror",
+        "DiagnosticDirectory": _DEBUGGING,
+        "DKIMReputationRoot": _REPUTATION,
+        "FlowData": _REPUTATION,
+        "LocalADSP": _ADSP,
+        "Minimum": "a signature with l= holds, and the field says how much of the body is not signed; l=0 never counts",
+        "MTACommand": _REPORTS,
+        "MustBeSigned": "which fields a signature covers is not looked at, but From, which must be covered",
+        "NoDiscardableMailTo": _ADSP,
+        "On-PolicyError": _ADSP,
+        "On-ReputationError": _REPUTATION,
+        "On-Security": "it was for headers beyond MaximumHeaders; there is no limit but Postfix's own",
+        "On-SignatureError": "mail whose signature cannot be made is deferred until the key is mended",
+        "RateLimits": _REPUTATION,
+        "ReportAddress": _REPORTS,
+        "ReportBccAddress": _REPORTS,
+        **dict.fromkeys(
+            (
+                "ReputationCache",
+                "ReputationDuplicates",
+                "ReputationLimitModifiers",
+                "ReputationLimits",
+                "ReputationLowTime",
+                "ReputationRatios",
+                "ReputationRRDRoot",
+                "ReputationSpamCheck",
+            ),
+            _REPUTATION,
+        ),
+        "ResolverConfiguration": "there is no libunbound here; name a resolver in Nameservers",
+        "SelectCanonicalizationHeader": "a sender does not choose how we sign; Canonicalization holds for all",
+        "SMTPURI": _REPORTS,
+        "Statistics": _STATISTICS,
+        "StatisticsName": _STATISTICS,
+        "StatisticsPolicyScript": _STATISTICS,
+        "StatisticsPrefix": _STATISTICS,
+        "TrustSignaturesFrom": "signatures of other domains are always verified",
+        "UnprotectedKey": "whether a key was protected by DNSSEC is not told",
+        "VBR-Certifiers": _VBR,
+        "VBR-TrustedCertifiers": _VBR,
+        "VBR-Type": _VBR,
+    },
+}
+
+_TESTING = "for tests of OpenDKIM; use `gatekeeper verify --dns FILE`, or name a test resolver in Nameservers"
+_REFUSED = {
+    Kind.BOOLEAN: {"LuaOnlySigning": _LUA, "ResignAll": _RESIGN},
+    Kind.INTEGER: {},
+    Kind.STRING: {
+        "ChangeRootDirectory": "take it out and give Socket its full path: workers have no rights and read no files",
+        "ConditionalSignatures": "conditional signatures never became a standard; take it out",
+        "DefaultSender": "mail without a From that can be read is not signed; take it out",
+        "FinalPolicyScript": _LUA,
+        "IdentityHeader": "write i= into the second field of the SigningTable",
+        "POPDBFile": "POP before SMTP is not supported; let users authenticate, or list them in InternalHosts",
+        "RedirectFailuresTo": "mail is not redirected; use On-BadSignature quarantine and read Postfix's hold queue",
+        "ReplaceHeaders": "the milter sees what Postfix sends; let smtpd rewrite before the milter, and take it out",
+        "ReplaceRules": "the milter sees what Postfix sends; let smtpd rewrite before the milter, and take it out",
+        "ResignMailTo": _RESIGN,
+        "ScreenPolicyScript": _LUA,
+        "SenderMacro": "the sender is the one in From or in SenderHeaders; take it out",
+        "SetupPolicyScript": _LUA,
+        "TestDNSData": _TESTING,
+        "TestPublicKeys": _TESTING,
+    },
+}
+
+
+def _options() -> Iterator[Option]:
+    for fate, kinds in (
+        (Fate.WORKS, _WORKS),
+        (Fate.NEEDLESS, _NEEDLESS),
+        (Fate.IGNORED, _IGNORED),
+        (Fate.REFUSED, _REFUSED),
+    ):
+        for kind, options in kinds.items():
+            for name, word in options.items():
+                yield Option(name, kind, fate, word)
+
+
+OPTIONS = {option.name.lower(): option for option in _options()}
+"""By name in lower case: OpenDKIM's names have no case."""
+
+
+def unknown(name: str) -> str:
+    """What to say about a name that OpenDKIM never had."""
+    near = difflib.get_close_matches(name.lower(), OPTIONS, n=1, cutoff=0.7)
+    if near:
+        return f"did you mean {OPTIONS[near[0]].name}?"
+    return "OpenDKIM never had it either; opendkim.conf(5) lists those that there are"

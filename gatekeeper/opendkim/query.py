@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`opendkim -Q`: what a data set says to a question, in OpenDKIM's own words, for those who test their tables by it.
+
+The first line names the data set, each other line is `KEY/N`: the first N fields of the value of KEY, the last of them
+with all colons that are left. Keys are compared as they are written; in a refile the first pattern that matches counts.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from gatekeeper.opendkim.conf import c_integer
+from gatekeeper.signing import dataset
+from gatekeeper.signing.dataset import DataSet, Entry
+
+PROMPT = "opendkim: enter data set description\n\tcsl:entry1[,entry2[,...]]\n\tfile:path\n\trefile:path\n> "
+NEXT = "opendkim: enter 'query/n' where 'n' is number of fields to request\n> "
+
+
+class BadQuery(Exception):
+    """What was asked is no question. The text says why."""
+
+
+def open_set(description: str) -> DataSet:
+    """The data set. Raises BadQuery."""
+    data, problems = dataset.read(description.strip(), "the data set", Path.cwd())
+    for problem in problems:
+        if not problem.warning:
+            raise BadQuery(str(problem))
+    return data
+
+
+def answers(data: DataSet, lines: Iterable[str]) -> Iterator[str]:
+    """The answer to each line, as lines. Raises BadQuery at the first that is no question."""
+    for line in lines:
+        asked = line.removesuffix("\n")
+        if asked.strip():
+            yield from _answer(data, asked)
+
+
+def _answer(data: DataSet, asked: str) -> Iterator[str]:
+    key, slash, number = asked.partition("/")
+    count = re.match(r"\s*(\d*)", number)
+    if not slash or number.startswith("-") or count is None:
+        raise BadQuery(f"invalid query {asked!r}; allowed: KEY/N")
+    entry = next((entry for entry in data.entries if _matches(data, entry, key)), None)
+    if entry is None:
+        yield "opendkim: dkimf_db_get(): record not found"
+        return
+    wanted = c_integer(count[1].lstrip("0") or "0")
+    fields = entry.value.split(":", max(wanted - 1, 0)) if entry.value else []
+    for index in range(wanted):
+        if index >= len(fields):
+            yield "<empty>" if index == 0 else "<absent>"
+        else:
+            yield f"'{fields[index]}'" if fields[index] else "<empty>"
+
+
+def _matches(data: DataSet, entry: Entry, key: str) -> bool:
+    if data.kind != "refile":
+        return entry.key == key
+    try:
+        return dataset.pattern(entry.key, ignore_case=False).search(key) is not None
+    except ValueError:
+        return False
