@@ -105,6 +105,8 @@ class Context:
     lists: Asking = None  # type: ignore[assignment]  # __post_init__ makes one where none is given
     warn_only: bool = False
     """True while `warn_if_reject` asks: what is refused is written down and let pass."""
+    doubts: list[str] = field(default_factory=list)
+    """What speaks against the client without refusing it, for the checks that come after: "is listed on …"."""
     _notes: list[Note] = field(default_factory=list)
     _callbacks: list[Callback] = field(default_factory=list)
 

@@ -39,6 +39,8 @@ xn--bcher-kva.example A 192.0.2.1
         ("user@192.0.2.1", "504 5.5.2"),
         ("user@[192.0.2.1]", ""),
         ("user@bad name.example", "504 5.5.2"),
+        ("user@bücher.example", ""),
+        ("user@bü cher.example", "504 5.5.2"),
     ],
 )
 async def test_non_fqdn_is_what_postfix_takes_for_it(mailbox: str, code: str) -> None:

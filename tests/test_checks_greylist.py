@@ -4,7 +4,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from gatekeeper.checks.dnsbl import Dnsbl
 from gatekeeper.checks.greylist import SHIPPED, Greylist
 from gatekeeper.problem import ConfigError
 from gatekeeper.request import Request
@@ -241,6 +243,20 @@ def test_a_mistake_in_an_allow_list_is_told_with_its_place(tmp_path: Path) -> No
 async def test_only_suspicious_clients_wait(request_: Request, waits: bool) -> None:
     subject = world(zone="7.2.0.192.wide.example A 127.0.0.2", lists=["wide.example"])
     assert waits == ("greylist.early" in (await subject.decide(request_)).reasons)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threshold": 2}, {"mode": "observe"}, {"lists": ["wide.example*2", "good.example*-1"], "threshold": 2}]
+)
+async def test_who_is_listed_and_not_refused_for_it_waits(options: dict[str, object]) -> None:
+    sections: dict[str, BaseModel] = {
+        "dnsbl": Dnsbl.model_validate({"lists": ["wide.example"]} | options),
+        "greylist": Greylist(learning=0),
+    }
+    zone = "1.2.0.192.wide.example A 127.0.0.2\n1.2.0.192.good.example A 127.0.0.2\n8.2.0.192.good.example A 127.0.0.2"
+    subject = World("dnsbl, greylist", zone, sections)
+    assert "greylist.early" in (await subject.decide(rcpt(address="192.0.2.1"))).reasons
+    assert "greylist.early" not in (await subject.decide(rcpt(address="192.0.2.8"))).reasons
 
 
 async def test_everybody_waits_where_that_is_wanted() -> None:

@@ -44,7 +44,8 @@ class NonFqdn:
         domain = mailbox.rpartition("@")[2] if "@" in mailbox else ""
         if not mailbox or _is_literal(domain):
             return PASS
-        name = without_final_dot(domain)
+        # U-labels (RFC 6531) are names; Postfix takes them only with SMTPUTF8, which a policy service is not told of.
+        name = a_label(without_final_dot(domain))
         if is_hostname(name) and "." in name:
             return PASS
         text = self.side.text(mailbox, "need fully-qualified address")

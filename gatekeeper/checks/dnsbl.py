@@ -53,6 +53,8 @@ class Dnsbl(Opinion):
         if not found.hits:
             return PASS
         score = sum(hit.list.weight for hit in found.hits)
+        if score > 0:
+            context.doubts.append(f"is listed on {max(found.hits, key=lambda hit: hit.list.weight).list.shown}")
         if score < self.threshold:
             context.note("score", f"{score} of {self.threshold}")
             return Verdict(Outcome.PASS, "dnsbl.below_threshold")

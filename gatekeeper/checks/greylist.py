@@ -7,9 +7,9 @@ triplets is known as a whole. The client is its network or, where SPF passes, th
 may retry from any of its addresses. The sender is taken without what differs from message to message (verp.py).
 
 Unless told otherwise only suspicious clients are asked to wait: without a confirmed name, with one that looks dynamic,
-or on one of `lists`. In a store's first days (`learning`) nobody waits, but what comes is learnt. Authenticated users,
-mynetworks, who is on an allow list (tables like those of `access`, and one that is shipped), and our postmaster and
-abuse mailboxes never wait.
+on one of `lists`, or on one of dnsbl's that did not suffice to refuse it. In a store's first days (`learning`) nobody
+waits, but what comes is learnt. Authenticated users, mynetworks, who is on an allow list (tables like those of
+`access`, and one that is shipped), and our postmaster and abuse mailboxes never wait.
 
 Everything that may be read is known from the request, and read at once (`wants`); SPF is only asked about clients that
 would have to wait. Nothing is written before the decision is known, and nothing about mail that is refused for good.
@@ -103,8 +103,10 @@ class Greylist(Opinion):
         address = self._whom(request, context)
         if address is None:
             return PASS
-        why = _looks_suspicious(request, address) or ("all have to wait" if self.clients == "all" else "")
-        if not why and not self.lists:
+        why = _looks_suspicious(request, address) or next(iter(context.doubts), "")
+        if self.clients == "all":
+            why = why or "all have to wait"
+        elif not why and not self.lists:
             context.note("client", "not suspicious")
             return PASS
         for look_up in self._allow:
