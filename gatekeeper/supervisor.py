@@ -4,10 +4,14 @@
 It keeps its privileges, so it reads nothing from the network: it reads the configuration, the tables and the keys,
 hands them to its workers by fork, and watches. It never imports pymilter. Signals: TERM and INT stop (workers have
 10 s for what they hold; another signal, a second later or more, cuts that short), HUP reloads: new workers on the
-same sockets, then the old ones retire. A configuration that cannot be used is refused with its errors, and the old
-one goes on.
+same sockets, then the old ones retire, and the policy connections that they hold pass through here to the new ones. A
+configuration that cannot be used is refused with its errors, and the old one goes on.
+
+A table or key that changes does the same without a signal, once it has settled (sources.py). The configuration file
+itself is read at a signal only: half an edit of it is not to be taken for one.
 """
 
+import gc
 import importlib.util
 import logging
 import os
@@ -16,16 +20,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gatekeeper import app, log
+from gatekeeper import app, control, log, sources
 from gatekeeper.app import Plan
 from gatekeeper.config import Config
 from gatekeeper.listen import Listen
+from gatekeeper.policy.share import Share
 from gatekeeper.problem import ConfigError
 from gatekeeper.sockets import bound, open_listener
+from gatekeeper.sources import Watch
 from gatekeeper.worker import EX_TEMPFAIL, STOP_TIMEOUT, Identity, Kind, block_signals, find_identity, live
 
 logger = logging.getLogger(__name__)
@@ -51,6 +57,7 @@ class _Worker:
     generation: int
     pid: int
     control: socket.socket
+    seat: int
     started: float
     heard: float
     ready: bool = False
@@ -63,6 +70,7 @@ class _Vacancy:
 
     kind: Kind
     places: tuple[Place, ...]
+    seat: int
     due: float
 
 
@@ -75,7 +83,8 @@ def run(
     address of each kind.
     """
     try:
-        plan = app.prepare(load(), lenient=True)
+        with sources.noting() as noted:
+            plan = app.prepare(load(), lenient=True)
         identity = find_identity(plan.config.user, plan.config.group)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -92,7 +101,7 @@ def run(
             print("no milter: pymilter is not installed; pip install 'gatekeeper[milter]' adds it", file=sys.stderr)
     if not kinds:
         return EX_TEMPFAIL
-    return Supervisor(load, up, plan, tuple(kinds), identity).run()
+    return Supervisor(load, up, plan, tuple(kinds), identity, Watch(noted)).run()
 
 
 @dataclass(slots=True)
@@ -104,6 +113,9 @@ class Supervisor:
     plan: Plan
     kinds: tuple[Kind, ...]
     identity: Identity | None
+    sources: Watch
+    share: Share = field(default_factory=lambda: Share(1))
+    homeless: list[control.Packet] = field(default_factory=list)  # connections that retired workers gave up
     generation: int = 0
     sockets: dict[Place, socket.socket] = field(default_factory=dict)
     workers: list[_Worker] = field(default_factory=list)
@@ -193,18 +205,24 @@ class Supervisor:
         """Fork a new generation of workers for `plan`."""
         self.generation += 1
         self.vacancies.clear()
+        self.share = Share(plan.config.policy.workers)
+        # The plan before this one, whose tables refer to each other, goes; what is left is shared with the workers,
+        # whose collectors shall not write to it.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         wanted = self._wanted(plan)
         if Kind.POLICY in self.kinds:
             places = tuple(place for place in wanted if place[0] is Kind.POLICY)
-            for _ in range(plan.config.policy.workers):
-                self._fork(Kind.POLICY, places)
+            for seat in range(plan.config.policy.workers):
+                self._fork(Kind.POLICY, places, seat)
         for place in wanted:
             if place[0] is Kind.MILTER:  # libmilter serves one address a process
                 for _ in range(plan.config.milter.workers):
                     self._fork(Kind.MILTER, (place,))
 
-    def _fork(self, kind: Kind, places: tuple[Place, ...]) -> None:
-        ours, theirs = socket.socketpair()
+    def _fork(self, kind: Kind, places: tuple[Place, ...], seat: int = 0) -> None:
+        ours, theirs = control.pair()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -214,19 +232,21 @@ class Supervisor:
             self.selector.close()
             for worker in self.workers:
                 worker.control.close()
+            for packet in self.homeless:
+                packet.close()
             for place, listener in self.sockets.items():
                 if place not in places:  # held open here, it would take connections that nobody answers
                     listener.close()
-            live(kind, self.plan, [self.sockets[place] for place in places], theirs, self.identity)
+            listeners = [self.sockets[place] for place in places]
+            live(kind, self.plan, listeners, theirs, self.identity, self.share.seat(seat))
         theirs.close()
-        ours.setblocking(False)
         now = time.monotonic()
-        worker = _Worker(kind, places, self.generation, pid, ours, now, now)
+        worker = _Worker(kind, places, self.generation, pid, ours, seat, now, now)
         self.workers.append(worker)
         self.selector.register(ours, selectors.EVENT_READ, worker)
 
     def _watch(self, wakeup: socket.socket) -> None:
-        for key, _ in self.selector.select(timeout=0.5 if self.vacancies or self.stopping else 5.0):
+        for key, _ in self.selector.select(timeout=0.5 if self.vacancies or self.stopping else self._patience()):
             if key.fileobj is wakeup:
                 self._signalled(wakeup)
             elif key.data in self.workers:
@@ -235,28 +255,53 @@ class Supervisor:
         now = time.monotonic()
         for vacancy in [vacancy for vacancy in self.vacancies if vacancy.due <= now]:
             self.vacancies.remove(vacancy)
-            self._fork(vacancy.kind, vacancy.places)
+            self._fork(vacancy.kind, vacancy.places, vacancy.seat)
+        self._house()
+        if self.stopping is None and (changed := self.sources.changed()):
+            self._reload(changed)
         self._kill([worker for worker in self.workers if now - worker.heard > SILENCE])
         if self.stopping is not None and now > self.stopping:
             self._kill(self.workers)
 
+    def _patience(self) -> float:
+        """Seconds until the files are to be looked at."""
+        return min(5.0, max(0.0, self.sources.due - time.monotonic()))
+
     def _heard(self, worker: _Worker) -> None:
-        try:
-            data = worker.control.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:  # it is about to be reaped
-            self.selector.unregister(worker.control)
-            return
-        worker.heard = time.monotonic()
-        if b"ready" in data and not worker.ready:
-            worker.ready = True
-            self._announce(worker)
-            current = [one for one in self.workers if one.generation == self.generation]
-            if all(one.ready for one in current) and not self.vacancies:
-                self._everybody_ready()
+        while (packet := control.hear(worker.control)) is not None:
+            if not packet.word:  # it is about to be reaped
+                self.selector.unregister(worker.control)
+                return
+            worker.heard = time.monotonic()
+            if packet.word == control.TAKE and packet.descriptor >= 0:
+                self.homeless.append(packet)
+                continue
+            packet.close()
+            if packet.word == control.READY and not worker.ready:
+                worker.ready = True
+                self._announce(worker)
+                current = [one for one in self.workers if one.generation == self.generation]
+                if all(one.ready for one in current) and not self.vacancies:
+                    self._everybody_ready()
+
+    def _house(self) -> None:
+        """Give each connection that was given up to a worker of today, in turn."""
+        hosts = [
+            worker
+            for worker in self.workers
+            if worker.kind is Kind.POLICY and worker.ready and worker.generation == self.generation
+        ]
+        if not hosts and self.stopping is None:
+            return  # they wait until somebody is ready
+        waiting, self.homeless = self.homeless, []
+        for number, packet in enumerate(waiting):
+            turn = number % len(hosts) if hosts else 0
+            if any(control.say(host.control, *packet.parts) for host in hosts[turn:] + hosts[:turn]):
+                packet.close()
+            elif self.stopping is None:
+                self.homeless.append(packet)
+            else:
+                packet.close()
 
     def _announce(self, worker: _Worker) -> None:
         for place in worker.places:
@@ -268,7 +313,7 @@ class Supervisor:
         old = [worker for worker in self.workers if worker.generation < self.generation and not worker.retired]
         for worker in old:
             worker.retired = True
-            self._order(worker, b"retire\n")
+            control.say(worker.control, control.RETIRE)
         if not self.up:
             self.up = True
             addresses = {kind: bound(listen, self.sockets[kind, listen]) for kind, listen in reversed(self.sockets)}
@@ -293,6 +338,8 @@ class Supervisor:
         if worker.control in self.selector.get_map():
             self.selector.unregister(worker.control)
         worker.control.close()
+        if worker.kind is Kind.POLICY and worker.generation == self.generation:
+            self.share.vacate(worker.seat)
         if worker.retired or worker.generation < self.generation or self.stopping is not None:
             return
         if not worker.ready and not self.up:
@@ -306,13 +353,7 @@ class Supervisor:
         self.quick_deaths[worker.places] = failures
         delay = min(SLOWEST_RESTART, 2.0**failures) if failures else 0.0
         logger.error("a %s worker (pid %d) ended with status %d and is replaced", worker.kind, worker.pid, status)
-        self.vacancies.append(_Vacancy(worker.kind, worker.places, time.monotonic() + delay))
-
-    def _order(self, worker: _Worker, line: bytes) -> None:
-        try:
-            worker.control.send(line)
-        except OSError:  # it is about to be reaped
-            pass
+        self.vacancies.append(_Vacancy(worker.kind, worker.places, worker.seat, time.monotonic() + delay))
 
     def _kill(self, workers: list[_Worker]) -> None:
         for worker in workers:
@@ -321,27 +362,34 @@ class Supervisor:
 
     # -- reload and stop ----------------------------------------------------------------------------------------
 
-    def _reload(self) -> None:
+    def _reload(self, changed: Sequence[str] = ()) -> None:
+        """Read everything again and start anew with it, or say why not and go on. Where tables and keys have `changed`,
+        the configuration stays what it is."""
         if self.stopping is not None:
             return
+        noted: dict[str, sources.Mark] = {}
         try:
-            plan = app.prepare(self.load(), old=self.plan)
+            with sources.noting() as noted:
+                plan = app.prepare(self.plan.config if changed else self.load(), old=self.plan)
             identity = find_identity(plan.config.user, plan.config.group)
             self._open(plan)
         except (ConfigError, LookupError, OSError) as error:
             for line in str(error).splitlines():
                 logger.error("not reloaded: %s", line)  # noqa: TRY400 (the sentence says it)
+            # Also what only the refused one names: it may be mended there.
+            self.sources = Watch({**self.sources.known, **noted})
             return
+        self.sources = Watch(noted)
         self.plan, self.identity = plan, identity
         _log(plan)
-        logger.info("reloaded")
+        logger.info("reloaded%s", f": {', '.join(changed)} changed" if changed else "")
         self._start(plan)
 
     def _stop(self) -> None:
         self.stopping = time.monotonic() + _PATIENCE
         self.vacancies.clear()
         for worker in self.workers:
-            self._order(worker, b"stop\n")
+            control.say(worker.control, control.STOP)
 
 
 def _log(plan: Plan) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The life of a worker process, from the fork to its end: drop privileges, serve, drain, leave.
 
-The main thread runs the event loop and listens to the parent on the control socket. From the parent come lines:
-`retire` (a reload: others take the new connections, finish yours in peace) and `stop` (soon over); its end of file
-means that the parent has gone, which is a `stop` too. To the parent go `ready` and then a `.` every few seconds, by
-which it knows that the loop still turns.
+The main thread runs the event loop and listens to the parent on the control socket (control.py): `retire` (a reload:
+others take the new connections and, between two requests, yours), `take` (a connection that a retired worker had) and
+`stop` (soon over); its end of file means that the parent has gone, which is a `stop` too. To the parent go `ready` and
+then `alive` every few seconds, by which it knows that the loop still turns.
 """
 
 import asyncio
@@ -13,16 +13,18 @@ import os
 import pwd
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn
 
 import uvloop
 
+from gatekeeper import control as channel
 from gatekeeper import stores
 from gatekeeper.app import App, Plan, open_app
 from gatekeeper.policy.server import PolicyServer
+from gatekeeper.policy.share import Seat
 from gatekeeper.resolvers.live import preload
 from gatekeeper.store import StoreError
 
@@ -63,9 +65,16 @@ class Identity:
 
 
 def live(
-    kind: Kind, plan: Plan, listeners: Sequence[socket.socket], control: socket.socket, identity: Identity | None
+    kind: Kind,
+    plan: Plan,
+    listeners: Sequence[socket.socket],
+    control: socket.socket,
+    identity: Identity | None,
+    seat: Seat,
 ) -> NoReturn:
-    """Be a worker in this freshly forked process; ends it. Exit status 0 after draining, 75 after an accident."""
+    """Be a worker in this freshly forked process; ends it. `seat` is a policy worker's among its like.
+
+    Exit status 0 after draining, 75 after an accident."""
     status = EX_TEMPFAIL
     try:
         os.setpgid(0, 0)  # Ctrl-C reaches only the parent
@@ -76,7 +85,7 @@ def live(
             import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
         if identity is not None:
             identity.assume()
-        uvloop.run(_serve(kind, plan, listeners, control))
+        uvloop.run(_serve(kind, plan, listeners, control, seat))
         status = 0
     except (OSError, StoreError) as error:
         logger.error("%s worker cannot work: %s", kind, error)  # noqa: TRY400 (the sentence says it; a traceback would hide it)
@@ -88,26 +97,32 @@ def live(
         os._exit(status)
 
 
-async def _serve(kind: Kind, plan: Plan, listeners: Sequence[socket.socket], control: socket.socket) -> None:
+async def _serve(
+    kind: Kind, plan: Plan, listeners: Sequence[socket.socket], control: socket.socket, seat: Seat
+) -> None:
     app = await open_app(plan)
     try:
         orders = _Orders(control)
         if kind is Kind.POLICY:
-            await _serve_policy(app, listeners, orders)
+            await _serve_policy(app, listeners, orders, seat)
         else:
             await _serve_milter(app, listeners[0], orders)
     finally:
         await app.close()
 
 
-async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders") -> None:
+async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders", seat: Seat) -> None:
     app.watch_lists()
-    server = PolicyServer(app)
+    server = PolicyServer(app, seat=seat)
     await server.serve(listeners)
+    orders.take = server.take
     orders.ready()
     timeout = await orders.timeout
     # After a reload nobody closes a connection that Postfix keeps for its next request: that would cost it a second.
-    await server.drain(timeout, keep_idle=timeout == RETIRE_TIMEOUT)
+    if timeout == RETIRE_TIMEOUT:
+        await server.retire(timeout, orders.give)
+    else:
+        await server.drain(timeout)
 
 
 async def _serve_milter(app: App, listener: socket.socket, orders: "_Orders") -> None:
@@ -132,34 +147,35 @@ class _Orders:
         self._control = control
         self._loop = asyncio.get_running_loop()
         self.timeout: asyncio.Future[float] = self._loop.create_future()
-        control.setblocking(False)
+        self.take: Callable[[socket.socket, bytes], None] = lambda sock, unread: sock.close()
+        """What becomes of a connection that we are handed."""
         self._loop.add_reader(control, self._heard)
 
     def ready(self) -> None:
         """Tell the parent that we serve, and from now on that we live."""
-        self._say(b"ready\n")
+        channel.say(self._control, channel.READY)
         self._beat()
 
+    def give(self, descriptor: int, unread: bytes) -> bool:
+        """Hand a policy connection to the parent, for another worker; False if it has to stay."""
+        return len(unread) <= channel.MOST_BYTES and channel.say(self._control, channel.TAKE, unread, descriptor)
+
     def _beat(self) -> None:
-        self._say(b".\n")
+        # One that is lost, because the parent is too busy to listen, is followed by the next.
+        channel.say(self._control, channel.ALIVE)
         self._loop.call_later(HEARTBEAT, self._beat)
 
-    def _say(self, line: bytes) -> None:
-        try:
-            self._control.send(line)
-        except OSError:  # the parent has gone, or is too busy to listen: it will see the next one
-            pass
-
     def _heard(self) -> None:
-        try:
-            line = self._control.recv(64)
-        except BlockingIOError:
+        packet = channel.hear(self._control)
+        if packet is None:
             return
-        except OSError:
-            line = b""
-        if not line:
+        if packet.word == channel.TAKE and packet.descriptor >= 0:
+            self.take(socket.socket(fileno=packet.descriptor), packet.data)
+            return
+        packet.close()
+        if not packet.word:
             self._loop.remove_reader(self._control)
-        if line.strip() == b"retire" and not self.timeout.done():
+        if packet.word == channel.RETIRE and not self.timeout.done():
             self.timeout.set_result(RETIRE_TIMEOUT)
             return
         if not self.timeout.done():

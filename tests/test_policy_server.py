@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +17,7 @@ from gatekeeper.facts import Facts
 from gatekeeper.pipeline import RECIPIENT, Context, Pipeline, Site
 from gatekeeper.policy.protocol import MAX_REQUEST
 from gatekeeper.policy.server import PolicyServer
+from gatekeeper.policy.share import Share
 from gatekeeper.request import Request
 from gatekeeper.resolver import TableResolver
 from gatekeeper.store import Keys
@@ -289,13 +291,84 @@ async def test_a_drain_answers_the_request_in_hand_and_closes(listener: socket.s
         await drained
 
 
+def keeps(descriptor: int, unread: bytes) -> bool:
+    """Nobody takes a connection over."""
+    return False
+
+
 async def test_a_retired_worker_serves_its_connections_until_they_close(listener: socket.socket) -> None:
     async with serving(World(), listener) as server:
         async with peer(listener) as postfix:
             await postfix.ask(b"1")
-            drained = asyncio.ensure_future(server.drain(5, keep_idle=True))
+            drained = asyncio.ensure_future(server.retire(5, keeps))
             assert [b"450 4.7.1 2", b"450 4.7.1 3"] == [await postfix.ask(b"2"), await postfix.ask(b"3")]
         await drained
+
+
+async def test_a_connection_changes_hands_wherever_its_bytes_are_cut(listener: socket.socket) -> None:
+    stream = b"".join(QUESTION % b"%d" % i for i in range(3))
+    for cut in range(0, len(stream) + 1, 7):
+        old, new = PolicyServer(World()), PolicyServer(World())
+        await old.serve([listener])
+
+        def give(descriptor: int, unread: bytes, new: PolicyServer = new) -> bool:
+            new.take(socket.socket(fileno=os.dup(descriptor)), unread)
+            return True
+
+        async with peer(listener) as postfix:
+            postfix.send(stream[:cut])
+            for _ in range(cut % 4):
+                await asyncio.sleep(0)
+            retired = asyncio.ensure_future(old.retire(5, give))
+            await asyncio.sleep(0)
+            postfix.send(stream[cut:])
+            assert [b"450 4.7.1 %d" % i for i in range(3)] == [await postfix.answer() for _ in range(3)]
+            await asyncio.wait_for(retired, 5)
+        await new.drain(5)
+
+
+async def test_a_request_under_way_is_answered_before_its_connection_changes_hands(listener: socket.socket) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(request: Request, context: Context) -> Verdict:
+        asked.set()
+        await go_on.wait()
+        return await tell(request, context)
+
+    given: list[bytes] = []
+    async with serving(World(waits), listener) as old, peer(listener) as postfix:
+        new = PolicyServer(World())
+
+        def give(descriptor: int, unread: bytes) -> bool:
+            given.append(unread)
+            new.take(socket.socket(fileno=os.dup(descriptor)), unread)
+            return True
+
+        postfix.send(QUESTION % b"1" + QUESTION % b"2")
+        await asked.wait()
+        retired = asyncio.ensure_future(old.retire(5, give))
+        await asyncio.sleep(0)
+        assert [] == given
+        go_on.set()
+        assert [b"450 4.7.1 1", b"450 4.7.1 2"] == [await postfix.answer(), await postfix.answer()]
+        await retired
+        assert [QUESTION % b"2"] == given
+        await new.drain(5)
+
+
+async def test_who_holds_most_lets_the_others_go_first(listener: socket.socket) -> None:
+    share = Share(2)
+    one, two = (PolicyServer(World(), seat=share.seat(number)) for number in range(2))
+    with listener.dup() as same:
+        await one.serve([listener])
+        await two.serve([same])
+        async with AsyncExitStack() as peers:
+            for i in range(10):
+                postfix = await peers.enter_async_context(peer(listener))
+                assert b"450 4.7.1 %d" % i == await postfix.ask(b"%d" % i)
+            assert [5, 5] == [len(server._connections) for server in (one, two)]
+        await asyncio.gather(one.drain(5), two.drain(5))
+    assert not share.seat(0).has_most()
 
 
 async def test_a_drain_that_takes_too_long_cuts_what_is_left(
@@ -303,7 +376,7 @@ async def test_a_drain_that_takes_too_long_cuts_what_is_left(
 ) -> None:
     async with serving(World(), listener) as server, peer(listener) as postfix:
         await postfix.ask(b"1")
-        await server.drain(0.01, keep_idle=True)
+        await server.retire(0.01, keeps)
         try:
             assert b"" == await postfix.closed()
         except ConnectionResetError:

@@ -163,7 +163,7 @@ def test_a_store_that_is_gone_keeps_no_answer_back(config: Path) -> None:
     assert 0 == service.end()
 
 
-def test_a_reload_changes_the_answers_and_keeps_the_connections(service: Service, config: Path) -> None:
+def test_a_reload_changes_the_answers_on_the_connections_that_there_are(service: Service, config: Path) -> None:
     with service.policy() as old:
         assert ask(old).startswith(b"action=504")
         config.write_text(config.read_text().replace("reject_non_fqdn_helo_hostname", "permit"))
@@ -171,7 +171,141 @@ def test_a_reload_changes_the_answers_and_keeps_the_connections(service: Service
         service.wait_for("reloaded")
         until(lambda: _answers_permit(service), "new connections get the new configuration")
         # Postfix keeps its connection for the next request: closing it would cost that a second
-        assert ask(old).startswith(b"action=504")
+        until(lambda: ask(old) == b"action=DUNNO\n\n", "the old connection is answered by the new configuration")
+
+
+TABLE = 'restrictions = ["check_helo_access hash:helo", "reject_non_fqdn_helo_hostname"]'
+
+
+@pytest.fixture
+def table(config: Path) -> Path:
+    """An access table that the service reads; replaced as a whole, as editors and rsync do."""
+    config.write_text(config.read_text().replace('restrictions = ["reject_non_fqdn_helo_hostname"]', TABLE))
+    path = config.parent / "helo"
+    path.write_text("localhost REJECT generation 0\n")
+    return path
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+QUICK = "from gatekeeper.sources import Watch; Watch.INTERVAL = Watch.SETTLED = 0.1"
+
+
+@pytest.fixture
+def watching(config: Path, table: Path) -> Iterator[Service]:
+    running = Service(config, "policy", prelude=QUICK)
+    yield running
+    running.end()
+
+
+def _generation(answer: bytes) -> int:
+    match = re.fullmatch(rb"action=554 5\.7\.1 <localhost>: Helo command rejected: generation (\d+)\n\n", answer)
+    assert match, answer
+    return int(match[1])
+
+
+def test_no_answer_is_lost_or_doubled_while_tables_change_under_a_busy_connection(
+    watching: Service, table: Path
+) -> None:
+    """Requests in pieces and in heaps, without a pause, on three connections during four changes."""
+    with watching.policy() as one, watching.policy() as heaps, watching.policy() as pieces:
+        seen: list[list[int]] = [[], [], []]
+        for generation in range(5):
+            if generation:
+                _replace(table, f"localhost REJECT generation {generation}\n")
+            deadline = time.monotonic() + 20
+            while any(not found or found[-1] != generation for found in seen):
+                assert time.monotonic() < deadline, seen
+                seen[0].append(_generation(ask(one)))
+                heaps.sendall(QUESTION % b"localhost" * 20)
+                seen[1] += [_generation(answer) for answer in _answers(heaps, 20)]
+                for piece in (QUESTION[:50], QUESTION[50:60], QUESTION[60:]):
+                    pieces.sendall(piece.replace(b"%b", b"localhost"))
+                seen[2] += [_generation(answer) for answer in _answers(pieces, 1)]
+        assert [sorted(found) for found in seen] == seen
+        for connection in (one, heaps, pieces):
+            connection.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+    assert not [line for line in watching.lines if "Traceback" in line or "cut off" in line]
+
+
+def _answers(connection: socket.socket, count: int) -> list[bytes]:
+    data = b""
+    while data.count(b"\n\n") < count:
+        more = connection.recv(4096)
+        assert more, data
+        data += more
+    assert data.endswith(b"\n\n")
+    assert count == data.count(b"\n\n")
+    return [answer + b"\n\n" for answer in data.split(b"\n\n")[:-1]]
+
+
+def test_a_half_sent_request_changes_hands_with_its_connection(watching: Service, table: Path) -> None:
+    question = QUESTION % b"localhost"
+    with watching.policy() as idle, watching.policy() as other:
+        idle.sendall(question[:-30])
+        assert 0 == _generation(ask(other))
+        _replace(table, "localhost REJECT generation 1\n")
+        until(lambda: _generation(ask(other)) == 1, "the new table answers")
+        idle.sendall(question[-30:])
+        assert [1] == [_generation(answer) for answer in _answers(idle, 1)]
+
+
+def test_old_workers_leave_when_they_have_handed_everything_over(watching: Service, table: Path) -> None:
+    with watching.policy() as connection:
+        ask(connection)
+        old = set(watching.children())
+        _replace(table, "localhost REJECT generation 1\n")
+        until(lambda: not old & set(watching.children()), "the old workers are gone")
+        assert 1 == _generation(ask(connection))
+
+
+def test_a_bad_line_is_refused_with_its_place_while_the_old_table_serves_and_a_good_one_is_taken(
+    watching: Service, table: Path
+) -> None:
+    with watching.policy() as connection:
+        assert 0 == _generation(ask(connection))
+        _replace(table, "localhost REJECT generation 1\nother nonsense\n")
+        watching.wait_for(rf"not reloaded: {table}:2: unknown restriction 'nonsense'")
+        assert 0 == _generation(ask(connection))
+        _replace(table, "localhost REJECT generation 2\n")
+        watching.wait_for(rf"reloaded: {table} changed")
+        until(lambda: _generation(ask(connection)) == 2, "the mended table answers")
+
+
+def test_a_key_table_that_changes_is_read_again(config: Path) -> None:
+    need_milter()
+    keys = config.parent / "KeyTable"
+    keys.write_text("")
+    signing = f'[signing]\nkey_table = "{keys}"\nsigning_table = "csl:"\n'
+    config.write_text(config.read_text() + signing)
+    service = Service(config, "milter", prelude=QUICK)
+    try:
+        service.wait_for("^listening milter")
+        _replace(keys, "name example.com:selector:/nonexistent/key\n")
+        service.wait_for("not reloaded: /nonexistent/key: cannot read the private key")
+        _replace(keys, "# nothing\n")
+        service.wait_for(rf"reloaded: {keys} changed")
+    finally:
+        service.end()
+
+
+def test_lasting_connections_are_shared_evenly(watching: Service) -> None:
+    watching.wait_for("explain")
+    connections = [watching.policy() for _ in range(16)]
+    try:
+        for connection in connections:
+            ask(connection)
+        held = [sum(_holds_connection(pid, connection) for connection in connections) for pid in watching.children()]
+        assert [8, 8] == held
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 def _answers_permit(service: Service) -> bool:

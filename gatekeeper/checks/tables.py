@@ -8,6 +8,7 @@ refused with what is allowed.
 from collections.abc import Callable
 from pathlib import Path
 
+from gatekeeper import sources
 from gatekeeper.checks.action import Restrictions
 from gatekeeper.checks.entries import Actions, Table
 from gatekeeper.checks.indexed import parse_indexed
@@ -58,6 +59,7 @@ class Tables:
 
     def _parse(self, type: str, path: Path, place: Place, values: bool) -> Table | None:
         try:
+            sources.note(path)
             data = path.read_bytes()
         except OSError as error:
             self.problems.append(place.problem(f"cannot read {path}: {error.strerror}"))

@@ -44,6 +44,10 @@ class RequestParser:
         """Bytes that were fed and have not been given out."""
         return len(self._buffer)
 
+    def rest(self) -> bytes:
+        """What was fed and has not been given out."""
+        return bytes(self._buffer)
+
     def feed(self, data: bytes) -> None:
         """Take in `data`."""
         self._buffer += data

@@ -23,6 +23,7 @@ from gatekeeper.policy.protocol import (
     encode_answer,
     to_request,
 )
+from gatekeeper.policy.share import Seat
 from gatekeeper.request import Request
 from gatekeeper.verdict import Decision
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 BUDGET = 20.0
 """Seconds for one decision; well below the 100 s after which Postfix gives up (`smtpd_policy_service_timeout`)."""
 
+_LET_GO_FIRST = 0.001
+"""Seconds that a worker leaves a new connection to those who hold fewer."""
 _PAUSE = 0.2
 """Seconds without accepting after an accident such as too many open files: the listener would wake us at once."""
 
@@ -43,11 +46,20 @@ class Decider(Protocol):
         ...
 
 
-class PolicyServer:
-    """Serves policy connections with the decisions of `app`; `budget` is in seconds."""
+Give = Callable[[int, bytes], bool]
+"""Hands a connection to another worker: its descriptor, which stays the caller's, and the bytes that were read from it
+and not answered. False if it has to stay."""
 
-    def __init__(self, app: Decider, *, budget: float = BUDGET) -> None:
+
+class PolicyServer:
+    """Serves policy connections with the decisions of `app`; `budget` is in seconds. With a `seat` it shares the
+    connections evenly with the other workers on its listeners."""
+
+    def __init__(self, app: Decider, *, budget: float = BUDGET, seat: Seat | None = None) -> None:
         self._app = app
+        self._seat = seat
+        self._held = 0
+        self._give: Give | None = None
         self._budget = budget
         self._listeners: list[socket.socket] = []
         self._connections: set[_Connection] = set()
@@ -57,24 +69,45 @@ class PolicyServer:
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Accept on `listeners` (listening, non-blocking, the caller's to close) from now on; returns at once."""
+        self._count(0)
         self._listeners.extend(listeners)
         for listener in listeners:
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+            asyncio.get_running_loop().add_reader(listener, self._offered, listener)
 
-    async def drain(self, timeout: float, *, keep_idle: bool = False) -> None:  # noqa: ASYNC109 (how long peers have)
+    def take(self, sock: socket.socket, unread: bytes = b"") -> None:
+        """Serve a connection that another worker has begun, with the bytes that it has read and not answered."""
+        sock.setblocking(False)
+        self._count(1)
+        self._start(self._connect(sock, unread))
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (how long peers have)
         """Stop accepting, and return when the last connection has gone, at the latest after `timeout` seconds.
 
         A connection is closed when its current request is answered, an idle one at once: that costs its smtpd 1 s
-        (smtpd_policy_service_retry_delay), which is less than a service that is away for long. With `keep_idle`, for a
-        worker whose successor already accepts, connections are served until their peers close them or time is up.
+        (smtpd_policy_service_retry_delay), which is less than a service that is away for long.
         """
+        self._stop_accepting()
+        self._closing = True
+        for connection in tuple(self._connections):
+            connection.finish()
+        await self._wait(timeout)
+
+    async def retire(self, timeout: float, give: Give) -> None:  # noqa: ASYNC109 (how long peers have)
+        """Stop accepting, because successors do: `give` them each connection as soon as no request of it is being
+        answered. One that cannot be given is tried again after its next request, and served until its peer closes it
+        or `timeout` seconds are over. Returns when the last has gone."""
+        self._stop_accepting()
+        self._give = give
+        for connection in tuple(self._connections):
+            connection.pass_on()
+        await self._wait(timeout)
+
+    def _stop_accepting(self) -> None:
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
         self._listeners.clear()
-        if not keep_idle:
-            self._closing = True
-            for connection in tuple(self._connections):
-                connection.finish()
+
+    async def _wait(self, timeout: float) -> None:  # noqa: ASYNC109 (how long peers have)
         try:
             async with asyncio.timeout(timeout):
                 while self._connections or self._tasks:
@@ -84,6 +117,25 @@ class PolicyServer:
             logger.warning("%d policy connections are cut off after %g s of draining", len(self._connections), timeout)
             for connection in tuple(self._connections):
                 connection.finish(abort=True)
+
+    def _count(self, more: int) -> None:
+        self._held += more
+        if self._seat is not None:
+            self._seat.hold(self._held)
+
+    def _offered(self, listener: socket.socket) -> None:
+        """A connection waits. Who holds the most lets the others go first."""
+        if self._seat is None or not self._seat.has_most():
+            self._accept(listener)
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(_LET_GO_FIRST, self._late, listener)
+
+    def _late(self, listener: socket.socket) -> None:
+        self._resume(listener)
+        if listener in self._listeners:
+            self._accept(listener)
 
     def _accept(self, listener: socket.socket) -> None:
         """Accept one connection only: more workers wait on the same socket, and what one takes it keeps for long."""
@@ -97,21 +149,21 @@ class PolicyServer:
             loop.remove_reader(listener)
             loop.call_later(_PAUSE, self._resume, listener)
             return
-        sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._start(self._connect(sock))
+        self.take(sock)
 
     def _resume(self, listener: socket.socket) -> None:
         if listener in self._listeners:
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+            asyncio.get_running_loop().add_reader(listener, self._offered, listener)
 
-    async def _connect(self, sock: socket.socket) -> None:
-        connection = _Connection(self)
+    async def _connect(self, sock: socket.socket, unread: bytes) -> None:
+        connection = _Connection(self, unread)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError:
             sock.close()
+            self._count(-1)
         if self._closing:
             connection.finish()
 
@@ -158,11 +210,12 @@ class PolicyServer:
 class _Connection(asyncio.Protocol):
     """One connection of Postfix."""
 
-    __slots__ = ("_busy", "_finishing", "_parser", "_paused", "_server", "_transport")
+    __slots__ = ("_busy", "_finishing", "_parser", "_paused", "_server", "_transport", "_unread")
 
-    def __init__(self, server: PolicyServer) -> None:
+    def __init__(self, server: PolicyServer, unread: bytes = b"") -> None:
         self._server = server
         self._parser = RequestParser()
+        self._unread = unread
         self._transport: asyncio.Transport | None = None
         self._busy = False
         self._paused = False
@@ -171,10 +224,15 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._server._connections.add(self)
+        if self._unread:
+            self.data_received(self._unread)
+            self._unread = b""
+        asyncio.get_running_loop().call_soon(self.pass_on)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._server._connections.discard(self)
+        self._server._count(-1)
         self._server._changed.set()
 
     def data_received(self, data: bytes) -> None:
@@ -205,6 +263,19 @@ class _Connection(asyncio.Protocol):
         elif self._transport is not None and not self._busy:
             self._transport.close()
 
+    def pass_on(self) -> bool:
+        """Give the connection to another worker if this one retires and nothing is under way. True if it is gone."""
+        give, transport = self._server._give, self._transport
+        if give is None or transport is None or self._busy or self._finishing or transport.get_write_buffer_size():
+            return False
+        transport.pause_reading()  # from here on, what comes waits in the socket for whoever has it
+        if not give(transport.get_extra_info("socket").fileno(), self._parser.rest()):
+            transport.resume_reading()
+            return False
+        self._finishing = True
+        transport.abort()  # closes our descriptor, and says nothing to the peer
+        return True
+
     def _next(self) -> dict[str, str] | None:
         """The next request if it is complete. After a broken frame there is none."""
         try:
@@ -217,6 +288,8 @@ class _Connection(asyncio.Protocol):
     async def _work(self, attributes: dict[str, str] | None) -> None:
         while attributes is not None:
             await self._server._answer(attributes, self._send)
+            if self._server._give is not None and await self._passed_on():
+                return
             attributes = self._next()
         self._busy = False
         if self._finishing:
@@ -224,6 +297,18 @@ class _Connection(asyncio.Protocol):
         elif self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
+
+    async def _passed_on(self) -> bool:
+        """Try to give the connection away between two requests."""
+        await asyncio.sleep(0)  # the answer leaves at the end of the loop's round
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        self._busy = False
+        if self.pass_on():
+            return True
+        self._busy = True
+        return False
 
     def _send(self, answer: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

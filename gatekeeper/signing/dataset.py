@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatekeeper import sources
 from gatekeeper.problem import Problem
 
 _TYPE = re.compile(r"([a-z]+):(?!:)", re.IGNORECASE)
@@ -88,6 +89,7 @@ def _kind(spec: str, base: Path) -> tuple[str, str]:
 
 def _read_file(kind: str, path: Path) -> tuple[DataSet, list[Problem]]:
     name = str(path)
+    sources.note(name)
     try:
         # Not UTF-8 by promise: bytes that are none survive as surrogates and match nothing.
         text = path.read_text("utf-8", "surrogateescape")

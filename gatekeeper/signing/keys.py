@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
+from gatekeeper import sources
 from gatekeeper.problem import Problem
 
 ALGORITHMS = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
@@ -215,6 +216,7 @@ class KeyFiles:
         return self._keys[name]
 
     def _read(self, name: str) -> tuple[PrivateKey | None, list[Problem]]:
+        sources.note(name)
         try:
             # Not blocking: a FIFO in place of the file must not hold up the start.
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

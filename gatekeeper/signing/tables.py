@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from gatekeeper import sources
 from gatekeeper.problem import Problem
 from gatekeeper.signing import dataset
 from gatekeeper.signing.dataset import DataSet, Entry
@@ -177,6 +178,7 @@ class KeyTable:
         """Read the keys of all domains for which there is a file of this name: a worker could not read them."""
         head, *tail = map(re.escape, template.split("%"))
         shape = re.compile(f"{head}(?P<domain>[^/]+)" + "(?P=domain)".join(tail))
+        sources.note(Path(template.partition("%")[0]).parent if "/" in template else ".")
         for found in glob.glob("*".join(map(glob.escape, template.split("%")))):
             if shape.fullmatch(found):
                 self._by_domain[found] = self._files.read(found)
