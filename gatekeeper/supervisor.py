@@ -336,6 +336,8 @@ class Supervisor:
         """A worker has ended: forget it, and find another unless it was meant to go."""
         self.workers.remove(worker)
         if worker.control in self.selector.get_map():
+            self._heard(worker)  # its last words may be connections
+        if worker.control in self.selector.get_map():
             self.selector.unregister(worker.control)
         worker.control.close()
         if worker.kind is Kind.POLICY and worker.generation == self.generation:

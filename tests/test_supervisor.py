@@ -219,7 +219,7 @@ def test_no_answer_is_lost_or_doubled_while_tables_change_under_a_busy_connectio
                 _replace(table, f"localhost REJECT generation {generation}\n")
             deadline = time.monotonic() + 20
             while any(not found or found[-1] != generation for found in seen):
-                assert time.monotonic() < deadline, seen
+                assert time.monotonic() < deadline, ([found[-1:] for found in seen], watching.lines[-15:])
                 seen[0].append(_generation(ask(one)))
                 heaps.sendall(QUESTION % b"localhost" * 20)
                 seen[1] += [_generation(answer) for answer in _answers(heaps, 20)]

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from gatekeeper import sources
 from gatekeeper.pipeline import Site
 from gatekeeper.problem import Problem
 from gatekeeper.request import UNKNOWN, Request, domain_of
@@ -138,6 +139,7 @@ def read(words: Sequence[Word], folder: Path) -> tuple[Whom, list[Problem]]:
 def _file(word: Word, folder: Path, problems: list[Problem]) -> Iterator[str | IPv4Network | IPv6Network]:
     path = folder / word.value
     try:
+        sources.note(path)
         lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
     except OSError as error:
         problems.append(Problem(str(path), 0, f"cannot be read: {error.strerror}"))
