@@ -9,7 +9,8 @@ colon is dropped, as Postfix's cleanup(8) does, so that `From :` cannot hide. Kn
 import re
 from typing import NamedTuple
 
-_LINE_END = re.compile(rb"\r\n|\r|\n")
+_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_STRAY_CR = re.compile(rb"\r(?!\n)")
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 
 
@@ -26,8 +27,9 @@ class Header(NamedTuple):
 
 
 def crlf(raw: bytes) -> bytes:
-    """`raw` with every line end (CR LF, bare CR, bare LF) as CRLF: how Postfix sends a file that it is given."""
-    return _LINE_END.sub(b"\r\n", raw)
+    """`raw` with every line end (CR LF or LF) as CRLF, a stray CR as a space: how Postfix sends a file that it is given
+    (sendmail(1), cleanup_replace_stray_cr_lf)."""
+    return _LINE_FEED.sub(b"\r\n", _STRAY_CR.sub(b" ", raw))
 
 
 def parse(raw: bytes) -> tuple[list[Header], bytes]:

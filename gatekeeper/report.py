@@ -6,9 +6,10 @@ are asked from the same facts. A file with bare LF line ends is taken as the sam
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from ipaddress import IPv4Address
 from typing import Any
 
 from gatekeeper.app import App
@@ -21,11 +22,12 @@ from gatekeeper.auth.spf import Spf
 from gatekeeper.message import Header, crlf, parse
 from gatekeeper.milter.edits import Edits
 from gatekeeper.milter.session import Session
-from gatekeeper.request import Request, Stage
+from gatekeeper.request import Client, Request
+from gatekeeper.signing.linelength import LineLimit
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from gatekeeper.verdict import printable
 
-_OURS = Request(stage=Stage.END_OF_MESSAGE)
+_HERE = Client(address=IPv4Address("127.0.0.1"), name="localhost")
 _SUBMISSION = "ORIGINATING"
 """The daemon name by which a milter knows outbound mail (`milter_macro_daemon_name`)."""
 _CHUNK = 65535
@@ -34,15 +36,16 @@ _CHUNK = 65535
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A message, read from a file."""
+    """A message, read from a file. `newline` is how its lines end there."""
 
     headers: list[Header]
     body: bytes
+    newline: bytes = b"\r\n"
 
     @classmethod
     def read(cls, raw: bytes) -> "Mail":
         """The message in `raw`, whatever its line ends."""
-        return cls(*parse(crlf(raw)))
+        return cls(*parse(crlf(raw)), b"\n" if b"\n" in raw and b"\r\n" not in raw else b"\r\n")
 
     def return_path(self) -> str | None:
         """The envelope sender that the final delivery wrote down (RFC 5321 section 4.4); None if it did not."""
@@ -122,16 +125,45 @@ class Told:
 
 async def explain(app: App, request: Request, mail: Mail) -> Told:
     """Sign or judge, with the reasons."""
-    choice = app.plan.signing.choose(request, mail.headers)
+    choice = choose(app, request, mail, {})
     findings = None if choice.origin else await verify(app, request, mail)
     return Told(findings, choice, await play(app, request, mail))
 
 
-async def sign(app: App, mail: Mail) -> tuple[bytes, str]:
-    """`mail` as it would leave if a submission service handed it in, and why it is signed or not."""
-    choice = app.plan.signing.choose(_OURS, mail.headers, {DAEMON_NAME: _SUBMISSION})
-    edits = await play(app, _OURS, mail, daemon_name=_SUBMISSION)
-    return mail.edited(edits), "; ".join([choice.reason, *(f"{note.what}: {note.found}" for note in choice.notes)])
+async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tuple[bytes, str]:
+    """`mail` as it would leave, with the line ends of the file, and why it is signed or not; if it is `submitted`, as
+    the submission service of this host hands it in."""
+    macros = {DAEMON_NAME: _SUBMISSION} if submitted else {}
+    request = replace(request, client=_HERE) if submitted else request
+    edits, choice = Edits(), choose(app, request, mail, macros)
+    if choice.origin:
+        edits = await play(app, request, mail, daemon_name=macros.get(DAEMON_NAME, ""))
+        choice = replace(choice, reason=signing_reason(edits) or choice.reason)
+    lines = LineLimit(app.plan.sign_options.line_length_limit)
+    sent = lines.feed(mail.edited(edits)) + lines.end()
+    why = [choice.reason, *(f"{note.what}: {printable(note.found)}" for note in choice.notes), *_not_here(app, edits)]
+    return sent.replace(b"\r\n", mail.newline), "; ".join(why)
+
+
+def choose(app: App, request: Request, mail: Mail, macros: Mapping[str, str]) -> SigningChoice:
+    """What the milter decides about signing, condition by condition."""
+    return app.plan.signing.choose(request, mail.headers, macros, [request.recipient or ""])
+
+
+def signing_reason(edits: Edits) -> str:
+    """The reason code of the step that signs; empty if there was none."""
+    steps = edits.decision.steps if edits.decision is not None else ()
+    return next((step.verdict.reason for step in steps if step.check == "sign"), "")
+
+
+def _not_here(app: App, edits: Edits) -> Iterator[str]:
+    config = app.plan.config
+    if edits.reply is not None:
+        yield f"the milter would answer: {edits.reply.reply}"
+    if "s" not in config.milter.mode:
+        yield f'milter.mode = "{config.milter.mode}": this milter does not sign'
+    if config.mode == "observe":
+        yield 'mode = "observe": the milter would leave the message as it is'
 
 
 def sentences(findings: Findings) -> Iterator[str]:

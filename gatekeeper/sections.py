@@ -149,6 +149,7 @@ class Signing(Section):
     oversign_headers: Headers = _SIGN.oversign_headers
     signature_ttl: Duration = 0.0
     body_length: Annotated[StrictInt, Field(ge=0)] | None = None
+    line_length_limit: Annotated[StrictInt, Field(ge=0)] = _SIGN.line_length_limit
     request_reports: StrictBool = False
     remove_old_signatures: StrictBool = False
     without_key: WithoutKey = WithoutKey.TEMPFAIL

@@ -39,6 +39,7 @@ def sign_options(config: Config) -> SignOptions:
         oversign_present=ONE_CLICK if ONE_CLICK[-1] in options.sign_headers else (),
         lifetime=int(options.signature_ttl) or None,
         body_length=options.body_length,
+        line_length_limit=options.line_length_limit,
         request_reports=options.request_reports,
         remove_old=options.remove_old_signatures,
     )

@@ -3,6 +3,7 @@
 
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -50,6 +51,17 @@ def write_key(path: Path, pem: bytes | None = None) -> Path:
     path.write_bytes(rsa_pem() if pem is None else pem)
     path.chmod(0o600)
     return path
+
+
+def sent(message: bytes, limit: int = 998) -> bytes:
+    """`message` as Postfix's smtp(8) sends it (smtp_line_length_limit), line by line and a second time."""
+
+    def pieces(line: bytes) -> Iterator[bytes]:
+        yield line[:limit]
+        for start in range(limit, len(line), limit - 1):
+            yield b" " + line[start : start + limit - 1]
+
+    return b"\r\n".join(piece for line in message.split(b"\r\n") for piece in pieces(line))
 
 
 def verifies(message: bytes, record: str) -> bool:

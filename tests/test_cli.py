@@ -126,7 +126,7 @@ def test_what_sign_writes_verifies(folder: Path, capfdbinary: pytest.CaptureFixt
     with_key(folder)
     assert OK == cli.main(["--config", "g.toml", "sign", "m.eml"])
     signed, why = capfdbinary.readouterr()
-    assert signed.endswith(MESSAGE.replace(b"\n", b"\r\n"))
+    assert signed.endswith(MESSAGE)
     assert why.startswith(b"sign.ok; signing: the daemon is ORIGINATING")
     public = subprocess.run(["openssl", "rsa", "-in", "key.pem", "-pubout"], check=True, capture_output=True).stdout
     record = b"".join(public.splitlines()[1:-1]).decode()
@@ -141,7 +141,7 @@ def test_what_sign_writes_verifies(folder: Path, capfdbinary: pytest.CaptureFixt
 def test_sign_says_why_it_does_not(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert OK == cli.main(["--config", "g.toml", "sign", "m.eml"])
     signed, why = capfdbinary.readouterr()
-    assert MESSAGE.replace(b"\n", b"\r\n") == signed
+    assert MESSAGE == signed
     assert b"sign.no_match; signing: the daemon is ORIGINATING; signing table: no line for a@example.com\n" == why
 
 

@@ -79,5 +79,5 @@ def test_no_value_can_end_its_field_and_begin_another(raw: bytes) -> None:
 @given(raw=RAW)
 def test_every_line_end_becomes_crlf_once(raw: bytes) -> None:
     made = crlf(raw)
-    assert re.split(rb"\r\n|\r|\n", raw) == made.split(b"\r\n")
+    assert [line.replace(b"\r", b" ") for line in re.split(rb"\r\n|\n", raw)] == made.split(b"\r\n")
     assert made == crlf(made)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gatekeeper.message import Header, parse
 from gatekeeper.signing.keys import BadKey, PrivateKey
 from gatekeeper.signing.signer import OPENDKIM_HEADERS, Identity, Signer, SignOptions
-from tests.signing_world import ed25519, rsa, verifies
+from tests.signing_world import ed25519, rsa, sent, verifies
 
 NOW = 1_700_000_000
 FORMS = [
@@ -57,7 +57,8 @@ def sign(
 
 
 def signed(message: bytes, options: SignOptions = FORMS[0], identities: Sequence[Identity] = ()) -> bytes:
-    return b"".join(field.line + b"\r\n" for field in sign(message, options, identities)) + message
+    """The message as it leaves."""
+    return b"".join(field.line + b"\r\n" for field in sign(message, options, identities)) + sent(message)
 
 
 def tag(field: Header, name: str) -> str:

@@ -37,6 +37,9 @@ def _add_verify(command: argparse.ArgumentParser) -> None:
 
 def _add_sign(command: argparse.ArgumentParser) -> None:
     command.add_argument("message", metavar="FILE.eml", type=Path)
+    add_session(command)
+    command.add_argument("--to", metavar="ADDR", dest="recipient", help="the recipient")
+    command.add_argument("--sasl-user", metavar="USER", default="", help="who authenticated")
 
 
 def explain(options: argparse.Namespace) -> int:
@@ -83,12 +86,15 @@ def verify(options: argparse.Namespace) -> int:
 
 def sign(options: argparse.Namespace) -> int:
     """The message on stdout as it would leave, and on stderr why it is not signed if it is not."""
-    from gatekeeper import report
+    from gatekeeper import explain, report
 
     mail = report.Mail.read(read(options.message))
+    asked = asked_session(options)
+    handed_in = options.client is None and not options.sasl_user
 
     async def work(app: "App", resolver: "NotingResolver") -> int:
-        signed, why = await report.sign(app, mail)
+        request = await explain.request(resolver, asked)
+        signed, why = await report.sign(app, request, mail, submitted=handed_in)
         print(why, file=sys.stderr)
         sys.stdout.buffer.write(signed)
         return OK

@@ -19,6 +19,7 @@ from gatekeeper import canonical
 from gatekeeper.auth.domain import is_within
 from gatekeeper.message import Header
 from gatekeeper.signing.keys import PrivateKey
+from gatekeeper.signing.linelength import LineLimit, broken_field
 
 OPENDKIM_HEADERS = (
     "From",
@@ -65,7 +66,8 @@ class SignOptions:
     `oversign_present` likewise, but only where the message has them: a mailing list may add its own. `*` in a list of
     names is the default list, to which `+name` adds and from which `-name` takes; in any other name it is any text.
     `lifetime` is how many seconds a signature is valid (`x=`), None for ever; `body_length` how many bytes of the
-    canonical body are signed at most (`l=`), None for all. `remove_old`: signatures from before are taken out.
+    canonical body are signed at most (`l=`), None for all. `line_length_limit` is how long a line leaves
+    (linelength.py). `remove_old`: signatures from before are taken out.
     """
 
     header_canonicalization: str = "relaxed"
@@ -76,6 +78,7 @@ class SignOptions:
     oversign_present: tuple[str, ...] = ONE_CLICK
     lifetime: int | None = None
     body_length: int | None = None
+    line_length_limit: int = 998
     request_reports: bool = False
     remove_old: bool = False
 
@@ -111,18 +114,21 @@ class Signer:
         self._options = options
         self._now = int(now)
         self._relaxed = options.header_canonicalization == "relaxed"
+        self._lines = LineLimit(options.line_length_limit)
         self._body = canonical.BodyHash(options.body_canonicalization == "relaxed", limit=options.body_length)
         self.names, chosen = _select(headers, options)
         self._hash = sha256()
         for field in chosen:
-            self._hash.update(canonical.header(field, self._relaxed) + b"\r\n")
+            sent = broken_field(field, options.line_length_limit)
+            self._hash.update(canonical.header(sent, self._relaxed) + b"\r\n")
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
-        self._body.update(chunk)
+        self._body.update(self._lines.feed(chunk))
 
     def signatures(self, without: Collection[Identity] = ()) -> list[Header]:
         """The DKIM-Signature fields, in the order of the identities, some left out. Raises BadKey."""
+        self._body.update(self._lines.end())
         body_hash = b64encode(self._body.digest()).decode()
         return [self._signature(identity, body_hash) for identity in self._identities if identity not in without]
 
