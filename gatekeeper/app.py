@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from gatekeeper.auth.dkim import DkimVerifier
 from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
-from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader
+from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader, ask_ahead
 from gatekeeper.config import Config
 from gatekeeper.dnslists import Lists, Use
 from gatekeeper.facts import Facts
@@ -124,7 +124,7 @@ def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPa
     checks: dict[str, tuple[Check, ...]] = {}
     for name, key, restrictions in lists.lists():
         found = [reader.check(one.words, _place(config, (*at, key), one), name) for one in restrictions]
-        checks[name] = tuple(check for check in found if check is not None)
+        checks[name] = ask_ahead([check for check in found if check is not None])
     return Pipeline(checks, config.mode == "observe")
 
 

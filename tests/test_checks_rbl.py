@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Postfix's words for DNS lists: what is asked, what is skipped, and what trouble does."""
 
+import asyncio
+
 import pytest
 
+from gatekeeper.checks.opinion import Word
+from gatekeeper.checks.rbl import RejectListed, ask_ahead
+from gatekeeper.resolver import Answer
+from gatekeeper.resolvers import CachingResolver
 from tests.checking import World, rcpt, reply
 
 ZONE = r"""
@@ -80,3 +86,33 @@ async def test_a_failing_allow_list_makes_a_later_5xx_temporary() -> None:
 
 async def test_an_allow_list_of_names_permits() -> None:
     assert "" == await reply("permit_rhswl_client dbl.example, reject", rcpt(name="bad.example"), ZONE)
+
+
+class Together:
+    """Answers nobody before three have asked."""
+
+    def __init__(self) -> None:
+        self.barrier = asyncio.Barrier(3)
+
+    async def query(self, name: str, type: str) -> Answer:
+        async with asyncio.timeout(20):
+            await self.barrier.wait()
+        return Answer(name, type, exists=False, ttl=60)
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_lists_that_stand_side_by_side_are_asked_at_once() -> None:
+    world = World(", ".join(["permit_mynetworks", *(f"reject_rbl_client {letter}.example" for letter in "abc")]))
+    world.checks = ask_ahead(world.checks)
+    world.resolver = CachingResolver(Together())
+    world.lists.budget = 30
+    assert ["not listed"] * 3 == [note.found for step in (await world.decide(rcpt())).steps for note in step.notes]
+
+
+def test_only_the_first_of_neighbours_asks_ahead() -> None:
+    lists = [f"reject_rbl_client {letter}.example" for letter in "abcde"]
+    world = World(", ".join([*lists[:3], "permit_mynetworks", *lists[3:]]))
+    judges = [check.judge for check in ask_ahead(world.checks) if isinstance(check, Word)]
+    assert [2, 0, 0, 1, 0] == [len(judge.ahead) for judge in judges if isinstance(judge, RejectListed)]

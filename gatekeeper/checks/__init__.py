@@ -31,7 +31,7 @@ from gatekeeper.checks.greylist import SHIPPED, Greylist
 from gatekeeper.checks.nested import RestrictionClass, WarnIfReject
 from gatekeeper.checks.opinion import Opinion, Place
 from gatekeeper.checks.ratelimit import Limiter, RateLimit
-from gatekeeper.checks.rbl import PermitListed, RejectListed
+from gatekeeper.checks.rbl import PermitListed, RejectListed, ask_ahead
 from gatekeeper.checks.spf import Spf
 from gatekeeper.checks.tables import Tables
 from gatekeeper.checks.words import (
@@ -54,7 +54,7 @@ from gatekeeper.problem import Problem
 from gatekeeper.restrictions import split
 from gatekeeper.verdict import Mode
 
-__all__ = ["SECTIONS", "Connections", "Dmarc", "Limiter", "Place", "Reader"]
+__all__ = ["SECTIONS", "Connections", "Dmarc", "Limiter", "Place", "Reader", "ask_ahead"]
 
 OPINIONS: Mapping[str, type[Opinion]] = {
     "dnsbl": Dnsbl,

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Postfix's words for DNS lists: reject_rbl_client, reject_rhsbl_*, permit_dnswl_client, permit_rhswl_client.
 
-One list each, asked when its turn comes, all of a request within one budget of time. The reply is Postfix's, with the
-list's own text. A failing deny list decides nothing; a failing allow list keeps a `defer_if_reject`, because it might
-have permitted; so does one that is switched off because it does not answer.
+One list each. Deny lists that stand side by side are asked at once when it is the first one's turn; all lists of a
+request share one budget of time. The reply is Postfix's, with the list's own text. A failing deny list decides nothing;
+a failing allow list keeps a `defer_if_reject`, because it might have permitted; so does one that is switched off
+because it does not answer.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from gatekeeper.checks.dnslist import About, Found, listed_domain, look_up, reply_text, reversed_address
-from gatekeeper.dnslists import DnsList, Kind, Use
-from gatekeeper.pipeline import Context
+from gatekeeper.checks.opinion import Word
+from gatekeeper.dnslists import DnsList, Kind, Question, Use
+from gatekeeper.pipeline import Check, Context
 from gatekeeper.request import UNKNOWN, Request, Stage, domain_of
 from gatekeeper.verdict import PASS, Verdict, defer_if_reject, permit, printable, reject
 
@@ -29,6 +32,8 @@ class RejectListed:
     label: str
     subject: Subject
     reason: str
+    ahead: tuple["RejectListed", ...] = ()
+    """Lists further down whose turn comes next."""
 
     @property
     def use(self) -> Use:
@@ -36,6 +41,9 @@ class RejectListed:
         return self.site, _kind(self.subject)
 
     async def __call__(self, request: Request, context: Context) -> Verdict:
+        if self.ahead:
+            asked = ((next.site, _kind(next.subject), next.subject(request)[1]) for next in self.ahead)
+            context.lists.begin([Question(site, kind, subject) for site, kind, subject in asked if subject])
         found = await _look_up(context, self.site, self.subject, request, self.label)
         if found is None or not found.hits:
             return PASS
@@ -66,6 +74,23 @@ class PermitListed:
             text = f"<{printable(what, 255)}>: {CLIENT} rejected: Service unavailable"
             return defer_if_reject(f"{self.reason}_temporary", "4.7.1", text)
         return permit(self.reason) if found.hits else PASS
+
+
+def ask_ahead(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """`checks`, where the first of several deny lists that stand side by side has the others asked as well."""
+    done: list[Check] = []
+    for _, run in groupby(checks, lambda check: _deny_list(check) is not None):
+        first, *rest = run
+        mine = _deny_list(first)
+        if rest and mine is not None and isinstance(first, Word):
+            ahead = tuple(judge for check in rest if (judge := _deny_list(check)) is not None)
+            first = replace(first, judge=replace(mine, ahead=ahead))
+        done += [first, *rest]
+    return tuple(done)
+
+
+def _deny_list(check: Check) -> RejectListed | None:
+    return check.judge if isinstance(check, Word) and isinstance(check.judge, RejectListed) else None
 
 
 async def _look_up(context: Context, site: DnsList, subject: Subject, request: Request, label: str) -> Found | None:

@@ -120,6 +120,7 @@ class Lists:
         self._probe = probe
         self._health: dict[str, _Health] = {}
         self._wake = asyncio.Event()
+        self._begun: set[asyncio.Task[Answer | DNSError]] = set()
         for use in uses:
             self._watched(*use)
 
@@ -245,6 +246,15 @@ class Asking:
         names = [q.name for q, h in zip(questions, health, strict=True) if h.finding.state not in _OFF]
         answers = await self._answers(list(dict.fromkeys(names)), "A")
         return [self._reply(q, h, answers.get(q.name)) for q, h in zip(questions, health, strict=True)]
+
+    def begin(self, questions: Sequence[Question]) -> None:
+        """Have these looked up without waiting: they will be asked soon, and the resolver will know by then."""
+        lists = self._lists
+        for question in questions:
+            if lists._watched(question.list, question.kind).finding.state not in _OFF:
+                task = asyncio.create_task(_answer(lists.resolver, question.name, "A"))
+                lists._begun.add(task)
+                task.add_done_callback(lists._begun.discard)
 
     async def text(self, question: Question) -> tuple[bytes, ...]:
         """The TXT records beside a hit; none if they cannot be had within what is left of the budget."""
