@@ -44,7 +44,8 @@ class DkimResult(StrEnum):
 class Dkim:
     """What came out for one signature. `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008).
 
-    `testing` is the key's t=y; `no_key` means that its name does not exist in the DNS."""
+    `testing` is the key's t=y; `no_key` means that its name does not exist in the DNS,
+    `tried` that a key record was found and tried."""
 
     result: DkimResult
     domain: str = ""
@@ -56,6 +57,7 @@ class Dkim:
     reason: str = ""
     testing: bool = False
     no_key: bool = False
+    tried: bool = False
 
 
 NOT_SIGNED = Dkim(DkimResult.NONE, reason="the message is not signed")
@@ -177,6 +179,7 @@ _PREFERRED = (DkimResult.PASS, DkimResult.POLICY, DkimResult.FAIL, DkimResult.PE
 
 def _judge(finding: Dkim, signature: Signature, key: PublicKey | str, digest: bytes, intact: bool, length: int) -> Dkim:
     """The finding with one key: `digest` of the header, whether the body is `intact`, its canonical `length`."""
+    finding = replace(finding, tried=True)
     if isinstance(key, str):
         return replace(finding, result=DkimResult.PERMERROR, reason=key)
     finding = replace(finding, key_bits=key.bits, testing=key.testing)

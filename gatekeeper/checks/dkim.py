@@ -47,7 +47,9 @@ class Dkim(Opinion):
     mode: Mode = Field(default=Mode.OFF, description=Opinion.model_fields["mode"].description)
     no_signature: Action = Field(default=Action.ACCEPT, description="mail without a signature")
     bad_signature: Action = Field(
-        default=Action.ACCEPT, description="mail of whose signatures none holds: changed on the way, expired, malformed"
+        default=Action.ACCEPT,
+        description="mail of whose signatures none holds: it was changed on the way, or the key is another one or "
+        "revoked; a signature that has expired or is incomplete is accepted",
     )
     key_not_found: Action = Field(
         default=Action.ACCEPT, description="mail whose signature names a key that is not there"
@@ -78,12 +80,17 @@ class Dkim(Opinion):
                 return "dns_error", self.dns_error
             case DkimResult.NEUTRAL:
                 return "internal_error", self.internal_error
-        return ("no_key", self.key_not_found) if finding.no_key else ("bad_signature", self.bad_signature)
+        if finding.no_key:
+            return "no_key", self.key_not_found
+        # OpenDKIM accepts what has expired or is incomplete, and keys that are too short, whatever On-BadSignature says
+        if finding.domain and (not finding.tried or finding.result is DkimResult.POLICY):
+            return "invalid", Action.ACCEPT
+        return "bad_signature", self.bad_signature
 
 
 def _verdict(reason: str, action: Action) -> Verdict:
     code = f"dkim.{reason}"
-    detail, said = _SAID[reason]
+    detail, said = _SAID.get(reason, ("0", ""))
     match action:
         case Action.REJECT:
             return reject(code, "550", f"5.7.{detail}", f"DKIM: {said}")

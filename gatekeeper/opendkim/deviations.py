@@ -18,6 +18,10 @@ class On(StrEnum):
     KEY_SPACES = "key-spaces"
     SEVERAL_FROM = "several-from"
     AMBIGUOUS_FROM = "ambiguous-from"
+    SIGNED_BEFORE = "signed-before"
+    THREE_SIGNATURES = "three-signatures"
+    INLINE_KEY = "inline-key"
+    QUARANTINE = "quarantine"
     SIGNER_WITHOUT_AT = "signer-without-at"
     WEAK = "weak"
     CANONICALIZATION_HEADER = "canonicalization-header"
@@ -91,6 +95,33 @@ DEVIATIONS = (
         "Two readers would see two authors under one signature.",
     ),
     Deviation(
+        On.SIGNED_BEFORE,
+        "OpenDKIM signs again what a content filter gives back.",
+        "Here mail that has a signature of the same domain and key which still holds is not signed twice.",
+        "The first signature says all that the second would.",
+    ),
+    Deviation(
+        On.THREE_SIGNATURES,
+        "With MultipleSignatures and three lines or more that match, OpenDKIM loses all but the first and the last.",
+        "Here all of them sign.",
+        "It is what MultipleSignatures means.",
+        ("MultipleSignatures",),
+    ),
+    Deviation(
+        On.INLINE_KEY,
+        "OpenDKIM cuts keys in a KeyTable after 1024 characters, and mail with an RSA-2048 key is deferred.",
+        "Here such keys sign.",
+        "It is what its manual promises.",
+        ("KeyTable",),
+    ),
+    Deviation(
+        On.QUARANTINE,
+        "The action quarantine does nothing in OpenDKIM unless CaptureUnknownErrors is set.",
+        "Here the message is held.",
+        "It is what the configuration says.",
+        ("On-NoSignature", "On-BadSignature", "On-KeyNotFound", "On-DNSError", "On-Default"),
+    ),
+    Deviation(
         On.SIGNER_WITHOUT_AT,
         "A signer without an @ in a SigningTable keeps OpenDKIM from signing.",
         "Here the signature has no i=.",
@@ -146,11 +177,10 @@ DEVIATIONS = (
     ),
     Deviation(
         On.DETAIL,
-        "OpenDKIM calls an expired signature and one of the future `dkim=fail` or `dkim=permerror` by its age at each "
-        "step, and verifies three signatures.",
-        "Here both are `dkim=fail`, eight signatures are verified, and the field has the reason in our words, header.s "
-        "and header.a.",
-        "A reader of the log wants to know why.",
+        "OpenDKIM tells `dkim=fail` where a key is missing or revoked, `dkim=permerror` where a signature has expired "
+        "or is of the future, nothing where it cannot be read at all, and verifies three signatures.",
+        "Here it is permerror, fail, permerror, and eight; the field has the reason in words, header.s and header.a.",
+        "RFC 8601 section 2.7.1 has these words.",
     ),
     Deviation(
         On.SIGNALS,
