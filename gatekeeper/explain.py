@@ -74,10 +74,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The decision, and what was looked up before it began."""
+    """The decision, what was looked up before it began, and what the milter decided when the client connected, where
+    connections are limited."""
 
     decision: Decision
     before: tuple[Note, ...] = ()
+    connection: Decision | None = None
 
 
 async def explain(app: App, resolver: NotingResolver, asked: Asked, *, probe: bool = False) -> Explanation:
@@ -94,7 +96,11 @@ async def explain(app: App, resolver: NotingResolver, asked: Asked, *, probe: bo
     try:
         context = await app.context(facts, observe=pipeline.observe)
         resolver.note = context.note
-        return Explanation(await pipeline.decide(question, context), tuple(before))
+        connection = None
+        if app.connections.limited:
+            connects = Request(stage=Stage.CONNECT, client=question.client, instance=app.connections.new())
+            connection, _ = await app.decide_connection(connects)
+        return Explanation(await pipeline.decide(question, context), tuple(before), connection)
     finally:
         facts.close()
 
@@ -135,6 +141,11 @@ def sentences(explanation: Explanation) -> Iterator[str]:
     decision = explanation.decision
     yield f"{_session(decision.request)}."
     yield from _looked_up(explanation.before)
+    if explanation.connection:
+        yield from ("", "When the client connects, in the milter")
+        for step in explanation.connection.steps:
+            yield f"  {step.check}: {sentence(step)}"
+            yield from _looked_up(step.notes)
     listed = ""
     for step in decision.steps:
         if step.list != listed:
@@ -222,6 +233,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         },
         "stage": str(request.stage),
         "looked_up": _notes(explanation.before),
+        "connection": [_step(step) for step in explanation.connection.steps] if explanation.connection else [],
         "steps": [_step(step) for step in decision.steps],
         "outcome": str(decision.judged.outcome),
         "reason": decision.judged.reason,

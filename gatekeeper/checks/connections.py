@@ -113,7 +113,7 @@ class Connections:
             context.note("store", f"{error}; this process counts alone")
             taken = await context.alone.lease(leases, LEASE)
         for place, number in zip(places, taken, strict=True):
-            context.note(place.counter, f"{number} of {place.limit}")
+            context.note(place.counter, place.told(number))
         for place, number in zip(places, taken, strict=True):
             if number > place.limit.count:
                 return place.refusal()

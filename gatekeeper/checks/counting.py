@@ -25,6 +25,8 @@ _ERRORS = {
     "simultaneous": "too many connections",
 }
 """anvil's words (smtpd.c)."""
+NAMED = "rule "
+"""What the names of rules begin with, other than of those that the simple options make."""
 _COUNTERS = {"connections": "new connections", "simultaneous": "simultaneous connections"}
 
 
@@ -82,6 +84,11 @@ class Count:
         """What is counted, in words: `messages from alice to example.com`."""
         return f"{_COUNTERS.get(self.what, self.what)} {self._of()}"
 
+    def told(self, sum_: int) -> str:
+        """How far the counter is: `3 of 100 in 10m`, with the name of a rule that has one."""
+        name = f" ({self.rule.name})" if self.rule.name.startswith(NAMED) else ""
+        return f"{sum_} of {self.limit}{name}"
+
     def refusal(self, wait: float = math.inf) -> Verdict:
         """anvil's refusal, with the limit and the seconds to wait, if these are known."""
         text = f"Error: {_ERRORS[self.what]} {self._of()}: the limit is {self.limit}; try again {_when(wait)}"
@@ -116,7 +123,7 @@ class Tally:
             context.note("store", f"{error}; this process counts alone")
             alone, sums = True, await context.alone.hit(hits)
         for count, sum_ in zip(counts, sums, strict=True):
-            context.note(count.counter, f"{sum_} of {count.limit}")
+            context.note(count.counter, count.told(sum_))
         return cls(counts, hits, sums, alone)
 
     async def verdict(self, context: Context) -> Verdict:

@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gatekeeper.checks.counting import Bound, Count, Tally
+from gatekeeper.checks.counting import NAMED, Bound, Count, Tally
 from gatekeeper.checks.limit import Limit, Limits, Rule, Simultaneous
 from gatekeeper.checks.opinion import always_reachable, unless_store_fails
 from gatekeeper.checks.prefix import Prefix4, Prefix6
@@ -120,7 +120,7 @@ class Limiter:
                 ipv6_prefix=rule.ipv6_prefix or options.ipv6_prefix,
                 limits=rule.limits,
             )
-            for name, rule in (*((f"rule {name}", rule) for name, rule in options.rules.items()), *_simple(options))
+            for name, rule in (*((f"{NAMED}{name}", rule) for name, rule in options.rules.items()), *_simple(options))
         ]
         groups: dict[str, dict[tuple[object, ...], list[Bound]]] = {}
         for rule in bound:

@@ -72,6 +72,20 @@ async def _connection(app: App, case: Case, connection: Connection, number: int)
     daemon_name = "ORIGINATING" if connection.sasl_user else "smtpd"
     host = f"[{connection.client}]" if name == UNKNOWN else name
     milter.connect(host, connection.client, client.port, daemon_name=daemon_name)
+    try:
+        if app.connections.limited and (await milter.opened()).refuses:
+            # Postfix's own words for a milter's 421
+            return ConnectionOutcome(replies=(f"421 {app.site.hostname} Service unavailable - try again later",))
+        outcomes = await _messages(app, case, connection, number, client, milter)
+    finally:
+        milter.closed()
+    return ConnectionOutcome(replies=(f"220 {app.site.hostname} ESMTP",), messages=tuple(outcomes))
+
+
+async def _messages(
+    app: App, case: Case, connection: Connection, number: int, client: Client, milter: Session
+) -> list[Outcome]:
+    """What comes of the messages of the `number`-th connection."""
     if connection.helo is not None:
         milter.helo(connection.helo)
     outcomes = []
@@ -84,7 +98,7 @@ async def _connection(app: App, case: Case, connection: Connection, number: int)
             instance=f"replay.{number}.{index}",
         )
         outcomes.append(await _Transaction(app, envelope, milter).play(message, case.content(message)))
-    return ConnectionOutcome(replies=(f"220 {app.site.hostname} ESMTP",), messages=tuple(outcomes))
+    return outcomes
 
 
 class _Transaction:
