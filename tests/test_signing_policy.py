@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sign or verify: each condition, alone and named."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from gatekeeper.message import Header
 from gatekeeper.request import Client, Request, Stage
+from gatekeeper.signing.binding import Bind, Binding, Mismatch
 from gatekeeper.signing.hosts import HostList
+from gatekeeper.signing.names import MacroList, NameSet
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice, SigningPolicy, WithoutKey
 from gatekeeper.signing.tables import KeyTable, SigningTable
 from tests.signing_world import ed25519_pem, rsa_pem
@@ -163,3 +166,98 @@ def test_the_sender_field_decides_if_it_is_asked_for_but_several_from_are_never_
 def test_the_envelope_sender_is_never_consulted() -> None:
     request = Request(stage=Stage.END_OF_MESSAGE, client=INSIDE, sender="joe@example.com")
     assert "sign.no_match" == policy().choose(request, [Header(b"From", b" joe@example.org")]).reason
+
+
+def test_a_macro_makes_mail_ours_and_is_missed_in_the_reason_if_it_does_not() -> None:
+    macros, _ = MacroList.read(["client_role staff|robot"], "signing.macros")
+    wants = replace(policy(), macros=macros)
+    request = Request(stage=Stage.END_OF_MESSAGE, client=OUTSIDE)
+    headers = [Header(b"From", b" joe@example.com")]
+    assert "the macro {client_role}=robot" == wants.choose(request, headers, {"{client_role}": "robot"}).origin
+    (told, _) = notes(wants.choose(request, headers, {"{client_role}": "guest"}))
+    assert told.endswith("; of the macros {client_role} none is set as wanted")
+
+
+def test_no_daemon_name_makes_mail_ours_if_none_is_wanted() -> None:
+    choice = choose(
+        replace(policy(), daemon_names=NameSet()), "joe@example.com", client=OUTSIDE, daemon_name="ORIGINATING"
+    )
+    assert "" == choice.origin
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("joe@example.com", "sign.external"),
+        ("joe@example.org", "sign.not_origin"),
+        ("joe@example.com, joe@example.org", "sign.not_origin"),
+    ],
+)
+def test_an_external_host_that_uses_a_domain_of_ours_is_told(value: str, reason: str) -> None:
+    assert reason == choose(policy(), value, client=OUTSIDE).reason
+
+
+def test_no_external_host_is_told_that_is_to_be_ignored_or_for_a_table_that_signs_for_all() -> None:
+    ignored, _ = HostList.read("mx.example.net", "signing.external_ignore")
+    known = replace(policy(), external=ignored)
+    assert "sign.not_origin" == choose(known, "joe@example.com", client=OUTSIDE).reason
+    assert "sign.not_origin" == choose(policy("* k"), "joe@example.com", client=OUTSIDE).reason
+
+
+def test_mail_of_a_peer_or_from_an_exempt_domain_is_left_alone() -> None:
+    peers, _ = HostList.read("192.0.2.7", "signing.peers")
+    assert ("sign.peer", ()) == (lambda c: (c.reason, c.identities))(
+        choose(replace(policy(), peers=peers), "joe@example.com")
+    )
+    exempt = replace(policy(), exempt=NameSet("Example.com"))
+    assert "sign.exempt" == choose(exempt, "joe@example.com").reason
+    assert "sign.exempt" == choose(exempt, "joe@example.com", client=OUTSIDE).reason
+    assert "sign.no_match" == choose(exempt, "joe@example.org").reason
+
+
+def test_mail_to_some_recipients_is_not_signed() -> None:
+    never = replace(policy(), never_to=NameSet("robot@example.net"))
+    request = Request(stage=Stage.END_OF_MESSAGE, client=INSIDE)
+    headers = [Header(b"From", b" joe@example.com")]
+    found = [
+        never.choose(request, headers, {}, to) for to in (["a@example.net"], ["a@example.net", "Robot@example.net"])
+    ]
+    assert [("sign.ok", False), ("sign.recipient", False)] == [(choice.reason, choice.missed) for choice in found]
+
+
+@pytest.mark.parametrize(("mismatch", "reply"), [(Mismatch.UNSIGNED, ""), (Mismatch.REJECT, "550 5.7.1")])
+def test_who_is_bound_to_another_domain_is_not_signed_or_is_refused(mismatch: Mismatch, reply: str) -> None:
+    bound = replace(policy(), binding=Binding(Bind.LOGIN, None, mismatch))
+    assert "sign.ok" == choose(bound, "joe@example.com", client=OUTSIDE, sasl_user="ann@example.com").reason
+    choice = choose(bound, "joe@example.com", client=OUTSIDE, sasl_user="eve@example.net")
+    assert ("sign.unbound", (), True) == (choice.reason, choice.identities, choice.missed)
+    assert reply == (choice.reply.reply[:9] if choice.reply else "")
+    assert "bind = login: the login eve@example.net is in example.net" in notes(choice)[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "missed"),
+    [("joe@example.org", True), ("joe@a.example.net", True), ("joe@example.net", False), ("joe@other.example", False)],
+)
+def test_mail_from_a_local_domain_that_has_no_line_is_missed(value: str, missed: bool) -> None:
+    choice = choose(replace(policy(), local_domains=("example.org", ".example.net")), value)
+    assert ("sign.no_match", missed) == (choice.reason, choice.missed)
+    assert missed == ("is a domain of ours" in notes(choice)[-1])
+
+
+def test_without_a_previous_key_mail_waits() -> None:
+    choice = choose(policy("example.com broken", without_key=WithoutKey.PREVIOUS), "joe@example.com")
+    assert ("sign.bad_key", True) == (choice.reason, choice.defer)
+
+
+def test_the_key_before_the_reload_signs_while_the_new_one_is_broken() -> None:
+    old = policy("example.com k", without_key=WithoutKey.PREVIOUS)
+    keys, _ = KeyTable.read([f"k example.com:new:{inline(rsa_pem())[:300]}"])
+    for _ in range(2):  # another reload does not forget it
+        keys.inherit(old.key_table)
+        table, _ = SigningTable.read(["example.com k"], keys)
+        new = replace(old, key_table=keys, signing_table=table)
+        choice = choose(new, "joe@example.com")
+        assert ("sign.previous_key", "mail", True) == (choice.reason, choice.identities[0].selector, choice.missed)
+        assert "key k: signing with the key of that name before the last reload" in notes(choice)
+        old, keys = new, KeyTable.read([f"k example.com:new:{inline(rsa_pem())[:300]}"])[0]

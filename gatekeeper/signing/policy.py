@@ -9,9 +9,10 @@ consulted only if a binding asks for it (binding.py).
 Never signed: several From fields, and what could be read as being from several domains.
 
 Reason codes: sign.ok, sign.previous_key (with the key before the last reload), sign.not_origin, sign.external (nor is
-it ours, but it uses a domain of ours), sign.no_from, sign.ambiguous_from, sign.exempt, sign.no_match (no rule for this
-sender), sign.recipient (mail to it is never signed), sign.unbound (the user may not sign for this sender), sign.no_key
-(the rule's key is not in the KeyTable), sign.bad_key (it is, but cannot be used), sign.already (see again.py).
+it ours, but it uses a domain of ours), sign.no_from, sign.ambiguous_from, sign.exempt, sign.peer, sign.no_match (no
+rule for this sender), sign.recipient (mail to it is never signed), sign.unbound (the user may not sign for this
+sender), sign.no_key (the rule's key is not in the KeyTable), sign.bad_key (it is, but cannot be used), sign.already
+(see again.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -128,6 +129,8 @@ class SigningPolicy:
         recipients: Iterable[str] = (),
     ) -> SigningChoice:
         """Decide for one message, at the end of its header. Never raises."""
+        if left_alone := self._left_alone(request, headers):
+            return left_alone
         origin = self.origin(request, macros)
         if not origin:
             return self._foreign(request, headers, macros)
@@ -141,8 +144,16 @@ class SigningPolicy:
             return SigningChoice((), why.reason, (*notes, why.note), origin, why.reply, why.missed)
         if broken and self.without_key is not WithoutKey.UNSIGNED:
             return SigningChoice((), broken, tuple(notes), origin, _later(broken), missed=True)
-        reason = "sign.previous_key" if any(identity.previous for identity in identities) else "sign.ok"
-        return SigningChoice(identities, reason if identities else broken, tuple(notes), origin, missed=bool(broken))
+        old = any(identity.previous for identity in identities)
+        reason = ("sign.previous_key" if old else "sign.ok") if identities else broken
+        return SigningChoice(identities, reason, tuple(notes), origin, missed=old or bool(broken))
+
+    def _left_alone(self, request: Request, headers: Sequence[Header]) -> SigningChoice | None:
+        if peer := self.peers.find(request.client):
+            return SigningChoice((), "sign.peer", (Note("peers", f"mail of {peer} is left alone"),))
+        if domain := self.exempted(headers):
+            return SigningChoice((), "sign.exempt", (Note("exempt_domains", f"mail from {domain} is left alone"),))
+        return None
 
     def _foreign(self, request: Request, headers: Sequence[Header], macros: Mapping[str, str]) -> SigningChoice:
         """Not ours: say which condition does not hold, and whether the mail uses one of our domains."""
