@@ -217,7 +217,7 @@ class SigningPolicy:
 
     def _identities(self, rules: Sequence[Rule], domain: str, notes: list[Note]) -> tuple[tuple[Identity, ...], str]:
         """The identities that can sign, and the reason code of the first that cannot, or nothing."""
-        identities = []
+        identities: dict[tuple[str, str], Identity] = {}
         broken = ""
         for rule in rules:
             notes.append(Note("signing table", f"{rule.place}: {rule.pattern}"))
@@ -229,8 +229,9 @@ class SigningPolicy:
                 broken = broken or reason.reason
             else:
                 notes.append(Note(f"key {name}", f"d={identity.domain} s={identity.selector}"))
-                identities.append(identity)
-        return tuple(identities), broken
+                # By two rules the same key would sign twice, as in OpenDKIM: that helps nobody.
+                identities.setdefault((identity.domain, identity.selector), identity)
+        return tuple(identities.values()), broken
 
     def _identity(self, name: str, rule: Rule, domain: str, notes: list[Note]) -> Identity:
         key = self.key_table.find(name, domain)

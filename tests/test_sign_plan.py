@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What [signing] names is read, and what is wrong with it is named; one key that is broken does not stop the others."""
+
+from pathlib import Path
+
+import pytest
+
+from gatekeeper import config
+from gatekeeper.app import Plan, prepare
+from gatekeeper.message import Header
+from gatekeeper.problem import ConfigError
+from gatekeeper.request import Request, Stage
+from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
+from tests.signing_world import ed25519_pem, rsa_pem, write_key
+from tests.test_config import no_postfix
+
+TABLES = """\
+key_table = ["a example.com:a:./a.pem", "b example.org:b:./b.pem"]
+signing_table = ["example.com a", "example.org b"]
+"""
+
+
+def plan(folder: Path, options: str, *, lenient: bool = False, old: Plan | None = None) -> Plan:
+    (folder / "gatekeeper.toml").write_text(f"[signing]\n{options}")
+    return prepare(config.load(folder / "gatekeeper.toml", no_postfix), lenient=lenient, old=old)
+
+
+def complaints(folder: Path, options: str) -> list[str]:
+    with pytest.raises(ConfigError) as wrong:
+        plan(folder, options)
+    return [str(problem).removeprefix(f"{folder}/") for problem in wrong.value.problems]
+
+
+def choose(made: Plan, sender: str) -> SigningChoice:
+    request = Request(stage=Stage.END_OF_MESSAGE)
+    return made.signing.choose(request, [Header(b"From", sender.encode())], {DAEMON_NAME: "ORIGINATING"})
+
+
+def signers(made: Plan, sender: str) -> list[tuple[str, str, str]]:
+    return [(who.domain, who.selector, who.signer) for who in choose(made, sender).identities]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_key(tmp_path / "a.pem")
+    write_key(tmp_path / "b.pem", ed25519_pem())
+    return tmp_path
+
+
+def test_one_key_signs_for_domains_and_with_subdomains_by_the_domain_that_is_listed(folder: Path) -> None:
+    text = 'domains = "example.com, a.example.org"\nselector = "s"\nkey_file = "a.pem"\n'
+    one = plan(folder, text)
+    assert [("example.com", "s", "")] == signers(one, "joe@example.com")
+    assert [] == signers(one, "joe@sub.example.com")
+    below = plan(folder, f"{text}subdomains = true\n")
+    assert [("example.com", "s", "")] == signers(below, "joe@example.com")
+    assert [("example.com", "s", "@example.com")] == signers(below, "joe@x.sub.example.com")
+    assert [("a.example.org", "s", "@a.example.org")] == signers(below, "joe@b.a.example.org")
+    assert [] == signers(below, "joe@example.org")
+
+
+def test_one_key_may_sign_for_every_domain_in_its_own_name(folder: Path) -> None:
+    one = plan(folder, 'domains = "*"\nselector = "s"\nkey_file = "a.pem"\nsubdomains = true\n')
+    assert [("sub.example.net", "s", "")] == signers(one, "joe@sub.example.net")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('domains = "example.com"\nselector = "s"\n', ":2: signing.domains signs nothing without signing.key_file"),
+        ('key_file = "a.pem"\n', ":2: signing.key_file signs nothing without signing.domains"),
+        (TABLES + 'sign_headers = ["+X-Mine"]\n', '"*, +X-Mine"'),
+        (TABLES + 'macros = ["a b", "a-b"]\n', "gatekeeper.toml:4: signing.macros: a-b is no milter macro"),
+        (TABLES + 'peers = "refile:none"\n', "none: cannot read the table: No such file or directory"),
+        (TABLES + 'exempt_domains = "db:exempt.db"\n', "db: tables are not supported, write their contents"),
+        (TABLES + 'minimum_key_bits = 512\n', "minimum_key_bits"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_place(folder: Path, text: str, said: str) -> None:
+    assert said in "\n".join(complaints(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('domains = "example.com"\n', "signing.domains does nothing beside signing.key_table"),
+        ('sender_logins = ["a@example.com a"]\n', 'signing.sender_logins does nothing without signing.bind = "login"'),
+        ("body_length = 100\n", "signing.body_length (l=) lets anybody put text behind a signed message"),
+    ],
+)
+def test_what_does_nothing_or_harm_is_a_warning(folder: Path, text: str, said: str) -> None:
+    (warning,) = plan(folder, TABLES + text).warnings
+    assert warning.what.startswith(said)
+
+
+def test_without_one_key_the_service_starts_and_the_other_signs(folder: Path) -> None:
+    (folder / "b.pem").unlink()
+    assert ["b.pem: cannot read the private key: No such file or directory"] == complaints(folder, TABLES)
+    made = plan(folder, TABLES, lenient=True)
+    assert [True] == [warning.warning for warning in made.warnings]
+    assert ("sign.ok", "sign.bad_key") == tuple(
+        choose(made, f"a@{name}").reason for name in ("example.com", "example.org")
+    )
+
+
+def test_a_reload_is_refused_over_a_key_unless_the_previous_one_may_sign(folder: Path) -> None:
+    old = plan(folder, TABLES)
+    (folder / "b.pem").unlink()
+    with pytest.raises(ConfigError):
+        plan(folder, TABLES, old=old)
+    new = plan(folder, f'{TABLES}without_key = "previous"\n', old=old)
+    assert ("sign.previous_key", 1) == (choose(new, "a@example.org").reason, len(signers(new, "a@example.org")))
+    write_key(folder / "b.pem")
+    newer = plan(folder, f'{TABLES}without_key = "previous"\n', old=new)
+    assert "sign.ok" == choose(newer, "a@example.org").reason
+
+
+def test_a_key_file_of_each_domain_has_a_previous_one_too(folder: Path) -> None:
+    text = 'key_table = ["k %:s:./keys/%.pem"]\nsigning_table = ["* k"]\nwithout_key = "previous"\n'
+    (folder / "keys").mkdir(0o755)
+    write_key(folder / "keys" / "example.com.pem")
+    old = plan(folder, text)
+    for content in (b"", b"broken", rsa_pem()[:200]):
+        write_key(folder / "keys" / "example.com.pem", content)
+        old = plan(folder, text, old=old)
+        assert "sign.previous_key" == choose(old, "a@example.com").reason
+    assert "sign.bad_key" == choose(old, "a@example.net").reason
+
+
+def test_keys_that_are_not_as_they_should_be_do_not_sign(folder: Path) -> None:
+    for option, reasons in (
+        ('algorithm = "rsa-sha256"', ("sign.ok", "sign.bad_key")),
+        ('algorithm = "ed25519-sha256"', ("sign.bad_key", "sign.ok")),
+        ("minimum_key_bits = 3072", ("sign.bad_key", "sign.ok")),
+    ):
+        made = plan(folder, f"{TABLES}{option}\n")
+        assert reasons == tuple(choose(made, f"a@{name}").reason for name in ("example.com", "example.org")), option
+
+
+def test_a_key_that_others_may_read_is_refused_or_only_warned_about(folder: Path) -> None:
+    (folder / "a.pem").chmod(0o644)
+    (said,) = complaints(folder, TABLES)
+    assert "every user can read or write the key; mend it with: chmod go-rwx" in said
+    (warning,) = plan(folder, f"{TABLES}safe_keys = false\n").warnings
+    assert "chmod go-rwx" in warning.what
