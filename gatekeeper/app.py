@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from gatekeeper.auth.dkim import DkimVerifier
 from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
-from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader, ask_ahead
+from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader, Remember, ask_ahead
 from gatekeeper.config import Config
 from gatekeeper.dnslists import Lists, Use
 from gatekeeper.facts import Facts
@@ -75,7 +75,7 @@ def prepare(
     reader.check_classes()
     limiter = reader.limiter()
     signing, problems = signing_policy(config, thorough=thorough, lenient=lenient, old=old.signing if old else None)
-    of_messages, found_there = _of_messages(config)
+    of_messages, found_there = _of_messages(config, reader.conditions)
     problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
     if any(not problem.warning for problem in problems):
         raise ConfigError(problems)
@@ -128,7 +128,7 @@ def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPa
     return Pipeline(checks, config.mode == "observe")
 
 
-def _of_messages(config: Config) -> tuple[tuple[Check, ...], list[Problem]]:
+def _of_messages(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Check, ...], list[Problem]]:
     """The milter's checks, of the methods that are asked."""
     verify = config.verify
     spec = data_set(config, verify.trusted_forwarders)
@@ -144,7 +144,12 @@ def _of_messages(config: Config) -> tuple[tuple[Check, ...], list[Problem]]:
     )
     checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
     wanted = tuple(check for method, check in checks.items() if method in verify.methods)
-    return wanted, [placed(config, problem, "verify") for problem in problems]
+    problems = [placed(config, problem, "verify") for problem in problems]
+    known = tuple(name for name in conditions if Method(name) in verify.methods and "v" in config.milter.mode)
+    for name in sorted({*conditions} - {*known}):
+        what = f"an access table demands if={name}, which never holds: the milter does not verify {name}"
+        problems.append(config.problem(("verify", "methods"), what, warning=True))
+    return (*wanted, Remember(conditions=known)) if known else wanted, problems
 
 
 def _place(config: Config, at: KeyPath, restriction: Restriction) -> Place:

@@ -30,6 +30,7 @@ from gatekeeper.checks.entries import Table
 from gatekeeper.checks.greylist import SHIPPED, Greylist
 from gatekeeper.checks.nested import RestrictionClass, WarnIfReject
 from gatekeeper.checks.opinion import Opinion, Place
+from gatekeeper.checks.proof import Remember
 from gatekeeper.checks.ratelimit import Limiter, RateLimit
 from gatekeeper.checks.rbl import PermitListed, RejectListed, ask_ahead
 from gatekeeper.checks.spf import Spf
@@ -54,7 +55,7 @@ from gatekeeper.problem import Problem
 from gatekeeper.restrictions import split
 from gatekeeper.verdict import Mode
 
-__all__ = ["SECTIONS", "Connections", "Dmarc", "Limiter", "Place", "Reader", "ask_ahead"]
+__all__ = ["SECTIONS", "Connections", "Dmarc", "Limiter", "Place", "Reader", "Remember", "ask_ahead"]
 
 OPINIONS: Mapping[str, type[Opinion]] = {
     "dnsbl": Dnsbl,
@@ -109,6 +110,11 @@ class Reader:
     def problems(self) -> list[Problem]:
         """Every mistake and warning so far, those in tables too, each once."""
         return list(dict.fromkeys([*self._problems, *self._tables.problems]))
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What allow entries of tables demand that only the milter can find out (proof.py)."""
+        return tuple(sorted(self._tables.conditions - {"spf"}))
 
     def limiter(self) -> Limiter:
         """The limits of `[checks.ratelimit]`, for the lists and for the milter's connections."""
@@ -244,7 +250,10 @@ class Reader:
         if table is None:
             raise _Told
         if word == "check_sender_access":
-            self._warn_of(table, "an OK for a sender address lets in whoever forges it; demand proof: OK if=spf")
+            self._warn_of(
+                table,
+                "an OK for a sender address lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc",
+            )
         if word in NO_OK:
             self._warn_of(table, f"an OK is not allowed for {word}, and answered with 451 4.3.5; write DUNNO")
         return table

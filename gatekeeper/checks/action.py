@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gatekeeper.auth.spf import SpfResult
 from gatekeeper.checks.nested import ask
+from gatekeeper.checks.proof import CONDITIONS, holds
 from gatekeeper.pipeline import Check, Context
 from gatekeeper.request import Request
 from gatekeeper.verdict import PASS, Outcome, Verdict, printable
@@ -48,7 +48,7 @@ _ALLOWED = (
 class Action:
     """What an entry says. `verdict` lacks only the name of the thing that is refused; `checks` are asked instead of it.
 
-    `condition` is what an allow entry demands (`spf`): without it the entry does not count.
+    `condition` is what an allow entry demands (proof.py): without it the entry does not count.
     """
 
     verdict: Verdict
@@ -103,13 +103,9 @@ def _allow(rest: str) -> Action:
     match = _IF.search(rest)
     if match is None:
         return Action(allowed)
-    if match[1] in ("dkim", "dmarc"):
-        raise ValueError(
-            f"if={match[1]} cannot be honoured yet: it is known only at the end of the message; allowed: if=spf"
-        )
-    if match[1] != "spf":
-        raise ValueError(f"{match[0]!r} is no condition; allowed: if=spf")
-    return Action(allowed, condition="spf")
+    if match[1] not in CONDITIONS:
+        raise ValueError(f"{match[0]!r} is no condition; allowed: {', '.join(f'if={name}' for name in CONDITIONS)}")
+    return Action(allowed, condition=match[1])
 
 
 def _reply(word: str, outcome: Outcome, code: str, enhanced: str, default: str, rest: str) -> Verdict:
@@ -128,8 +124,7 @@ class Subject:
 
 async def apply(action: Action, subject: Subject, request: Request, context: Context) -> Verdict:
     """The verdict of an entry that was found for `subject`."""
-    if action.condition and (await context.facts.spf()).result is not SpfResult.PASS:
-        context.note(f"if={action.condition}", "not so: the entry does not count")
+    if action.condition and not await holds(action.condition, request, context):
         return Verdict(Outcome.PASS, "access.unproven")
     if action.checks:
         return await ask(action.checks, request, context)

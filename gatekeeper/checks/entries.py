@@ -72,6 +72,8 @@ class Actions:
         self._line = line
         self.problems: list[Problem] = []
         self.allows: list[Place] = []
+        self.conditions: set[str] = set()
+        """What allow entries demand."""
         self._restrictions = restrictions
         self._known: dict[str, Action | str] = {}
         self._restricting: dict[str, Action] = {}
@@ -83,7 +85,9 @@ class Actions:
         if isinstance(action, str):
             self.mistake(line, action)
             return None
-        if action.allows and not action.condition and len(self.allows) < MAX_PROBLEMS:
+        if action.condition:
+            self.conditions.add(action.condition)
+        elif action.allows and len(self.allows) < MAX_PROBLEMS:
             self.allows.append(Place(self.file, line or self._line))
         return action
 

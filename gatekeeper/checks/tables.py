@@ -35,6 +35,8 @@ class Tables:
 
     def __init__(self, folder: Path, restrictions: Restrictions) -> None:
         self.problems: list[Problem] = []
+        self.conditions: set[str] = set()
+        """What allow entries of all tables demand."""
         self._folder = folder
         self._restrictions = restrictions
         self._read: dict[tuple[str, Path, bool], Table | None] = {}
@@ -69,6 +71,7 @@ class Tables:
     def _keep(self, parse: Callable[[bytes, Actions], Table], data: bytes, actions: Actions) -> Table | None:
         table = parse(data, actions)
         problems = actions.finish()
+        self.conditions |= actions.conditions
         self.problems += problems
         return table if all(problem.warning for problem in problems) else None
 
