@@ -52,9 +52,7 @@ def test_keys_are_folded_and_the_first_of_two_counts() -> None:
 
 
 def test_every_mistake_is_named_with_its_line() -> None:
-    text = (
-        "a REJECT\nb\nc REDIRECT nobody\nd FILTER x\ne PREPEND x\nf nonsense\ng hash:x\nh OK if=nonsense\ni nonsense\n"
-    )
+    text = "a REJECT\nb\nc REDIRECT nobody\nd FILTER x\ne PREPEND x\nf nonsense\ng hash:x\nh OK if=x\ni nonsense\n"
     assert [2, 3, 4, 5, 6, 7, 8, 9] == [int(problem.partition(":")[0]) for problem in parse("hash", text)[1]]
 
 

@@ -252,7 +252,7 @@ class Reader:
         if word == "check_sender_access":
             self._warn_of(
                 table,
-                "an OK for a sender address lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc",
+                "an OK for a sender lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc",
             )
         if word in NO_OK:
             self._warn_of(table, f"an OK is not allowed for {word}, and answered with 451 4.3.5; write DUNNO")

@@ -89,7 +89,7 @@ async def _signed(domain: str, context: Context) -> bool:
 async def _passes(domain: str, context: Context) -> bool:
     found = await context.facts.dmarc()
     return found.result is DmarcResult.PASS and (
-        domain == found.domain or (found.organizational != "" and is_within(domain, found.organizational))
+        is_within(domain, found.domain) or (found.organizational != "" and is_within(domain, found.organizational))
     )
 
 
