@@ -7,6 +7,7 @@ digest. Only CRLF ends a line here, as on the wire: a bare CR or LF is content. 
 
 import hashlib
 import re
+from bisect import insort
 
 from gatekeeper.message import Header
 
@@ -23,22 +24,34 @@ def header(field: Header, relaxed: bool) -> bytes:
 
 
 class BodyHash:
-    """The hash of a body in one canonical form, fed in chunks.
+    """The SHA-256 of a body in one canonical form, fed in chunks.
 
-    `limit` is the signature's `l=` in bytes of canonical body, or None for all of it. After `digest()`, `length` is
-    the size of the whole canonical body in bytes, so a caller can tell a limit beyond the end (`length < limit`,
-    invalid) and content that the signature does not cover (`length > limit`).
+    Signatures may cover only the first `l=` bytes of it: `want(limit)` asks for such a digest too, before the body
+    comes, so that any number of limits costs one canonicalization. After a `digest`, `length` is the size of the whole
+    canonical body in bytes, so a caller can tell a limit beyond the end (`length < limit`, invalid) and content that a
+    signature does not cover (`length > limit`).
     """
 
-    __slots__ = ("_blank", "_hash", "_limit", "_relaxed", "_rest", "length")
+    __slots__ = ("_blank", "_cuts", "_ended", "_hash", "_limits", "_relaxed", "_rest", "_whole", "length")
 
-    def __init__(self, relaxed: bool, algorithm: str = "sha256", limit: int | None = None) -> None:
+    def __init__(self, relaxed: bool, limit: int | None = None) -> None:
         self._relaxed = relaxed
-        self._hash = hashlib.new(algorithm, usedforsecurity=True)
-        self._limit = limit
+        self._hash = hashlib.sha256()
+        self._whole = False  # is anything wanted but what the limits cut off?
+        self._limits: list[int] = []
+        self._cuts: dict[int | None, bytes] = {}
         self._rest = b""  # an unfinished end: white space, or a CR whose LF has not come; never longer than two bytes
         self._blank = 0  # line ends held back: at the end of the body they would not count
+        self._ended = False
         self.length = 0
+        self.want(limit)
+
+    def want(self, limit: int | None) -> None:
+        """Have the digest of the first `limit` bytes ready, or of all."""
+        if limit is None:
+            self._whole = True
+        elif limit not in self._limits:
+            insort(self._limits, limit)
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -54,15 +67,17 @@ class BodyHash:
             self._rest, text = text[end:], text[:end]
         self._feed(text)
 
-    def digest(self) -> bytes:
-        """Finish and return the digest. To be called once."""
-        # White space before the missing final line end is stripped as before any other; a lone CR is content.
-        rest = self._rest.rstrip(b" \t") if self._relaxed else self._rest
-        if rest:
-            self._feed(rest)
-        if self.length or not self._relaxed:
-            self._emit(b"\r\n")  # the end of the last line, in place of the empty lines held back
-        return self._hash.digest()
+    def digest(self, limit: int | None = None) -> bytes:
+        """The digest of what was wanted, the whole body by default. Ends the body."""
+        if not self._ended:
+            self._ended = True
+            # White space before the missing final line end is stripped as before any other; a lone CR is content.
+            rest = self._rest.rstrip(b" \t") if self._relaxed else self._rest
+            if rest:
+                self._feed(rest)
+            if self.length or not self._relaxed:
+                self._emit(b"\r\n")  # the end of the last line, in place of the empty lines held back
+        return self._cuts[limit] if limit in self._cuts else self._hash.digest()
 
     def _feed(self, text: bytes) -> None:
         """Hash all but the line ends at the end of `text`; those wait for the next chunk to show whether they count."""
@@ -79,10 +94,13 @@ class BodyHash:
         self._blank = held
 
     def _emit(self, text: bytes) -> None:
-        if self._limit is None:
+        while self._limits and self._limits[0] <= self.length + len(text):
+            limit = self._limits.pop(0)
+            cut = self._hash.copy()
+            cut.update(text[: limit - self.length])
+            self._cuts[limit] = cut.digest()
+        if self._whole or self._limits:
             self._hash.update(text)
-        elif self.length < self._limit:
-            self._hash.update(text[: self._limit - self.length])
         self.length += len(text)
 
 

@@ -395,9 +395,9 @@ async def test_a_key_is_asked_for_once_and_not_for_signatures_that_cannot_be_val
     assert [(NAME, "TXT")] == asked.questions
 
 
-async def test_the_body_is_hashed_once_for_each_way_in_which_signatures_want_it() -> None:
+async def test_the_body_is_hashed_once_for_each_canonicalization_however_many_signatures_want_it() -> None:
     headers, _ = parse(signed(signed(signed(by_dkimpy(MESSAGE, (b"simple", b"simple"))), l="3")))
-    assert 3 == len(DkimVerifier(headers, now=NOW).digests._bodies)
+    assert 2 == len(DkimVerifier(headers, now=NOW).digests._bodies)
 
 
 SIGNED = signed(i="joe@example.com", t="5", q="dns/txt")

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from gatekeeper import canonical
 from gatekeeper.auth.arc_set import ArcSet, BadChain, parse_chain
-from gatekeeper.auth.digests import Digests, form_of, unsigned
+from gatekeeper.auth.digests import Digests, unsigned
 from gatekeeper.auth.dkim import CLOCK_SKEW, look_up
 from gatekeeper.auth.dkim_key import PublicKey, parse_key
 from gatekeeper.auth.stated import Stated, parse_stated
@@ -163,7 +163,7 @@ class ArcVerifier:
         if signature.signed_at is not None and signature.signed_at > self._now + CLOCK_SKEW:
             raise _Stop(f"{whose} is from the future (t=)")
         keys = self._usable_keys(_key_name(signature), signature.algorithm, whose)
-        body, length = self._digests.body(form_of(signature))
+        body, length = self._digests.body(signature)
         if body != signature.body_hash or (signature.length or 0) > length:
             raise _Stop(f"the body was changed after {whose}")
         digest = self._digests.header(arc.signature_place, signature)

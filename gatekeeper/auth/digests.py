@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What signatures cover of one message: digests of its header, and of its body while that comes.
 
-The body is hashed once for each distinct way that a signature of the message wants it, not once a signature; DKIM
-and ARC share it. Knows neither keys nor DNS.
+The body is canonicalized and hashed once for `simple` and once for `relaxed`, as far as a signature of the message
+wants it, not once a signature; DKIM and ARC share it. Knows neither keys nor DNS.
 """
 
 import hashlib
@@ -12,45 +12,35 @@ from gatekeeper import canonical
 from gatekeeper.auth.dkim_signature import Signature, without_signature
 from gatekeeper.message import Header
 
-BodyForm = tuple[bool, int | None]
-"""Relaxed canonicalization or simple, and `l=`."""
-
-
-def form_of(signature: Signature) -> BodyForm:
-    """How `signature` wants the body hashed."""
-    return signature.relaxed_body, signature.length
-
 
 class Digests:
     """The digests of one message. First every `want`, then the body with `update`, then the questions."""
 
     def __init__(self, headers: Sequence[Header]) -> None:
         self._headers = headers
-        self._bodies: dict[BodyForm, canonical.BodyHash] = {}
-        self._ended: dict[BodyForm, tuple[bytes, int]] = {}
+        self._bodies: dict[bool, canonical.BodyHash] = {}  # by whether it is relaxed
         self._places: dict[bytes, list[int]] = {}
         self._forms: dict[tuple[int, bool], bytes] = {}  # signatures mostly cover the same fields
 
     def want(self, signature: Signature) -> None:
         """Have the body hashed as `signature` needs it; before the body comes."""
-        relaxed, limit = form = form_of(signature)
-        if form not in self._bodies:
-            self._bodies[form] = canonical.BodyHash(relaxed, limit=limit)
+        relaxed, limit = signature.relaxed_body, signature.length
+        if relaxed in self._bodies:
+            self._bodies[relaxed].want(limit)
+        else:
+            self._bodies[relaxed] = canonical.BodyHash(relaxed, limit)
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
         for body in self._bodies.values():
             body.update(chunk)
 
-    def body(self, form: BodyForm) -> tuple[bytes, int]:
-        """The SHA-256 of the body in `form` and the length of its whole canonical form in bytes. Ends the body.
-
-        Raises KeyError for a form that nobody wanted.
+    def body(self, signature: Signature) -> tuple[bytes, int]:
+        """The SHA-256 of the body as `signature` wants it and the length of its whole canonical form in bytes. Ends
+        the body. Raises KeyError for a signature that was not announced.
         """
-        if form not in self._ended:
-            body = self._bodies[form]
-            self._ended[form] = body.digest(), body.length
-        return self._ended[form]
+        body = self._bodies[signature.relaxed_body]
+        return body.digest(signature.length), body.length
 
     def header(self, index: int, signature: Signature) -> bytes:
         """The SHA-256 of the header that `signature`, which stands at `index`, signs.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from gatekeeper.auth.digests import Digests, form_of
+from gatekeeper.auth.digests import Digests
 from gatekeeper.auth.dkim_key import MINIMUM_RSA_BITS, PublicKey, parse_key
 from gatekeeper.auth.dkim_signature import Signature, parse_signature
 from gatekeeper.message import Header
@@ -150,7 +150,7 @@ class DkimVerifier:
         records = [record for record in answer.records if isinstance(record, bytes)]
         if not records:
             return replace(finding, result=DkimResult.PERMERROR, reason=f"there is no key {name}", no_key=True)
-        body, length = self.digests.body(form_of(signature))
+        body, length = self.digests.body(signature)
         intact = body == signature.body_hash
         digest = self.digests.header(index, signature)
         tried = [

@@ -115,7 +115,7 @@ class Signer:
         self._now = int(now)
         self._relaxed = options.header_canonicalization == "relaxed"
         self._lines = LineLimit(options.line_length_limit)
-        self._body = canonical.BodyHash(options.body_canonicalization == "relaxed", limit=options.body_length)
+        self._body = canonical.BodyHash(options.body_canonicalization == "relaxed", options.body_length)
         self.names, chosen = _select(headers, options)
         self._hash = sha256()
         for field in chosen:
@@ -129,7 +129,7 @@ class Signer:
     def signatures(self, without: Collection[Identity] = ()) -> list[Header]:
         """The DKIM-Signature fields, in the order of the identities, some left out. Raises BadKey."""
         self._body.update(self._lines.end())
-        body_hash = b64encode(self._body.digest()).decode()
+        body_hash = b64encode(self._body.digest(self._options.body_length)).decode()
         return [self._signature(identity, body_hash) for identity in self._identities if identity not in without]
 
     def _signature(self, identity: Identity, body_hash: str) -> Header:
