@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Greylisting's state: where it comes from, what it costs, and how it moves."""
+
+import argparse
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, Add, add_json, config_path, print_json, print_lines
+
+if TYPE_CHECKING:
+    from gatekeeper.config import Config
+
+
+def add_to(add: Add) -> None:
+    """The commands of this file."""
+    _add_import(add("import-postgrey", import_postgrey, "bring over postgrey's state and its allow lists"))
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    text = "postgrey's folder (default: what its options say, else /var/lib/postgrey)"
+    command.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help=text)
+    text = "how postgrey is started (default: /etc/default/postgrey)"
+    command.add_argument("--options", metavar="FILE", type=Path, default=Path("/etc/default/postgrey"), help=text)
+    text = "where its allow lists go as tables (default: the folder of the configuration)"
+    command.add_argument("--tables", metavar="FOLDER", type=Path, help=text)
+    add_json(command)
+
+
+def import_postgrey(options: argparse.Namespace) -> int:
+    """State into the store, lists into tables, and a report of what came and what did not."""
+    import time
+
+    from gatekeeper.postgrey import bring
+    from gatekeeper.postgrey.database import DatabaseError
+    from gatekeeper.postgrey.options import read_options
+    from gatekeeper.store import Keys, StoreError
+    from gatekeeper.stores import open_store
+
+    config = _config(options)
+    greylist = config.checks.greylist
+    try:
+        theirs = read_options(options.options)
+    except (OSError, ValueError) as error:
+        print(f"gatekeeper: {options.options}: {error}", file=sys.stderr)
+        return FINDING
+    brought = bring.Brought(toml=list(theirs.as_toml()), remarks=list(bring.remarks(theirs, greylist)))
+    folder = options.folder or theirs.folder or Path("/var/lib/postgrey")
+    observed = config.mode == "observe" or greylist.mode == "observe"
+
+    async def work() -> None:
+        store = await open_store(config.store.url, timeout=10.0)
+        try:
+            if store.gone:
+                raise StoreError(store.gone)
+            for prefix in ("", "observe:") if observed else ("",):
+                keys = Keys(await store.secret(), prefix)
+                target = bring.Target(store=store, keys=keys, greylist=greylist, options=theirs, now=time.time())
+                await target.bring(folder, bring.Brought() if prefix else brought)
+        finally:
+            await store.close()
+
+    try:
+        _run(work())
+        bring.bring_lists(theirs, options.tables or config.folder, brought)
+    except (DatabaseError, OSError) as error:
+        print(f"gatekeeper: {error}", file=sys.stderr)
+        return TEMPORARY
+    if options.json:
+        print_json(bring.as_json(brought))
+    else:
+        print_lines(bring.sentences(brought))
+    return OK
+
+
+def _config(options: argparse.Namespace) -> "Config":
+    from gatekeeper import config
+
+    path = config_path(options)
+    return config.load(path) if path else config.defaults()
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    import asyncio
+
+    asyncio.run(work)

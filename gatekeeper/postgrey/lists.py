@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""postgrey's allow lists as access tables, line by line with their comments (postgrey 1.37, read_*_whitelists).
+
+Names and mailboxes become a table that is indexed, networks a cidr: table, `/patterns/` a pcre: table: postgrey's
+patterns are Perl's, and look at the client's confirmed name or the whole recipient without regard to case.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+
+from gatekeeper.checks.regex import compile_perl
+from gatekeeper.problem import Problem
+
+INDEXED, CIDR, PCRE = "hash", "cidr", "pcre"
+
+_PATTERN = re.compile(r"/(\S+)/")
+_IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?:/\d{1,2})?", re.ASCII)
+_SHORT = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}", re.ASCII)
+_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.IGNORECASE | re.ASCII)
+_MAILBOX = re.compile(r"[^\s@/]+@[a-z0-9_.-]*", re.IGNORECASE)
+_BARE_SLASH = re.compile(r"(\\.)|/", re.DOTALL)
+
+Convert = Callable[[str], tuple[str, str]]
+"""The type of table that an entry belongs into, and its key there. Raises ValueError with the reason."""
+
+
+@dataclass(slots=True)
+class Tables:
+    """What becomes of one kind of list: lines by type of table, comments among them, and what was not understood."""
+
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    entries: int = 0
+
+    def read(self, file: Path, convert: Convert) -> None:
+        """Take in a file of postgrey's. Raises OSError."""
+        comments: list[str] = []
+        for number, line in enumerate(file.read_text("utf-8", "replace").splitlines(), 1):
+            entry, _, comment = line.partition("#")
+            entry = entry.strip()
+            if not entry:
+                comments += [f"#{comment}".rstrip()] if comment.strip() else []
+                continue
+            try:
+                type, key = convert(entry)
+            except ValueError as error:
+                self.problems.append(Problem(str(file), number, f"{entry!a} {error}", warning=True))
+            else:
+                self.lines.setdefault(type, []).extend([*comments, f"{key} OK"])
+                self.entries += 1
+            comments = []
+
+
+def client(entry: str) -> tuple[str, str]:
+    """An entry of whitelist_clients. See Convert."""
+    if match := _PATTERN.fullmatch(entry):
+        return PCRE, _pattern(match[1])
+    if _IPV4.fullmatch(entry) or entry.count(":") >= 2:
+        return CIDR, _network(entry)
+    if _SHORT.fullmatch(entry):
+        bits = 8 * (entry.count(".") + 1)
+        return CIDR, _network(f"{entry}{'.0' * (4 - bits // 8)}/{bits}")
+    if _NAME.fullmatch(entry):
+        return INDEXED, entry.lower()
+    raise ValueError("is no host name, network or /pattern/, and has never matched anything")
+
+
+def recipient(entry: str) -> tuple[str, str]:
+    """An entry of whitelist_recipients. See Convert."""
+    if match := _PATTERN.fullmatch(entry):
+        return PCRE, _pattern(match[1])
+    if _MAILBOX.fullmatch(entry) or _NAME.fullmatch(entry):
+        return INDEXED, entry.lower()
+    raise ValueError("is no mailbox, user@, domain or /pattern/")
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError as error:
+        raise ValueError(f"is no network: {error}") from None
+
+
+def _pattern(text: str) -> str:
+    compile_perl(text, "")
+    return f"/{_BARE_SLASH.sub(lambda match: match[1] or chr(92) + '/', text)}/"
+
+
+def table_names(kind: str, tables: Tables) -> Iterator[tuple[str, str, list[str]]]:
+    """For each table that is not empty its type, the name of its file, and its lines. `kind`: clients or recipients."""
+    for type in (INDEXED, CIDR, PCRE):
+        if lines := tables.lines.get(type):
+            yield type, f"postgrey_{kind}{'' if type == INDEXED else '.' + type}", lines

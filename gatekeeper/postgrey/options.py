@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How postgrey was started: the options of Debian's /etc/default/postgrey that say what its state means, and what of
+them gatekeeper has an option for.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = Path("/etc/postgrey")
+_LINE = re.compile(r"^\s*(?:export\s+)?POSTGREY_OPTS=(.*)$", re.MULTILINE)
+_DAY = 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """postgrey's options with its own defaults; times in seconds. `clients` and `recipients` are its allow lists."""
+
+    delay: int = 300
+    retry_window: int = 2 * _DAY
+    max_age: int = 35 * _DAY
+    auto_allow: int = 5
+    ipv4_prefix: int = 24
+    ipv6_prefix: int = 64
+    folder: Path | None = None
+    clients: tuple[Path, ...] = (CONFIG / "whitelist_clients", CONFIG / "whitelist_clients.local")
+    recipients: tuple[Path, ...] = (CONFIG / "whitelist_recipients", CONFIG / "whitelist_recipients.local")
+
+    def as_toml(self) -> Iterator[str]:
+        """The lines of [checks.greylist] that keep postgrey's ways."""
+        yield 'clients = "all"'
+        ours = Options()
+        if self.delay != ours.delay:
+            yield f'delay = "{self.delay}s"'
+        if self.retry_window != ours.retry_window:
+            yield f'retry_window = "{self.retry_window}s"'
+        if self.max_age != ours.max_age:
+            yield f'lifetime = "{self.max_age}s"'
+        for name in ("auto_allow", "ipv4_prefix", "ipv6_prefix"):
+            if getattr(self, name) != getattr(ours, name):
+                yield f"{name} = {getattr(self, name)}"
+
+
+def read_options(file: Path) -> Options:
+    """The options in `file`; postgrey's defaults if there is no such file. Raises OSError, and ValueError for words
+    that no shell would take."""
+    try:
+        text = file.read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return Options()
+    lines = _LINE.findall(text)
+    return parse_options(shlex.split(" ".join(shlex.split(lines[-1], comments=True)))) if lines else Options()
+
+
+def parse_options(words: list[str]) -> Options:
+    """The options in postgrey's command line; what does not matter here is passed over. Raises ValueError."""
+    found: dict[str, list[str]] = {}
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in _TAKES_VALUE:
+            found.setdefault(name, []).append(value if equals else next(rest, ""))
+        elif word.startswith("--auto-whitelist-clients"):
+            found["auto-whitelist-clients"] = [value]
+    values: dict[str, int] = {}
+    for name, (attribute, unit) in _NUMBERS.items():
+        for text in found.get(name, ()):
+            hours = name == "retry-window" and text.lower().endswith("h")
+            number = text[:-1] if hours else text
+            if number.isdecimal():
+                values[attribute] = int(number) * (3600 if hours else unit)
+            elif number:
+                raise ValueError(f"--{name}={text}: not a number")
+    files = {
+        attribute: tuple(map(Path, found[name]))
+        for name, attribute in (("whitelist-clients", "clients"), ("whitelist-recipients", "recipients"))
+        if name in found
+    }
+    folder = Path(found["dbdir"][-1]) if "dbdir" in found else None
+    return Options(**values, **files, folder=folder)  # type: ignore[arg-type]  # each attribute has what its option takes
+
+
+_NUMBERS = {
+    "delay": ("delay", 1),
+    "retry-window": ("retry_window", _DAY),
+    "max-age": ("max_age", _DAY),
+    "auto-whitelist-clients": ("auto_allow", 1),
+    "ipv4cidr": ("ipv4_prefix", 1),
+    "ipv6cidr": ("ipv6_prefix", 1),
+}
+_TAKES_VALUE = {"delay", "retry-window", "max-age", "ipv4cidr", "ipv6cidr", "dbdir"} | {
+    "whitelist-clients",
+    "whitelist-recipients",
+}

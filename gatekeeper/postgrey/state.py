@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What postgrey's entries mean (postgrey 1.37, smtpd_access_policy): triplets that have passed or wait, and clients
+that it lets pass by themselves.
+
+A triplet is `network/sender/recipient` with `first,last` in seconds since the epoch; it has passed once these are
+`delay` apart. A client is an address with `count,last`. With --privacy both are hashes, and nobody can tell of what.
+"""
+
+import re
+from dataclasses import dataclass
+
+from gatekeeper.request import Address, parse_address
+
+_HASH = re.compile(rb"[0-9a-f]{40}")
+_TIMES = re.compile(rb"(\d{1,12}),(\d{1,12})(?:,.*)?", re.DOTALL)
+PRIVACY = "written with --privacy, so nobody can tell what they are"
+DAMAGED = "not in postgrey's format"
+
+
+class Unusable(ValueError):
+    """An entry that cannot be brought over; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """One entry of postgrey.db. `sender` is as postgrey keeps it: no extension, `#` for numbers; times in seconds."""
+
+    address: Address
+    sender: str
+    recipient: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClient:
+    """One entry of postgrey_clients.db: how many mails of the client have passed, and when the last did."""
+
+    address: Address
+    count: int
+    last: int
+
+
+def parse_triplet(key: bytes, value: bytes) -> Triplet:
+    """One entry of postgrey.db. Raises Unusable."""
+    first, last = _numbers(key, value)
+    network, slash, rest = key.decode("utf-8", "surrogateescape").partition("/")
+    bits, also, behind = rest.partition("/")
+    if bits in ("32", "128") and also and "@" in behind:  # --lookup-by-host writes 192.0.2.1/32
+        rest = behind
+    address = parse_address(network)
+    sender, divider, recipient = _divide(rest)
+    if not slash or address is None or not divider or not recipient:
+        raise Unusable(DAMAGED)
+    return Triplet(address, sender, recipient, first, last)
+
+
+def parse_client(key: bytes, value: bytes) -> KnownClient:
+    """One entry of postgrey_clients.db. Raises Unusable."""
+    count, last = _numbers(key, value)
+    address = parse_address(key.decode("ascii", "replace"))
+    if address is None:
+        raise Unusable(DAMAGED)
+    return KnownClient(address, count, last)
+
+
+def _numbers(key: bytes, value: bytes) -> tuple[int, int]:
+    if _HASH.fullmatch(key):
+        raise Unusable(PRIVACY)
+    match = _TIMES.fullmatch(value)
+    if match is None:
+        raise Unusable(DAMAGED)
+    return int(match[1]), int(match[2])
+
+
+def _divide(text: str) -> tuple[str, str, str]:
+    """Sender and recipient, of which both local parts may hold a slash, and no domain does."""
+    at = text.find("@")
+    end = text.find("/", at) if at >= 0 and not text.startswith("/") else -1
+    if end < 0:
+        return text.partition("/")
+    return text[:end], "/", text[end + 1 :]
