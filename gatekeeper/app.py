@@ -18,7 +18,7 @@ from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
 from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader, Remember, ask_ahead
 from gatekeeper.config import Config
-from gatekeeper.dnslists import Lists, Use
+from gatekeeper.dnslists import Asking, Lists, Use
 from gatekeeper.facts import Facts
 from gatekeeper.message import Header
 from gatekeeper.pipeline import CLIENT, END_OF_DATA, Check, Context, Pipeline, Site
@@ -238,12 +238,12 @@ class App:
             keys=Keys(secret, prefix),
             facts=facts,
             alone=self._alone,
-            lists=self.lists.asking(),
+            lists=Asking(self.lists),
         )
 
     def watch_lists(self) -> None:
         """Probe the DNS lists from now on: for a process that lives on."""
-        self._watching = asyncio.get_running_loop().create_task(self.lists.watch(), name="DNS lists")
+        self._watching = self.lists.start()
 
     async def decide(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
         """The policy daemon's decision. The context's side effects are the caller's to settle, after the answer."""

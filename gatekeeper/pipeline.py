@@ -112,7 +112,7 @@ class Context:
 
     def __post_init__(self) -> None:
         if self.lists is None:
-            self.lists = Lists(self.resolver).asking()
+            self.lists = Asking(Lists(self.resolver))
 
     def note(self, what: str, found: str) -> None:
         """Write down what was found, where it is found out; explain, logs and reports read it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from gatekeeper.checks import Place, Reader
-from gatekeeper.dnslists import Lists
+from gatekeeper.dnslists import Asking, Lists
 from gatekeeper.facts import Facts
 from gatekeeper.pipeline import RECIPIENT, Check, Context, Pipeline, Site
 from gatekeeper.problem import ConfigError, Problem
@@ -106,7 +106,7 @@ class World:
             keys=Keys(b"secret"),
             facts=facts,
             alone=self.alone,
-            lists=self.lists.asking(),
+            lists=Asking(self.lists),
         )
         decision = await Pipeline({RECIPIENT: self.checks}).decide(request, context)
         await context.settle(decision)

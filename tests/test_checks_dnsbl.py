@@ -115,3 +115,49 @@ async def test_whatever_a_list_says_stays_in_its_place(text: bytes) -> None:
     assert reply.isascii()
     assert reply.isprintable()
     assert len(reply) < 400
+
+
+NAMES = """
+helo.example.dbl.example A 127.0.1.2
+sender.example.dbl.example A 127.0.1.4
+ptr.example.dbl.example A 127.0.1.6
+ptr.example.dbl.example TXT "a bad name"
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "label"),
+    [
+        ("helo_lists", "Helo command [helo.example]"),
+        ("sender_lists", "Sender address [u@sender.example]"),
+        ("reverse_name_lists", "Unverified Client host [ptr.example]"),
+    ],
+)
+async def test_lists_of_names_are_asked_about_what_they_are_for(option: str, label: str) -> None:
+    request = rcpt(helo="helo.example", sender="u@sender.example", reverse_name="ptr.example")
+    verdict = await world(NAMES, lists=[], **{option: ["dbl.example"]}).verdict(request)
+    assert f"Service unavailable; {label} blocked using dbl.example" == verdict.text.partition("; a bad")[0]
+
+
+async def test_hits_about_all_subjects_make_one_sum() -> None:
+    request = rcpt(helo="helo.example", sender="u@sender.example", reverse_name="ptr.example")
+    options = {"helo_lists": ["dbl.example"], "sender_lists": ["dbl.example"], "reverse_name_lists": ["dbl.example*2"]}
+    for threshold, code in ((4, "554"), (5, "")):
+        assert code == (await world(NAMES, lists=[], threshold=threshold, **options).verdict(request)).code
+
+
+@pytest.mark.parametrize(("helo", "sender"), [("[192.0.2.1]", ""), ("192.0.2.1", "u@[192.0.2.1]"), ("h.1", None)])
+async def test_lists_of_names_are_not_asked_about_numbers_and_nobody(helo: str, sender: str | None) -> None:
+    subject = world("*.dbl.example A 127.0.0.2", lists=[], helo_lists=["dbl.example"], sender_lists=["dbl.example"])
+    assert ((),) == tuple(step.notes for step in (await subject.decide(rcpt(helo=helo, sender=sender))).steps)
+
+
+@pytest.mark.parametrize(("allow", "code"), [("broken.example*-1", "450"), ("well.example*-1", "554")])
+async def test_an_allow_list_that_does_not_answer_makes_the_refusal_temporary(allow: str, code: str) -> None:
+    zone = ZONE + "*.broken.example A !SERVFAIL\n2.0.0.127.well.example A 127.0.0.2"
+    assert code == (await world(zone, lists=["one.example", allow]).verdict(rcpt())).code
+
+
+async def test_an_allow_list_that_could_not_have_saved_the_client_changes_nothing() -> None:
+    zone = ZONE + "*.broken.example A !SERVFAIL"
+    assert "554" == (await world(zone, lists=["one.example*3", "broken.example*-1"]).verdict(rcpt())).code

@@ -9,7 +9,7 @@ from gatekeeper.checks.opinion import Word
 from gatekeeper.checks.rbl import RejectListed, ask_ahead
 from gatekeeper.resolver import Answer
 from gatekeeper.resolvers import CachingResolver
-from tests.checking import World, rcpt, reply
+from tests.checking import World, mistakes, rcpt, reply
 
 ZONE = r"""
 1.2.0.192.bl.example A 127.0.0.2
@@ -116,3 +116,8 @@ def test_only_the_first_of_neighbours_asks_ahead() -> None:
     world = World(", ".join([*lists[:3], "permit_mynetworks", *lists[3:]]))
     judges = [check.judge for check in ask_ahead(world.checks) if isinstance(check, Word)]
     assert [2, 0, 0, 1, 0] == [len(judge.ahead) for judge in judges if isinstance(judge, RejectListed)]
+
+
+def test_a_weight_belongs_to_our_own_lists() -> None:
+    [what] = mistakes("reject_rbl_client bl.example*2")
+    assert "reject_rbl_client knows no weights; lists with weights stand in [checks.dnsbl]" == what

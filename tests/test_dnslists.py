@@ -8,8 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from gatekeeper.checks.dnslist import parse_list, reversed_address
-from gatekeeper.dnslists import DnsList, Kind, Lists, Question
-from gatekeeper.dnslists.watch import STRIKES
+from gatekeeper.dnslists import Asking, DnsList, Kind, Lists, Question
+from gatekeeper.dnslists.health import STRIKES
 from gatekeeper.resolver import Answer, TableResolver
 from gatekeeper.resolvers import CachingResolver
 from gatekeeper.zone import Zone
@@ -113,9 +113,18 @@ async def test_a_list_that_is_off_is_not_asked_and_its_answers_do_not_count() ->
     watched = lists("*.bl.example A 127.0.0.2")
     await watched.probe()
     watched.resolver = counting = Counting(GOOD)
-    [reply] = await watched.asking().ask([LISTED])
+    [reply] = await Asking(watched).ask([LISTED])
     assert ((), []) == (reply.records, counting.asked)
     assert reply.why.startswith("switched off: lists everything")
+
+
+async def test_nothing_counts_before_the_first_probe_is_back() -> None:
+    watched = lists("*.bl.example A 127.0.0.2\n*.late.example A 127.0.0.2")
+    watching = watched.start()
+    late = Question(parse_list("late.example"), Kind.ADDRESS, "9.2.0.192")
+    replies = await Asking(watched).ask([LISTED]) + await Asking(watched).ask([late])
+    assert [True, True] == [reply.why.startswith("switched off: lists everything") for reply in replies]
+    watching.cancel()
 
 
 @pytest.mark.parametrize(
@@ -131,14 +140,14 @@ async def test_going_and_coming_back_are_a_line_each(ill: str, caplog: pytest.Lo
     off, on = (record.getMessage() for record in caplog.records)
     assert off.startswith("DNS list bl.example is switched off: it ")
     assert "DNS list bl.example is switched on again: its test points are as they should be" == on
-    assert (("127.0.0.4",), "") == ((await watched.asking().ask([LISTED]))[0].records, watched.why_off(LISTED.list))
+    assert (("127.0.0.4",), "") == ((await Asking(watched).ask([LISTED]))[0].records, watched.why_off(LISTED.list))
 
 
 async def test_a_private_list_without_test_points_comes_back_with_its_first_hit_and_stays() -> None:
     watched = lists("9.2.0.192.bl.example A 127.0.0.4")
     await watched.probe()
     assert watched.why_off(LISTED.list).startswith("lists nothing")
-    assert ("127.0.0.4",) == (await watched.asking().ask([LISTED]))[0].records
+    assert ("127.0.0.4",) == (await Asking(watched).ask([LISTED]))[0].records
     for _ in range(3):
         await watched.probe()
     assert "" == watched.why_off(LISTED.list)
@@ -147,7 +156,7 @@ async def test_a_private_list_without_test_points_comes_back_with_its_first_hit_
 async def test_a_list_that_had_a_test_point_and_lost_it_is_off_once_it_hits_nobody() -> None:
     watched = lists(GOOD)
     await watched.probe()
-    await watched.asking().ask([LISTED])
+    await Asking(watched).ask([LISTED])
     change(watched, "")
     await watched.probe()
     assert "" == watched.why_off(LISTED.list)  # it has listed somebody since
@@ -188,9 +197,9 @@ async def test_names_that_strangers_choose_switch_no_list_off() -> None:
     watched = lists(GOOD + "*.example.net.bl.example A !SERVFAIL\n*.evil.example.bl.example A 127.255.255.252")
     for number in range(20):
         names = (f"x{number}.example.net", f"x{number}.evil.example")
-        await watched.asking().ask([Question(LISTED.list, Kind.NAME, name) for name in names])
+        await Asking(watched).ask([Question(LISTED.list, Kind.NAME, name) for name in names])
     await watched.probe()
-    assert ("127.0.0.4",) == (await watched.asking().ask([LISTED]))[0].records
+    assert ("127.0.0.4",) == (await Asking(watched).ask([LISTED]))[0].records
 
 
 async def test_an_operator_s_error_about_a_client_is_told_once_and_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
@@ -257,18 +266,18 @@ async def test_a_slow_list_costs_the_others_nothing_and_fills_the_cache_when_it_
     slow = Slow()
     resolver = CachingResolver(slow)
     watched = Lists(resolver, budget=0.05)
-    replies = await watched.asking().ask(questions("one.example", "slow.example", "two.example"))
+    replies = await Asking(watched).ask(questions("one.example", "slow.example", "two.example"))
     assert [("127.0.0.2",), (), ("127.0.0.2",)] == [reply.records for reply in replies]
     assert ("no answer: not within 0.05s", True) == (replies[1].why, replies[1].unknown)
     slow.may.set()
     await asyncio.sleep(0)
-    [reply] = await watched.asking().ask(questions("slow.example"))
+    [reply] = await Asking(watched).ask(questions("slow.example"))
     assert ("127.0.0.2",) == reply.records
 
 
 async def test_all_lists_of_a_request_share_one_budget() -> None:
     slow = Slow()
-    asking = Lists(slow, budget=0.05).asking()
+    asking = Asking(Lists(slow, budget=0.05))
     await asking.ask(questions("slow.example"))
     loop = asyncio.get_running_loop()
     asked = loop.create_task(asking.ask(questions("two.slow.example", "three.slow.example")))
@@ -283,5 +292,5 @@ async def test_all_lists_of_a_request_share_one_budget() -> None:
 async def test_a_question_that_two_lists_share_is_asked_once() -> None:
     counting = Counting(GOOD)
     sites = [parse_list("bl.example=127.0.0.2"), parse_list("bl.example=127.0.0.4")]
-    replies = await Lists(counting).asking().ask([Question(site, Kind.ADDRESS, "9.2.0.192") for site in sites])
+    replies = await Asking(Lists(counting)).ask([Question(site, Kind.ADDRESS, "9.2.0.192") for site in sites])
     assert (["9.2.0.192.bl.example"], 2) == (counting.asked, len(replies))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gatekeeper.checks.dnslist import clean, parse_list
-from gatekeeper.dnslists import Kind, Lists
-from gatekeeper.dnslists.watch import STRIKES
+from gatekeeper.dnslists import Asking, Kind, Lists, Question
+from gatekeeper.dnslists.health import STRIKES
 from gatekeeper.replay.lab.dns import DnsServer
 from gatekeeper.replay.lab.postfix import free_port
 from gatekeeper.resolvers import CachingResolver, LiveResolver
@@ -140,11 +140,9 @@ async def test_a_list_s_own_words_are_made_safe(server: DnsServer, text: str, ex
 
 
 async def test_a_silent_list_is_waited_for_no_longer_than_the_budget(nameserver: str) -> None:
-    from gatekeeper.dnslists import Question
-
     watched = Lists(CachingResolver(LiveResolver([nameserver])), budget=0.3)
     questions = [Question(parse_list(f"{zone}.example"), Kind.ADDRESS, "9.2.0.192") for zone in ("silent", "good")]
-    silent, good = await watched.asking().ask(questions)
+    silent, good = await Asking(watched).ask(questions)
     assert (True, ("127.0.0.4",)) == (silent.unknown, good.records)
 
 
@@ -197,6 +195,7 @@ bad.example.{KEY}.dbl.dq.spamhaus.net A 127.0.1.2
     config.write_text(CONFIG.format(nameserver=server.address, folder=tmp_path, key=KEY))
     service = Service(config, "policy", prelude=QUICK)
     with service.policy() as connection:
+        assert b"action=DUNNO\n\n" == ask(connection, b"192.0.2.1")  # nothing counts before the first probe is back
         service.wait_for("DNS list everything.example is switched off: it lists everything")
         service.wait_for("DNS list parked.example is switched off")
         service.wait_for("DNS list refused.example is switched off: .* ask through a resolver of your own")

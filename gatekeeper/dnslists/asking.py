@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The questions of one request to DNS lists: all asked at once, within one budget of time.
+
+An answer that comes too late is none, but the resolver goes on and will remember it. A list that was not probed yet is
+waited for, so that one that lists everything does no harm in the first second of a process either.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gatekeeper.dnslists.health import Health
+from gatekeeper.dnslists.list import DnsList, Kind
+from gatekeeper.dnslists.points import State, trouble
+from gatekeeper.dnslists.watch import Lists, answer
+from gatekeeper.resolver import Answer, DNSError, DNSTimeout
+from gatekeeper.units import duration_text
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a list is asked: `subject` is what stands before the zone, a reversed address or a domain name."""
+
+    list: DnsList
+    kind: Kind
+    subject: str
+
+    @property
+    def name(self) -> str:
+        """The name that is looked up."""
+        return f"{self.subject}.{self.list.zone}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of it: the A records, or why there are none. `unknown`: the list might have had it."""
+
+    records: tuple[str, ...] = ()
+    why: str = ""
+    unknown: bool = False
+
+
+class Asking:
+    """The questions of one request to `lists`."""
+
+    __slots__ = ("_left", "_lists")
+
+    def __init__(self, lists: Lists) -> None:
+        self._lists = lists
+        self._left = lists.budget
+
+    async def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """The replies, in the order of the questions. Raises nothing."""
+        health = [self._lists.health(question.list, question.kind) for question in questions]
+        found = await self._look_up({q.name: h for q, h in zip(questions, health, strict=True)}, "A")
+        return [self._reply(q, h, found[q.name]) for q, h in zip(questions, health, strict=True)]
+
+    def begin(self, questions: Sequence[Question]) -> None:
+        """Have these looked up without waiting: they will be asked soon, and the resolver will know by then."""
+        for question in questions:
+            if self._lists.health(question.list, question.kind).asked:
+                self._lists.ask_ahead(question.name)
+
+    async def text(self, question: Question) -> tuple[bytes, ...]:
+        """The TXT records beside a hit; none if they cannot be had within what is left of the budget."""
+        health = self._lists.health(question.list, question.kind)
+        found = (await self._look_up({question.name: health}, "TXT"))[question.name]
+        return tuple(r for r in found.records if isinstance(r, bytes)) if isinstance(found, Answer) else ()
+
+    def _reply(self, question: Question, health: Health, found: Answer | DNSError) -> Reply:
+        if not health.asked:
+            return Reply(why=f"switched off: {health.finding}", unknown=health.finding.state is State.TROUBLE)
+        if isinstance(found, DNSError):
+            self._lists.suspect()
+            return Reply(why=f"no answer: {trouble(found)}", unknown=True)
+        records = tuple(str(record) for record in found.records)
+        if records:
+            self._lists.heard(question.list, health, records)
+        return Reply(records)
+
+    async def _look_up(self, names: dict[str, Health], type: str) -> dict[str, Answer | DNSError]:
+        """What comes within the time that is left, and DNSTimeout for the rest."""
+        late = DNSTimeout(f"not within {duration_text(self._lists.budget)}")
+        found: dict[str, Answer | DNSError] = dict.fromkeys(names, late)
+
+        async def find(name: str, health: Health) -> None:
+            if not health.proven.is_set():
+                await health.proven.wait()
+            if health.asked:
+                found[name] = await answer(self._lists.resolver, name, type)
+
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(self._left, 0)):
+                if len(names) == 1:
+                    [only] = names.items()
+                    await find(*only)  # the usual case, without a task
+                elif names:
+                    await asyncio.gather(*(find(name, health) for name, health in names.items()))
+        self._left -= clock() - began
+        return found
