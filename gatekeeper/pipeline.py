@@ -15,7 +15,7 @@ decision: `Context.after`.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol, runtime_checkable
 
@@ -186,6 +186,8 @@ class Pipeline:
         """Ask the lists of `request.stage` and combine their verdicts. Never raises; the side effects are the caller's
         to run with `context.settle(decision)` once the answer is on its way."""
         steps: list[Step] = []
+        if request.stage is Stage.RCPT and (request.recipient or "").lower() == "postmaster":
+            return Decision(request, PASS, (), PASS)  # Postfix takes it unasked (RFC 5321 section 4.5.1)
         store = context.store
         context.store = view = StoreView(store, lambda: self._wants(request, context))
         try:
@@ -227,7 +229,9 @@ class Pipeline:
                     case Outcome.ACCEPT:
                         return if_permit or verdict
                     case Outcome.REJECT:
-                        return if_reject if if_reject and verdict.code.startswith("5") else verdict
+                        if if_reject and verdict.code.startswith("5"):
+                            return replace(if_reject, outcome=Outcome.REJECT)
+                        return verdict
                     case Outcome.DEFER_IF_PERMIT:
                         if_permit = if_permit or verdict
                     case Outcome.DEFER_IF_REJECT:

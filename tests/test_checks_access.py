@@ -94,7 +94,7 @@ async def test_an_entry_says_what_postfix_makes_of_it(tmp_path: Path, entry: str
 
 
 @pytest.mark.parametrize(
-    ("code", "sender", "recipient"), [("1", "0", "1"), ("2", "8", "2"), ("7", "7", "3"), ("9", "0", "0")]
+    ("code", "sender", "recipient"), [("1", "7", "1"), ("2", "8", "2"), ("7", "7", "3"), ("9", "0", "0")]
 )
 async def test_address_codes_are_made_to_fit_what_is_refused(
     tmp_path: Path, code: str, sender: str, recipient: str

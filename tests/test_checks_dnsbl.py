@@ -69,7 +69,7 @@ async def test_one_list_in_trouble_does_not_hide_another() -> None:
     assert "554" == (await world(lists=["one.example", "two.example"]).verdict(rcpt(address="192.0.2.3"))).code
 
 
-@pytest.mark.parametrize("recipient", ["postmaster@example.com", "Abuse@relay.example", "postmaster"])
+@pytest.mark.parametrize("recipient", ["postmaster@example.com", "Abuse@relay.example"])
 async def test_our_postmaster_can_always_be_reached(recipient: str) -> None:
     decision = await world(lists=["one.example"]).decide(rcpt(recipient=recipient))
     assert (PASS, ("dnsbl.always_reachable",)) == (decision.verdict, decision.reasons)

@@ -78,4 +78,4 @@ async def test_a_permit_behind_warn_if_reject_still_permits() -> None:
 
 async def test_a_defer_if_reject_behind_warn_if_reject_still_tempers() -> None:
     decision = await World("warn_if_reject defer_if_reject, reject").decide(rcpt())
-    assert (Outcome.DEFER_IF_REJECT, "450") == (decision.verdict.outcome, decision.verdict.code)
+    assert (Outcome.REJECT, "450") == (decision.verdict.outcome, decision.verdict.code)

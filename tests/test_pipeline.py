@@ -141,7 +141,8 @@ async def test_a_soft_failure_of_an_early_list_is_kept_to_the_end() -> None:
 
 
 async def test_a_kept_defer_if_reject_turns_a_later_5xx_into_its_4xx() -> None:
-    assert IF_REJECT == await answer(IF_REJECT, REJECT)
+    refused = replace(IF_REJECT, outcome=Outcome.REJECT)  # DEFER_IF_REJECT would let Postfix go on
+    assert refused == await answer(IF_REJECT, REJECT)
 
 
 async def test_a_kept_defer_if_reject_leaves_a_later_4xx_alone() -> None:
@@ -251,3 +252,8 @@ async def test_nothing_that_is_refused_anywhere_is_let_through(lists: dict[str, 
     applied = [step.verdict for step in decision.steps]
     refused = any(verdict.refuses for verdict in applied)
     assert refused == decision.verdict.refuses or (refused and decision.verdict == IF_REJECT)
+
+
+async def test_postfix_takes_a_bare_postmaster_unasked() -> None:
+    decision = await decide({RECIPIENT: [REJECT]}, replace(RCPT, recipient="Postmaster"))
+    assert PASS == decision.verdict

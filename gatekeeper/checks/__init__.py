@@ -255,7 +255,7 @@ class Reader:
                 "an OK for a sender lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc",
             )
         if word in NO_OK:
-            self._warn_of(table, f"an OK is not allowed for {word}, and answered with 451 4.3.5; write DUNNO")
+            self._warn_of(table, "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO")
         return table
 
     def _warn_of(self, table: Table, what: str) -> None:

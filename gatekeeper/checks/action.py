@@ -137,12 +137,12 @@ async def apply(action: Action, subject: Subject, request: Request, context: Con
 
 _MAPPED = {
     # detail of x.1.detail: for a sender, for a recipient
-    "1": ("0", "1"),
+    "1": ("7", "1"),
     "2": ("8", "2"),
     "3": ("7", "3"),
-    "4": ("0", "4"),
+    "4": ("7", "4"),
     "5": ("0", "5"),
-    "6": ("0", "6"),
+    "6": ("7", "6"),
     "7": ("7", "3"),
     "8": ("8", "2"),
 }

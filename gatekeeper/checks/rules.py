@@ -43,6 +43,10 @@ class Rule:
     skip_to: int = 0
 
 
+class NoAddress(Exception):
+    """A network is asked about a name, or about an address of the other IP version (cidr_match_execute())."""
+
+
 @dataclass(slots=True)
 class RuleTable:
     """Rules in order."""
@@ -62,7 +66,7 @@ class RuleTable:
             try:
                 found = rule.matches(key)
                 applies = (found is not None) is not rule.negated
-            except TooHard:
+            except (TooHard, NoAddress):
                 applies = False  # whether negated or not, as in Postfix
             if not applies:
                 at = rule.skip_to if rule.action is None else at
@@ -243,7 +247,9 @@ def _read_network(line: int, source: str, actions: Actions) -> tuple[Matcher, st
 
     def matches(key: str) -> Found:
         address = parse_address(key)
-        return () if address is not None and address in network else None
+        if address is None or address.version != network.version:
+            raise NoAddress
+        return () if address in network else None
 
     return matches, rest, 0
 

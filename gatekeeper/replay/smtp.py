@@ -32,10 +32,11 @@ class SmtpError(Exception):
 
 
 class SmtpClient:
-    """One connection. Each command returns the reply: its code, a space, and the text of all its lines."""
+    """One connection, from the address `source` if it is given. Each command returns the reply: its code, a space, and
+    the text of all its lines."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._socket = socket.create_connection((host, port), timeout=TIMEOUT)
+    def __init__(self, host: str, port: int, source: str = "") -> None:
+        self._socket = socket.create_connection((host, port), TIMEOUT, (source, 0) if source else None)
         self._lines = self._socket.makefile("rb")
         self.greeting = self._reply()
 

@@ -78,10 +78,11 @@ class _TcpQueries(socketserver.StreamRequestHandler):
 
 
 class DnsServer:
-    """Serves from when it is made until `close`; `address` is what `dns.nameservers` of gatekeeper.toml wants."""
+    """Serves from when it is made until `close`; `address` is what `dns.nameservers` of gatekeeper.toml wants. By
+    default at a free port; `host` and `port` are for programs that know no other port than 53."""
 
-    def __init__(self, zone: Zone) -> None:
-        self._tcp = _Tcp(("127.0.0.1", 0), _TcpQueries)
+    def __init__(self, zone: Zone, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._tcp = _Tcp((host, port), _TcpQueries)
         try:
             # The kernel gave the port for TCP; it is as good as always free for UDP.
             self._udp = _Udp(self._tcp.server_address, _UdpQuery)
@@ -103,8 +104,8 @@ class DnsServer:
 
     @property
     def address(self) -> str:
-        """`127.0.0.1:PORT`."""
-        return f"127.0.0.1:{self._tcp.server_address[1]}"
+        """`HOST:PORT`."""
+        return "{}:{}".format(*self._tcp.server_address)
 
     def close(self) -> None:
         """Stop serving."""
