@@ -32,12 +32,17 @@ def in_background(serve: Serve) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def leave_terminal() -> None:
+    """Let go of standard input, output and error: whoever waits for their end has waited long enough."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
 def _detached(serve: Serve, tell: int) -> int:
     def up() -> None:
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.close(null)
+        leave_terminal()
         os.write(tell, b"\n")
         os.close(tell)
 

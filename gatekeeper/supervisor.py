@@ -75,12 +75,17 @@ class _Vacancy:
 
 
 def run(
-    load: Callable[[], Config], up: Callable[[Mapping[Kind, Listen]], None], *, policy: bool = True, milter: bool = True
+    load: Callable[[], Config],
+    up: Callable[[Mapping[Kind, Listen]], None],
+    *,
+    policy: bool = True,
+    milter: bool = True,
+    detached: bool = False,
 ) -> int:
     """Run the service in the foreground until a signal ends it; the exit status of the command (0, 75, 78).
 
     `load` reads the configuration, now and at each reload; `up` is called once, when every worker serves, with one
-    address of each kind.
+    address of each kind. `detached` workers let go of standard input and output once they serve.
     """
     try:
         with sources.noting() as noted:
@@ -101,7 +106,7 @@ def run(
             print("no milter: pymilter is not installed; pip install 'gatekeeper[milter]' adds it", file=sys.stderr)
     if not kinds:
         return EX_TEMPFAIL
-    return Supervisor(load, up, plan, tuple(kinds), identity, Watch(noted)).run()
+    return Supervisor(load, up, plan, tuple(kinds), identity, Watch(noted), detached=detached).run()
 
 
 @dataclass(slots=True)
@@ -117,6 +122,7 @@ class Supervisor:
     share: Share = field(default_factory=lambda: Share(1))
     homeless: list[control.Packet] = field(default_factory=list)  # connections that retired workers gave up
     generation: int = 0
+    detached: bool = False
     sockets: dict[Place, socket.socket] = field(default_factory=dict)
     workers: list[_Worker] = field(default_factory=list)
     vacancies: list[_Vacancy] = field(default_factory=list)
@@ -238,7 +244,7 @@ class Supervisor:
                 if place not in places:  # held open here, it would take connections that nobody answers
                     listener.close()
             listeners = [self.sockets[place] for place in places]
-            live(kind, self.plan, listeners, theirs, self.identity, self.share.seat(seat))
+            live(kind, self.plan, listeners, theirs, self.identity, self.share.seat(seat), detached=self.detached)
         theirs.close()
         now = time.monotonic()
         worker = _Worker(kind, places, self.generation, pid, ours, seat, now, now)

@@ -23,6 +23,7 @@ import uvloop
 from gatekeeper import control as channel
 from gatekeeper import stores
 from gatekeeper.app import App, Plan, open_app
+from gatekeeper.background import leave_terminal
 from gatekeeper.policy.server import PolicyServer
 from gatekeeper.policy.share import Seat
 from gatekeeper.resolvers.live import preload
@@ -71,8 +72,11 @@ def live(
     control: socket.socket,
     identity: Identity | None,
     seat: Seat,
+    *,
+    detached: bool = False,
 ) -> NoReturn:
-    """Be a worker in this freshly forked process; ends it. `seat` is a policy worker's among its like.
+    """Be a worker in this freshly forked process; ends it. `seat` is a policy worker's among its like; `detached` lets
+    go of standard input and output once it serves.
 
     Exit status 0 after draining, 75 after an accident."""
     status = EX_TEMPFAIL
@@ -85,7 +89,7 @@ def live(
             import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
         if identity is not None:
             identity.assume()
-        uvloop.run(_serve(kind, plan, listeners, control, seat))
+        uvloop.run(_serve(kind, plan, listeners, control, seat, detached))
         status = 0
     except (OSError, StoreError) as error:
         logger.error("%s worker cannot work: %s", kind, error)  # noqa: TRY400 (the sentence says it; a traceback would hide it)
@@ -98,11 +102,16 @@ def live(
 
 
 async def _serve(
-    kind: Kind, plan: Plan, listeners: Sequence[socket.socket], control: socket.socket, seat: Seat
+    kind: Kind,
+    plan: Plan,
+    listeners: Sequence[socket.socket],
+    control: socket.socket,
+    seat: Seat,
+    detached: bool,
 ) -> None:
     app = await open_app(plan)
     try:
-        orders = _Orders(control)
+        orders = _Orders(control, detached)
         if kind is Kind.POLICY:
             await _serve_policy(app, listeners, orders, seat)
         else:
@@ -143,8 +152,9 @@ async def _serve_milter(app: App, listener: socket.socket, orders: "_Orders") ->
 class _Orders:
     """The control socket as the worker sees it. `timeout` is set, to the seconds left, once the worker is to go."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, detached: bool) -> None:
         self._control = control
+        self._detached = detached
         self._loop = asyncio.get_running_loop()
         self.timeout: asyncio.Future[float] = self._loop.create_future()
         self.take: Callable[[socket.socket, bytes], None] = lambda sock, unread: sock.close()
@@ -153,6 +163,8 @@ class _Orders:
 
     def ready(self) -> None:
         """Tell the parent that we serve, and from now on that we live."""
+        if self._detached:
+            leave_terminal()
         channel.say(self._control, channel.READY)
         self._beat()
 

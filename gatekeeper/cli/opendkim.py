@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gatekeeper.cli.shared import CONFIGURATION, FINDING, OK, TEMPORARY, Add, print_lines
 
 if TYPE_CHECKING:
+    from gatekeeper.config import Config
     from gatekeeper.opendkim import Relay
     from gatekeeper.opendkim.conf import Setting
     from gatekeeper.problem import Problem
@@ -204,6 +205,9 @@ def _serve(relay: "Relay", load: "Callable[[], Relay]") -> int:
 
     first = [relay.config]  # what was read already need not be read again, but at a reload
 
+    def source() -> "Config":
+        return first.pop() if first else load().config
+
     def serve(up: Callable[[], None]) -> int:
         with pid_file(relay.pid_file) as write:
 
@@ -211,7 +215,7 @@ def _serve(relay: "Relay", load: "Callable[[], Relay]") -> int:
                 write()
                 up()
 
-            status = supervisor.run(lambda: first.pop() if first else load().config, serving, policy=False)
+            status = supervisor.run(source, serving, policy=False, detached=relay.background)
         return EX_UNAVAILABLE if status == TEMPORARY else status
 
     return in_background(serve) if relay.background else serve(lambda: None)

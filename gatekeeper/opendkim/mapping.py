@@ -361,8 +361,7 @@ def _mode(mapper: _Mapper, setting: Setting) -> object:
 
 
 def _canonicalization(mapper: _Mapper, setting: Setting) -> object:
-    header, _, body = setting.value.lower().partition("/")
-    return f"{header}/{body or 'simple'}"
+    return setting.value.lower()
 
 
 def _algorithm(mapper: _Mapper, setting: Setting) -> object:

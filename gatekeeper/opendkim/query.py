@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gatekeeper.opendkim.conf import c_integer
 from gatekeeper.signing import dataset
 from gatekeeper.signing.dataset import DataSet, Entry
 
@@ -40,20 +39,19 @@ def answers(data: DataSet, lines: Iterable[str]) -> Iterator[str]:
 
 def _answer(data: DataSet, asked: str) -> Iterator[str]:
     key, slash, number = asked.partition("/")
-    count = re.match(r"\s*(\d*)", number)
+    count = re.match(r"\s*([0-9]{0,9})", number)
     if not slash or number.startswith("-") or count is None:
         raise BadQuery(f"invalid query {asked!r}; allowed: KEY/N")
     entry = next((entry for entry in data.entries if _matches(data, entry, key)), None)
     if entry is None:
         yield "opendkim: dkimf_db_get(): record not found"
         return
-    wanted = c_integer(count[1].lstrip("0") or "0")
-    fields = entry.value.split(":", max(wanted - 1, 0)) if entry.value else []
-    for index in range(wanted):
-        if index >= len(fields):
-            yield "<empty>" if index == 0 else "<absent>"
-        else:
-            yield f"'{fields[index]}'" if fields[index] else "<empty>"
+    wanted = int(count[1] or 0)
+    fields = entry.value.split(":", max(wanted - 1, 0)) if entry.value else [""] * wanted
+    if len(fields) < wanted:
+        yield f"opendkim: dkimf_db_get(): {asked!r} has {len(fields)} fields"
+        return
+    yield from (f"'{field}'" for field in fields[:wanted])
 
 
 def _matches(data: DataSet, entry: Entry, key: str) -> bool:

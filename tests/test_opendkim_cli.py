@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`gatekeeper opendkim` and `import-opendkim` as a postmaster meets them."""
+
+import grp
+import os
+import pwd
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper import config, sockets
+from gatekeeper.opendkim import load, query, toml
+from gatekeeper.opendkim.deviations import DEVIATIONS
+from gatekeeper.opendkim.options import OPTIONS, Fate
+from gatekeeper.problem import ConfigError
+from gatekeeper.replay.lab.postfix import free_port
+from tests.conftest import ROOT, require_program
+from tests.milter_client import MilterClient
+from tests.opendkim_cases import CASES, VERIFYING
+from tests.opendkim_world import serves
+from tests.service import need_milter, until
+from tests.signing_world import rsa_pem, write_key
+from tests.test_config import no_postfix
+
+ME = pwd.getpwuid(os.geteuid()).pw_name
+MY_GROUP = grp.getgrgid(os.getegid()).gr_name
+SAMPLES = sorted((ROOT / "tests" / "opendkim_conf").glob("*.conf"))
+MAIL = b"From: joe@example.com\r\nTo: ann@example.net\r\nSubject: Hello\r\n\r\nHello\r\n"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="gatekeeper-") as name:
+        made = Path(name)
+        made.chmod(0o755)
+        write_key(made / "mail.private")
+        (made / "KeyTable").write_text(f"k example.com:mail:{made}/mail.private\n")
+        (made / "SigningTable").write_text("*@example.com k\n")
+        (made / "SigningTable.plain").write_text("example.com k\n")
+        (made / "TrustedHosts").write_text("127.0.0.1\nlocalhost\n*.example.com\n")
+        (made / "more.conf").write_text("ClockDrift 300\nSyslog yes\n")
+        (made / "message.eml").write_bytes(MAIL)
+        yield made
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "opendkim.conf"
+    path.write_text(text.replace("{f}", str(folder)).replace("{user}", ME).replace("{group}", MY_GROUP))
+    return path
+
+
+def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gatekeeper", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+
+ONE = "Domain example.com\nSelector mail\nKeyFile {f}/mail.private\nSocket local:{f}/sock\nRequireSafeKeys no\n"
+
+
+# Real configurations
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_configurations_as_they_are_found_are_fine(folder: Path, sample: Path) -> None:
+    path = written(folder, sample.read_text())
+    done = run("opendkim", "-n", "-x", str(path))
+    assert [] == [line for line in done.stderr.splitlines() if "warning:" not in line]
+    assert 0 == done.returncode
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_opendkim_takes_them_too(folder: Path, sample: Path) -> None:
+    path = written(folder, sample.read_text())
+    command = [require_program("opendkim", "opendkim"), "-n", "-x", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    # opendkim finds keys below /tmp unsafe
+    assert "is not secure" in done.stderr or "can be read or written" in done.stderr or 0 == done.returncode
+
+
+def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
+    relay = load(written(folder, SAMPLES[0].with_name("debian.conf").read_text()), ask=no_postfix)
+    built = relay.config
+    assert (f"unix:{folder}/opendkim.sock", 0o770) == (str(built.milter.listen[0]), built.milter.socket_mode)
+    assert ("relaxed", "simple") == built.signing.canonicalization
+    assert ("From",) == built.signing.oversign_headers
+    assert ("csl:example.com", "2020") == (built.signing.domains, built.signing.selector)
+    assert ("info", "mail", "opendkim") == (built.log.level, built.log.syslog, built.log.syslog_name)
+    assert (folder / "opendkim.pid", True) == (relay.pid_file, relay.background)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mode x", "Mode: 'x' is no mode; allowed: s (sign), v (verify), sv"),
+        ("Selector x", "Selector: it needs a KeyFile"),
+        ("SigningTable {f}/SigningTable", "SigningTable: it names keys of a KeyTable, and there is none"),
+        ("KeyTable {f}/KeyTable", "KeyTable: nothing says who signs with these keys; write a SigningTable too"),
+        ("On-BadSignature maybe", ("On-BadSignature: 'maybe' is no action; allowed: accept (a), discard (d), "
+         "quarantine (q), reject (r), tempfail (t)")),
+        ("Canonicalization strict", ("Canonicalization: 'strict' is no canonicalization; "
+         'allowed: HEADER/BODY, each "relaxed" or "simple"')),
+        ("Socket inet:many@localhost", ("Socket: 'inet:many@localhost': 'many' is no port; allowed: 0 to 65535, in "
+         "inet:HOST:PORT, unix:/PATH, or as OpenDKIM and Postfix write it: inet:PORT@HOST, local:/PATH, HOST:PORT")),
+        ("FinalPolicyScript /x.lua", ("FinalPolicyScript: not supported: there is no Lua; say what the script decides, "
+         "and look for the option that does it")),
+        ("ChangeRootDirectory /x", ("ChangeRootDirectory: not supported: take it out and give Socket its full path: "
+         "workers have no rights and read no files")),
+        ("SyslogFacility post\nSyslog yes", "SyslogFacility: 'post' is no syslog facility; allowed: auth, "),
+        ("Nameservers ns.example.com", "Nameservers: 'ns.example.com' is not a name server: "),
+        ("AuthservID a b", "AuthservID: 'a b' is no host name; allowed: "),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_said_of_opendkim_conf(folder: Path, text: str, expected: str) -> None:
+    path = written(folder, f"\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, ask=no_postfix, need_socket=False)
+    assert [f"{path}:2: {expected}"] == [
+        str(problem)[: len(f"{path}:2: {expected}")] for problem in caught.value.problems
+    ]
+
+
+def test_a_mistake_in_a_table_ends_with_78_and_its_place(folder: Path) -> None:
+    (folder / "SigningTable").write_text("*@example.com gone\n")
+    path = written(folder, "KeyTable {f}/KeyTable\nSigningTable refile:{f}/SigningTable\nSocket local:{f}/s\n")
+    done = run("opendkim", "-n", "-x", str(path))
+    assert (78, f"{folder}/SigningTable:1:") == (done.returncode, done.stderr[: len(f"{folder}/SigningTable:1:")])
+
+
+def test_without_a_socket_it_does_not_start(folder: Path) -> None:
+    done = run("opendkim", "-x", str(written(folder, "Mode v\n")))
+    assert 78 == done.returncode
+    assert "there is no Socket" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["-Z"], ["-x"], ["-F", "x"], ["stray"], ["-p", ""]])
+def test_a_wrong_command_line_ends_with_64(arguments: list[str]) -> None:
+    assert 64 == run("opendkim", *arguments).returncode
+
+
+# Questions
+
+
+def test_the_command_line_counts_more_than_the_file(folder: Path) -> None:
+    path = written(folder, "Mode x\n" + ONE)
+    assert 0 == run("opendkim", "-n", "-x", str(path), "-b", "v").returncode
+
+
+def test_it_tells_what_one_option_is(folder: Path) -> None:
+    path = written(folder, ONE)
+    answers = [run("opendkim", "-x", str(path), "-e", name) for name in ("selector", "Mode", "Nonsense")]
+    assert [(0, "mail\n"), (78, ""), (65, "")] == [(answer.returncode, answer.stdout) for answer in answers]
+
+
+def test_messages_are_tried(folder: Path) -> None:
+    path, message = str(written(folder, ONE)), str(folder / "message.eml")
+    signed = run("opendkim", "-x", path, "-b", "s", "-t", message, "-F", "1700000000")
+    assert "The milter would add: DKIM-Signature: v=1;" in signed.stdout
+    assert "t=1700000000;" in signed.stdout
+    assert "would leave the message as it is" in run("opendkim", "-x", path, "-t", message).stdout
+    assert 66 == run("opendkim", "-x", path, "-t", f"{folder}/gone").returncode
+
+
+QUERIES = [
+    ("file:{f}/KeyTable", "k/3\nk/1\nk/2\nK/1\n\ngone/0\nk/0\n"),
+    ("refile:{f}/SigningTable", "joe@example.com/1\njoe@a.example.com/1\n"),
+    ("csl:a=b:c,d", "a/1\na/2\nd/1\nd/2\ne/1\n"),
+    ("csl:a", "no slash\n"),
+    ("file:/nonexistent", "a/1\n"),
+    ("{f}/KeyTable", "k/2\n"),
+]
+
+
+@pytest.mark.parametrize(("name", "lines"), QUERIES)
+def test_a_data_set_answers_as_opendkims(folder: Path, name: str, lines: str) -> None:
+    asked = f"{name.replace('{f}', str(folder))}\n{lines}"
+    command = [require_program("opendkim", "opendkim"), "-Q", "-x", "/dev/null"]
+    theirs = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=30)
+    ours = run("opendkim", "-Q", stdin=asked)
+    assert (theirs.returncode, theirs.stdout) == (ours.returncode, ours.stdout)
+
+
+@given(st.text(max_size=30))
+def test_no_question_upsets_a_data_set(text: str) -> None:
+    data = query.open_set("csl:a=b:c,[x=1")
+    with suppress(query.BadQuery):
+        assert all(isinstance(answer, str) for answer in query.answers(data, [text]))
+
+
+# The service
+
+
+def test_it_goes_into_the_background_reloads_and_ends_as_debians_unit_wants_it(folder: Path) -> None:
+    need_milter()
+    path = written(folder, ONE + "Syslog no\nPidFile {f}/pid\nUMask 007\n")
+    done = run("opendkim", "-x", str(path))
+    assert 0 == done.returncode, done.stderr
+    pid = int((folder / "pid").read_text())
+    try:
+        assert serves(folder / "sock")
+        assert 0o770 == (folder / "sock").stat().st_mode & 0o777
+        path.write_text(path.read_text().replace("example.com", "example.org"))
+        os.kill(pid, signal.SIGUSR1)
+        until(lambda: not signs(folder / "sock"), "the new configuration is in force")
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    until(lambda: not (folder / "pid").exists(), "the pid file is gone")
+
+
+def holder(where: str) -> str:
+    return sockets.holder(int(where) if where.isdigit() else where)
+
+
+def signs(socket: Path) -> bool:
+    with MilterClient(str(socket)) as client:
+        client.open(client="127.0.0.1", name="localhost")
+        client.envelope()
+        return any(name == "DKIM-Signature" for name, _ in client.content(MAIL).fields)
+
+
+def test_an_error_at_the_start_reaches_whoever_waits_for_the_background(folder: Path) -> None:
+    need_milter()
+    (folder / "in the way").write_text("")
+    done = run("opendkim", "-x", str(written(folder, "Mode v\n")), "-p", f"local:{folder}/in the way")
+    assert 69 == done.returncode
+    assert "a file that is no socket is in the way" in done.stderr
+
+
+@pytest.mark.parametrize("where", ["local:{f}/sock", "inet:{port}@127.0.0.1"])
+def test_who_holds_the_socket_is_named(folder: Path, where: str) -> None:
+    need_milter()
+    address = where.replace("{f}", str(folder)).replace("{port}", str(free_port()))
+    conf = folder / "theirs.conf"
+    conf.write_text(f"Mode v\nSocket {address}\n")
+    with subprocess.Popen([require_program("opendkim", "opendkim"), "-f", "-x", str(conf)]) as theirs:
+        try:
+            until(lambda: holder(address.split("@")[0].split(":")[1]), "opendkim listens")
+            done = run("opendkim", "-f", "-x", str(written(folder, f"Mode v\nSocket {address}\n")))
+        finally:
+            theirs.kill()
+    assert 69 == done.returncode
+    assert f"is taken by opendkim, pid {theirs.pid}" in done.stderr
+
+
+# The import
+
+
+@pytest.mark.parametrize("name", [*CASES, *VERIFYING])
+def test_what_is_imported_is_the_same_configuration(folder: Path, name: str) -> None:
+    case = {**VERIFYING, **CASES}[name]
+    for file, text in case.files.items():
+        (folder / file).write_text(text.replace("{f}", str(folder)))
+    (folder / "ed.private").write_bytes(rsa_pem())
+    relay = load(written(folder, f"{case.conf}Socket local:{{f}}/s\nSyslog yes\nUserID {{user}}\n"), ask=no_postfix)
+    (folder / "gatekeeper.toml").write_text(toml.write(relay))
+    imported = config.load(folder / "gatekeeper.toml", no_postfix)
+    assert dict(relay.config) | {"store": None} == dict(imported) | {"store": None}
+
+
+@given(st.recursive(st.text() | st.booleans() | st.integers(-(2**63), 2**63 - 1), lambda inner: st.lists(inner)))
+def test_any_value_is_written_as_toml_reads_it(value: object) -> None:
+    import tomllib
+
+    assert value == tomllib.loads(f"a = {toml.value(value)}")["a"]
+
+
+def test_the_report_goes_through_every_line(folder: Path) -> None:
+    path = written(folder, ONE + "Statistics /x\nResignAll yes\nAutoRestart yes\nSendReports no\n")
+    done = run("import-opendkim", str(path), "-o", f"{folder}/out.toml")
+    assert 1 == done.returncode
+    said = [
+        line.split(": ", 2)[2].partition(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{path}:")
+    ]
+    assert ["the same"] * 2 + ["works; it is read before root is given up", "the same", "the same"] == said[:5]
+    assert ["WITHOUT EFFECT", "NOT SUPPORTED", "nothing to do", "off, and so it is here"] == said[5:]
+    assert 0 == run("check-config", "--config", f"{folder}/out.toml").returncode
+
+
+def test_the_report_names_the_lines_of_tables_that_mean_something_else_here(folder: Path) -> None:
+    done = run("import-opendkim", str(written(folder, ONE + "InternalHosts refile:{f}/TrustedHosts\n")))
+    assert f"{folder}/TrustedHosts:3: warning: *.example.com matches here" in done.stderr
+    assert "  host-pattern: OpenDKIM takes a line" in done.stderr
+
+
+# The documents
+
+_WORDS = {
+    Fate.WORKS: "works",
+    Fate.NEEDLESS: "accepted, nothing to do",
+    Fate.IGNORED: "accepted with a warning, without effect",
+    Fate.REFUSED: "an error",
+}
+
+
+def test_the_documents_tell_every_option_and_every_deviation() -> None:
+    told = (ROOT / "docs" / "opendkim.md").read_text()
+    rows = [f"| {one.name} | {_WORDS[one.fate]}{f': {one.word}' if one.word else ''} |" for one in OPTIONS.values()]
+    assert [] == [row for row in rows if row not in told]
+    flat = " ".join(told.split())
+    assert [] == [one.on for one in DEVIATIONS if " ".join(f"**{one.on}**: {one}".split()) not in flat]
