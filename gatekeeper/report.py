@@ -6,11 +6,11 @@ are asked from the same facts. A file with bare LF line ends is taken as the sam
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, TypeVar
 
 from gatekeeper.app import App
 from gatekeeper.auth.arc import Arc
@@ -25,13 +25,17 @@ from gatekeeper.milter.session import Session
 from gatekeeper.request import Client, Request
 from gatekeeper.signing.linelength import LineLimit
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
-from gatekeeper.verdict import printable
+from gatekeeper.verdict import Note, printable
 
 _HERE = Client(address=IPv4Address("127.0.0.1"), name="localhost")
 _SUBMISSION = "ORIGINATING"
 """The daemon name by which a milter knows outbound mail (`milter_macro_daemon_name`)."""
 _CHUNK = 65535
 """How much of a body a milter is given at a time (MILTER_CHUNK_SIZE)."""
+
+
+_RECORD_WIDTH = 400
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Mail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What authentication found, and the field that says so."""
+    """What authentication found, and the field that says so. `records` are, by method, the questions to the DNS with
+    their answers, each where it was asked first."""
 
     iprev: Iprev
     spf: Spf
@@ -76,23 +81,39 @@ class Findings:
     dmarc: Dmarc
     arc: Arc
     field: Header
+    records: Mapping[str, tuple[Note, ...]]
 
 
-async def verify(app: App, request: Request, mail: Mail) -> Findings:
-    """Everything that the milter would find out about `mail`."""
+Listener = Callable[[str, str], None]
+"""Is told each question to the DNS with its answer."""
+
+
+async def verify(
+    app: App, request: Request, mail: Mail, listen: Callable[[Listener], None] = lambda listener: None
+) -> Findings:
+    """Everything that the milter would find out about `mail`. `listen` is given who is to hear what the DNS says while
+    each method is at work."""
     facts = app.facts(request)
     verifier = app.verifier(mail.headers)
     facts.add_message(mail.headers, verifier)
     verifier.update(mail.body)
+    records: dict[str, list[Note]] = {}
+
+    async def hear(method: str, finding: Awaitable[T]) -> T:
+        heard = records.setdefault(method, [])
+        listen(lambda what, found: heard.append(Note(what, found)))
+        return await finding
+
     try:
         return Findings(
-            iprev=await facts.iprev(),
-            spf=await facts.spf(),
-            helo_spf=await facts.helo_spf(),
-            dkim=await facts.dkim(),
-            dmarc=await facts.dmarc(),
-            arc=await facts.arc(),
+            iprev=await hear("iprev", facts.iprev()),
+            spf=await hear("spf", facts.spf()),
+            helo_spf=await hear("helo_spf", facts.helo_spf()),
+            dkim=await hear("dkim", facts.dkim()),
+            dmarc=await hear("dmarc", facts.dmarc()),
+            arc=await hear("arc", facts.arc()),
             field=await authentication_results(app.site.authserv_id, facts, app.plan.config.verify.methods),
+            records={method: tuple(dict.fromkeys(heard)) for method, heard in records.items()},
         )
     finally:
         facts.close()
@@ -174,26 +195,30 @@ def sentences(findings: Findings) -> Iterator[str]:
     yield from field_lines(findings.field)
 
 
-def _found(findings: Findings) -> Iterator[str]:
+def _found(findings: Findings, *, records: bool = True) -> Iterator[str]:
+    def told(method: str) -> Iterator[str]:
+        for note in findings.records[method] if records else ():
+            yield " " * 17 + printable(f"{note.what}: {note.found}", _RECORD_WIDTH)
+
     iprev, spf, helo, dmarc = findings.iprev, findings.spf, findings.helo_spf, findings.dmarc
     yield _line("iprev", iprev.result, iprev.address or "no client address", iprev.name or iprev.reverse, iprev.reason)
+    yield from told("iprev")
     yield _line("SPF", spf.result, f"{spf.identity} {spf.domain}".strip(), spf.reason, spf.explanation)
+    yield from told("spf")
     if spf.identity != "helo":
         yield _line("SPF", helo.result, f"helo {helo.domain}".strip(), helo.reason)
+        yield from told("helo_spf")
     for dkim in findings.dkim:
         key = f"{dkim.algorithm}, {dkim.key_bits} bits" if dkim.key_bits else dkim.algorithm
         who = f"d={dkim.domain} s={dkim.selector}" if dkim.domain else ""
         yield _line("DKIM", dkim.result, who, key, dkim.reason)
-    yield _line(
-        "DMARC",
-        dmarc.result,
-        dmarc.domain,
-        f"published policy {dmarc.published}" if dmarc.record_domain else "",
-        dmarc.reason,
-    )
-    arc = findings.arc
-    yield _line("ARC", arc.result, arc.reason)
-    for instance, hop in enumerate(arc.hops, 1):
+    yield from told("dkim")
+    policy = f"published policy {dmarc.published}" if dmarc.record_domain else ""
+    yield _line("DMARC", dmarc.result, dmarc.domain, policy, dmarc.reason)
+    yield from told("dmarc")
+    yield _line("ARC", findings.arc.result, findings.arc.reason)
+    yield from told("arc")
+    for instance, hop in enumerate(findings.arc.hops, 1):
         said = ", ".join(f"{method}={result}" for method, result in hop.stated.results.items())
         who = f"i={instance} d={hop.domain} s={hop.selector}"
         yield " " * 17 + printable(f"{who}; {hop.stated.authserv_id} says {said}")
@@ -218,6 +243,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "dkim": [asdict(dkim) for dkim in findings.dkim],
         "dmarc": asdict(findings.dmarc),
         "arc": asdict(findings.arc),
+        "records": {method: [asdict(note) for note in notes] for method, notes in findings.records.items()},
         "header": "\n".join(field_lines(findings.field)),
     }
 
@@ -227,7 +253,7 @@ def told_sentences(told: Told) -> Iterator[str]:
     yield ""
     yield "The message"
     if told.findings is not None:
-        yield from (f"  {line}" for line in _found(told.findings))
+        yield from (f"  {line}" for line in _found(told.findings, records=False))
     for note in told.choice.notes:
         yield f"  {note.what}: {printable(note.found)}"
     yield f"  ({told.choice.reason})"

@@ -115,6 +115,13 @@ def test_verify_reports_and_shows_the_field(capsys: pytest.CaptureFixture[str]) 
     assert "Authentication-Results: mx.example.org;\n    iprev=pass" in out
 
 
+def test_verify_shows_what_the_dns_said_to_each_method(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--config", "g.toml", "verify", "m.eml", *SESSION, "--dns", "dns.zone", "--json"])
+    records = json.loads(capsys.readouterr().out)["records"]
+    assert ["iprev", "spf", "helo_spf", "dkim", "dmarc", "arc"] == list(records)
+    assert records["spf"][0]["what"].startswith("TXT ")
+
+
 def test_verify_takes_the_sender_from_return_path(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "m.eml").write_bytes(b"Return-Path: <a@example.com>\n" + MESSAGE)
     arguments = ["verify", "m.eml", "--json", "--client", "192.0.2.9", "--config", "g.toml", "--dns", "dns.zone"]

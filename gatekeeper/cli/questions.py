@@ -74,7 +74,12 @@ def verify(options: argparse.Namespace) -> int:
         asked = replace(asked, sender=mail.return_path())
 
     async def work(app: "App", resolver: "NotingResolver") -> int:
-        findings = await report.verify(app, await explain.request(resolver, asked), mail)
+        request = await explain.request(resolver, asked)
+
+        def listen(listener: "report.Listener") -> None:
+            resolver.note = listener
+
+        findings = await report.verify(app, request, mail, listen)
         if options.json:
             print_json(report.as_json(findings))
         else:
