@@ -24,6 +24,10 @@ from gatekeeper.verdict import Decision, Outcome, Verdict
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
 _UNSAFE = re.compile(rb"[^ !#-\[\]-~]")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_PAIR = re.compile(r'(\w+)=("[^"]*"|\S*)')
+WAITED = "waited"
+"""The note of greylisting that says how long somebody has waited: a pair of its own, which the report of what it cost
+reads (delays.py)."""
 _LONGEST = 320
 """Bytes of a stranger's value that are written: enough for any valid address (RFC 5321 section 4.5.3.1)."""
 
@@ -117,6 +121,14 @@ def unescape(text: str) -> str:
     return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "surrogateescape")
 
 
+def read_decision(line: str) -> dict[str, str] | None:
+    """The pairs of the decision line in `line`, whatever stands before it; None for any other line."""
+    at = line.find(" side=")
+    if at < 0 or not line.isascii():
+        return None
+    return {name: unescape(value) for name, value in _PAIR.findall(line, at)}
+
+
 def _pairs(decision: Decision, side: str) -> Iterator[tuple[str, str]]:
     request = decision.request
     yield "side", side
@@ -127,7 +139,11 @@ def _pairs(decision: Decision, side: str) -> Iterator[tuple[str, str]]:
     yield "action", action(decision.verdict)
     if decision.judged != decision.verdict:
         yield "judged", action(decision.judged)
-    yield "reasons", ",".join(decision.reasons)
+    reasons = ",".join(decision.reasons)
+    yield "reasons", reasons
+    if "greylist." in reasons:
+        notes = (note for step in decision.steps if step.applied for note in step.notes)
+        yield WAITED, next((note.found for note in notes if note.what == WAITED), "")
     yield from _envelope(request)
 
 

@@ -30,14 +30,12 @@ from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
 from gatekeeper.checks.triplet import Identity, Seen, first_value, known_value, see
 from gatekeeper.checks.verp import normal_sender
 from gatekeeper.dnslists import Kind, Use
+from gatekeeper.log import WAITED
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address, Request, Stage, domain_of
 from gatekeeper.store import Wants
 from gatekeeper.units import Duration
 from gatekeeper.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit, printable
-
-WAITED = "waited"
-"""The note that says how long a triplet has waited; the log has it too (log.py), and the report reads it there."""
 
 SHIPPED = f"hash:{Path(__file__).parent / 'greylist_clients'}"
 """The allow list that comes with gatekeeper."""

@@ -17,6 +17,7 @@ from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
 
 FAMILIES = {
     "dmarc": "our own DMARC: reports that others send, and the record",
+    "greylist": "greylisting: what it cost, and moving its state",
     "spf": "our own SPF record",
 }
 """Commands of two words, by the first."""

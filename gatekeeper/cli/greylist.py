@@ -3,11 +3,11 @@
 
 import argparse
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, Add, add_json, config_path, print_json, print_lines
+from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, USAGE, Add, add_json, config_path, print_json, print_lines
 
 if TYPE_CHECKING:
     from gatekeeper.config import Config
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 def add_to(add: Add) -> None:
     """The commands of this file."""
+    _add_report(
+        add("greylist report", report, "what greylisting cost, from the log: which wanted mails waited, how long")
+    )
     _add_import(add("import-postgrey", import_postgrey, "bring over postgrey's state and its allow lists"))
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    text = "a log with gatekeeper's lines, .gz too; - for standard input (journalctl -u gatekeeper -o cat | …)"
+    command.add_argument("logs", metavar="LOG", type=Path, nargs="+", help=text)
+    add_json(command)
 
 
 def _add_import(command: argparse.ArgumentParser) -> None:
@@ -26,6 +35,33 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     text = "where its allow lists go as tables (default: the folder of the configuration)"
     command.add_argument("--tables", metavar="FOLDER", type=Path, help=text)
     add_json(command)
+
+
+def report(options: argparse.Namespace) -> int:
+    """The sum over all logs, which are to be given in order of time."""
+    from gatekeeper import delays
+
+    found = delays.read_delays(line for path in options.logs for line in _lines(path))
+    if options.json:
+        print_json(delays.as_json(found))
+    else:
+        print_lines(delays.sentences(found))
+    return OK
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a log, one after the other: it may be large. Raises SystemExit with a sentence."""
+    import gzip
+
+    try:
+        if str(path) == "-":
+            yield from sys.stdin
+            return
+        with gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace") as log:
+            yield from log
+    except OSError as error:
+        print(f"gatekeeper: cannot read {path}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(USAGE) from None
 
 
 def import_postgrey(options: argparse.Namespace) -> int:

@@ -5,17 +5,14 @@ The log is read as a person would: by trace id for the connection, then by sende
 reads it stops gatekeeper first or waits, since a decision is written down after it is answered.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gatekeeper.fixture import Case, Message
-from gatekeeper.log import trace_id, unescape
+from gatekeeper.log import read_decision, trace_id
 from gatekeeper.message import Header, crlf, parse
 from gatekeeper.replay.compare import ConnectionOutcome, Outcome
 from gatekeeper.replay.smtp import Heard, HeardConnection
-
-_PAIR = re.compile(r'(\w+)=("[^"]*"|\S*)')
 
 Line = Mapping[str, str]
 """One decision in the log, by name."""
@@ -47,9 +44,8 @@ def is_complete(case: Case, heard: Sequence[HeardConnection], log: str) -> bool:
 def decisions(log: str) -> Iterator[Line]:
     """The decision lines of a log, in order."""
     for line in log.splitlines():
-        at = line.find(" side=")
-        if at >= 0:
-            yield {name: unescape(value) for name, value in _PAIR.findall(line[at:])}
+        if (found := read_decision(line)) is not None:
+            yield found
 
 
 def lines_of(log: str, connection: HeardConnection, messages: Sequence[Message]) -> list[list[Line]]:

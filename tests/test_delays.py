@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What greylisting cost, as the log tells it: lines are those of real decisions."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper import cli
+from gatekeeper.checks.greylist import Greylist
+from gatekeeper.delays import Delays, as_json, read_delays, sentences
+from gatekeeper.log import decision_line
+from gatekeeper.verdict import Mode
+from tests.checking import World, rcpt
+
+PREFIX = "2026-11-22 20:15:01.123 gatekeeper[12]: INFO "
+
+
+class Logged(World):
+    """Writes down what it decides."""
+
+    async def lines(self, *asked: tuple[float, str, str]) -> list[str]:
+        """A line for each (seconds since the last one, sender, client's address)."""
+        lines = []
+        for wait, sender, address in asked:
+            self.now += wait
+            decision = await self.decide(rcpt(sender=sender, address=address, name="unknown"))
+            lines.append(PREFIX + decision_line(decision, "policy"))
+        return lines
+
+
+def world(mode: Mode = Mode.ENFORCE) -> Logged:
+    return Logged("greylist", "", {"greylist": Greylist(mode=mode, learning=0, auto_allow=3)})
+
+
+MAIL = (
+    (0, "wanted@example.net", "192.0.2.1"),
+    (0, "spam@example.com", "198.51.100.1"),
+    (100, "wanted@example.net", "192.0.2.1"),
+    (300, "wanted@example.net", "192.0.2.9"),
+    (10, "wanted@example.net", "192.0.2.1"),
+    (10, "bounce-1-u=x.example@list.example", "203.0.113.1"),
+    (4000, "bounce-2-u=x.example@list.example", "203.0.113.1"),
+)
+
+
+async def test_wanted_mail_is_what_came_back_and_passed() -> None:
+    found = read_delays(await world().lines(*MAIL))
+    assert Delays([400.0, 4000.0], found.whose, never=1, at_once=1) == found
+    assert 3 == found.asked
+    assert {"example.net from 192.0.2.9": 1, "list.example from 203.0.113.1": 1} == found.whose
+
+
+async def test_the_report_is_for_people_and_for_programs() -> None:
+    found = read_delays(await world().lines(*MAIL))
+    told = list(sentences(found))
+    assert "3 mails were asked to wait; 1 more were looked at and did not have to" == told[0]
+    assert "2 wanted mails came back and passed, after 37 minutes in the middle" == told[2]
+    assert "  the longest took 67 minutes" in told
+    counted = as_json(found)
+    assert (2, 2200.0, 4000.0) == (counted["wanted_that_waited"], counted["median_wait"], counted["longest_wait"])
+    assert {"up to 10 minutes": 1, "up to half an hour": 0, "up to an hour": 0, "longer": 1} == counted["waits"]
+
+
+async def test_who_becomes_known_while_waiting_has_waited() -> None:
+    senders = [f"{name}@example.net" for name in "abcd"]
+    lines = await world().lines(
+        *((0, sender, "192.0.2.1") for sender in senders[:3]),
+        (200, senders[3], "192.0.2.1"),
+        *((50, sender, "192.0.2.1") for sender in [*senders[:2], *senders[:3]]),
+        (0, senders[3], "192.0.2.1"),
+    )
+    assert [300.0, 350.0, 450.0, 250.0] == read_delays(lines).waits
+
+
+async def test_what_is_only_observed_delays_nobody() -> None:
+    found = read_delays(await world(Mode.OBSERVE).lines(*MAIL))
+    assert (0, []) == (found.asked, found.waits)
+
+
+def test_an_empty_log_says_so() -> None:
+    assert "no wanted mail waited" == list(sentences(read_delays([])))[-1]
+
+
+async def test_the_command_reads_rotated_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = await world().lines(*MAIL)
+    (tmp_path / "log.1.gz").write_bytes(gzip.compress("\n".join(lines[:3]).encode() + b"\n\xff postfix side=x\n"))
+    (tmp_path / "log").write_text("\n".join(lines[3:]))
+    logs = [str(tmp_path / name) for name in ("log.1.gz", "log")]
+    assert 0 == cli.main(["greylist", "report", "--json", *logs])
+    assert 2 == json.loads(capsys.readouterr().out)["wanted_that_waited"]
+    assert 0 == cli.main(["greylist", "report", *logs])
+    assert "3 mails were asked to wait" in capsys.readouterr().out
+
+
+def test_a_log_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["greylist", "report", "/nonexistent/log"])
+    assert "cannot read /nonexistent/log: No such file" in capsys.readouterr().err
+
+
+@given(st.lists(st.text(), max_size=4), st.sampled_from(["early", "passed", "known"]))
+def test_any_line_is_taken_or_passed_over(texts: list[str], reason: str) -> None:
+    joined = " ".join(texts)
+    read_delays(
+        [joined, f" side=policy reasons=greylist.{reason} action=450 waited={joined}", f" side={joined}greylist."]
+    )
