@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
+from itertools import count as numbers
 from typing import ClassVar
 
 from gatekeeper.checks.counting import Count, Tally
@@ -44,7 +44,7 @@ class Connections:
         self._stores = (store, alone)
         self._held: dict[str, tuple[Lease, ...]] = {}
         self._process = secrets.token_hex(8)
-        self._numbers = count(1)
+        self._numbers = numbers(1)
         self._renewal: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -66,7 +66,8 @@ class Connections:
         """Count the connection, and refuse it if it is one too many."""
         if self._limiter.is_excepted(request, context.site):
             return PASS
-        rates, places = ([*self._limiter.counts(what, request, context.site)] for what in AT_CONNECT)
+        counts = [*self._limiter.counts(AT_CONNECT, request, context.site)]
+        rates, places = ([count for count in counts if count.what == what] for what in AT_CONNECT)
         tally = await Tally.of([(each, self._limiter.hit(each, context.keys)) for each in rates], context)
         verdict = await tally.verdict(context)
         if not verdict.refuses and places:

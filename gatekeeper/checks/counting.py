@@ -6,6 +6,7 @@ much. ratelimit.py and connections.py say what is counted when.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 from gatekeeper.checks.limit import Limit
@@ -76,8 +77,7 @@ class Count:
 
     def key(self, keys: Keys) -> str:
         """The counter's key. It does not depend on the limit: a reload that changes a number forgets nothing."""
-        by = " ".join(self.rule.by)
-        return keys("ratelimit", self.rule.name, by, self.what, f"{self.limit.window:g}", *self.whose)
+        return keys("ratelimit", _counter(self.rule.name, self.rule.by, self.what, self.limit.window), *self.whose)
 
     @property
     def counter(self) -> str:
@@ -100,6 +100,12 @@ class Count:
         start = [printable(part, 80) for word, part in words if word != "recipient_domain"]
         to = [printable(part, 80) for word, part in words if word == "recipient_domain"]
         return " ".join((["from", ", ".join(start)] if start else []) + (["to", *to] if to else []))
+
+
+@cache
+def _counter(name: str, by: tuple[str, ...], what: str, window: float) -> str:
+    """What tells the counters of one limit from those of all others."""
+    return "\n".join((name, " ".join(by), what, f"{window:g}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Knows neither requests nor the store; ratelimit.py makes rules count.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
@@ -33,7 +34,12 @@ class Limit:
     window: float
 
     def __str__(self) -> str:
-        return f"{self.count} in {duration_text(self.window)}" if self.window else f"{self.count} at once"
+        return _shown(self.count, self.window)
+
+
+@cache
+def _shown(count: int, window: float) -> str:
+    return f"{count} in {duration_text(window)}" if window else f"{count} at once"
 
 
 def parse_limit(value: Any) -> Limit:

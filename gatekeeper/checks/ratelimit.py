@@ -89,8 +89,8 @@ _STAGES = _ASKED["messages"].stages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limiter:
-    """All rules, ready to count: the check of the policy daemon, and what connections.py asks. `groups` holds, by what
-    is counted, the rules that count it by the same words."""
+    """All rules, ready to count: the check of the policy daemon, and what connections.py asks. The rules of a group
+    count by the same words."""
 
     name: ClassVar[str] = "ratelimit"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -98,7 +98,7 @@ class Limiter:
     mode: Mode
     exceptions: Whom
     count_refused: bool
-    groups: Mapping[str, tuple[tuple[Bound, ...], ...]]
+    groups: tuple[tuple[Bound, ...], ...]
 
     @classmethod
     def read(cls, options: RateLimit, folder: Path) -> tuple[Self, list[Problem]]:
@@ -122,31 +122,34 @@ class Limiter:
             )
             for name, rule in (*((f"{NAMED}{name}", rule) for name, rule in options.rules.items()), *_simple(options))
         ]
-        groups: dict[str, dict[tuple[object, ...], list[Bound]]] = {}
+        groups: dict[tuple[object, ...], list[Bound]] = {}
         for rule in bound:
             same = (rule.by, rule.ipv4_prefix, rule.ipv6_prefix) if "client" in rule.by else (rule.by,)
-            for what in rule.limits:
-                groups.setdefault(what, {}).setdefault(same, []).append(rule)
+            groups.setdefault(same, []).append(rule)
         limiter = cls(
             mode=options.mode,
             exceptions=whom(options.exceptions),
             count_refused=options.count_refused,
-            groups={what: tuple(map(tuple, rules.values())) for what, rules in groups.items()},
+            groups=tuple(map(tuple, groups.values())),
         )
         return limiter, problems
 
     def limits(self, what: str) -> bool:
         """True if any rule limits `what`."""
-        return any(rule.limits[what] for rules in self.groups.get(what, ()) for rule in rules)
+        return any(rule.limits.get(what) for rules in self.groups for rule in rules)
 
-    def counts(self, what: str, request: Request, site: Site) -> Iterator[Count]:
-        """The limits on `what` that hold for a request."""
-        for rules in self.groups.get(what, ()):
+    def counts(self, whats: Collection[str], request: Request, site: Site) -> Iterator[Count]:
+        """The limits on any of `whats` that hold for a request."""
+        for rules in self.groups:
+            whose = rules[0].whose(request)
+            if whose is None:
+                continue
+            left = set(whats)
             for rule in rules:
-                whose = rule.whose(request)
-                if whose is not None and rule.is_for(request, site):
-                    yield from (Count(rule, what, limit, whose) for limit in rule.limits[what])
-                    break
+                named = [what for what in rule.limits if what in left]
+                if named and rule.is_for(request, site):
+                    left.difference_update(named)
+                    yield from (Count(rule, what, limit, whose) for what in named for limit in rule.limits[what])
 
     def is_excepted(self, request: Request, site: Site) -> bool:
         """True if no limit concerns the session. A stolen account is used from anywhere: only its name spares it."""
@@ -174,14 +177,11 @@ class Limiter:
     def _hits(self, request: Request, context: Context) -> Iterator[tuple[Count, Hit]]:
         if self.is_excepted(request, context.site):
             return
-        for what, quantity in _ASKED.items():
-            if request.stage not in quantity.stages:
-                continue
-            once = quantity.once(request)
-            if what == "logins" and not once:
-                continue
-            for count in self.counts(what, request, context.site):
-                yield count, self.hit(count, context.keys, once)
+        once = {what: quantity.once(request) for what, quantity in _ASKED.items() if request.stage in quantity.stages}
+        if not once["logins"]:
+            del once["logins"]
+        for count in self.counts(once, request, context.site):
+            yield count, self.hit(count, context.keys, once[count.what])
 
 
 def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> None:
