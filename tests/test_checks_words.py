@@ -86,8 +86,8 @@ def test_every_mistake_is_collected() -> None:
 
 
 def test_a_section_is_the_check() -> None:
-    section = OPINIONS["greylist"].model_validate({"mode": "observe"})
-    check = Reader({"greylist": section}, HERE).check(["greylist"], Place("x"))
+    section = OPINIONS["dnsbl"].model_validate({"mode": "observe"})
+    check = Reader({"dnsbl": section}, HERE).check(["dnsbl"], Place("x"))
     assert check is section
     assert Mode.OBSERVE is section.mode
 

@@ -146,7 +146,8 @@ async def test_going_and_coming_back_are_a_line_each(ill: str, caplog: pytest.Lo
 async def test_a_private_list_without_test_points_comes_back_with_its_first_hit_and_stays() -> None:
     watched = lists("9.2.0.192.bl.example A 127.0.0.4")
     await watched.probe()
-    assert watched.why_off(LISTED.list).startswith("lists nothing")
+    [reply] = await Asking(watched).ask([Question(LISTED.list, Kind.ADDRESS, "1.2.0.192")])
+    assert reply.why.startswith("not listed, but the list lists nothing, not even 127.0.0.2")
     assert ("127.0.0.4",) == (await Asking(watched).ask([LISTED]))[0].records
     for _ in range(3):
         await watched.probe()

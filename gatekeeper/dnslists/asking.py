@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gatekeeper.dnslists.health import Health
 from gatekeeper.dnslists.list import DnsList, Kind
-from gatekeeper.dnslists.points import State, trouble
+from gatekeeper.dnslists.points import GOOD, State, trouble
 from gatekeeper.dnslists.watch import Lists, answer
 from gatekeeper.resolver import Answer, DNSError, DNSTimeout
 from gatekeeper.units import duration_text
@@ -77,6 +77,8 @@ class Asking:
         records = tuple(str(record) for record in found.records)
         if records:
             self._lists.heard(question.list, health, records)
+        elif health.finding is not GOOD:
+            return Reply(why=f"not listed, but the list {health.finding}")
         return Reply(records)
 
     async def _look_up(self, names: dict[str, Health], type: str) -> dict[str, Answer | DNSError]:
