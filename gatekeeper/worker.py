@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import pwd
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -65,6 +66,13 @@ class Identity:
         os.environ["HOME"] = pwd.getpwuid(self.uid).pw_dir
 
 
+def allow_connections() -> None:
+    """Allow as many open files as we may have: the usual 1024 (systemd's soft limit, made for programs that call
+    select(2)) are fewer than the idle connections of a busy Postfix."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def live(
     kind: Kind,
     plan: Plan,
@@ -87,6 +95,7 @@ def live(
         stores.preload(plan.config.store.url)
         if kind is Kind.MILTER:
             import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
+        allow_connections()
         if identity is not None:
             identity.assume()
         uvloop.run(_serve(kind, plan, listeners, control, seat, detached))
