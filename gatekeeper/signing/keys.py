@@ -199,7 +199,7 @@ class KeyFiles:
         self._owners = frozenset({os.geteuid()} if owners is None else owners)
         self._warn = not require_safe
         self._keys: dict[str, PrivateKey | None] = {}
-        self._folders: dict[Path, list[Problem]] = {}
+        self._folders: dict[str, list[Problem]] = {}
         self._problems: dict[Problem, None] = {}
 
     @property
@@ -230,7 +230,7 @@ class KeyFiles:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else "not a path"
             return None, [Problem(name, 0, f"cannot read the private key: {reason}")]
-        problems = self._unsafe_file(name, status) + self._unsafe_folders(Path(name).parent)
+        problems = self._unsafe_file(name, status) + self._unsafe_folders(os.path.dirname(name))
         return (None if problems and not self._warn else PrivateKey(data, name, self.demands)), problems
 
     def _unsafe_file(self, name: str, status: os.stat_result) -> list[Problem]:
@@ -244,10 +244,10 @@ class KeyFiles:
             found.append(f"{other} can read or write the key by its group; mend it with: chmod g-rw {quote(name)}")
         return [Problem(name, 0, what, warning=self._warn) for what in found]
 
-    def _unsafe_folders(self, folder: Path) -> list[Problem]:
+    def _unsafe_folders(self, folder: str) -> list[Problem]:
         """Who can replace the file can replace the key."""
         if folder not in self._folders:
-            real = folder.resolve()
+            real = Path(folder).resolve()
             self._folders[folder] = [problem for each in (real, *real.parents) for problem in self._unsafe_folder(each)]
         return self._folders[folder]
 

@@ -15,6 +15,7 @@ import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from gatekeeper import sources
@@ -166,7 +167,7 @@ class KeyTable:
             key = PrivateKey(text.encode("utf-8", "surrogateescape"), data.place(entry), self._files.demands)
             self._inline.append(key)
             return "", key
-        location = str(self._base / text)
+        location = text if text.startswith("/") else str(self._base / text)
         if "%" in location and domain == "%":
             self._load_all(location)
             return location, None
@@ -240,13 +241,14 @@ class Rule:
         return self.signer.replace("%", domain)
 
 
-_Candidates = dict[str, list[tuple[int, re.Pattern[str] | None]]]
+_Candidates = dict[str, list[tuple[int, str]]]
+_compiled = lru_cache(maxsize=1024)(dataset.pattern)
 
 
 @dataclass(slots=True)
 class _Ordered:
     """A refile: the file's order decides. Patterns are found by the domain that they end in, so that only those of
-    unusual shape are tried one by one. Without a regular expression, everybody in that domain is meant."""
+    unusual shape are tried one by one. A pattern that says nothing else is empty, others are compiled at first use."""
 
     literal: dict[str, list[int]] = field(default_factory=dict)  # joe@example.com
     domain: _Candidates = field(default_factory=dict)  # *@example.com, joe+*@example.com
@@ -259,19 +261,21 @@ class _Ordered:
         if dataset.is_literal(pattern):
             self.literal.setdefault(pattern.lower(), []).append(number)
         elif at and "|" not in user and dataset.is_literal(domain.removeprefix("*") if parent else domain):
-            found = (number, None if user == "*" else dataset.pattern(pattern))
+            if not dataset.is_literal(user.replace("*", "")):
+                dataset.pattern(pattern)  # it may be no regular expression
             by_domain = self.parent if parent else self.domain
-            by_domain.setdefault(domain.removeprefix("*"), []).append(found)
+            by_domain.setdefault(domain.removeprefix("*"), []).append((number, "" if user == "*" else pattern))
         else:
             self.other.append((number, dataset.pattern(pattern)))
 
     def match(self, user: str, domain: str) -> list[int]:
         address = f"{user}@{domain}"
         found = list(self.literal.get(address.lower(), ()))
-        candidates = [*self.domain.get(domain, ()), *self.other]
+        candidates = list(self.domain.get(domain, ()))
         for parent in dataset.parents(domain):
             candidates += self.parent.get(parent, ())
-        found += [number for number, pattern in candidates if pattern is None or pattern.search(address)]
+        found += [number for number, pattern in candidates if not pattern or _compiled(pattern).search(address)]
+        found += [number for number, expression in self.other if expression.search(address)]
         return sorted(found)
 
 
@@ -304,7 +308,7 @@ class SigningTable:
         not to leave unsigned by a mistake."""
         data, problems = dataset.read(spec, where, base)
         table = cls(data, keys, problems)
-        return table, problems + table.unusable
+        return table, sorted(problems + table.unusable, key=lambda problem: problem.line)
 
     def __len__(self) -> int:
         return len(self._rules)
