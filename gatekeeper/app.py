@@ -74,7 +74,13 @@ def prepare(
         pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
     reader.check_classes()
     limiter = reader.limiter()
-    signing, problems = signing_policy(config, thorough=thorough, lenient=lenient, old=old.signing if old else None)
+    signing, problems = signing_policy(
+        config,
+        reader.owners(config.hostname, config.recipient_delimiter),
+        thorough=thorough,
+        lenient=lenient,
+        old=old.signing if old else None,
+    )
     of_messages, found_there = _of_messages(config, reader.conditions)
     problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
     if any(not problem.warning for problem in problems):

@@ -141,7 +141,6 @@ class Signing(Section):
     sender_headers: Headers = ("From",)
     dont_sign_to: Table = ()
     bind: Bind = Bind.NONE
-    sender_logins: Table = ()
     mismatch: Mismatch = Mismatch.UNSIGNED
     canonicalization: Canonicalization = ("relaxed", "simple")
     sign_headers: HeaderSet = _SIGN.sign_headers

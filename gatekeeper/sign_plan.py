@@ -14,7 +14,7 @@ from typing import Any
 from gatekeeper.config import Config
 from gatekeeper.problem import Problem
 from gatekeeper.signing import dataset
-from gatekeeper.signing.binding import Bind, Binding, Logins
+from gatekeeper.signing.binding import Binding, Owners
 from gatekeeper.signing.hosts import HostList
 from gatekeeper.signing.keys import Demands, KeyFiles
 from gatekeeper.signing.names import MacroList, NameSet
@@ -46,10 +46,16 @@ def sign_options(config: Config) -> SignOptions:
 
 
 def signing_policy(
-    config: Config, *, thorough: bool = False, lenient: bool = False, old: SigningPolicy | None = None
+    config: Config,
+    owners: Owners,
+    *,
+    thorough: bool = False,
+    lenient: bool = False,
+    old: SigningPolicy | None = None,
 ) -> tuple[SigningPolicy, list[Problem]]:
     """Whom to sign for; without tables nobody, but whose mail is ours is still known.
 
+    `owners` tells the logins of an address, for `bind`.
     `thorough` validates each key (37 ms for an RSA key). `lenient` makes a warning of what is wrong with one key alone.
     `old` is the policy that serves until this one does.
     """
@@ -74,7 +80,7 @@ def signing_policy(
         exempt=reader.read(NameSet.read, "exempt_domains"),
         never_to=reader.read(NameSet.read, "dont_sign_to"),
         sender_headers=options.sender_headers,
-        binding=Binding(options.bind, reader.read(Logins.read, "sender_logins"), options.mismatch),
+        binding=Binding(options.bind, owners, options.mismatch),
         multiple=options.multiple_signatures,
         without_key=options.without_key,
         local_domains=config.local_domains,
@@ -173,9 +179,6 @@ def _contradictions(config: Config) -> Iterator[Problem]:
     elif one_key:
         what = f"signing.{one_key[0]} does nothing beside signing.key_table"
         yield config.problem(("signing", one_key[0]), what, warning=True)
-    if options.sender_logins and options.bind is not Bind.LOGIN:
-        what = 'signing.sender_logins does nothing without signing.bind = "login"'
-        yield config.problem(("signing", "sender_logins"), what, warning=True)
     if options.body_length is not None:
         what = "signing.body_length (l=) lets anybody put text behind a signed message; better leave it out"
         yield config.problem(("signing", "body_length"), what, warning=True)

@@ -84,7 +84,6 @@ def test_a_mistake_is_named_with_its_place(folder: Path, text: str, said: str) -
     ("text", "said"),
     [
         ('domains = "example.com"\n', "signing.domains does nothing beside signing.key_table"),
-        ('sender_logins = ["a@example.com a"]\n', 'signing.sender_logins does nothing without signing.bind = "login"'),
         ("body_length = 100\n", "signing.body_length (l=) lets anybody put text behind a signed message"),
     ],
 )

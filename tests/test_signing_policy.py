@@ -227,7 +227,7 @@ def test_mail_to_some_recipients_is_not_signed() -> None:
 
 @pytest.mark.parametrize(("mismatch", "reply"), [(Mismatch.UNSIGNED, ""), (Mismatch.REJECT, "550 5.7.1")])
 def test_who_is_bound_to_another_domain_is_not_signed_or_is_refused(mismatch: Mismatch, reply: str) -> None:
-    bound = replace(policy(), binding=Binding(Bind.LOGIN, None, mismatch))
+    bound = replace(policy(), binding=Binding(Bind.LOGIN, mismatch=mismatch))
     assert "sign.ok" == choose(bound, "joe@example.com", client=OUTSIDE, sasl_user="ann@example.com").reason
     choice = choose(bound, "joe@example.com", client=OUTSIDE, sasl_user="eve@example.net")
     assert ("sign.unbound", (), True) == (choice.reason, choice.identities, choice.missed)

@@ -28,6 +28,7 @@ from gatekeeper.checks.dmarc import Dmarc
 from gatekeeper.checks.dnsbl import Dnsbl
 from gatekeeper.checks.entries import Table
 from gatekeeper.checks.greylist import SHIPPED, Greylist
+from gatekeeper.checks.login import Owners
 from gatekeeper.checks.nested import RestrictionClass, WarnIfReject
 from gatekeeper.checks.opinion import Opinion, Place
 from gatekeeper.checks.proof import Remember
@@ -115,6 +116,12 @@ class Reader:
     def conditions(self) -> tuple[str, ...]:
         """What allow entries of tables demand that only the milter can find out (proof.py)."""
         return tuple(sorted(self._tables.conditions - {"spf"}))
+
+    def owners(self, hostname: str, delimiter: str) -> Owners:
+        """Who owns an address, by `policy.sender_login_maps`."""
+        names, place = self._maps.get("sender_login_maps", ((), Place("")))
+        tables = (self._tables.read(name, place, values=True) for name in names)
+        return Owners(tuple(table for table in tables if table is not None), hostname.lower(), delimiter)
 
     def limiter(self) -> Limiter:
         """The limits of `[checks.ratelimit]`, for the lists and for the milter's connections."""

@@ -45,6 +45,21 @@ def _parts(mailbox: str, delimiter: str, own: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Owners:
+    """Who owns an address, by `tables`. `own` is our host name, `delimiter` what separates user and extension."""
+
+    tables: tuple[Table, ...]
+    own: str = ""
+    delimiter: str = ""
+
+    def __call__(self, mailbox: str) -> frozenset[str] | None:
+        """The logins, in lower case, that own the address; None if the tables do not say."""
+        mailbox = mailbox.lower()
+        found = search(self.tables, mailbox, tuple(_parts(mailbox, self.delimiter, self.own)))
+        return None if found is None else frozenset(re.split(r"[\s,]+", found.lower())) - {""}
+
+
+@dataclass(frozen=True, slots=True)
 class LoginMismatch:
     """553 5.7.1 for a sender address that somebody else owns.
 

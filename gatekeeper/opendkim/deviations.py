@@ -29,6 +29,8 @@ class On(StrEnum):
     NO_ATPS = "no-atps"
     MALFORMED = "malformed"
     LONG_HEADER = "long-header"
+    LONG_LINES = "long-lines"
+    SAME_KEY_TWICE = "same-key-twice"
     SIGNATURE_ERROR = "signature-error"
     DETAIL = "detail"
     SIGNALS = "signals"
@@ -167,6 +169,20 @@ DEVIATIONS = (
         "Here they are signed and verified as all others.",
         "Postfix has limits of its own (header_size_limit).",
         ("MaximumHeaders", "On-Security"),
+    ),
+    Deviation(
+        On.LONG_LINES,
+        "OpenDKIM signs lines of more than 998 bytes as they come in, though Postfix breaks them when it sends them: "
+        "such signatures never hold.",
+        "Here they are signed as Postfix will send them (signing.line_length_limit).",
+        "Newsletters and programs write such lines.",
+    ),
+    Deviation(
+        On.SAME_KEY_TWICE,
+        "With MultipleSignatures OpenDKIM signs twice with one key that two lines name.",
+        "Here each key signs once.",
+        "The second signature says nothing more.",
+        ("MultipleSignatures",),
     ),
     Deviation(
         On.SIGNATURE_ERROR,

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who may sign for whom: closes OpenDKIM's hole, by which any user may have any hosted domain signed.
 
-`login` binds an authenticated user to the addresses that smtpd_sender_login_maps gives to the login, and where the map
-says nothing to the domain of the login. `envelope` binds From to the domain of the envelope sender, which Postfix can
+`login` binds an authenticated user to the addresses that sender_login_maps gives to the login, and where the map says
+nothing to the domain of the login. `envelope` binds From to the domain of the envelope sender, which Postfix can
 check (reject_sender_login_mismatch). Mail of hosts that are internal and do not authenticate has no login: it is bound
 by `envelope` alone.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from gatekeeper.auth.domain import normal
-from gatekeeper.problem import Problem
 from gatekeeper.request import Request, domain_of
-from gatekeeper.signing import dataset
 from gatekeeper.signing.sender import Sender
 
 
@@ -36,35 +32,8 @@ class Mismatch(StrEnum):
     REJECT = "reject"
 
 
-_POSTFIX_TYPE = re.compile(r"(hash|lmdb|btree|texthash|cdb|dbm):(?=/|\./|\.\./|\w)")
-
-
-class Logins:
-    """The source text of smtpd_sender_login_maps: an address or `@domain`, and the logins that own it."""
-
-    def __init__(self) -> None:
-        self._owners: dict[str, frozenset[str]] = {}
-
-    @classmethod
-    def read(cls, spec: str | Sequence[str], where: str, *, base: Path = Path()) -> "tuple[Logins, list[Problem]]":
-        """Read the map; a Postfix type before the file's name (`hash:`) means its source text."""
-        if isinstance(spec, str):
-            spec = _POSTFIX_TYPE.sub("file:", spec)
-        data, problems = dataset.read(spec, where, base)
-        logins = cls()
-        for entry in data.entries:
-            owners = frozenset(re.split(r"[\s,]+", entry.value.lower())) - {""}
-            if "@" not in entry.key or not owners:
-                what = f"{entry.key}: expected an address or @domain, and behind it the logins that own it"
-                problems.append(data.problem(entry, what))
-            else:
-                logins._owners.setdefault(entry.key.lower(), owners)
-        return logins, problems
-
-    def owners(self, sender: Sender) -> frozenset[str] | None:
-        """The logins that own the sender's address; None if the map does not say."""
-        found = self._owners.get(str(sender).lower())
-        return found if found is not None else self._owners.get(f"@{sender.domain}")
+Owners = Callable[[str], frozenset[str] | None]
+"""The logins, in lower case, that own an address; None if nothing is known of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +41,7 @@ class Binding:
     """Whether this mail may have a signature for its sender, and what becomes of it if it may not."""
 
     bind: Bind = Bind.NONE
-    logins: Logins | None = None
+    owners: Owners = lambda mailbox: None
     mismatch: Mismatch = Mismatch.UNSIGNED
 
     def objection(self, request: Request, sender: Sender) -> str:
@@ -85,10 +54,9 @@ class Binding:
         return ""
 
     def _login(self, user: str, sender: Sender) -> str:
-        owners = self.logins.owners(sender) if self.logins is not None else None
-        if owners is not None:
-            return "" if user.lower() in owners else f"the login {user} does not own {sender} in sender_logins"
+        if (owners := self.owners(str(sender))) is not None:
+            return "" if user.lower() in owners else f"by sender_login_maps the login {user} does not own {sender}"
         domain = normal(domain_of(user))
         if domain == sender.domain:
             return ""
-        return f"the login {user} is in {domain or 'no domain'}, and sender_logins does not give it {sender}"
+        return f"the login {user} is in {domain or 'no domain'}, and sender_login_maps does not give it {sender}"
