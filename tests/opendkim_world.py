@@ -8,6 +8,7 @@ long. Both are the real milters on unix sockets.
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ from gatekeeper import message
 from tests.conftest import ROOT, require_program
 from tests.milter_client import (
     BODY,
+    CONNECT,
     CONTINUE,
     END_OF_HEADER,
     NO_REPLY,
@@ -132,6 +134,12 @@ class Client(MilterClient):
         answer, text = self._receive()
         if answer not in (CONTINUE, SKIP):
             raise _Ended(Outcome(answer, text.rstrip(b"\0").decode()))
+
+    def connect(self, client: str = "192.0.2.1", name: str = "client.example", **macros: str) -> str:
+        """A client connects; raises _Ended if its mail is of no interest."""
+        self._macros(CONNECT, {"daemon_name": "smtpd", **macros})
+        self.say(CONNECT, name.encode() + b"\0" + b"4" + struct.pack("!H", 2525) + client.encode() + b"\0")
+        return ""
 
     def deliver(self, mail: Mail) -> Outcome:
         """What comes of one message on a connection of its own."""
