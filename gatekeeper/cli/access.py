@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Entries of access tables: allow, deny."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, USAGE, Add, config_path, print_lines
+
+if TYPE_CHECKING:
+    from gatekeeper.entry import Entry
+
+
+def add_to(add: Add) -> None:
+    """The commands of this file."""
+    command = add("allow", allow, "let mail of a client, sender or recipient pass what comes after access")
+    _add_key(command)
+    command.add_argument("reason", metavar="REASON", nargs="?", default="", help="a comment above the entry")
+    command.add_argument("--if", metavar="PROOF", dest="condition", default="", help="spf, dkim or dmarc")
+    command = add("deny", deny, "refuse mail of a client, sender or recipient")
+    _add_key(command)
+    command.add_argument("text", metavar="TEXT", nargs="?", default="", help="what the refused one is told")
+
+
+def _add_key(command: argparse.ArgumentParser) -> None:
+    command.add_argument("key", metavar="KEY", help="ADDRESS, NETWORK/LENGTH, example.com, user@example.com, user@, <>")
+    kinds = ("client", "helo", "sender", "recipient")
+    command.add_argument("--as", dest="kind", choices=kinds, help="whom a name or mailbox means (default: sender)")
+
+
+def allow(options: argparse.Namespace) -> int:
+    """Add an OK."""
+    from gatekeeper import entry
+
+    return _add(options, lambda: entry.allow(options.key, options.reason, options.condition, options.kind))
+
+
+def deny(options: argparse.Namespace) -> int:
+    """Add a REJECT."""
+    from gatekeeper import entry
+
+    return _add(options, lambda: entry.deny(options.key, options.text, options.kind))
+
+
+def _add(options: argparse.Namespace, make: "Callable[[], Entry]") -> int:
+    """Write the entry and say what it does. 1 if an earlier line stands in its way, or nothing asks its table yet."""
+    from gatekeeper import config, entry
+
+    try:
+        wanted = make()
+    except entry.Refused as refused:
+        print(f"gatekeeper: {refused}", file=sys.stderr)
+        return USAGE
+    path = config_path(options)
+    loaded = config.load(path) if path else config.defaults()
+    folder = (path or config.DEFAULT_PATH).resolve().parent
+    try:
+        added = entry.add(loaded, wanted, folder)
+    except entry.Refused as refused:
+        print(f"gatekeeper: {refused}", file=sys.stderr)
+        return FINDING
+    except OSError as error:
+        print(f"gatekeeper: cannot write {error.filename or folder}: {error.strerror}", file=sys.stderr)
+        return TEMPORARY
+    print_lines(added.lines)
+    return OK if added.counts else FINDING
