@@ -60,6 +60,15 @@ class Wants:
     born: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A value as it lies in a store, and for how many seconds more."""
+
+    key: str
+    value: bytes
+    ttl: float
+
+
 class Store(Protocol):
     """What checks may ask of a back end."""
 
@@ -105,6 +114,11 @@ class Store(Protocol):
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """Give places back before their time; one that is not taken is no error."""
+        ...
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+        """Some of the values whose keys begin with `kind`, and what to pass as `after` for those that follow: nothing
+        at the end. For moving state; what is written meanwhile may come or not, and a value may come twice."""
         ...
 
     async def born(self) -> float:

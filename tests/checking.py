@@ -69,6 +69,8 @@ class World:
     folder: Path = HERE
     site: Site = SITE
     now: float = 1_000_000.0
+    real_keys: bool = False
+    """Whether keys are made with the store's own secret."""
     store: Store = field(init=False)
     alone: Store = field(init=False)
     resolver: Resolver = field(init=False)
@@ -103,7 +105,7 @@ class World:
             resolver=self.resolver,
             store=self.store,
             clock=lambda: self.now,
-            keys=Keys(b"secret"),
+            keys=Keys(await self.store.secret() if self.real_keys else b"secret"),
             facts=facts,
             alone=self.alone,
             lists=Asking(self.lists),

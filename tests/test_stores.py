@@ -125,6 +125,24 @@ async def test_hits_are_summed_by_key_and_window(store: Store) -> None:
     assert [3, 4] == await store.hit([Hit("a", MINUTE), Hit("a", MINUTE)])
 
 
+async def test_values_of_a_kind_are_told_page_by_page(store: Store, time: Time) -> None:
+    if isinstance(store, ReadOnlyStore):
+        store = store._inner  # what was only pretended to be written does not count
+    for number in range(450):
+        await store.set(f"kind:{number}", str(number).encode(), 60.0)
+    await store.set("kind-b:1", b"also", 60.0)
+    await store.set("kinder", b"also", 5.0)
+    await store.set("other:1", b"not", 60.0)
+    await store.hit([Hit("kind:counted", 60.0)])
+    time.now += 10
+    found, after = await store.page("kind")
+    while after:
+        page, after = await store.page("kind", after)
+        found += page
+    assert {f"kind:{number}" for number in range(450)} | {"kind-b:1"} == {kept.key for kept in found}
+    assert {(b"449", 50)} == {(kept.value, round(kept.ttl)) for kept in found if kept.key == "kind:449"}
+
+
 async def test_no_hits_are_no_sums(store: Store) -> None:
     assert [] == await store.hit([])
     await store.unhit([])

@@ -5,12 +5,14 @@ import argparse
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, USAGE, Add, add_json, config_path, print_json, print_lines
 
 if TYPE_CHECKING:
     from gatekeeper.config import Config
+
+T = TypeVar("T")
 
 
 def add_to(add: Add) -> None:
@@ -18,6 +20,7 @@ def add_to(add: Add) -> None:
     _add_report(
         add("greylist report", report, "what greylisting cost, from the log: which wanted mails waited, how long")
     )
+    _add_copy(add("greylist copy", copy, "copy greylisting's state to another store, with the secret of its keys"))
     _add_import(add("import-postgrey", import_postgrey, "bring over postgrey's state and its allow lists"))
 
 
@@ -25,6 +28,12 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     text = "a log with gatekeeper's lines, .gz too; - for standard input (journalctl -u gatekeeper -o cat | …)"
     command.add_argument("logs", metavar="LOG", type=Path, nargs="+", help=text)
     add_json(command)
+
+
+def _add_copy(command: argparse.ArgumentParser) -> None:
+    command.add_argument("to", metavar="URL", help="the store to copy to, written as store.url")
+    text = "the store to copy from (default: that of the configuration)"
+    command.add_argument("--from", metavar="URL", dest="source", help=text)
 
 
 def _add_import(command: argparse.ArgumentParser) -> None:
@@ -62,6 +71,40 @@ def _lines(path: Path) -> Iterator[str]:
     except OSError as error:
         print(f"gatekeeper: cannot read {path}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(USAGE) from None
+
+
+def copy(options: argparse.Namespace) -> int:
+    """From one store to another; a finding if that has state of its own."""
+    from gatekeeper.store import StoreError
+    from gatekeeper.stores import check_url, describe, open_store
+    from gatekeeper.stores.moving import Occupied, move
+
+    source = options.source or _config(options).store.url
+    for url in (source, options.to):
+        try:
+            check_url(url)
+        except ValueError as error:
+            print(f"gatekeeper: {error}", file=sys.stderr)
+            return USAGE
+
+    async def work() -> int:
+        here = await open_store(source, timeout=10.0, read_only=True)
+        there = await open_store(options.to, timeout=10.0)
+        try:
+            if there.gone:
+                raise StoreError(there.gone)
+            return await move(here, there)
+        finally:
+            await here.close()
+            await there.close()
+
+    try:
+        count = _run(work())
+    except Occupied:
+        print(f"gatekeeper: {describe(options.to)} has state of its own; empty it, or copy from there", file=sys.stderr)
+        return FINDING
+    print(f"{count} entries copied to {describe(options.to)}; name it in store.url and restart")
+    return OK
 
 
 def import_postgrey(options: argparse.Namespace) -> int:
@@ -117,7 +160,7 @@ def _config(options: argparse.Namespace) -> "Config":
     return config.load(path) if path else config.defaults()
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
-    asyncio.run(work)
+    return asyncio.run(work)

@@ -65,6 +65,17 @@ class ClusterLink:
             self._learn()  # another node may have taken its place
             raise
 
+    async def scan(self, pattern: str, after: str) -> tuple[list[str], str]:
+        """See link.Link.scan; one node after the other."""
+        await self._owner(0)
+        nodes = sorted(set(self._owners.values()))
+        number, _, cursor = after.partition(" ")
+        at = int(number or 0)
+        keys, rest = await self._link(nodes[at]).scan(pattern, cursor)
+        if rest:
+            return keys, f"{at} {rest}"
+        return keys, f"{at + 1} " if at + 1 < len(nodes) else ""
+
     def close(self) -> None:
         """See link.Link.close."""
         if self._learning is not None:

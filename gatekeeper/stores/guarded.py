@@ -15,7 +15,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from gatekeeper.store import Clock, Hit, Lease, Store, StoreError
+from gatekeeper.store import Clock, Hit, Kept, Lease, Store, StoreError
 from gatekeeper.verdict import printable
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,9 @@ class GuardedStore:
 
     async def release(self, leases: Sequence[Lease]) -> None:
         await self._guard(self._inner.release(leases))
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+        return await self._guard(self._inner.page(kind, after))
 
     async def born(self) -> float:
         return await self._guard(self._inner.born())

@@ -25,6 +25,10 @@ class Link(Protocol):
         """The answer to a command on `key`. Raises StoreError; ReplyError where Redis refuses."""
         ...
 
+    async def scan(self, pattern: str, after: str) -> tuple[list[str], str]:
+        """Some of the keys that match, and where to go on; nothing at the end. A key may come twice."""
+        ...
+
     def close(self) -> None:
         """Let go of what is open."""
         ...
@@ -65,6 +69,11 @@ class OneLink:
         if isinstance(found, StoreError):
             raise StoreError(*found.args)  # a fresh one for each who waited
         return found
+
+    async def scan(self, pattern: str, after: str) -> tuple[list[str], str]:
+        """See Link.scan."""
+        cursor, keys = await self.call("", "SCAN", after or "0", "MATCH", pattern, "COUNT", 500)
+        return [key.decode() for key in keys], "" if cursor == b"0" else cursor.decode()
 
     def close(self) -> None:
         """See Link.close."""

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gatekeeper.store import Clock, Hit, Lease
+from gatekeeper.store import Clock, Hit, Kept, Lease
 from gatekeeper.stores.origin import Origin
 from gatekeeper.stores.window import Place, place, spread
 
@@ -93,6 +93,11 @@ class MemoryStore:
             holders.pop(lease.holder, None)
             if not holders:
                 self._leases.pop(lease.key, None)
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+        now = self._clock()
+        kept = ((key, value, expires - now) for key, (value, expires) in self._values.items() if key.startswith(kind))
+        return [Kept(key, value, ttl) for key, value, ttl in kept if ttl > 0], ""
 
     async def born(self) -> float:
         return await self._origin.born()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gatekeeper.store import Clock, Hit, Lease, Store
+from gatekeeper.store import Clock, Hit, Kept, Lease, Store
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.origin import Origin
 
@@ -66,6 +66,9 @@ class ReadOnlyStore:
 
     async def release(self, leases: Sequence[Lease]) -> None:
         await self._written.release(leases)
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+        return await self._inner.page(kind, after)
 
     async def born(self) -> float:
         return await self._origin.born()

@@ -9,11 +9,12 @@ so that the volatile-* policies of a full Redis do not evict them; do not use al
 What an entry takes of Redis' memory: docs/state.md.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from gatekeeper.store import Clock, Hit, Lease
+from gatekeeper.store import Clock, Hit, Kept, Lease
 from gatekeeper.stores.link import Link
 from gatekeeper.stores.origin import FOREVER, Origin
 from gatekeeper.stores.scripts import ASK, LEASE, RELEASE, SET_ABSENT, SHA, UNHIT
@@ -102,6 +103,17 @@ class RedisStore:
     async def release(self, leases: Sequence[Lease]) -> None:
         if leases:
             await self._script(RELEASE, [lease_key(lease) for lease in leases], [lease.holder for lease in leases])
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+        names, rest = await self._link.scan(kept_key(kind) + "*", after)
+        values = await asyncio.gather(*(self._link.call(name, "GET", name) for name in names))
+        now = self._clock()
+        found = []
+        for name, kept in zip(names, values, strict=True):
+            expires, _, value = (kept or b"0 ").partition(b" ")
+            if float(expires) > now:
+                found.append(Kept(name.removeprefix(PREFIX), value, float(expires) - now))
+        return found, rest
 
     async def born(self) -> float:
         return await self._origin.born()

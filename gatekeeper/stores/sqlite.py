@@ -24,7 +24,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from gatekeeper.store import Clock, Hit, Lease, StoreError
+from gatekeeper.store import Clock, Hit, Kept, Lease, StoreError
 from gatekeeper.stores.origin import Origin
 from gatekeeper.stores.window import Place, place, spread
 
@@ -51,6 +51,8 @@ CREATE INDEX IF NOT EXISTS counted_expires ON counted (expires);
 CREATE INDEX IF NOT EXISTS token_expires ON token (expires);
 """
 _GET = "SELECT value FROM kept WHERE key = ? AND expires > ?"
+_PAGE = """SELECT key, value, expires FROM kept
+           WHERE expires > ? AND key > ? AND key < ? || '~' ORDER BY key LIMIT ?"""
 _SET = """INSERT INTO kept VALUES (?, ?, ?)
           ON CONFLICT DO UPDATE SET value = excluded.value, expires = excluded.expires WHERE expires <= ?"""
 _DELETE = "DELETE FROM kept WHERE key = ?"
@@ -135,6 +137,11 @@ class SqliteStore:
     async def release(self, leases: Sequence[Lease]) -> None:
         rows = [(lease.key, lease.holder) for lease in leases]
         self._run(lambda db: _transaction(db, lambda: db.executemany(_RELEASE, rows)))
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+        now = self._clock()
+        rows = self._run(lambda db: db.execute(_PAGE, (now, after or kind, kind, BATCH)).fetchall())
+        return [Kept(key, bytes(value), expires - now) for key, value, expires in rows], rows[-1][0] if rows else ""
 
     async def born(self) -> float:
         return await self._origin.born()

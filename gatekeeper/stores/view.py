@@ -7,7 +7,7 @@ announced, and all that comes after the decision, goes straight to the store.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from gatekeeper.store import Hit, Lease, Store, Wants
+from gatekeeper.store import Hit, Kept, Lease, Store, Wants
 from gatekeeper.stores.origin import BORN, parse_born
 
 
@@ -75,6 +75,9 @@ class StoreView:
 
     async def release(self, leases: Sequence[Lease]) -> None:
         await self._inner.release(leases)
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+        return await self._inner.page(kind, after)
 
     async def born(self) -> float:
         if self._announced is not None:
