@@ -325,3 +325,44 @@ def test_in_observe_mode_a_message_is_left_as_it_is() -> None:
         client.envelope(b"ann@ours.example", auth_type="PLAIN", auth_authen="ann")
         signed = client.content(OUTBOUND)
         assert [(CONTINUE, [], [])] * 2 == [(one.answer, one.fields, one.removed) for one in (judged, signed)]
+
+
+@pytest.mark.parametrize("signing", ['peers = ["192.0.2.1"]\n', 'exempt_domains = ["client.example"]\n'])
+def test_a_peer_and_an_exempt_domain_are_left_alone(signing: str) -> None:
+    with serving(signing=signing) as path, MilterClient(path) as postfix:
+        postfix.open(client="192.0.2.1")
+        for _ in range(2):
+            postfix.envelope()
+            outcome = postfix.content(INBOUND)
+            assert (CONTINUE, [], []) == (outcome.answer, outcome.fields, outcome.removed)
+
+
+def test_old_signatures_go_if_they_are_to_go_and_ours_is_made() -> None:
+    old = b"DKIM-Signature: v=1; d=old.example\r\nReceived: x\r\ndkim-signature: v=1; d=older.example\r\n"
+    with serving(signing="remove_old_signatures = true\n") as path, MilterClient(path) as postfix:
+        postfix.open(client="198.51.100.7")
+        postfix.envelope(b"ann@ours.example")
+        outcome = postfix.content(old + OUTBOUND)
+    assert [("DKIM-Signature", 2), ("DKIM-Signature", 1)] == outcome.removed
+    [(name, _)] = outcome.fields
+    assert "DKIM-Signature" == name
+    assert verifies(OUTBOUND, outcome.fields)
+
+
+def test_who_is_bound_to_another_domain_is_refused() -> None:
+    signing = 'bind = "envelope"\nmismatch = "reject"\n'
+    with serving(signing=signing) as path, MilterClient(path) as postfix:
+        postfix.open(client="198.51.100.7")
+        postfix.envelope(b"eve@client.example")
+        outcome = postfix.content(OUTBOUND)
+        assert (REPLY, "550 5.7.1 You may not send mail from ours.example") == (outcome.answer, outcome.text)
+        postfix.envelope(b"ann@ours.example")
+        assert ["DKIM-Signature"] == [name for name, _ in postfix.content(OUTBOUND).fields]
+
+
+def test_mail_to_some_is_not_signed() -> None:
+    with serving(signing='dont_sign_to = ["robot@client.example"]\n') as path, MilterClient(path) as postfix:
+        postfix.open(client="198.51.100.7")
+        for recipient, count in ((b"robot@client.example", 0), (b"b@client.example", 1)):
+            postfix.envelope(b"ann@ours.example", recipient)
+            assert count == len(postfix.content(OUTBOUND).fields)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import dkim
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper.message import Header, parse
@@ -201,3 +201,47 @@ def test_whatever_the_header_holds_the_signature_is_one_and_verifies(fields: lis
 def test_a_broken_key_raises_bad_key() -> None:
     with pytest.raises(BadKey):
         sign(MESSAGES["plain"], identities=[identity(PrivateKey(b"broken", "broken.private"))])
+
+
+LINES = st.lists(st.sampled_from([b"a", b" ", b"\t", b"\r\n", b".", b"bc=", b"\xff", b"\0", b"x" * 997]), max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LINES, st.lists(st.sampled_from([b"a", b"\r\n\t", b"\r\n  b", b" ", b"\xe2\x82\xac", b"y" * 998]), max_size=9))
+def test_whatever_is_sent_dkimpy_verifies_it_fed_byte_by_byte(body: list[bytes], subject: list[bytes]) -> None:
+    message = HEADER + b"Cc: c@example.com" + b"".join(subject) + b"\r\n\r\n" + b"".join([*body, b"\r\n"])
+    for options in FORMS[::3]:
+        fields = sign(message, options, chunk=1)
+        arrived = b"".join(field.line + b"\r\n" for field in fields) + sent(message)
+        assert dkimpy_verifies(arrived, rsa())
+        assert verifies(arrived, rsa().record())
+
+
+def test_the_set_of_signed_fields_can_be_changed_and_from_is_always_in_it() -> None:
+    message = b"X-Mine: 1\r\nX-Other: 2\r\nReceived: x\r\n" + HEADER + b"Bcc: b@example.com\r\n\r\nHello\r\n"
+    for changes, names in (
+        ({"sign_headers": ("*", "+X-Mine", "-to")}, "X-Mine:From:Subject:Date:From"),
+        ({"sign_headers": ("X-*", "Received")}, "X-Mine:X-Other:From:From"),
+        ({"sign_headers": ("Subject",), "omit_headers": ("From", "Date")}, "From:Subject:From"),
+        ({"sign_headers": ("*", "+Bcc"), "omit_headers": ("*", "-Bcc", "+Date")}, "From:To:Subject:Bcc:From"),
+    ):
+        options = SignOptions(**changes)
+        (field,) = sign(message, options)
+        assert names == tag(field, "h")
+        assert verifies(field.line + b"\r\n" + message, rsa().record())
+
+
+def test_what_is_asked_for_stands_in_the_signature() -> None:
+    options = SignOptions(body_length=3, request_reports=True, lifetime=10**9)
+    (field,) = sign(MESSAGES["plain"], options)
+    assert ("3", "y", str(NOW + 10**9)) == tuple(tag(field, name) for name in ("l", "r", "x"))
+    arrived = field.line + b"\r\n" + MESSAGES["plain"] + b"anything\r\n"
+    assert dkimpy_verifies(arrived, rsa())
+    (field,) = sign(MESSAGES["plain"], SignOptions(body_length=1000))
+    assert "7" == tag(field, "l")
+
+
+def test_a_field_name_that_would_break_the_signature_is_not_signed() -> None:
+    message = b"X-a;b: 1\r\nX-c: 2\r\n" + HEADER + b"\r\nHello\r\n"
+    (field,) = sign(message, SignOptions(sign_headers=("X-*",)))
+    assert "X-c:From:From" == tag(field, "h")

@@ -112,3 +112,20 @@ def test_what_comes_back_from_a_filter_is_not_signed_twice_unless_the_filter_cha
         found = relay.sink.find(name + tag)
         assert found is not None
         assert count == found.content.count(b"DKIM-Signature:")
+
+
+def test_postfix_is_asked_for_a_macro_that_it_does_not_send_by_itself(lab: Lab) -> None:
+    folder = lab.root / "macros"
+    folder.mkdir()
+    write_key(folder / "rsa.pem")
+    (folder / "gatekeeper.toml").write_text(
+        'hostname = "mx.example.org"\nmynetworks = "127.0.0.0/8"\nlocal_domains = []\nrecipient_delimiter = ""\n'
+        f'[signing]\ndomains = "example.org"\nselector = "mail"\nkey_file = "{folder}/rsa.pem"\n'
+        'internal_hosts = "192.0.2.1"\ndaemon_names = []\nmacros = ["client_port"]\n'
+    )
+    lab.run(folder / "gatekeeper.toml")
+    tag = f"macro-{lab.service.pid}".encode()
+    submit(lab, MESSAGES["plain"] % tag)
+    delivery = lab.sink.find(tag)
+    assert delivery is not None
+    assert b"DKIM-Signature:" in delivery.content
