@@ -12,6 +12,7 @@ import pwd
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gatekeeper.auth.dkim import DkimVerifier
 from gatekeeper.auth.dmarc import Policy
@@ -202,6 +203,7 @@ class App:
         self.store = store
         self.clock = clock
         self._alone = MemoryStore(clock)
+        self._keys = lru_cache(maxsize=4)(Keys)
         self.connections = Connections(plan.limiter, store, self._alone)
         self._connect = Pipeline({CLIENT: (self.connections,)}, plan.config.mode == "observe")
         self.lists = lists or Lists(resolver, budget=plan.config.dns.list_timeout, uses=plan.lists)
@@ -241,7 +243,7 @@ class App:
             resolver=self.resolver,
             store=self.store,
             clock=self.clock,
-            keys=Keys(secret, prefix),
+            keys=self._keys(secret, prefix),
             facts=facts,
             alone=self._alone,
             lists=Asking(self.lists),

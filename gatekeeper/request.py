@@ -7,6 +7,7 @@ empty (asked, and there is nothing), because the two mean different things: `sen
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 Address = IPv4Address | IPv6Address
@@ -65,6 +66,7 @@ class Request:
     ccert_pubkey_fingerprint: str = ""
 
 
+@lru_cache(maxsize=4096)  # a client is asked about several times in a row, and parsing takes 10 µs
 def parse_address(text: str) -> Address | None:
     """The address in `text`, or None for `unknown`, nothing, or anything else that is no address.
 

@@ -7,9 +7,8 @@ and no call takes longer than the store's timeout: who calls decides what to do 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 Clock = Callable[[], float]
 """Seconds since the epoch; time.time in production."""
@@ -19,8 +18,7 @@ class StoreError(Exception):
     """The store did not answer in time, is full, read-only, or gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """One event to count against a sliding window: `amount` more under `key` within the last `window` seconds.
 
     An `amount` of 0 asks for the sum and writes nothing. How exact the window is: stores/window.py.
@@ -38,8 +36,7 @@ class Hit:
     most: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A place under `key` that `holder` has for a while: one of at most `most`; None: of any number."""
 
     key: str
@@ -47,8 +44,7 @@ class Lease:
     most: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Wants:
+class Wants(NamedTuple):
     """What a check will read if it is asked, told ahead so that one round trip serves a whole request (stores/view.py).
 
     `hits` have an amount of 0: nothing is counted before its check has its turn. With `born` that is read too.
@@ -141,21 +137,27 @@ class Store(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class Keys:
-    """Makes store keys: `keys("greylist", client, sender, recipient)`.
+    """Makes store keys: `keys("greylist", client, sender, recipient)`. Hashable, and equal where its keys are.
 
     `prefix` keeps the state of checks in observe mode apart from the real one.
     """
 
-    secret: bytes
-    prefix: str = ""
+    __slots__ = ("_start", "prefix", "secret")
+
+    def __init__(self, secret: bytes, prefix: str = "") -> None:
+        self.secret = secret
+        self.prefix = prefix
+        self._start = blake2b(key=secret, digest_size=16)  # copied for each key: half the time of a new one
 
     def __call__(self, kind: str, *parts: str) -> str:
         """The key for `parts`: a 128-bit keyed BLAKE2b under a readable kind; no part can run into the next."""
-        digest = blake2b(key=self.secret, digest_size=16)
-        for part in parts:
-            data = part.encode("utf-8", "surrogateescape")
-            digest.update(len(data).to_bytes(4, "big"))
-            digest.update(data)
+        digest = self._start.copy()
+        digest.update("".join([f"{len(part)}:{part}" for part in parts]).encode("utf-8", "surrogateescape"))
         return f"{self.prefix}{kind}:{digest.hexdigest()}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keys) and (self.secret, self.prefix) == (other.secret, other.prefix)
+
+    def __hash__(self) -> int:
+        return hash((self.secret, self.prefix))

@@ -50,6 +50,7 @@ async def test_what_was_announced_is_answered_from_the_first_round_trip(store: T
     assert [1] == await view.hit([Hit("a", 60.0)])
     assert (b"1", None) == (await view.get("k"), await view.get("none"))
     assert [0] == await view.hit([PEEK])
+    assert ([], [b"1", None]) == await view.ask((), ["k", "none"])
     assert 1_000_000.0 == await view.born()
     assert ["ask"] == store.trips
 

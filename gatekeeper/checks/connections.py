@@ -12,7 +12,6 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import count as numbers
 from typing import ClassVar
 
@@ -118,7 +117,7 @@ class Connections:
         for place, number in zip(places, taken, strict=True):
             if number > place.limit.count:
                 return place.refusal()
-        held = self._held[connection] = tuple(replace(lease, most=None) for lease in leases)
+        held = self._held[connection] = tuple(lease._replace(most=None) for lease in leases)
         await context.alone.lease(held, LEASE)  # so that it is known here if the store goes
         if self._renewal is None:
             self._renewal = asyncio.create_task(self._keep_renewing())

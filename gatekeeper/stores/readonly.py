@@ -7,7 +7,6 @@ Events given back with `unhit` are only those counted here.
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from gatekeeper.store import Clock, Hit, Kept, Lease, Store
 from gatekeeper.stores.memory import MemoryStore
@@ -43,8 +42,8 @@ class ReadOnlyStore:
         await self._written.delete(key)
 
     async def hit(self, hits: Sequence[Hit]) -> list[int]:
-        real = await self._inner.hit([replace(hit, amount=0, once="", most=None) for hit in hits])
-        left = [hit if hit.most is None else replace(hit, most=hit.most - a) for hit, a in zip(hits, real, strict=True)]
+        real = await self._inner.hit([hit._replace(amount=0, once="", most=None) for hit in hits])
+        left = [hit if hit.most is None else hit._replace(most=hit.most - a) for hit, a in zip(hits, real, strict=True)]
         pretended = await self._written.hit(left)
         return [a + b for a, b in zip(real, pretended, strict=True)]
 
@@ -56,9 +55,9 @@ class ReadOnlyStore:
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         # Where nothing fits, nothing is taken, and the answer tells how many there are.
-        real = [taken - 1 for taken in await self._inner.lease([replace(lease, most=0) for lease in leases], ttl)]
+        real = [taken - 1 for taken in await self._inner.lease([lease._replace(most=0) for lease in leases], ttl)]
         left = [
-            lease if lease.most is None else replace(lease, most=lease.most - a)
+            lease if lease.most is None else lease._replace(most=lease.most - a)
             for lease, a in zip(leases, real, strict=True)
         ]
         pretended = await self._written.lease(left, ttl)

@@ -28,19 +28,19 @@ class StoreView:
         self._sums, self._values = {}, {}
 
     async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
-        wants, self._announced = self._announced and list(self._announced()), None
-        if not wants:
+        if self._announced is None:
             if not hits and all(key in self._values for key in gets):
                 return [], [self._values[key] for key in gets]
             return await self._inner.ask(hits, gets)
+        wants, self._announced = list(self._announced()), None
         ahead = list(dict.fromkeys(hit for want in wants for hit in want.hits if not hit.amount))
-        keys = dict.fromkeys(key for want in wants for key in want.gets)
+        keys = dict.fromkeys([*gets, *(key for want in wants for key in want.gets)])
         if any(want.born for want in wants):
             keys[BORN] = None
-        sums, values = await self._inner.ask([*hits, *ahead], [*gets, *keys])
+        sums, values = await self._inner.ask([*hits, *ahead], list(keys))
         self._sums = dict(zip(ahead, sums[len(hits) :], strict=True))
-        self._values = dict(zip(keys, values[len(gets) :], strict=True))
-        return sums[: len(hits)], values[: len(gets)]
+        self._values = dict(zip(keys, values, strict=True))
+        return sums[: len(hits)], [self._values[key] for key in gets]
 
     async def get(self, key: str) -> bytes | None:
         if self._announced is not None:

@@ -10,16 +10,15 @@ window ahead are those of a clock that was wrong and has been put right: they do
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from gatekeeper.store import Hit
 
 SLOTS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a hit goes: `name` is its key and window in one, `token` is empty without a `once`; `ttl` is in seconds,
     after which nothing of it matters; its sum may come to `most`. Slots from `first` to `last` count, `slot` is now."""
 
