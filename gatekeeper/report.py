@@ -243,7 +243,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "dkim": [asdict(dkim) for dkim in findings.dkim],
         "dmarc": asdict(findings.dmarc),
         "arc": asdict(findings.arc),
-        "records": {method: [asdict(note) for note in notes] for method, notes in findings.records.items()},
+        "records": {method: [note._asdict() for note in notes] for method, notes in findings.records.items()},
         "header": "\n".join(field_lines(findings.field)),
     }
 

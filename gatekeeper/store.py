@@ -56,8 +56,7 @@ class Wants(NamedTuple):
     born: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """A value as it lies in a store, and for how many seconds more."""
 
     key: str
