@@ -7,6 +7,7 @@ Redis start once for the module; gatekeeper starts anew for each case, as root, 
 
 import os
 import pwd
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from gatekeeper.replay.smtp import Heard, Servers, SmtpClient, play
 from gatekeeper.resolver import TableResolver
 from gatekeeper.zone import Zone
 from tests.conftest import missing, require_program
+from tests.service import until
 
 CASES = Path(__file__).parent / "smtp_fixtures"
 CONFIG = CASES / "gatekeeper.toml"
@@ -158,3 +160,68 @@ def test_mail_goes_on_without_gatekeeper(lab: Lab, end: str) -> None:
     getattr(lab.service, end)()
     added, removed = header_changes(crlf(case.files["message.eml"]), delivered(lab, only_message(lab, case)))
     assert ([], []) == (added, removed)
+
+
+ACTIONS = {
+    # what a sender's entry says: what is answered at RCPT, what Postfix writes down, who gets it
+    "ok": ("OK", "250 ", "", ["bob"]),
+    "relay": ("RELAY", "250 ", "", ["bob"]),
+    "digits": ("12345", "250 ", "", ["bob"]),
+    "dunno": ("DUNNO", "250 ", "", ["bob"]),
+    "reject": ("REJECT no thanks", "554 5.7.1 ", "reject: RCPT", []),
+    "defer": ("DEFER later", "450 4.7.1 ", "reject: RCPT", []),
+    "permanent": ("552 5.3.4 too large", "552 5.3.4 ", "reject: RCPT", []),
+    "temporary": ("452 4.3.1 no room", "452 4.3.1 ", "reject: RCPT", []),
+    "if-permit": ("DEFER_IF_PERMIT perhaps", "450 4.7.1 ", "reject: RCPT", []),
+    "if-reject": ("DEFER_IF_REJECT perhaps", "250 ", "", ["bob"]),
+    "hold": ("HOLD for a look", "250 ", "hold: RCPT", []),
+    "discard": ("DISCARD unread", "250 ", "discard: RCPT", []),
+    "redirect": ("REDIRECT carol@example.org", "250 ", "redirect: RCPT", ["carol"]),
+    "bcc": ("BCC carol@example.org", "250 ", "bcc: RCPT", ["bob", "carol"]),
+    "filter": ("FILTER retry:nothing", "250 ", "filter: RCPT", []),
+    "prepend": ("PREPEND X-Seen-By: gatekeeper", "250 ", "", ["bob"]),
+    "info": ("INFO look here", "250 ", "info: RCPT", ["bob"]),
+    "warn": ("WARN strange", "250 ", "warn: RCPT", ["bob"]),
+}
+
+
+def test_every_action_of_an_access_table_takes_effect(lab: Lab, tmp_path: Path) -> None:
+    table = "".join(f"{name}@strange.example {says}\n" for name, (says, *_) in ACTIONS.items())
+    (tmp_path / "actions").write_text(table)
+    (tmp_path / "gatekeeper.toml").write_text(
+        'hostname = "mx.example.org"\n[policy]\nrestrictions = "check_sender_access hash:actions"'
+    )
+    tmp_path.chmod(0o755)
+    lab.dns.zone = Zone.parse("")
+    lab.run(tmp_path / "gatekeeper.toml")
+    answers = {}
+    with SmtpClient("127.0.0.1", lab.postfix.ports.smtp) as smtp:
+        smtp.command("EHLO client.example")
+        for name in ACTIONS:
+            smtp.command(f"MAIL FROM:<{name}@strange.example>")
+            answers[name] = smtp.command("RCPT TO:<bob@example.org>")
+            if answers[name].startswith("250"):
+                smtp.command("DATA")
+                smtp.content(b"From: x@strange.example\r\nSubject: an action\r\n\r\nHello\r\n")
+            smtp.command("RSET")
+
+    def received() -> dict[str, list[str]]:
+        """The recipients of what has arrived, by the sender."""
+        got: dict[str, list[str]] = {name: [] for name in ACTIONS}
+        for delivery in lab.sink.deliveries:
+            if delivery.sender.endswith("@strange.example"):
+                got[delivery.sender.partition("@")[0]] += [to.partition("@")[0] for to in delivery.recipients]
+        return {name: sorted(recipients) for name, recipients in got.items()}
+
+    log = lab.postfix.log.read_text(errors="replace")
+    wanted = {name: action[3] for name, action in ACTIONS.items()}
+    assert until(lambda: wanted == received(), f"{wanted}, but got {received()}")
+    assert [] == [name for name, action in ACTIONS.items() if not answers[name].startswith(action[1])]
+    assert [] == [
+        name
+        for name, action in ACTIONS.items()
+        if not re.search(f"{action[2]}.* from=<{name}@strange", log) and action[2]
+    ]
+    assert 1 == len(list((lab.postfix.queue / "hold").iterdir()))
+    seen = [delivery.sender for delivery in lab.sink.deliveries if b"X-Seen-By: gatekeeper" in delivery.content]
+    assert ["prepend@strange.example"] == seen

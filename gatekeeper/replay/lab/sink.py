@@ -86,6 +86,12 @@ class Sink:
         port: int = self._server.server_address[1]
         return port
 
+    @property
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """What has come so far."""
+        with self._changed:
+            return tuple(self._deliveries)
+
     def find(self, mark: bytes, timeout: float = 10.0) -> Delivery | None:
         """The first delivery with `mark` in it, waited for at most `timeout` seconds; None if none came."""
         deadline = time.monotonic() + timeout
