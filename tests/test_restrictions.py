@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Restriction lists: main.cf's one string and TOML's list say the same."""
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from gatekeeper.restrictions import split
+from gatekeeper.restrictions import Restrictions, split, unbraced
 from gatekeeper.sections import DEFAULT_RESTRICTIONS
 
 MAIN_CF = """
@@ -13,7 +17,10 @@ MAIN_CF = """
     warn_if_reject, reject_rbl_client zen.spamhaus.org=127.0.0.[2..11]
     check_helo_access inline:{a=reject, b=ok} check_policy_service { inet:127.0.0.1:1, timeout=5s }
     check_relay_domains
-    permit
+# a comment, with a word: reject
+    check_ccert_access { hash:t, { search_order = cert_fingerprint,
+        pubkey_fingerprint } }
+    check_sender_access inline:{ { a@b.example = 450 4.7.1 not now, thanks }, c=OK },permit
 """
 
 
@@ -30,12 +37,31 @@ def test_a_list_moves_over_from_main_cf_by_copying_it() -> None:
         "check_helo_access inline:{a=reject, b=ok}",
         "check_policy_service { inet:127.0.0.1:1, timeout=5s }",
         "check_relay_domains",
+        "check_ccert_access { hash:t, { search_order = cert_fingerprint,\n        pubkey_fingerprint } }",
+        "check_sender_access inline:{ { a@b.example = 450 4.7.1 not now, thanks }, c=OK }",
         "permit",
     ] == words(MAIN_CF)
 
 
 def test_a_restriction_in_a_string_knows_its_line() -> None:
-    assert [1, 2, 2, 3, 4, 4, 5, 6] == [restriction.lines_below for restriction in split(MAIN_CF)]
+    assert [1, 2, 2, 3, 4, 4, 5, 7, 9, 9] == [restriction.lines_below for restriction in split(MAIN_CF)]
+
+
+def test_an_item_of_a_list_may_hold_braces_and_more_than_one_restriction() -> None:
+    value = ["permit_mynetworks, reject_rbl_client bl.example", "check_helo_access inline:{ a = b }", "  "]
+    assert [
+        (0, "permit_mynetworks"),
+        (0, "reject_rbl_client bl.example"),
+        (1, "check_helo_access inline:{ a = b }"),
+    ] == [(found.index, str(found)) for found in TypeAdapter(Restrictions).validate_python(value)]
+
+
+@pytest.mark.parametrize(
+    ("text", "inner"),
+    [("{ a }", "a"), ("{{ a }}", "{ a }"), ("{}", ""), ("a", None), ("{ a } { b }", None), ("{ a", None), ("", None)],
+)
+def test_what_stands_between_braces(text: str, inner: str | None) -> None:
+    assert inner == unbraced(text)
 
 
 def test_a_missing_argument_stays_missing() -> None:
@@ -47,7 +73,7 @@ def test_the_default_list_has_one_word_for_each_restriction() -> None:
     assert DEFAULT_RESTRICTIONS.split(", ") == words(DEFAULT_RESTRICTIONS)
 
 
-@given(st.text(alphabet="abc_{}:,/ \n", max_size=80))
+@given(st.text(alphabet="abc_{}:,/ \n#", max_size=80).filter(lambda text: not re.search(r"(?m)^[ ]*#", text)))
 def test_no_character_but_separators_is_lost(text: str) -> None:
     kept = "".join(word for restriction in split(text) for word in restriction.words)
     assert sorted(c for c in text if c not in ", \n") == sorted(c for c in kept if c not in ", \n")
