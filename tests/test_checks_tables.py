@@ -2,7 +2,7 @@
 """Table files: how lines are read, how patterns match, and that every mistake is named with its line."""
 
 import subprocess
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,20 @@ def test_the_first_network_of_a_cidr_table_that_matches_counts() -> None:
     )[0]
     found = [text_of(table.search_address(ip_address(a))) for a in ("192.0.2.1", "192.0.2.2", "198.51.100.1", "::1")]
     assert ["host", "wide", "", "six"] == found
+
+
+@given(
+    st.from_regex(r"(\d{1,3}\.){3}\d{1,3}(/\d{1,3})?", fullmatch=True) | st.ip_addresses(v=4).map(lambda a: f"{a}/31")
+)
+def test_the_short_way_to_read_a_network_comes_to_what_the_library_says(text: str) -> None:
+    try:
+        network = ip_network(text)
+    except ValueError:
+        network = None
+    table, problems = parse("cidr", f"{text} REJECT yes\n")
+    assert (network is None) is bool(problems)
+    if network is not None:
+        assert "yes" == text_of(table.search_address(network.broadcast_address))
 
 
 def test_a_cidr_table_does_not_match_names() -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from socket import AF_INET, inet_pton
 
 from gatekeeper.checks.action import Action
 from gatekeeper.checks.entries import Actions, logical_lines
@@ -39,9 +40,25 @@ class Networks:
 
     def add(self, network: IPv4Network | IPv6Network, text: str) -> bool:
         """An entry that has been checked; the first for a network stays."""
-        self._lengths[network.version][network.prefixlen] = None
-        key = _network_key(network.version, network.prefixlen, int(network.network_address), network.max_prefixlen)
-        return self._entries.add(key, text.encode("utf-8", "surrogateescape"))
+        return self._add(network.version, network.prefixlen, int(network.network_address), network.max_prefixlen, text)
+
+    def add_plain(self, network: str, text: str) -> bool:
+        """The same for an IPv4 network as text, five times as fast; False, and nothing done, if it is anything else or
+        has host bits."""
+        address, slash, digits = network.partition("/")
+        length = int(digits) if digits.isdecimal() and digits.isascii() else -1 if slash else 32
+        try:
+            number = int.from_bytes(inet_pton(AF_INET, address), "big")
+        except (OSError, ValueError):
+            return False
+        if not 0 <= length <= 32 or number & ((1 << (32 - length)) - 1):
+            return False
+        self._add(4, length, number, 32, text)
+        return True
+
+    def _add(self, version: int, length: int, number: int, bits: int, text: str) -> bool:
+        self._lengths[version][length] = None
+        return self._entries.add(_network_key(version, length, number, bits), text.encode("utf-8", "surrogateescape"))
 
     def first(self, address: Address) -> Action | None:
         """The entry added first of those whose network holds `address`: the order of a cidr: table."""

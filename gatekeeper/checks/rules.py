@@ -116,10 +116,13 @@ def parse_cidr(data: bytes, actions: Actions) -> NetworkTable | RuleTable:
     table = NetworkTable(Networks(data.count(b"\n") + 1, actions), allows=actions.allows)
     for line, content in text_lines(data):
         pattern, rest = _cut(content)
+        fine = bool(rest) and actions.check(line, rest)
+        if fine and table.networks.add_plain(pattern, rest):
+            continue
         network = _network(line, pattern, actions)
         if not rest:
             actions.mistake(line, f"{pattern!r} has no action; allowed: NETWORK ACTION")
-        elif network is not None and actions.check(line, rest):
+        elif network is not None and fine:
             table.networks.add(network, rest)
     return table
 
