@@ -85,10 +85,22 @@ def signing_policy(
         without_key=options.without_key,
         local_domains=config.local_domains,
     )
-    problems = [
-        replace(problem, warning=True) if lenient and problem in soft else problem for problem in reader.problems
-    ]
+    problems = reader.problems
+    if lenient:
+        then = _MEANWHILE[options.without_key]
+        problems = [_softened(problem, then) if problem in soft else problem for problem in problems]
     return policy, [*_contradictions(config), *(placed(config, problem) for problem in problems)]
+
+
+_MEANWHILE = {
+    WithoutKey.TEMPFAIL: "mail that it should sign waits",
+    WithoutKey.UNSIGNED: "mail that it should sign leaves unsigned",
+    WithoutKey.PREVIOUS: "mail that it should sign has the key from before the last reload, or waits",
+}
+
+
+def _softened(problem: Problem, then: str) -> Problem:
+    return replace(problem, what=f"{problem.what}; {then} (signing.without_key)", warning=True)
 
 
 class _Reader:
