@@ -7,12 +7,14 @@ trouble keeps from being known is a finding (`temperror`), not an exception. Kno
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from gatekeeper.auth.arc import Arc, ArcResult, ArcVerifier
 from gatekeeper.auth.dkim import Dkim, DkimResult, DkimVerifier
-from gatekeeper.auth.dmarc import Dmarc, DmarcResult, check_dmarc, discover
-from gatekeeper.auth.iprev import Iprev, check_iprev
+from gatekeeper.auth.dmarc import Dmarc, DmarcResult, check_dmarc, discover, from_domain
+from gatekeeper.auth.domain import normal
+from gatekeeper.auth.iprev import Iprev, IprevResult, check_iprev
 from gatekeeper.auth.spf import Spf, SpfResult, check_helo, check_mail_from
 from gatekeeper.message import Header
 from gatekeeper.request import Client
@@ -20,10 +22,15 @@ from gatekeeper.resolver import Resolver
 
 T = TypeVar("T")
 
+GRACE = 2.0
+"""Seconds that DMARC has longer than what it is made of: its records are mostly known by then."""
+_LATE = "DNS took too long"
+
 
 class Facts:
     """The memo. Each question is answered by one task, however many ask, and lives on when one of them gives up;
-    `close` cancels what is not needed.
+    `close` cancels what is not needed. Nobody waits for longer than `patience`: what is not known by then is
+    `temperror`, what is known is told.
 
     `helo` and `sender` are None where they are not known yet; `receiver` is our host name, as SPF macros want it.
     Coroutines may be made in any thread and must run on the event loop; `start_*` and `close` belong there too.
@@ -49,6 +56,8 @@ class Facts:
         self._verifier: DkimVerifier | None = None
         self._arc_verifier: ArcVerifier | None = None
         self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._time_is_up: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         if headers is not None and dkim is not None:
             self.add_message(headers, dkim)
 
@@ -59,33 +68,33 @@ class Facts:
 
     async def iprev(self) -> Iprev:
         """Whether the client's address has a name that leads back to it."""
-        return await self._once("iprev", self._check_iprev)
+        return await self._once("iprev", self._check_iprev, lambda: Iprev(IprevResult.TEMPERROR, reason=_LATE))
 
     async def spf(self) -> Spf:
         """SPF of MAIL FROM; of HELO for the null sender."""
-        return await self._once("spf", self._check_spf)
+        return await self._once("spf", self._check_spf, self._late_spf)
 
     async def helo_spf(self) -> Spf:
         """SPF of HELO."""
         if self._sender == "":
             return await self.spf()
-        return await self._once("helo_spf", self._check_helo)
+        return await self._once("helo_spf", self._check_helo, lambda: replace(self._late_spf(), identity="helo"))
 
     async def dkim(self) -> tuple[Dkim, ...]:
         """The signatures; only to be asked once the whole body has been fed."""
-        return await self._once("dkim", self._check_dkim)
+        return await self._once("dkim", self._check_dkim, self._dkim_so_far)
 
     async def arc(self) -> Arc:
         """The ARC chain; only to be asked once the whole body has been fed."""
-        return await self._once("arc", self._check_arc)
+        return await self._once("arc", self._check_arc, lambda: Arc(ArcResult.TEMPERROR, _LATE))
 
     async def dmarc(self) -> Dmarc:
         """DMARC, from SPF and DKIM; only to be asked when DKIM may be."""
-        return await self._once("dmarc", self._check_dmarc)
+        return await self._once("dmarc", self._check_dmarc, self._late_dmarc, GRACE)
 
     async def prefetch(self) -> None:
         """Ask the DNS for the keys of the signatures and the DMARC records of the author, while the body comes."""
-        await self._once("prefetch", self._prefetch)
+        await self._once("prefetch", self._prefetch, lambda: None)
 
     def start_spf(self) -> None:
         """Begin to find out, without waiting."""
@@ -100,8 +109,14 @@ class Facts:
         """Begin `prefetch`, without waiting."""
         self._task("prefetch", self._prefetch)
 
+    def patience(self, seconds: float) -> None:
+        """From now on wait for at most `seconds`, for everything together."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
+
     def close(self) -> None:
         """Cancel what is still being found out: nobody will ask."""
+        if self._timer is not None:
+            self._timer.cancel()
         tasks, self._tasks = self._tasks, {}
         for task in tasks.values():
             task.cancel()
@@ -112,10 +127,40 @@ class Facts:
             task = self._tasks[name] = asyncio.get_running_loop().create_task(find_out(), name=f"fact {name}")
         return task
 
-    async def _once(self, name: str, find_out: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _once(
+        self, name: str, find_out: Callable[[], Coroutine[Any, Any, T]], late: Callable[[], T], grace: float = 0.0
+    ) -> T:
+        """The answer; what `late` says if there is none `grace` seconds after the time is up."""
         task = self._task(name, find_out)
-        # one asker that gives up must not take the answer from the others
-        return task.result() if task.done() else await asyncio.shield(task)
+        if task.done():
+            return task.result()
+        # one asker that gives up must not take the answer from the others, so nothing here cancels the task
+        await asyncio.wait((task, self._end_of_time()), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and grace:
+            await asyncio.wait((task,), timeout=grace)
+        return task.result() if task.done() else late()
+
+    def _end_of_time(self) -> asyncio.Future[None]:
+        if self._time_is_up is None:
+            self._time_is_up = asyncio.get_running_loop().create_future()
+        return self._time_is_up
+
+    def _give_up(self) -> None:
+        if not self._end_of_time().done():
+            self._end_of_time().set_result(None)
+
+    def _late_spf(self) -> Spf:
+        return Spf(SpfResult.TEMPERROR, domain=normal((self._sender or "").rpartition("@")[2]), reason=_LATE)
+
+    def _dkim_so_far(self) -> tuple[Dkim, ...]:
+        assert self._verifier is not None
+        return self._verifier.results_so_far()
+
+    def _late_dmarc(self) -> Dmarc:
+        author = from_domain(self._headers or ())
+        if author.problem:
+            return Dmarc(DmarcResult.PERMERROR, reason=author.problem)
+        return Dmarc(DmarcResult.TEMPERROR, author.domain, reason=_LATE)
 
     async def _check_iprev(self) -> Iprev:
         return await check_iprev(self._resolver, self._client.address)

@@ -2,6 +2,7 @@
 """Each fact is found out once, however many ask, and trouble is a finding."""
 
 import asyncio
+import re
 from ipaddress import ip_address
 
 from gatekeeper.auth.dkim import DkimResult, DkimVerifier
@@ -9,10 +10,13 @@ from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.iprev import IprevResult
 from gatekeeper.auth.results import authentication_results
 from gatekeeper.auth.spf import SpfResult
-from gatekeeper.facts import Facts
+from gatekeeper.facts import GRACE, Facts
 from gatekeeper.message import parse
+from gatekeeper.milter.session import BUDGET
 from gatekeeper.request import Client
 from gatekeeper.resolver import Answer, Resolver
+from tests.conftest import ROOT
+from tests.service import need_milter
 from tests.test_dkim_verify import MESSAGE, NAME, NOW, RECORD, signed
 from tests.test_spf import Asked, txt
 
@@ -142,3 +146,47 @@ async def test_before_there_is_a_sender_or_a_message_nothing_is_found() -> None:
     assert SpfResult.NONE == (await known.spf()).result
     assert [DkimResult.NONE] == [found.result for found in await known.dkim()]
     assert DmarcResult.NONE == (await known.dmarc()).result
+
+
+class Silent(Asked):
+    """Never answers about names that end in one of `silent`."""
+
+    def __init__(self, zone: str, *silent: str) -> None:
+        super().__init__(zone)
+        self._names = silent
+
+    async def query(self, name: str, type: str) -> Answer:
+        if name.endswith(self._names):
+            await asyncio.Event().wait()
+        return await super().query(name, type)
+
+
+async def test_when_the_time_is_up_what_is_known_is_told_and_the_rest_is_temperror() -> None:
+    other = signed(signed(), d="slow.example")
+    known = facts(Silent(ZONE, "slow.example", "arpa"), other, sender="joe@slow.example")
+    known.patience(0)
+    text = (await authentication_results("mx.example.org", known)).value.decode()
+    assert ["temperror", "temperror", "pass"] == re.findall(r"\b(?:iprev|spf)=(\w+)", text)
+    assert ["temperror", "pass"] == re.findall(r"\bdkim=(\w+)", text)
+    assert ["pass"] == re.findall(r"\bdmarc=(\w+)", text)
+    assert "smtp.mailfrom=slow.example" in text
+    known.close()
+
+
+async def test_dmarc_is_undecided_when_the_time_is_up_before_its_record_is_there() -> None:
+    known = facts(Silent(ZONE, "_dmarc.example.com"), signed())
+    known.patience(0)
+    found = await known.dmarc()
+    assert (DmarcResult.TEMPERROR, "example.com") == (found.result, found.domain)
+    assert [DkimResult.PASS] == [one.result for one in await known.dkim()]
+    known.close()
+
+
+def test_the_milter_answers_before_postfix_gives_up() -> None:
+    need_milter()
+    from gatekeeper.milter import server
+
+    timeouts = [
+        int(text) for text in re.findall(r"content_timeout=(\d+)s", (ROOT / "postfix-snippets/main.cf").read_text())
+    ]
+    assert BUDGET + GRACE < server.END_OF_MESSAGE_TIMEOUT < min(timeouts)

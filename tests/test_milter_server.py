@@ -4,18 +4,22 @@
 import base64
 import re
 import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import dkim
+import dns.name
+import dns.rdatatype
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gatekeeper.replay.lab.dns import DnsServer
-from gatekeeper.zone import Zone
+from gatekeeper.zone import Found, Zone
 from tests.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, REPLY, MilterClient
 from tests.service import Service, need_milter
 
@@ -35,7 +39,7 @@ hostname = "mx.ours.example"
 mynetworks = ["127.0.0.0/8", "198.51.100.0/24"]
 [dns]
 nameservers = ["{dns}"]
-timeout = "1s"
+timeout = "{timeout}"
 [store]
 url = "memory:"
 [milter]
@@ -52,10 +56,11 @@ OUTBOUND = (
 
 
 @contextmanager
-def serving(more: str = "", signing: str = "", zone: str = ZONE) -> Iterator[str]:
+def serving(more: str = "", signing: str = "", zone: str | Zone = ZONE, timeout: str = "1s") -> Iterator[str]:
     """The milter with `more` configuration on top and `signing` in that section, asking `zone`; its socket."""
     need_milter()
-    with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(Zone.parse(zone)) as dns:
+    zone = Zone.parse(zone) if isinstance(zone, str) else zone
+    with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(zone) as dns:
         folder = Path(name)
         folder.chmod(0o755)
         pem = KEY.private_bytes(
@@ -65,7 +70,10 @@ def serving(more: str = "", signing: str = "", zone: str = ZONE) -> Iterator[str
             ("sel.private", pem),
             ("KeyTable", b"ours ours.example:sel:%b/sel.private\nbad bad.example:sel:AAAA\n" % name.encode()),
             ("SigningTable", b"*@ours.example ours\n*@bad.example bad\n"),
-            ("gatekeeper.toml", (more + CONFIG.format(dns=dns.address, folder=folder) + signing).encode()),
+            (
+                "gatekeeper.toml",
+                (more + CONFIG.format(dns=dns.address, folder=folder, timeout=timeout) + signing).encode(),
+            ),
         ):
             (folder / file).write_bytes(content)
             (folder / file).chmod(0o600 if file == "sel.private" else 0o644)
@@ -366,3 +374,35 @@ def test_mail_to_some_is_not_signed() -> None:
         for recipient, count in ((b"robot@client.example", 0), (b"b@client.example", 1)):
             postfix.envelope(b"ann@ours.example", recipient)
             assert count == len(postfix.content(OUTBOUND).fields)
+
+
+class Gated(Zone):
+    """Says nothing about slow.example until the gate is open."""
+
+    gate: threading.Event
+
+    def lookup(self, name: str | dns.name.Name, rdtype: str | dns.rdatatype.RdataType) -> Found:
+        if str(name).startswith("slow.example"):
+            self.gate.wait(60)
+        return super().lookup(name, rdtype)
+
+
+def test_slow_dns_of_one_message_delays_no_other() -> None:
+    zone = Gated.parse(ZONE.replace("slow.example. TXT !TIMEOUT", 'slow.example. TXT "v=spf1 ip4:192.0.2.1 -all"'))
+    zone.gate = threading.Event()
+    done: list[str] = []
+
+    def deliver(path: str, sender: bytes) -> str:
+        with MilterClient(path) as client:
+            client.open()
+            results = results_of(client, sender=sender)
+        done.append(sender.decode())
+        return results
+
+    with serving(zone=zone, timeout="30s") as path, ThreadPoolExecutor(52) as threads:
+        slow = threads.submit(deliver, path, b"a@slow.example")
+        others = [threads.submit(deliver, path, b"a@client.example") for _ in range(50)]
+        assert all("spf=pass" in other.result() for other in others)
+        assert (50, False) == (len(done), slow.done())
+        zone.gate.set()
+        assert "spf=pass" in slow.result()

@@ -108,10 +108,12 @@ class DkimVerifier:
         names = {_key_name(signature) for _, signature in self._signatures if not self._objection(signature)}
         wanted = sorted(names - self._keys.keys())
         if len(wanted) == 1:  # mostly so, and a task costs more than a warm answer
-            self._keys[wanted[0]] = await look_up(resolver, wanted[0])
+            await self._fetch(resolver, wanted[0])
         elif wanted:
-            answers = await asyncio.gather(*(look_up(resolver, name) for name in wanted))
-            self._keys.update(zip(wanted, answers, strict=True))
+            await asyncio.gather(*(self._fetch(resolver, name) for name in wanted))
+
+    async def _fetch(self, resolver: Resolver, name: str) -> None:
+        self._keys[name] = await look_up(resolver, name)
 
     async def results(self, resolver: Resolver) -> tuple[Dkim, ...]:
         """One finding for each signature, from the top; a single `none` if there is none. Ends the body."""
@@ -119,6 +121,10 @@ class DkimVerifier:
         if self._results is None:
             self._results = self._verify_all()
         return self._results
+
+    def results_so_far(self) -> tuple[Dkim, ...]:
+        """The findings by the keys that are known; `temperror` for those that are not. Ends the body."""
+        return self._verify_all()
 
     def results_with(self, keys: Mapping[str, Answer]) -> tuple[Dkim, ...]:
         """The findings by `keys`, the key records by their names, instead of the DNS. Ends the body."""
@@ -144,9 +150,10 @@ class DkimVerifier:
             result = DkimResult.PERMERROR if signature.problem else DkimResult.FAIL
             return replace(finding, result=result, reason=objection)
         name = _key_name(signature)
-        answer = self._keys[name]
-        if isinstance(answer, DNSError):
-            return replace(finding, result=DkimResult.TEMPERROR, reason=f"the key {name} could not be looked up")
+        answer = self._keys.get(name)
+        if answer is None or isinstance(answer, DNSError):
+            why = "could not be looked up" + (" in time" if answer is None else "")
+            return replace(finding, result=DkimResult.TEMPERROR, reason=f"the key {name} {why}")
         records = [record for record in answer.records if isinstance(record, bytes)]
         if not records:
             return replace(finding, result=DkimResult.PERMERROR, reason=f"there is no key {name}", no_key=True)

@@ -38,8 +38,8 @@ from gatekeeper.verdict import Verdict, printable
 
 logger = logging.getLogger(__name__)
 
-END_OF_MESSAGE_TIMEOUT = 60.0
-"""Seconds after which a message goes on unjudged: well below Postfix's `milter_content_timeout` (300 s)."""
+END_OF_MESSAGE_TIMEOUT = 50.0
+"""Seconds after which a message goes on unjudged: below the content_timeout of postfix-snippets (60 s)."""
 CONNECT_TIMEOUT = 2.0
 """Seconds after which a connection goes on uncounted."""
 

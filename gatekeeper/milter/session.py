@@ -10,7 +10,6 @@ Whose mail is it? What an authenticated user, an internal host or a submission s
 a key is found for it, never judged. Everything else is judged, never signed.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,9 +31,8 @@ from gatekeeper.verdict import PASS, Decision, Note, Outcome, Step, Verdict, pri
 
 logger = logging.getLogger(__name__)
 
-JUDGING_TIMEOUT = 30.0
-"""Seconds that all facts of one message may take together, before it goes on without them."""
-
+BUDGET = 30.0
+"""Seconds that all facts of one message may take together from its end on; what is not known then is `temperror`."""
 
 _NO_MACROS: Mapping[str, str] = {}
 
@@ -214,14 +212,10 @@ class Session:
         """Tell what SPF, DKIM and DMARC say, and do what the checks make of it."""
         verify = self._app.plan.config.verify
         removals = self._forged(message)
-        try:
-            async with asyncio.timeout(JUDGING_TIMEOUT):
-                decision, context = await self._app.decide_message(message.request, message.facts)
-                results = await authentication_results(self._authserv_id(message), message.facts, verify.methods)
-                silent = not verify.tell_none and await says_nothing(message.facts, verify.methods)
-        except TimeoutError:
-            logger.error("%s: no judgement within %g s; it goes on without", message.request.queue_id, JUDGING_TIMEOUT)  # noqa: TRY400 (nothing broke)
-            return Edits(removals=removals)
+        message.facts.patience(BUDGET)
+        decision, context = await self._app.decide_message(message.request, message.facts)
+        results = await authentication_results(self._authserv_id(message), message.facts, verify.methods)
+        silent = not verify.tell_none and await says_nothing(message.facts, verify.methods)
         told = decision
         if message.choice is not None and message.choice.reason != "sign.not_origin":
             told = replace(decision, steps=(*decision.steps, _step(message.choice, PASS)))
