@@ -25,6 +25,7 @@ from gatekeeper.pipeline import Check
 from gatekeeper.restrictions import cut
 from gatekeeper.verdict import Mode
 from tests.checking import HERE, mistakes
+from tests.conftest import ROOT
 
 POSTFIX = [
     "check_ccert_access",
@@ -275,3 +276,9 @@ def test_check_ccert_access_has_a_search_order(argument: str, attributes: tuple[
 def test_a_search_order_that_is_none_is_refused(argument: str) -> None:
     with pytest.raises(ValueError, match="is no search order; allowed: "):
         parse_search(argument)
+
+
+def test_every_word_is_explained() -> None:
+    page = (ROOT / "docs" / "restrictions.md").read_text(encoding="utf-8")
+    ours = {*PLAIN_WORDS, *OPINIONS, *LIST_WORDS, *TABLE_WORDS, *MAP_WORDS, "access", "ratelimit"}
+    assert [] == sorted(word for word in ours | set(POSTFIX) if f"`{word}`" not in page)
