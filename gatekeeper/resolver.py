@@ -52,6 +52,7 @@ class Answer:
 
     `name` and `type` are the question, the name in lower case without a final dot. A name that can never be in the
     DNS (a label over 63 bytes, an empty label) is answered as NXDOMAIN, unasked. `ttl` is in seconds.
+    `secure` says that the name server has validated the answer (AD, RFC 4035); as trustworthy as the way to it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Answer:
     records: tuple[Record, ...] = ()
     exists: bool = True
     ttl: float = 0.0
+    secure: bool = False
 
 
 class Resolver(Protocol):

@@ -103,6 +103,13 @@ def _softened(problem: Problem, then: str) -> Problem:
     return replace(problem, what=f"{problem.what}; {then} (signing.without_key)", warning=True)
 
 
+def key_table(config: Config) -> tuple[KeyTable, list[Problem]]:
+    """The keys alone, with what is wrong with them."""
+    reader = _Reader(config)
+    keys, _ = reader.tables()
+    return keys, [placed(config, problem) for problem in reader.problems]
+
+
 class _Reader:
     """Reads what options name; `problems` is everything that was wrong so far."""
 
@@ -121,7 +128,7 @@ class _Reader:
         """KeyTable and SigningTable, or what one key for some domains comes to."""
         config, options = self._config, self._config.signing
         demands = Demands(options.minimum_key_bits, options.algorithm)
-        files = KeyFiles(_key_owners(config), require_safe=options.safe_keys, demands=demands)
+        files = KeyFiles(key_owners(config), require_safe=options.safe_keys, demands=demands)
         if options.key_table is not None or not (options.domains and options.selector and options.key_file):
             specs: tuple[_Spec, _Spec] = (_path(config, "key_table"), _path(config, "signing_table"))
             names = ("signing.key_table", "signing.signing_table")
@@ -196,7 +203,7 @@ def _contradictions(config: Config) -> Iterator[Problem]:
         yield config.problem(("signing", "body_length"), what, warning=True)
 
 
-def _key_owners(config: Config) -> frozenset[int]:
+def key_owners(config: Config) -> frozenset[int]:
     """Who may own private keys besides root: who reads them, whom the workers become, and whom Debian's opendkim has
     its keys belong to."""
     owners = {os.geteuid()}

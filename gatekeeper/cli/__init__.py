@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from gatekeeper.cli import access, greylist, opendkim, questions, records, services, sessions
+from gatekeeper.cli import access, dkim, greylist, opendkim, questions, records, services, sessions
 from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
 
 FAMILIES = {
+    "dkim": "the keys that we sign with: make, publish, test and change them",
     "dmarc": "our own DMARC: reports that others send, and the record",
     "greylist": "greylisting: what it cost, and moving its state",
     "spf": "our own SPF record",
@@ -89,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (services, questions, sessions, opendkim, records, greylist, access):
+    for group in (services, questions, sessions, opendkim, dkim, records, greylist, access):
         group.add_to(add)
     return top
 

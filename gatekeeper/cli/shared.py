@@ -29,7 +29,7 @@ class Add(Protocol):
     ) -> argparse.ArgumentParser: ...
 
 
-def add_json(command: argparse.ArgumentParser) -> None:
+def add_json(command: argparse._ActionsContainer) -> None:
     command.add_argument("--json", action="store_true", help="for a program to read")
 
 
@@ -67,10 +67,16 @@ def config_path(options: argparse.Namespace) -> Path | None:
 def with_resolver(options: argparse.Namespace, work: "Callable[[Resolver], Coroutine[Any, Any, int]]") -> int:
     """Run `work` with the resolver that the configuration names, or `--dns`. Raises ConfigError."""
     from gatekeeper import config
-    from gatekeeper.resolvers import CachingResolver
 
     path = config.find(options.config)
-    inner = _resolver(options, (config.load(path) if path else config.defaults()).dns)
+    return resolving(options, (config.load(path) if path else config.defaults()).dns, work)
+
+
+def resolving(options: argparse.Namespace, dns: "Dns", work: "Callable[[Resolver], Coroutine[Any, Any, int]]") -> int:
+    """Run `work` with the resolver of the section `dns`, or `--dns`."""
+    from gatekeeper.resolvers import CachingResolver
+
+    inner = _resolver(options, dns)
 
     async def run() -> int:
         resolver = CachingResolver(inner)

@@ -64,6 +64,7 @@ class LiveResolver:
         self._timeout = self._resolver.lifetime = timeout
         self._resolver.timeout = timeout / 3  # one try: a lost datagram leaves time for two more
         self._resolver.use_edns(0, 0, _EDNS_SIZE)
+        self._resolver.set_flags(dns.flags.RD | dns.flags.AD)  # AD: tell whether it is validated (RFC 6840 section 5.7)
         self._backend = dns.asyncbackend.get_backend("asyncio")
 
     async def query(self, name: str, type: str) -> Answer:
@@ -92,7 +93,8 @@ class LiveResolver:
             # Over TCP: dnspython would take it for an answer without records.
             raise dns.message.Truncated
         result = found.chaining_result
-        return Answer(name, type, to_records(result.answer or ()), ttl=float(result.minimum_ttl))
+        secure = bool(found.response.flags & dns.flags.AD)
+        return Answer(name, type, to_records(result.answer or ()), ttl=float(result.minimum_ttl), secure=secure)
 
     async def close(self) -> None:
         """Nothing to let go of: sockets live as long as a question."""

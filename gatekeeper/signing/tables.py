@@ -98,6 +98,16 @@ class KeyTable:
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
 
+    def __iter__(self) -> Iterator[TableKey]:
+        """Every line; those whose path waits for the From domain once for each domain that has a key file."""
+        for key in self._keys.values():
+            if not key.waits_for_domain:
+                yield key
+                continue
+            for location in self._by_domain:
+                if domain := _domain_in(key.location, location):
+                    yield _filled_in(key, domain, self._by_domain)
+
     def find(self, name: str, domain: str) -> TableKey | None:
         """The key called `name`, with `%` filled in for mail from `domain`; None if there is none of that name."""
         key = self._find(name)
@@ -177,11 +187,9 @@ class KeyTable:
 
     def _load_all(self, template: str) -> None:
         """Read the keys of all domains for which there is a file of this name: a worker could not read them."""
-        head, *tail = map(re.escape, template.split("%"))
-        shape = re.compile(f"{head}(?P<domain>[^/]+)" + "(?P=domain)".join(tail))
         sources.note(Path(template.partition("%")[0]).parent if "/" in template else ".")
         for found in glob.glob("*".join(map(glob.escape, template.split("%")))):
-            if shape.fullmatch(found):
+            if _domain_in(template, found):
                 self._by_domain[found] = self._files.read(found)
 
     def _add(self, data: DataSet, entry: Entry, key: TableKey, problems: list[Problem]) -> None:
@@ -196,6 +204,18 @@ class KeyTable:
                 problems.append(data.problem(entry, str(error)))
                 return
         self._keys[entry.key] = key
+
+
+def _domain_in(template: str, path: str) -> str:
+    """The domain that stands in `path` where `template` has its `%`; empty if `path` is of another shape."""
+    match = _shape(template).fullmatch(path)
+    return match["domain"] if match else ""
+
+
+@lru_cache
+def _shape(template: str) -> re.Pattern[str]:
+    head, *tail = map(re.escape, template.split("%"))
+    return re.compile(f"{head}(?P<domain>[^/]+)" + "(?P=domain)".join(tail))
 
 
 def _filled_in(key: TableKey, domain: str, by_domain: Mapping[str, PrivateKey | None]) -> TableKey:

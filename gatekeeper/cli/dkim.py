@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The keys that we sign with: dkim genkey, dkim testkey, dkim dns."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, USAGE, Add, add_dns, add_json, print_json, resolving
+
+if TYPE_CHECKING:
+    from gatekeeper.config import Config
+    from gatekeeper.published.dkim import Published
+    from gatekeeper.published.key_record import KeyRecord
+    from gatekeeper.resolver import Resolver
+    from gatekeeper.signing.keys import PrivateKey
+    from gatekeeper.signing.tables import TableKey
+
+_SELECTOR = re.compile(
+    r"(?=.{1,200}$)[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*"
+)
+
+
+def add_to(add: Add) -> None:
+    """The commands of this file."""
+    _add_genkey(add("dkim genkey", genkey, "make a key and its DNS record"))
+    _add_testkey(add("dkim testkey", testkey, "compare the keys that are published with those that we sign with"))
+    _add_dns(add("dkim dns", dns, "write the DNS records of the keys that we sign with"))
+
+
+def _add_genkey(command: argparse.ArgumentParser) -> None:
+    # -h is an option of opendkim-genkey; --help stays.
+    group = command.add_argument_group("as opendkim-genkey", conflict_handler="resolve")
+    group.add_argument("-a", "--append-domain", action="store_true", help="the whole name in the zone file")
+    group.add_argument("-r", "--restrict", action="store_true", help="the key is for mail alone (s=email)")
+    group.add_argument("-t", "--testmode", action="store_true", help="the key is being tested (t=y)")
+    group.add_argument("-v", "--verbose", action="store_true", help="say each step")
+    group.add_argument("-b", "--bits", metavar="N", type=int, default=2048, help="the size of an RSA key (2048)")
+    group.add_argument("-d", "--domain", metavar="NAME", default="localhost", help="the domain that is to sign")
+    group.add_argument("-D", "--directory", metavar="PATH", type=Path, default=Path(), help="where the files go")
+    group.add_argument("-h", "--hash-algorithms", metavar="LIST", default="sha256", help="h= of the record")
+    group.add_argument("-n", "--note", metavar="TEXT", default="", help="n= of the record: a note for people")
+    group.add_argument("-s", "--selector", metavar="NAME", default="default", help="the selector (default)")
+    group.add_argument("-S", dest="subdomains", action="store_false", help="as --no-subdomains")
+    text = "whether signatures may name an address in a subdomain"
+    group.add_argument("--subdomains", action=argparse.BooleanOptionalAction, default=True, help=text)
+    group.add_argument("--nosubdomains", dest="subdomains", action="store_false", help="as --no-subdomains")
+    command.add_argument("--type", choices=("rsa", "ed25519"), default="rsa", help="the kind of key")
+    command.add_argument("--overwrite", action="store_true", help="replace a key that is there: it is lost then")
+
+
+def _add_testkey(command: argparse.ArgumentParser) -> None:
+    _add_which(command)
+    command.add_argument("-v", "--verbose", action="count", default=0, help="show the records too")
+    add_dns(command)
+    add_json(command)
+
+
+def _add_dns(command: argparse.ArgumentParser) -> None:
+    _add_which(command)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--zone", action="store_true", help="lines of a zone file (this is the default)")
+    form.add_argument("--line", action="store_true", help="name and value on one line each, for a web panel")
+    form.add_argument("-u", "--nsupdate", action="store_true", help="commands for nsupdate(8)")
+    add_json(form)
+    command.add_argument("--ttl", metavar="SECONDS", type=int, default=3600, help="for nsupdate (3600)")
+
+
+def _add_which(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-d", "--domain", metavar="NAME", help="the keys of this domain")
+    command.add_argument("-s", "--selector", metavar="NAME", help="the keys with this selector")
+    command.add_argument("-k", "--key", metavar="FILE", type=Path, help="this private key, whatever the tables say")
+    command.add_argument("-x", "--opendkim", metavar="FILE", type=Path, help="go by this opendkim.conf")
+
+
+def genkey(options: argparse.Namespace) -> int:
+    """The two files of opendkim-genkey, and the lines for the tables."""
+    from gatekeeper import config
+    from gatekeeper.published import new_key
+    from gatekeeper.published.key_record import Terms
+    from gatekeeper.sign_plan import key_owners
+
+    domain, selector = domain_name(options.domain), selector_name(options.selector)
+
+    def step(what: str) -> None:
+        if options.verbose:
+            print(f"gatekeeper: {what}", file=sys.stderr)
+
+    path = config.find(options.config)
+    step(f"making an {options.type} key")
+    try:
+        made = new_key.write(
+            options.directory,
+            selector,
+            domain,
+            kind=options.type,
+            bits=options.bits,
+            terms=Terms(
+                hashes=options.hash_algorithms,
+                note=options.note,
+                email_only=options.restrict,
+                testing=options.testmode,
+                subdomains=options.subdomains,
+            ),
+            absolute=options.append_domain,
+            owners=key_owners(config.load(path) if path else config.defaults()),
+            replace=options.overwrite,
+        )
+    except FileExistsError as error:
+        hint = "choose another selector, or --overwrite: then that key is lost"
+        print(f"gatekeeper: {error.filename} is there already; {hint}", file=sys.stderr)
+        return USAGE
+    except (ValueError, OSError) as error:
+        print(f"gatekeeper: {error}", file=sys.stderr)
+        return USAGE
+    step(f"private key written to {made.path}")
+    step(f"DNS record written to {made.text_path}")
+    for line in made.table_lines():
+        print(line)
+    for remark in made.remarks:
+        print(f"warning: {remark}", file=sys.stderr)
+    return OK
+
+
+def testkey(options: argparse.Namespace) -> int:
+    """Each key in a line with what there is to know about it."""
+    from gatekeeper.published.dkim import examine
+
+    config, keys = _chosen(options)
+
+    async def work(resolver: "Resolver") -> int:
+        found = [await examine(resolver, domain, selector, private) for domain, selector, private in keys]
+        if options.json:
+            print_json([_as_json(one) for one in found])
+        else:
+            for one, (_, _, private) in zip(found, keys, strict=True):
+                _tell(one, private, options.verbose)
+            if len(found) != 1:
+                print(f"{len(found)} keys: {sum(one.good for one in found)} good", file=sys.stderr)
+        if all(one.good for one in found):
+            return OK
+        return FINDING if any(remark.error for one in found for remark in one.remarks) else TEMPORARY
+
+    return resolving(options, config.dns, work)
+
+
+def _tell(found: "Published", private: "PrivateKey | None", verbose: int) -> None:
+    from gatekeeper.verdict import printable
+
+    word = "cannot tell" if found.trouble else "OK" if found.good else "WRONG"
+    about = [f"{found.key.kind}, {found.key.bits} bits"] if found.key else []
+    if found.good:
+        about.append(f"belongs to {private.origin}" if private else "not compared with a private key")
+        about.append("secure (DNSSEC)" if found.secure else "not secure (no DNSSEC)")
+    print(f"{found.name}: {word}" + (f" ({'; '.join(about)})" if about else ""))
+    for remark in found.remarks:
+        print(f"  {remark}")
+    if found.trouble:
+        print(f"  the DNS did not answer: {found.trouble}")
+    if verbose:
+        for record in found.records:
+            print(f"  TXT {printable(record.decode('utf-8', 'replace'), 2000)}")
+
+
+def _as_json(found: "Published") -> dict[str, object]:
+    return {
+        "name": found.name,
+        "domain": found.domain,
+        "selector": found.selector,
+        "good": found.good,
+        "kind": found.key and found.key.kind,
+        "bits": found.key and found.key.bits,
+        "secure": found.secure,
+        "trouble": found.trouble,
+        "records": [record.decode("utf-8", "replace") for record in found.records],
+        "remarks": [{"error": remark.error, "what": remark.what} for remark in found.remarks],
+    }
+
+
+def dns(options: argparse.Namespace) -> int:
+    """The records in one of their forms."""
+    from gatekeeper.published.key_record import KeyRecord
+    from gatekeeper.signing.keys import BadKey
+
+    status, records = OK, []
+    for domain, selector, private in _chosen(options)[1]:
+        what = "there is no private key that can be read; -k names one"
+        try:
+            if private is not None:
+                records.append(KeyRecord.of(selector, domain, private))
+                continue
+        except BadKey as bad:
+            what = str(bad)
+        print(f"gatekeeper: {selector}._domainkey.{domain}: {what}", file=sys.stderr)
+        status = FINDING
+    if options.json:
+        fields = ("name", "domain", "selector", "text", "strings")
+        print_json([{field: getattr(record, field) for field in fields} for record in records])
+        return status
+    for line in _written(records, options):
+        print(line)
+    return status
+
+
+def _written(records: "list[KeyRecord]", options: argparse.Namespace) -> Iterator[str]:
+    for record in records:
+        if options.line:
+            yield f"Name:  {record.name}"
+            yield "Type:  TXT"
+            yield f"Value: {record.text}"
+        elif options.nsupdate:
+            yield record.nsupdate(options.ttl)
+            yield "send"  # one by one: they may lie in several zones
+        else:
+            yield record.zone().rstrip("\n")
+
+
+def _chosen(options: argparse.Namespace) -> "tuple[Config, list[tuple[str, str, PrivateKey | None]]]":
+    """The configuration, and domain, selector and private key of each key that the command line means. Raises
+    SystemExit with a sentence."""
+    config = the_config(options)
+    domain = options.domain and domain_name(options.domain)
+    selector = options.selector and selector_name(options.selector)
+    if options.key and not (domain and selector):
+        usage("-k needs -d and -s: a key does not know where its record stands")
+    if options.key:
+        from gatekeeper.sign_plan import key_owners
+        from gatekeeper.signing.keys import read_key
+
+        private, problems = read_key(options.key.absolute(), owners=key_owners(config), require_safe=False)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if private is None:
+            raise SystemExit(USAGE)
+        return config, [(domain, selector, private)]
+    keys = table_keys(config)
+    found = [key for key in keys if domain in (None, key.domain) and selector in (None, key.selector)]
+    for key in found:
+        if key.domain == "%":
+            what = "serves any domain; name one with -d, -s and -k"
+            print(f"gatekeeper: the key {key.name} (selector {key.selector}) {what}", file=sys.stderr)
+    chosen = {(key.domain, key.selector): key.private for key in found if key.domain != "%"}
+    if not chosen and domain and selector:
+        # What others sign with in our name has a record, too.
+        return config, [(domain, selector, None)]
+    if not chosen:
+        which = " ".join(filter(None, (domain and f"of {domain}", selector and f"with selector {selector}")))
+        usage(f"there is no key {which}".rstrip() + " in the tables of [signing]; name one with -d, -s and -k")
+    return config, [(domain, selector, private) for (domain, selector), private in chosen.items()]
+
+
+def table_keys(config: "Config") -> "list[TableKey]":
+    """The keys of the configured tables; what is wrong with them goes to stderr."""
+    from gatekeeper.sign_plan import key_table
+
+    keys, problems = key_table(config)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return list(keys)
+
+
+def the_config(options: argparse.Namespace) -> "Config":
+    """What -x or --config names. Raises ConfigError."""
+    from gatekeeper import config
+    from gatekeeper.cli.shared import config_path
+
+    if options.opendkim:
+        from gatekeeper import opendkim
+
+        return opendkim.load(options.opendkim, need_socket=False, tolerant=True).config
+    path = config_path(options)
+    return config.load(path) if path else config.defaults()
+
+
+def domain_name(text: str) -> str:
+    """A domain in normal form. Raises SystemExit with a sentence."""
+    from gatekeeper.auth.domain import normal
+
+    return normal(text.removesuffix(".")) or usage(f"{text!a} is no domain")
+
+
+def selector_name(text: str) -> str:
+    """A selector, as RFC 6376 section 3.1 has it. Raises SystemExit with a sentence."""
+    return text if _SELECTOR.fullmatch(text) else usage(f"{text!a} is no selector: letters, digits, hyphens and dots")
+
+
+def usage(what: str) -> NoReturn:
+    """Say what is wrong with the command line, and end."""
+    print(f"gatekeeper: {what}", file=sys.stderr)
+    raise SystemExit(USAGE)
