@@ -49,6 +49,12 @@ smtpd_sasl_path = gatekeeper/sasl.sock
 local_transport = discard:
 relay_transport = discard:
 default_transport = discard:
+smtpd_tls_security_level = may
+smtpd_tls_chain_files = {certificate}
+smtpd_tls_CAfile = {certificate}
+smtpd_tls_ask_ccert = yes
+smtpd_tls_fingerprint_digest = sha256
+relay_clientcerts = {relay_clientcerts}
 smtpd_sender_login_maps = {logins}
 smtpd_restriction_classes = {names}
 {classes}
@@ -76,13 +82,25 @@ def has_ipv6() -> bool:
 
 
 class Judge(Postfix):
-    """A Postfix with `classes` (name -> restrictions). `smtp` asks the Chooser; `policy` asks gatekeeper alone."""
+    """A Postfix with `classes` (name -> restrictions); the only client certificate that it trusts is its own.
 
-    def __init__(self, root: Path, dns: str, classes: Mapping[str, str], logins: str) -> None:
+    The service at `ports.smtp` asks the Chooser, the one at `policy_port` gatekeeper alone.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        dns: str,
+        classes: Mapping[str, str],
+        *,
+        logins: str,
+        certificate: Path,
+        relay_clientcerts: str,
+    ) -> None:
         super().__init__(root, sink=0, hostname="mx.example.org", relay_domains=["example.org"])
         self._dns = dns
         self._classes = classes
-        self._logins = logins
+        self._maps = {"logins": logins, "certificate": certificate, "relay_clientcerts": relay_clientcerts}
         self.policy_port = free_port()
         self.chooser = self.sockets / "chooser.sock"
         self.gatekeeper = self.sockets / "policy.sock"
@@ -96,7 +114,7 @@ class Judge(Postfix):
         super()._write()
         ask = "check_policy_service {{ unix:gatekeeper/chooser.sock, policy_context={} }}"
         text = _MAIN.format(
-            logins=self._logins,
+            **self._maps,
             names=" ".join(self._classes),
             classes="\n".join(f"{name} = {text}" for name, text in self._classes.items()),
             lists="\n".join(f"smtpd_{name}_restrictions = {ask.format(name)}" for name in LIST_NAMES),
@@ -111,6 +129,7 @@ class Judge(Postfix):
         services = (self.config / "master.cf").read_text().splitlines()
         with (self.config / "master.cf").open("w") as master:
             master.writelines(f"{line}\n" for line in services if re.match(r"\w+ +unix", line))
+            master.write("tlsmgr unix - - n 1000? 1 tlsmgr\n")
             master.write("flush unix n - n 1000? 0 flush\n")
             master.write(f"127.0.0.1:{self.ports.smtp} inet n - y - - smtpd\n")
             master.write(f"127.0.0.1:{self.policy_port} inet n - y - - smtpd {' '.join(only)}\n")

@@ -7,8 +7,11 @@ table of sessions holds the answers, so that the second comparison needs no Post
 """
 
 import asyncio
+import json
 import re
+import smtplib
 import socket
+import ssl
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +38,7 @@ from gatekeeper.resolvers import CachingResolver, LiveResolver
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.verdict import Decision, Outcome
 from gatekeeper.zone import Zone
+from tests.certificates import Certificate, make
 from tests.conftest import missing, require_program
 from tests.postfix_dns import Chooser, Judge, free_loopback, has_ipv6
 from tests.postfix_sessions import (
@@ -135,6 +139,30 @@ class Served:
         self._thread.join(10)
 
 
+CERTIFIED = {
+    # restrictions, and what those hear who show no certificate, the one that Postfix trusts, and a stranger's
+    "t0": ("check_ccert_access inline:{{ {own}=REJECT, {stranger}=OK }}, defer", ("450", "554", "250")),
+    "t1": ("check_ccert_access inline:{{ {own_key}=REJECT, {stranger}=DUNNO }}, defer", ("450", "554", "450")),
+    "t2": ("check_ccert_access inline:{{ {own}=DUNNO, {own_key}=REJECT }}, defer", ("450", "554", "450")),
+    "t3": (
+        "check_ccert_access {{ inline:{{ {own}=OK, {stranger_key}=REJECT }} {{ search_order = pubkey_fingerprint }} }}",
+        ("250", "250", "554"),
+    ),
+    "t4": ("permit_tls_clientcerts, reject", ("554", "554", "250")),
+    "t5": ("permit_tls_all_clientcerts, reject", ("554", "250", "250")),
+}
+
+
+def certified(text: str, own: Certificate, stranger: Certificate) -> str:
+    """`text` with the fingerprints in their places."""
+    return text.format(
+        own=own.fingerprint,
+        own_key=own.key_fingerprint,
+        stranger=stranger.fingerprint,
+        stranger_key=stranger.key_fingerprint,
+    )
+
+
 @dataclass
 class Court:
     """A Postfix that judges, what it asks, and gatekeeper."""
@@ -142,8 +170,10 @@ class Court:
     postfix: Judge
     chooser: Chooser
     served: Served
-    ports: dict[tuple[int, int], int] = field(default_factory=dict)
-    """Of sessions from a real peer: which port it had, by the service's port and the session's number."""
+    own: Certificate
+    stranger: Certificate
+    asked: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
+    """What Postfix asked, by its port and the session's number."""
     answers: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def play(self, smtp: SmtpClient, session: Session) -> str:
@@ -181,8 +211,8 @@ class Court:
                 if words["peer"]:
                     with SmtpClient("127.0.0.1", port, words["peer"]) as own:
                         self.judge(own.port, session)
-                        self.ports[port, session.number] = own.port
                         answers[str(session)] = self.play(own, session)
+                        self.asked[port, session.number] = self.chooser.asked(own.port, words["stage"])
                     continue
                 address = words["client"]
                 greeting = smtp.xclient(
@@ -196,6 +226,7 @@ class Court:
                 )
                 assert greeting.startswith("220"), greeting
                 answers[str(session)] = self.play(smtp, session)
+                self.asked[port, session.number] = self.chooser.asked(number, words["stage"])
         return answers
 
     def judge(self, port: int, session: Session) -> None:
@@ -224,7 +255,10 @@ def court(plan: Plan) -> Iterator[Court]:
     with ExitStack() as stack:
         guard = stack.enter_context(Guard(root))
         dns = stack.enter_context(DnsServer(Zone.read(ZONE), host, 53))
-        postfix = Judge(root, host, classes, with_folder("texthash:logins.txt"))
+        own, stranger = make(root / "own.pem", "mx.example.org"), make(root / "stranger.pem", "stranger.example")
+        classes |= {name: certified(text, own, stranger) for name, (text, _) in CERTIFIED.items()}
+        logins, relay = with_folder("texthash:logins.txt"), certified("inline:{{ {stranger}=x }}", own, stranger)
+        postfix = Judge(root, host, classes, logins=logins, certificate=own.path, relay_clientcerts=relay)
         postfix.prepare()
         chooser = Chooser(postfix.chooser)
         stack.callback(chooser.close)
@@ -233,7 +267,7 @@ def court(plan: Plan) -> Iterator[Court]:
         stack.callback(served.close)
         stack.callback(postfix.stop)
         postfix.start(guard.began)
-        yield Court(postfix, chooser, served)
+        yield Court(postfix, chooser, served, own, stranger)
 
 
 def through_postfix(session: Session) -> str:
@@ -258,7 +292,7 @@ async def test_postfix_asks_what_the_table_is_judged_by(court: Court) -> None:
     court.all_answers(service)
     for session in SESSIONS:
         words = session.words
-        asked = court.chooser.asked(court.ports.get((service, session.number), 1000 + session.number), words["stage"])
+        asked = court.asked[service, session.number]
         if words["to"] == "postmaster":
             assert {} == asked, "Postfix takes postmaster unasked"
             continue
@@ -266,3 +300,37 @@ async def test_postfix_asks_what_the_table_is_judged_by(court: Court) -> None:
         queued = {"queue_id": bool(wanted.pop("queue_id")) or not session.at_rcpt}
         got = {name: asked.get(name) for name in wanted} | {"queue_id": bool(asked.get("queue_id"))}
         assert (str(session), wanted | queued) == (str(session), got)
+
+
+def test_certificates_are_judged_as_postfix_does(court: Court, tmp_path: Path) -> None:
+    texts = {name: certified(text, court.own, court.stranger) for name, (text, _) in CERTIFIED.items()}
+    relay = certified("inline:{{ {stranger}=x }}", court.own, court.stranger)
+    contexts = [f"[policy.contexts.{name}]\nrestrictions = {json.dumps(text)}" for name, text in texts.items()]
+    lines = ['hostname = "mx.example.org"', "[policy]", f"relay_clientcerts = {json.dumps(relay)}", *contexts]
+    (tmp_path / "gatekeeper.toml").write_text("\n".join(lines))
+    app = asyncio.run(open_app(prepare(config.load(tmp_path / "gatekeeper.toml", no_postfix)), store=MemoryStore()))
+    heard: dict[str, tuple[list[str], list[str]]] = {}
+    for name in CERTIFIED:
+        heard[name] = ([], [])
+        for shown in (None, court.own, court.stranger):
+            said, asked = show(court, name, shown)
+            decision, _ = asyncio.run(app.decide(to_request({**asked, "policy_context": name})))
+            heard[name][0].append(said)
+            heard[name][1].append(decision.verdict.code or "250")
+    assert {name: (list(codes), list(codes)) for name, (_, codes) in CERTIFIED.items()} == heard
+
+
+def show(court: Court, name: str, shown: Certificate | None) -> tuple[str, dict[str, str]]:
+    """What Postfix says at RCPT to a client with this certificate, judged by one class; and what it asked about it."""
+    context = ssl._create_unverified_context()
+    if shown is not None:
+        context.load_cert_chain(shown.path)
+    with smtplib.SMTP("127.0.0.1", court.postfix.ports.smtp, "client.example", timeout=20) as smtp:
+        assert smtp.sock is not None
+        port = smtp.sock.getsockname()[1]
+        court.chooser.choose(port, {"recipient": name})
+        smtp.starttls(context=context)
+        smtp.ehlo()
+        smtp.mail("alice@good.example")
+        code, _ = smtp.rcpt("bob@example.org")
+        return str(code), court.chooser.asked(port, "RCPT")
