@@ -17,7 +17,7 @@ from functools import lru_cache
 from gatekeeper.auth.dkim import DkimVerifier
 from gatekeeper.auth.dmarc import Policy
 from gatekeeper.auth.results import Method
-from gatekeeper.checks import Connections, Dmarc, Limiter, Place, Reader, Remember, ask_ahead
+from gatekeeper.checks import Connections, Count, Dmarc, Limiter, Place, Reader, Remember, ask_ahead
 from gatekeeper.config import Config
 from gatekeeper.dnslists import Asking, Lists, Use
 from gatekeeper.facts import Facts
@@ -149,8 +149,9 @@ def _of_messages(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Che
         lists=verify.trusted_lists,
         sealers=verify.trusted_sealers,
     )
+    counting: tuple[Check, ...] = (Count(),) if verify.count and Method.DMARC in verify.methods else ()
     checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
-    wanted = tuple(check for method, check in checks.items() if method in verify.methods)
+    wanted = (*counting, *(check for method, check in checks.items() if method in verify.methods))
     problems = [placed(config, problem, "verify") for problem in problems]
     known = tuple(name for name in conditions if Method(name) in verify.methods and "v" in config.milter.mode)
     for name in sorted({*conditions} - {*known}):

@@ -131,6 +131,11 @@ class Context:
         """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet."""
         self._callbacks.append(callback)
 
+    @property
+    def has_side_effects(self) -> bool:
+        """Whether something is to be done once the decision is known."""
+        return bool(self._callbacks)
+
     def take_notes(self) -> tuple[Note, ...]:
         """The notes since the last call."""
         if not self._notes:

@@ -132,7 +132,9 @@ async def play(app: App, request: Request, mail: Mail, *, daemon_name: str = "")
     session.end_of_header()
     for start in range(0, len(mail.body), _CHUNK):
         session.body(mail.body[start : start + _CHUNK])
-    return await session.end_of_message()
+    edits = await session.end_of_message()
+    await session.settle()
+    return edits
 
 
 @dataclass(frozen=True, slots=True)

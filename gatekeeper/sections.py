@@ -183,6 +183,7 @@ class Verify(Section):
     job_id: StrictBool = False
     minimum_key_bits: Annotated[StrictInt, Field(ge=1024)] = 1024
     unsigned_ours: StrictBool = False
+    count: StrictBool = False
 
 
 class Log(Section):

@@ -116,6 +116,18 @@ class Store(Protocol):
         at the end. For moving state; what is written meanwhile may come or not, and a value may come twice."""
         ...
 
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        """Count one more of `row` (not empty) in `bucket`; False, and nothing counted, if that has `most` other rows.
+
+        A row is kept for `ttl` seconds after it was last counted, and forgotten at the latest `ttl` seconds after
+        anything of its bucket was.
+        """
+        ...
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        """How often each row of `bucket` was counted."""
+        ...
+
     async def born(self) -> float:
         """When this store was first opened empty: greylisting's learning period starts here.
 

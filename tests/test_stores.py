@@ -415,3 +415,25 @@ def test_a_password_is_never_shown(url: str, expected: str) -> None:
 def test_different_parts_make_different_keys(one: list[str], other: list[str]) -> None:
     keys = Keys(b"k" * 32)
     assert (one == other) == (keys("kind", *one) == keys("kind", *other))
+
+
+async def test_rows_of_a_bucket_are_counted_and_forgotten_when_none_has_come_for_long(store: Store, time: Time) -> None:
+    assert {} == await store.tallies("day")
+    for row in (b"a\x00\xff", b"b", b"a\x00\xff"):
+        assert await store.tally("day", row, 100, 10)
+    assert await store.tally("other", b"a", 100, 10)
+    assert {b"a\x00\xff": 2, b"b": 1} == await store.tallies("day")
+    time.now += 99
+    assert {b"a\x00\xff": 2, b"b": 1} == await store.tallies("day")
+    time.now += 2
+    assert {} == await store.tallies("day")
+    assert await store.tally("day", b"b", 100, 10)
+    assert {b"b": 1} == await store.tallies("day")
+
+
+async def test_a_full_bucket_still_counts_the_rows_that_it_has(store: Store) -> None:
+    for row in (b"a", b"b"):
+        assert await store.tally("day", row, 100, 2)
+    assert not await store.tally("day", b"c", 100, 2)
+    assert await store.tally("day", b"b", 100, 2)
+    assert {b"a": 1, b"b": 2} == await store.tallies("day")

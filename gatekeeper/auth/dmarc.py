@@ -38,9 +38,9 @@ class Dmarc:
     """What came out. `domain` is that of From, `record_domain` the name whose record applies. `organizational` is
     empty where it made no difference and so was not looked for.
 
-    `record_policy` is that record's `p=`, `published` what it says of this domain (`p`, `sp` or `np`), `policy` what is
-    to be applied: `none` unless the result is `fail`, and a step milder if the domain is testing. `spf_aligned` and
-    `dkim_aligned` say what passed.
+    `record` is that record, `record_policy` its `p=`, `published` what it says of this domain (`p`, `sp` or `np`),
+    `policy` what is to be applied: `none` unless the result is `fail`, and a step milder if the domain is testing.
+    `spf_aligned` and `dkim_aligned` say what passed.
     """
 
     result: DmarcResult
@@ -54,6 +54,7 @@ class Dmarc:
     dkim_aligned: bool = False
     testing: bool = False
     record_policy: str = ""
+    record: Record | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ async def check_dmarc(resolver: Resolver, headers: Sequence[Header], spf: Spf, d
     if found is None:
         return replace(finding, reason=f"{author.domain} publishes no DMARC record")
     record_domain, record = found
-    finding = replace(finding, record_domain=record_domain, testing=record.testing)
+    finding = replace(finding, record_domain=record_domain, record=record, testing=record.testing)
     if record.policy is None:
         return replace(finding, reason=f"the DMARC record of {record_domain} has no valid policy")
     finding = replace(finding, record_policy=record.policy)
@@ -215,6 +216,7 @@ class _Walks:
             DmarcResult.PASS,
             author,
             record_domain=author,
+            record=record,
             published=record.policy,
             record_policy=record.policy,
             testing=record.testing,

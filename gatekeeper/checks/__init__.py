@@ -2,6 +2,7 @@
 """A file for each opinion about mail, and what makes checks of the words that name them: reader.py."""
 
 from gatekeeper.checks.connections import Connections
+from gatekeeper.checks.count import Count
 from gatekeeper.checks.dmarc import Dmarc
 from gatekeeper.checks.opinion import Place
 from gatekeeper.checks.opinions import OPINIONS, SECTIONS
@@ -14,6 +15,7 @@ __all__ = [
     "OPINIONS",
     "SECTIONS",
     "Connections",
+    "Count",
     "Dmarc",
     "Limiter",
     "Place",

@@ -332,13 +332,25 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         finally:
             judged.cancel()  # of no effect if it is done
 
+    settling: set[asyncio.Task[None]] = set()
+
+    def settle(session: Session) -> None:
+        task = loop.create_task(session.settle())
+        settling.add(task)
+        task.add_done_callback(settling.discard)
+
     def end_of_message(ctx: Any) -> int:
         connection: _Connection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
         try:
             edits = connection.session.end_of_ours()
-            return _apply(ctx, judge(connection.session) if edits is None else edits)
+            if edits is not None:
+                return _apply(ctx, edits)
+            answer = _apply(ctx, judge(connection.session))
+            if connection.session.unsettled:
+                loop.call_soon_threadsafe(settle, connection.session)
+            return answer
         except TimeoutError:
             logger.error("a message was not judged within %d s and goes on as it is", END_OF_MESSAGE_TIMEOUT)  # noqa: TRY400 (no traceback: nothing broke)
         except Exception:

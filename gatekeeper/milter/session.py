@@ -3,8 +3,8 @@
 
 No I/O and no libmilter here: server.py calls this from libmilter's threads, replay and explain call it from theirs.
 A connection carries several messages; everything about one is in a Message, made at MAIL. Two methods offer work
-that may start early: what they return may be called on the event loop. Only `end_of_message` must be awaited. The
-body is hashed as its chunks come and never kept.
+that may start early: what they return may be called on the event loop. Only `end_of_message` must be awaited, and
+`settle` after the answer. The body is hashed as its chunks come and never kept.
 
 Whose mail is it? What an authenticated user, an internal host or a submission service hands in is ours: signed if
 a key is found for it, never judged. Everything else is judged, never signed.
@@ -22,7 +22,7 @@ from gatekeeper.facts import Facts
 from gatekeeper.log import decision_line
 from gatekeeper.message import Header
 from gatekeeper.milter.edits import Edits, Insert, Remove, every, forged_results, insertion
-from gatekeeper.pipeline import END_OF_DATA
+from gatekeeper.pipeline import END_OF_DATA, Context
 from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
 from gatekeeper.signing.again import Again
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
@@ -68,6 +68,7 @@ class Session:
         self._peer = False
         self._message: Message | None = None
         self._name = ""
+        self._unsettled: list[tuple[Context, Decision]] = []
 
     def connect(self, name: str, address: str, port: int | None, *, daemon_name: str = "") -> None:
         """A client has connected. `name` is its confirmed name or, as Postfix writes it then, `[address]`."""
@@ -190,6 +191,17 @@ class Session:
         finally:
             message.facts.close()
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is something to `settle`."""
+        return bool(self._unsettled)
+
+    async def settle(self) -> None:
+        """What is written down of the messages that have been judged: to be awaited once Postfix has its answer."""
+        unsettled, self._unsettled = self._unsettled, []
+        for context, decision in unsettled:
+            await context.settle(decision)
+
     def _in_this_mode(self, edits: Edits) -> Edits:
         return edits if self._app.plan.config.mode == "enforce" else Edits(decision=edits.decision)
 
@@ -220,7 +232,8 @@ class Session:
         if message.choice is not None and message.choice.reason != "sign.not_origin":
             told = replace(decision, steps=(*decision.steps, _step(message.choice, PASS)))
         _log(told)
-        await context.settle(decision)
+        if context.has_side_effects:
+            self._unsettled.append((context, decision))
         return _edits(told, removals, (*(() if silent else (insertion(results),)), *self._software(message)))
 
     def _authserv_id(self, message: Message) -> str:

@@ -178,7 +178,9 @@ class _Transaction:
             milter.header(field.name, field.value)
         milter.end_of_header(queue_id=self._queue_id)
         milter.body(body)
-        return await milter.end_of_message()
+        edits = await milter.end_of_message()
+        await milter.settle()
+        return edits
 
 
 def _as_sent(content: bytes) -> bytes:

@@ -45,6 +45,7 @@ class Row:
     reasons: tuple[str, ...]
     header_from: str
     found: tuple[Authenticated, ...]
+    envelope_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class Report:
     begin: datetime
     end: datetime
     rows: tuple[Row, ...]
+    published: tuple[tuple[str, str], ...] = ()
+    """The tags of the record, but for `rua` and `ruf`."""
 
 
 @dataclass(slots=True)

@@ -90,6 +90,12 @@ class GuardedStore:
     async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
         return await self._guard(self._inner.page(kind, after))
 
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        return await self._guard(self._inner.tally(bucket, row, ttl, most))
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        return await self._guard(self._inner.tallies(bucket))
+
     async def born(self) -> float:
         return await self._guard(self._inner.born())
 

@@ -24,8 +24,9 @@ class MemoryStore:
         self._values: dict[str, tuple[bytes, float]] = {}
         self._sums: defaultdict[str, dict[int, int]] = defaultdict(dict)
         self._tokens: dict[str, int] = {}
-        self._expiry: dict[str, float] = {}  # of the names in _sums and _tokens
+        self._expiry: dict[str, float] = {}  # of the names in _sums, _tokens and _tallies
         self._leases: dict[str, dict[str, float]] = {}  # by key: holders, and until when
+        self._tallies: dict[str, dict[bytes, int]] = {}
         self._writes = 0
         self._origin = Origin(self, clock)
 
@@ -99,6 +100,21 @@ class MemoryStore:
         kept = ((key, value, expires - now) for key, (value, expires) in self._values.items() if key.startswith(kind))
         return [Kept(key, value, ttl) for key, value, ttl in kept if ttl > 0], ""
 
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        now = self._clock()
+        if self._expiry.get(bucket, 0.0) <= now:
+            self._tallies.pop(bucket, None)
+        rows = self._tallies.setdefault(bucket, {})
+        if row not in rows and len(rows) >= most:
+            return False
+        rows[row] = rows.get(row, 0) + 1
+        self._expiry[bucket] = now + ttl
+        self._wrote(now)
+        return True
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        return dict(self._tallies[bucket]) if self._expiry.get(bucket, 0.0) > self._clock() else {}
+
     async def born(self) -> float:
         return await self._origin.born()
 
@@ -147,3 +163,4 @@ class MemoryStore:
             del self._expiry[name]
             self._sums.pop(name, None)
             self._tokens.pop(name, None)
+            self._tallies.pop(name, None)

@@ -6,6 +6,7 @@ Events given back with `unhit` are only those counted here.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from gatekeeper.store import Clock, Hit, Kept, Lease, Store
@@ -68,6 +69,14 @@ class ReadOnlyStore:
 
     async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
         return await self._inner.page(kind, after)
+
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        real = await self._inner.tallies(bucket)
+        left = most - len(real.keys() - (await self._written.tallies(bucket)).keys() - {row})
+        return await self._written.tally(bucket, row, ttl, left)
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        return dict(Counter(await self._inner.tallies(bucket)) + Counter(await self._written.tallies(bucket)))
 
     async def born(self) -> float:
         return await self._origin.born()

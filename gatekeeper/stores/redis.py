@@ -17,7 +17,7 @@ from typing import Any
 from gatekeeper.store import Clock, Hit, Kept, Lease
 from gatekeeper.stores.link import Link
 from gatekeeper.stores.origin import FOREVER, Origin
-from gatekeeper.stores.scripts import ASK, LEASE, RELEASE, SET_ABSENT, SHA, UNHIT
+from gatekeeper.stores.scripts import ASK, LEASE, RELEASE, SET_ABSENT, SHA, TALLY, UNHIT
 from gatekeeper.stores.window import name_of, place, spread
 from gatekeeper.stores.wire import ReplyError, Word
 
@@ -114,6 +114,18 @@ class RedisStore:
             if float(expires) > now:
                 found.append(Kept(name.removeprefix(PREFIX), value, float(expires) - now))
         return found, rest
+
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        now = self._clock()
+        words: list[Word] = [row, f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl), most]
+        return bool(await self._script(TALLY, [kept_key(bucket)], words))
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        found = iter(await self._link.call(kept_key(bucket), "HGETALL", kept_key(bucket)))
+        rows = dict(zip(found, found, strict=True))
+        if float(rows.pop(b"", 0)) <= self._clock():
+            return {}
+        return {row: int(count) for row, count in rows.items()}
 
     async def born(self) -> float:
         return await self._origin.born()

@@ -111,9 +111,22 @@ return counts
 RELEASE = """
 for i, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[i]) end
 """
+# A hash of rows with their counts; its empty row is when all of it expires. Arguments: row, now, when it expires, time
+# to live in ms, and how many rows there may be.
+TALLY = """
+local key, row, now, ends, ttl, most = KEYS[1], unpack(ARGV)
+local until_ = redis.call('HGET', key, '')
+if until_ and tonumber(until_) <= tonumber(now) then redis.call('DEL', key) end
+local rows = math.max(0, redis.call('HLEN', key) - 1)
+if redis.call('HEXISTS', key, row) == 0 and rows >= tonumber(most) then return 0 end
+redis.call('HSET', key, '', ends)
+redis.call('HINCRBY', key, row, 1)
+redis.call('PEXPIRE', key, ttl)
+return 1
+"""
 
 SHA = {
     script: sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (SET_ABSENT, ASK, UNHIT, LEASE, RELEASE)
+    for script in (SET_ABSENT, ASK, UNHIT, LEASE, RELEASE, TALLY)
 }
 """The names by which EVALSHA calls them."""

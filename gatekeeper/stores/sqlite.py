@@ -45,6 +45,9 @@ CREATE TABLE IF NOT EXISTS counted (name TEXT, slot INTEGER, amount INTEGER NOT 
 CREATE TABLE IF NOT EXISTS token (token TEXT PRIMARY KEY, slot INTEGER NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS lease (key TEXT, holder TEXT, expires REAL NOT NULL,
                                   PRIMARY KEY (key, holder)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tally (bucket TEXT, row BLOB, amount INTEGER NOT NULL, expires REAL NOT NULL,
+                                  PRIMARY KEY (bucket, row)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tally_expires ON tally (expires);
 CREATE INDEX IF NOT EXISTS lease_expires ON lease (expires);
 CREATE INDEX IF NOT EXISTS kept_expires ON kept (expires);
 CREATE INDEX IF NOT EXISTS counted_expires ON counted (expires);
@@ -67,7 +70,13 @@ _SPREAD = "SELECT slot, amount FROM counted WHERE name = ?"
 _HOLDERS = "SELECT count(*) FROM lease WHERE key = ? AND holder != ? AND expires > ?"
 _HOLD = "INSERT INTO lease VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET expires = excluded.expires"
 _RELEASE = "DELETE FROM lease WHERE key = ? AND holder = ?"
+_TALLY = """INSERT INTO tally SELECT ?1, ?2, 1, ?4
+            WHERE EXISTS (SELECT 1 FROM tally WHERE bucket = ?1 AND row = ?2 AND expires > ?3)
+               OR (SELECT count(*) FROM tally WHERE bucket = ?1 AND expires > ?3) < ?5
+            ON CONFLICT DO UPDATE SET amount = iif(expires > ?3, amount, 0) + 1, expires = excluded.expires"""
+_TALLIES = "SELECT row, amount FROM tally WHERE bucket = ? AND expires > ?"
 _EXPIRE = (
+    "DELETE FROM tally WHERE (bucket, row) IN (SELECT bucket, row FROM tally WHERE expires <= ? LIMIT ?)",
     "DELETE FROM kept WHERE key IN (SELECT key FROM kept WHERE expires <= ? LIMIT ?)",
     "DELETE FROM lease WHERE (key, holder) IN (SELECT key, holder FROM lease WHERE expires <= ? LIMIT ?)",
     "DELETE FROM token WHERE token IN (SELECT token FROM token WHERE expires <= ? LIMIT ?)",
@@ -142,6 +151,14 @@ class SqliteStore:
         now = self._clock()
         rows = self._run(lambda db: db.execute(_PAGE, (now, after or kind, kind, BATCH)).fetchall())
         return [Kept(key, bytes(value), expires - now) for key, value, expires in rows], rows[-1][0] if rows else ""
+
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        now = self._clock()
+        return self._run(lambda db: db.execute(_TALLY, (bucket, row, now, now + ttl, most)).rowcount) == 1
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        found = self._run(lambda db: db.execute(_TALLIES, (bucket, self._clock())).fetchall())
+        return {bytes(row): amount for row, amount in found}
 
     async def born(self) -> float:
         return await self._origin.born()

@@ -79,6 +79,12 @@ class StoreView:
     async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
         return await self._inner.page(kind, after)
 
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        return await self._inner.tally(bucket, row, ttl, most)
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        return await self._inner.tallies(bucket)
+
     async def born(self) -> float:
         if self._announced is not None:
             await self.ask((), ())

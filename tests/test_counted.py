@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What was verified, counted for reports: a row for what is alike, nothing about people, nothing nobody wants."""
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper.auth.dkim import DkimVerifier
+from gatekeeper.checks.count import Count
+from gatekeeper.checks.dmarc import Dmarc
+from gatekeeper.facts import Facts
+from gatekeeper.message import parse
+from gatekeeper.pipeline import END_OF_DATA, Context, Pipeline
+from gatekeeper.reports.aggregate import Authenticated, Report
+from gatekeeper.reports.counted import KEPT, MOST_ROWS, SHARES, Counted, buckets, reports_of
+from gatekeeper.reports.summary import summarise
+from gatekeeper.request import Stage
+from gatekeeper.resolver import TableResolver
+from gatekeeper.store import Keys, Store, StoreError
+from gatekeeper.stores import MemoryStore
+from gatekeeper.zone import Zone
+from tests.checking import SITE, rcpt
+from tests.test_dkim_verify import NAME, NOW, RECORD, signed
+from tests.test_spf import txt
+
+DAY = datetime(2026, 11, 22, tzinfo=UTC)
+RUA = "rua=mailto:d@example.com"
+ZONE = f"""
+_dmarc.reject.example TXT "v=DMARC1; p=reject; sp=none; adkim=s; {RUA}"
+_dmarc.testing.example TXT "v=DMARC1; p=reject; t=y; {RUA}"
+_dmarc.none.example TXT "v=DMARC1; p=none; {RUA}"
+_dmarc.silent.example TXT "v=DMARC1; p=reject"
+_dmarc.web.example TXT "v=DMARC1; p=reject; rua=https://example.com/"
+_dmarc.example.com TXT "v=DMARC1; p=reject; {RUA}"
+example.com TXT "v=spf1 ip4:192.0.2.1 -all"
+{NAME} TXT {txt(RECORD)}
+"""
+
+
+class World:
+    def __init__(self, store: Store | None = None, **options: Any) -> None:
+        self.store = store or MemoryStore(DAY.timestamp)
+        self.resolver = TableResolver(Zone.parse(ZONE))
+        self.pipeline = Pipeline({END_OF_DATA: (Count(), Dmarc.model_validate({"obey": "reject", **options}))})
+
+    async def mail(self, domain: str, raw: bytes = b"", sender: str = "") -> None:
+        """A message from `domain`, sent by 192.0.2.1, unsigned, or `raw`."""
+        request = rcpt(sender=sender or f"someone@{domain}", stage=Stage.END_OF_MESSAGE)
+        headers, body = parse(raw or f"From: <u@{domain}>\r\n\r\n".encode())
+        verifier = DkimVerifier(headers, now=NOW)
+        verifier.update(body)
+        facts = Facts(
+            self.resolver,
+            client=request.client,
+            helo="h.example",
+            sender=request.sender,
+            receiver=SITE.hostname,
+            headers=headers,
+            dkim=verifier,
+        )
+        context = Context(
+            site=SITE,
+            resolver=self.resolver,
+            store=self.store,
+            clock=DAY.timestamp,
+            keys=Keys(b"secret"),
+            facts=facts,
+        )
+        decision = await self.pipeline.decide(request, context)
+        await context.settle(decision)
+
+    async def reports(self) -> list[Report]:
+        rows: dict[bytes, int] = {}
+        for bucket in buckets(Keys(b"secret"), DAY):
+            rows |= await self.store.tallies(bucket)
+        return reports_of(rows, DAY, "mx.example.net")
+
+
+async def test_messages_that_are_alike_are_one_row() -> None:
+    world = World()
+    for _ in range(3):
+        await world.mail("example.com", signed())
+    [report] = await world.reports()
+    assert ("mx.example.net", "example.com", "reject", DAY) == (
+        report.reporter,
+        report.domain,
+        report.policy,
+        report.begin,
+    )
+    [row] = report.rows
+    assert ("192.0.2.1", 3, "pass", True, True, ()) == (
+        row.source, row.count, row.disposition, row.spf, row.dkim, row.reasons
+    )  # fmt: skip
+    assert ("example.com", "example.com") == (row.header_from, row.envelope_from)
+    assert (
+        Authenticated("spf", "example.com", "pass"),
+        Authenticated("dkim", "example.com", "pass", "sel"),
+    ) == row.found
+
+
+@pytest.mark.parametrize(
+    ("domain", "options", "disposition", "reasons"),
+    [
+        ("reject.example", {}, "reject", ()),
+        ("reject.example", {"obey": "quarantine"}, "quarantine", ("local_policy",)),
+        ("reject.example", {"obey": "observe"}, "none", ("local_policy",)),
+        ("reject.example", {"overrides": {"reject.example": "none"}}, "none", ("local_policy",)),
+        ("testing.example", {}, "quarantine", ("policy_test_mode",)),
+        ("none.example", {}, "none", ()),
+        ("none.example", {"overrides": {"none.example": "reject"}}, "reject", ("local_policy",)),
+    ],
+)
+async def test_what_became_of_a_message_and_why_stands_in_its_row(
+    domain: str, options: dict[str, Any], disposition: str, reasons: tuple[str, ...]
+) -> None:
+    world = World(**options)
+    await world.mail(domain)
+    [[row]] = [report.rows for report in await world.reports()]
+    assert (disposition, reasons, False, False) == (row.disposition, row.reasons, row.spf, row.dkim)
+
+
+@pytest.mark.parametrize("domain", ["silent.example", "web.example", "nothing.example"])
+async def test_nothing_is_counted_for_a_domain_that_wants_no_reports(domain: str) -> None:
+    world = World()
+    await world.mail(domain)
+    assert [] == await world.reports()
+
+
+async def test_the_store_learns_of_no_person() -> None:
+    class Seen(MemoryStore):
+        rows: ClassVar[list[bytes]] = []
+
+        async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+            self.rows.append(bucket.encode() + row)
+            assert (KEPT, MOST_ROWS) == (ttl, most)
+            return await super().tally(bucket, row, ttl, most)
+
+    await World(Seen()).mail("reject.example", sender="very.private@reject.example")
+    assert 1 == len(Seen.rows)
+    assert not [row for row in Seen.rows if b"private" in row or b"@" in row]
+
+
+async def test_a_store_that_fails_costs_nothing() -> None:
+    class Down(MemoryStore):
+        async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+            raise StoreError("down")
+
+    await World(Down()).mail("reject.example")
+
+
+async def test_what_is_counted_is_summed_up_as_a_report_that_was_read() -> None:
+    world = World()
+    await world.mail("example.com", signed())
+    await world.mail("example.com", b"From: <u@example.com>\r\n\r\n", sender="x@other.example")
+    [summary] = summarise(await world.reports())
+    assert ("example.com", 2, 1, 1, 1) == (summary.domain, summary.total, summary.passed, summary.spf, summary.dkim)
+    assert {"pass": 1, "reject": 1} == summary.dispositions
+
+
+async def test_each_record_that_was_published_in_a_day_has_its_own_report() -> None:
+    world = World()
+    await world.mail("none.example")
+    world.resolver = TableResolver(Zone.parse(f'_dmarc.none.example TXT "v=DMARC1; p=reject; {RUA}"'))
+    await world.mail("none.example")
+    assert ["none", "reject"] == [report.policy for report in await world.reports()]
+    assert 2 == len({report.number for report in await world.reports()})
+
+
+def test_days_and_shares_have_keys_of_their_own() -> None:
+    keys = {*buckets(Keys(b"a"), DAY), *buckets(Keys(b"b"), DAY), *buckets(Keys(b"a"), DAY.replace(day=23))}
+    assert 3 * SHARES == len(keys)
+
+
+@given(st.builds(
+    Counted,
+    domain=st.text(),
+    published=st.lists(st.tuples(st.text(), st.text())).map(tuple),
+    source=st.text(),
+    disposition=st.text(),
+    spf=st.booleans(),
+    dkim=st.booleans(),
+    reasons=st.lists(st.text()).map(tuple),
+    header_from=st.text(),
+    envelope_from=st.text(),
+    found=st.lists(st.builds(Authenticated, st.text(), st.text(), st.text(), st.text())).map(tuple),
+))  # fmt: skip
+def test_a_row_comes_back_as_it_was_counted(row: Counted) -> None:
+    assert row == Counted.of_bytes(row.to_bytes())
+
+
+@given(st.binary() | st.text('[]"{},:0123truefalsn\\').map(str.encode))
+def test_no_damaged_row_raises(row: bytes) -> None:
+    assert [] == reports_of({row: 1}, DAY, "x") or Counted.of_bytes(row)
