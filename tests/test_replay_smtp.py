@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -67,10 +68,12 @@ def test_what_is_no_reply_is_an_error_and_nothing_else(said: bytes) -> None:
 
 
 def test_a_message_arrives_as_it_was_sent(sink: Sink) -> None:
+    numbers = count()
+
     @given(st.lists(st.sampled_from([b".", b"..", b"", b"text", b" ", b"\xff\0"])))
     @settings(max_examples=50, deadline=None)
     def arrives(lines: list[bytes]) -> None:
-        message = crlf(b"Subject: %d\n\n" % id(lines) + b"\n".join(lines) + b"\n")
+        message = crlf(b"Subject: %d\n\n" % next(numbers) + b"\n".join(lines) + b"\n")
         for command in ("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>", "DATA"):
             client.command(command)
         assert "250 2.0.0 ok" == client.content(message)

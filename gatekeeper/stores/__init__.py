@@ -77,9 +77,9 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
     if scheme == "sqlite" and rest.startswith("/"):
         path = Path("/" + rest.lstrip("/"))
         if read_only:
-            store = MemoryStore(clock) if _is_missing(path) else SqliteStore(path, clock, read_only=True)
+            store = MemoryStore(clock) if _is_missing(path) else SqliteStore(path, clock, timeout, read_only=True)
             return ReadOnlyStore(store, clock)
-        return SqliteStore(path, clock)
+        return SqliteStore(path, clock, timeout)
     if scheme in _REDIS:
         try:
             store = redis_store(url, clock, timeout)

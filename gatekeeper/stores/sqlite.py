@@ -3,7 +3,8 @@
 
 Called inline on the event loop: a call takes about 20 µs, and handing it to a thread costs more. WAL, so readers never
 wait; `synchronous=NORMAL`, so no call waits for the disk: after a power cut the last writes may be missing, the file is
-whole. A writer that finds another one at work waits up to 50 ms. After an error the file is opened anew, also if it
+whole. A writer that finds another one at work waits for it, but not longer than half of the store's
+time limit (50 ms), because all requests of the process wait with it. After an error the file is opened anew, also if it
 has been replaced or deleted while we run (noticed within MAINTENANCE seconds); a damaged file is left for a person:
 moved away, it is replaced by a new one.
 
@@ -30,8 +31,6 @@ from gatekeeper.stores.window import Place, place, spread
 
 T = TypeVar("T")
 
-BUSY = 0.05
-"""Seconds to wait for another writer."""
 MAINTENANCE = 30.0
 """Seconds between two rounds of expiry and checkpoint."""
 BATCH = 200
@@ -90,9 +89,10 @@ class SqliteStore:
     With `read_only` it is neither created nor written.
     """
 
-    def __init__(self, path: Path, clock: Clock = time.time, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, clock: Clock = time.time, timeout: float = 0.1, *, read_only: bool = False) -> None:
         self._path = path
         self._clock = clock
+        self._busy = timeout / 2
         self._read_only = read_only
         self._db: sqlite3.Connection | None = None
         self._inode = (0, 0)
@@ -189,7 +189,7 @@ class SqliteStore:
             if not os.access(self._path, os.W_OK, effective_ids=True):
                 # SQLite would open it to read, and leave files beside it that stay read-only when this one is mended.
                 raise PermissionError(errno.EACCES, "cannot be written")
-        db = _connect(self._path, read_only=self._read_only)
+        db = _connect(self._path, self._busy, read_only=self._read_only)
         try:
             if not self._read_only:
                 db.execute("PRAGMA journal_mode = WAL")
@@ -223,7 +223,7 @@ class SqliteStore:
 
     def _sweep(self) -> None:
         """One round, in a thread. Ends early when the store is closed."""
-        with closing(_connect(self._path)) as db:
+        with closing(_connect(self._path, self._busy)) as db:
             for statement in _EXPIRE:
                 deleted = BATCH
                 while deleted == BATCH and not self._closing.is_set():
@@ -232,9 +232,9 @@ class SqliteStore:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+def _connect(path: Path, busy: float, *, read_only: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True, timeout=BUSY, isolation_level=None
+        f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True, timeout=busy, isolation_level=None
     )
 
 
