@@ -225,6 +225,25 @@ async def test_an_oversigned_field_may_not_be_added() -> None:
     assert DkimResult.FAIL == (await only(message.replace(b"To:", b"Reply-To: eve@example.com\r\nTo:")))[0]
 
 
+@pytest.mark.parametrize(
+    ("added", "names", "said"),
+    [
+        (b"Subject: other\r\n", "from:to:subject", ", not signed: another Subject"),
+        (b"From: a@b.example\r\nsubject: x\r\n", "from:to:subject", ", not signed: another From and Subject"),
+        (b"Date: today\r\n", "from:to:subject", ", not signed: another Date"),
+        (b"Subject: other\r\n", "from:to:subject:subject", ""),
+        (b"Content-Type: text/html\r\n", "from:to:subject", ""),
+        (b"Content-Type: text/html\r\nContent-Type: text/plain\r\n", "from", ", not signed: another Content-Type"),
+        (b"Received: from x by y\r\n", "from:received", ""),
+    ],
+)
+async def test_a_field_that_somebody_may_have_added_to_what_is_signed_is_told(
+    added: bytes, names: str, said: str
+) -> None:
+    raw = signed(added + MESSAGE, names=names) if said == "" else added + signed(names=names)
+    assert (DkimResult.PASS, "2048-bit rsa key" + said) == await only(raw)
+
+
 async def test_a_signature_never_covers_itself_but_may_cover_others() -> None:
     twice = signed(signed(), names="from:dkim-signature:dkim-signature")
     assert [DkimResult.PASS, DkimResult.PASS] == [found.result for found in await verify(twice)]
@@ -316,7 +335,7 @@ P = public()
         (f"v=DKIM1; s=tlsrpt; p={P}", "permerror", "the key is not for mail (s=)"),
         (f"v=DKIM1; s=email:foo; p={P}", "pass", "2048-bit rsa key"),
         (f"v=DKIM1; g=nobody; x=y; p={P}", "pass", "2048-bit rsa key"),
-        (f"v=DKIM1; t=s; p={P}", "permerror", "the key does not allow subdomains in i= (t=s)"),
+        (f"v=DKIM1; t=s; p={P}", "permerror", "the key does not allow subdomains in the identity (t=s)"),
         (f"v=DKIM1; t=y; p={P}", "pass", "2048-bit rsa key"),
     ],
     ids=lambda value: str(value)[:30],

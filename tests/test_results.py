@@ -261,3 +261,18 @@ def test_what_a_reader_finds_before_the_first_semicolon_when_it_drops_comments_i
 def test_our_own_field_claims_to_be_ours() -> None:
     for authserv_id in (OURS, 'Our "Mail" (one)', "MX.Example.org", "a b"):
         assert claims(results_field(authserv_id), authserv_id)
+
+
+@pytest.mark.parametrize(
+    ("reason", "comment"),
+    [
+        ("the signature has expired (x=)", "the signature has expired tag x"),
+        ("nothing of the body is signed (l=0)", "nothing of the body is signed tag l 0"),
+        ("rsa-sha1 is no longer valid (RFC 8301)", "rsa-sha1 is no longer valid, RFC 8301"),
+        ("the tag bh= is not base64", "the tag bh is not base64"),
+        ("(spf=pass (x) dkim=pass", "?spf?pass, x dkim?pass"),
+    ],
+)
+def test_our_reasons_stay_readable_in_a_comment_and_nothing_looks_like_a_result(reason: str, comment: str) -> None:
+    field = results_field("mx.example.org", dkim=[Dkim(DkimResult.FAIL, reason=reason)])
+    assert f"dkim=fail ({comment})" in " ".join(field.value.decode().split())

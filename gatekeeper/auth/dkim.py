@@ -9,6 +9,7 @@ wrote is in it but domains in normal form. Nothing is raised for what a message 
 import asyncio
 import logging
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -93,6 +94,7 @@ class DkimVerifier:
                 self.digests.want(signature)
         self._keys: dict[str, Answer | DNSError] = {}
         self._results: tuple[Dkim, ...] | None = None
+        self._twice: dict[bytes, int] | None = None
 
     @property
     def signed(self) -> bool:
@@ -164,10 +166,21 @@ class DkimVerifier:
             _judge(finding, signature, parse_key(record), digest, intact, length) for record in records[:_MAX_KEYS]
         ]
         best = min(tried, key=lambda tried: _PREFERRED.index(tried.result))
+        if best.result is DkimResult.PASS and (added := self._added(signature)):
+            best = replace(best, reason=f"{best.reason}, not signed: another {' and '.join(added)}")
         if best.result is DkimResult.PASS and best.algorithm.startswith("rsa") and best.key_bits < self._minimum_bits:
             reason = f"a {best.key_bits}-bit key is too short to count here; {self._minimum_bits} bits are wanted"
             return replace(best, result=DkimResult.POLICY, reason=reason)
         return best
+
+    def _added(self, signature: Signature) -> list[str]:
+        """Names of fields that readers take for one, stand there twice, and are not all signed (RFC 6376 section 8.15):
+        anybody may have added the one that is shown. It still passes, as that is what verifying means; what DMARC makes
+        of two From fields is said there."""
+        if self._twice is None:
+            present = Counter(field.name.lower() for field in self._headers)
+            self._twice = {name: present[name] for name in _ONCE if present[name] > 1}
+        return [_ONCE[name] for name, count in self._twice.items() if count > signature.names.count(name)]
 
     def _objection(self, signature: Signature) -> str:
         """Why no key is needed to see that this signature is not valid; empty if one is."""
@@ -180,6 +193,11 @@ class DkimVerifier:
         return ""
 
 
+_ONCE = {
+    name.lower().encode(): name
+    for name in ("From", "Sender", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID", "Content-Type")
+}
+"""Fields of which a message has one at most (RFC 5322 section 3.6, RFC 2045), with what readers see first."""
 _PREFERRED = (DkimResult.PASS, DkimResult.POLICY, DkimResult.FAIL, DkimResult.PERMERROR)
 """Of several keys at one name, the one that says most (RFC 6376 section 6.1.2)."""
 
@@ -193,7 +211,9 @@ def _judge(finding: Dkim, signature: Signature, key: PublicKey | str, digest: by
     if not signature.algorithm.startswith(key.kind):
         return replace(finding, result=DkimResult.PERMERROR, reason=f"the key is {key.kind}, the signature is not")
     if key.strict and signature.identity_domain != signature.domain:
-        return replace(finding, result=DkimResult.PERMERROR, reason="the key does not allow subdomains in i= (t=s)")
+        return replace(
+            finding, result=DkimResult.PERMERROR, reason="the key does not allow subdomains in the identity (t=s)"
+        )
     unsigned = 0 if signature.length is None else length - signature.length
     if unsigned < 0:
         return replace(finding, result=DkimResult.FAIL, reason="the body is shorter than was signed (l=)")

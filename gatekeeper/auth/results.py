@@ -44,6 +44,10 @@ ALL_METHODS = tuple(Method)
 _MAX_COMMENT = 160
 _MAX_LINE = 78
 _UNFIT_FOR_COMMENT = re.compile(r"[^A-Za-z0-9 .,:/_@%+*~'-]")
+# our own, said without brackets and equals signs: "the signature has expired (x=)", "not valid (RFC 8301)", "tag b="
+_TAG_REMARK = re.compile(r" \(([a-z]{1,2})=(\w?)\)")
+_REMARK = re.compile(r" \(([^()]*)\)")
+_TAG = re.compile(r"\b([a-z]{1,2})=(?!\w)")
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,255}\Z")
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}\Z")
 _LOCAL_PART = re.compile(r"[A-Za-z0-9._+-]{0,64}\Z")
@@ -170,7 +174,8 @@ def _result(method: str, result: str, reason: str, *properties: tuple[str, str, 
         for kind, name, value, pattern in properties
         if value and (pattern is None or pattern.match(value))
     ]
-    comment = _UNFIT_FOR_COMMENT.sub("?", printable(reason, _MAX_COMMENT))
+    said = _TAG.sub(r"\1", _REMARK.sub(r", \1", _TAG_REMARK.sub(r" tag \1 \2", reason))).replace("  ", " ").rstrip()
+    comment = _UNFIT_FOR_COMMENT.sub("?", printable(said, _MAX_COMMENT))
     return str(AuthenticationResult(method, result=result, result_comment=comment, properties=fit))
 
 
