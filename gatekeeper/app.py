@@ -124,12 +124,14 @@ def _reader(config: Config) -> Reader:
             option: (getattr(policy, option), _at(config.problem(("policy", option), "")))
             for option in ("sender_login_maps", "relay_clientcerts")
         },
+        where=lambda section, option, index: _at(config.problem(("checks", section, option, index), "")),
     )
 
 
 def _pipeline(config: Config, reader: Reader, lists: RestrictionLists, at: KeyPath) -> Pipeline:
     checks: dict[str, tuple[Check, ...]] = {}
     for name, key, restrictions in lists.lists():
+        reader.warn_behind([(one.words, _place(config, (*at, key), one)) for one in restrictions])
         found = [reader.check(one.words, _place(config, (*at, key), one), name) for one in restrictions]
         checks[name] = ask_ahead([check for check in found if check is not None])
     return Pipeline(checks, config.mode == "observe")

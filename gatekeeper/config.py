@@ -70,6 +70,7 @@ class Config(Section):
     _places: Places = PrivateAttr(Places(""))
     _warnings: tuple[str, ...] = PrivateAttr(())
     _noticed: tuple[Problem, ...] = PrivateAttr(())
+    _drift: tuple[Problem, ...] = PrivateAttr(())
 
     @property
     def folder(self) -> Path:
@@ -80,6 +81,11 @@ class Config(Section):
     def warnings(self) -> tuple[Problem, ...]:
         """What was noticed while reading that keeps nothing from working."""
         return (*self._noticed, *(self.problem((), what, warning=True) for what in self._warnings))
+
+    @property
+    def drift(self) -> tuple[Problem, ...]:
+        """What the file says of the relay otherwise than Postfix does: warnings for who checks or starts it."""
+        return self._drift
 
     @property
     def site(self) -> Site:
@@ -172,7 +178,22 @@ def _grammar(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Problem:
     if match is None:
         return Problem(str(path), 0, f"not TOML: {error}")
     line = int(match[2] or text.rstrip().count("\n") + 1)
-    return Problem(str(path), line, f"not TOML: {match[1]}" + (f" (column {match[3]})" if match[3] else ""))
+    what = f"not TOML: {match[1]}" + (f" (column {match[3]})" if match[3] else "")
+    hint = next((hint for said, hint in _GRAMMAR.items() if match[1].startswith(said)), "")
+    return Problem(str(path), line, f"{what}; {hint}" if hint else what)
+
+
+_GRAMMAR = {
+    "Invalid value": 'texts stand in quotes, as name = "value"; what is copied from main.cf, too',
+    "Illegal character '\\n'": 'a text of several lines stands between """ and """',
+    "Unescaped '\\'": "a text with backslashes stands in single quotes, '...' or '''...'''",
+    "Unclosed array": "values in [...] have a comma between them",
+    "Unterminated string": "the quotes that end the text are missing",
+    "Cannot overwrite a value": "the key stands here a second time",
+    "Cannot declare": "this [section] stands here a second time",
+    "Expected '=' after a key": 'a line is name = "value" or [section]',
+}
+"""What people do who write TOML for the first time, by the beginning of the parser's complaint."""
 
 
 def _build(tree: dict[str, Any], path: Path | None, places: Places, ask: postconf.Ask) -> tuple[Config, list[Problem]]:
@@ -194,7 +215,33 @@ def _build(tree: dict[str, Any], path: Path | None, places: Places, ask: postcon
             usable = rest if rest != usable else {}
     config._file, config._places = path, places
     config._warnings = tuple(what for option, what in relay.warnings if option not in tree)
+    config._drift = tuple(
+        places.problem(file, (option,), what, warning=True) for option, what in _drift(config, tree, relay)
+    )
     return config, sorted({places.problem(file, at, what) for at, what in found})
+
+
+def _drift(config: Config, tree: Mapping[str, Any], relay: postconf.Relay) -> Iterator[tuple[str, str]]:
+    """What the file says of the relay otherwise than Postfix, by option. Values that could not be taken over from
+    Postfix are nothing to compare with."""
+    unsure = {option for option, _ in relay.warnings}
+    said = {option: value for option, value in relay.values.items() if option in tree and option not in unsure}
+    try:
+        postfix = Config.model_validate(said)
+    except ValidationError:
+        return  # Postfix's own value is none of ours: it is not ours to say what is wrong with it
+    for option in said:
+        ours, theirs = getattr(config, option), getattr(postfix, option)
+        if isinstance(ours, str):
+            if ours.lower() != theirs.lower():
+                yield option, f"{option} is {ours!r} here and {theirs!r} in Postfix; leave it out to have Postfix's"
+            continue
+        differences = {"here": set(ours) - set(theirs), "in Postfix": set(theirs) - set(ours)}
+        if any(differences.values()):
+            parts = [
+                f"only {where}: {', '.join(sorted(map(str, some)))}" for where, some in differences.items() if some
+            ]
+            yield option, f"{option} is not what Postfix has ({'; '.join(parts)}); leave it out to have Postfix's"
 
 
 def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:

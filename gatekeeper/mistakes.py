@@ -67,6 +67,8 @@ def _unknown(path: Path, model: type[BaseModel]) -> str:
     *above, key = path
     here = f"[{key_name(tuple(above))}]" if above else "the top level"
     known = _options(model, tuple(above))
+    if str(key).removeprefix("smtpd_") == "relay_restrictions":
+        return f"{key!r} stays in main.cf: who may relay is Postfix's decision"
     if near := difflib.get_close_matches(str(key), known, n=1, cutoff=0.6):
         return f"unknown key {key!r} in {here}; did you mean {near[0]!r}?"
     everywhere = {name: section for section, name in _all_options(model)}

@@ -14,7 +14,6 @@ from gatekeeper import dnsname
 from gatekeeper.listen import Listen, parse_listen
 from gatekeeper.log import FACILITIES
 from gatekeeper.resolvers import parse_nameserver
-from gatekeeper.restrictions import cut
 
 
 def _words(value: Any) -> Any:
@@ -102,14 +101,6 @@ def _facility(value: Any) -> str:
     raise ValueError(f'{value!r} is no syslog facility; allowed: {", ".join(FACILITIES)}, or "" for standard error')
 
 
-def _table_names(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return tuple(word for _, word in cut(value))
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise ValueError('is no list of tables; allowed: "hash:/etc/postfix/sender_login", or several of them')
-
-
 def _canonicalization(value: Any) -> tuple[str, str]:
     header, _, body = value.partition("/") if isinstance(value, str) else ("", "", "")
     if {header, body or "simple"} <= {"relaxed", "simple"}:
@@ -152,5 +143,3 @@ HeaderSet = Annotated[Headers, AfterValidator(_changes)]
 Workers = Annotated[StrictInt, Field(ge=1, le=64)]
 Table = Annotated[str | tuple[str, ...], PlainValidator(_table)]
 """A data set as OpenDKIM spells it (`refile:FILE`, a path, a comma list), or its lines as a list."""
-TableNames = Annotated[tuple[str, ...], PlainValidator(_table_names)]
-"""Lookup tables as main.cf names them, TYPE:FILE."""

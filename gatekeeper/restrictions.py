@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainValidator
 
 _TAKES_ARGUMENT = re.compile(
     r"check_(?!relay_domains|recipient_maps)\w+|(reject|permit)_(rbl|rhsbl|dnswl|rhswl)_\w+|reject_rbl|sleep",
@@ -100,3 +100,19 @@ def _read(value: Any) -> tuple[Restriction, ...]:
 
 Restrictions = Annotated[tuple[Restriction, ...], BeforeValidator(_read)]
 """A restriction list in either spelling."""
+
+
+def listed(value: Any) -> Any:
+    """A list, or what one string has with white space or commas between."""
+    return tuple(word for _, word in cut(value)) if isinstance(value, str) else value
+
+
+def _table_names(value: Any) -> tuple[str, ...]:
+    names = listed(value)
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    raise ValueError('is no list of tables; allowed: "hash:/etc/postfix/access", or several of them')
+
+
+TableNames = Annotated[tuple[str, ...], PlainValidator(_table_names)]
+"""Lookup tables as main.cf names them, TYPE:FILE."""

@@ -32,11 +32,10 @@ from gatekeeper.options import (
     Nameservers,
     RejectCode,
     Table,
-    TableNames,
     Workers,
 )
 from gatekeeper.pipeline import LISTS, RECIPIENT
-from gatekeeper.restrictions import Restriction, Restrictions, split
+from gatekeeper.restrictions import Restriction, Restrictions, TableNames, split
 from gatekeeper.signing.binding import Bind, Mismatch
 from gatekeeper.signing.policy import WithoutKey
 from gatekeeper.signing.signer import SignOptions

@@ -404,7 +404,7 @@ class Supervisor:
 def _log(plan: Plan) -> None:
     """Log as the plan wants, beginning with its warnings."""
     log.setup(plan.config.log.level, syslog=plan.config.log.syslog, name=plan.config.log.syslog_name)
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *plan.config.drift):
         logger.warning("%s", warning)
 
 

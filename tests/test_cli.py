@@ -154,7 +154,7 @@ def test_sign_says_why_it_does_not(capfdbinary: pytest.CaptureFixture[bytes]) ->
 
 def test_check_config_says_what_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert OK == cli.main(["check-config", "--config", "g.toml"])
-    assert capsys.readouterr().out.startswith("g.toml is fine: 14 checks; 0 keys; ")
+    assert "g.toml is fine: 14 checks; 0 keys; " in capsys.readouterr().out
 
 
 def test_check_config_prints_every_mistake_of_file_and_tables_at_once(
@@ -200,7 +200,7 @@ def test_the_configuration_may_be_named_by_the_environment(
 ) -> None:
     monkeypatch.setenv("GATEKEEPER_CONFIG", "g.toml")
     assert OK == cli.main(["check-config"])
-    assert capsys.readouterr().out.startswith("g.toml is fine")
+    assert "g.toml is fine" in capsys.readouterr().out
 
 
 def test_without_a_configuration_the_defaults_hold_and_that_is_said(

@@ -254,3 +254,47 @@ def sentences(name: str, value: object) -> list[str]:
     except ValidationError as error:
         return [sentence for _, sentence in mistakes(error, Config)]
     return []
+
+
+def test_what_differs_from_postfix_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "gatekeeper.toml"
+    file.write_text(
+        'hostname = "MX.example.com"\nmynetworks = "127.0.0.0/8 ::1 10.0.0.0/8"\nrecipient_delimiter = "+"\n'
+        'relay_domains = "customer.example .customer.example"\nlocal_domains = "other.example"\n'
+    )
+    config = load(file, lambda names: MAIN_CF)
+    assert [
+        "2: warning: mynetworks is not what Postfix has (only here: 10.0.0.0/8); leave it out to have Postfix's",
+        "3: warning: recipient_delimiter is '+' here and '+-' in Postfix; leave it out to have Postfix's",
+    ] == [str(problem).removeprefix(f"{file}:") for problem in config.drift]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("restrictions = permit_mynetworks, reject\n", "in quotes"),
+        ('restrictions = "permit_mynetworks,\n  reject"\n', 'between """'),
+        ('restrictions = "check_client_access pcre:{ { /a\\.b/ OK } }"\n', "single quotes"),
+        ('restrictions = ["permit_mynetworks"\n "reject"]\n', "comma between"),
+        ('restrictions = "permit"\nrestrictions = "reject"\n', "a second time"),
+    ],
+)
+def test_what_main_cf_may_do_and_toml_may_not_is_told_with_the_way_out(tmp_path: Path, text: str, hint: str) -> None:
+    [complaint] = complaints(tmp_path, f"[policy]\n{text}")
+    assert hint in complaint
+
+
+def test_lists_may_be_one_string_everywhere(tmp_path: Path) -> None:
+    text = """[checks.dnsbl]
+lists = "zen.spamhaus.org=127.0.0.[2;4..11]*2, bl.spamcop.net"
+[checks.access]
+client = "hash:/a cidr:/b"
+[checks.ratelimit]
+client_messages = "10/1m, 100/1h"
+"""
+    checks = read(tmp_path, text).checks
+    assert (2, ("hash:/a", "cidr:/b"), 2) == (
+        len(checks.dnsbl.lists),
+        checks.access.client,
+        len(checks.ratelimit.client_messages),
+    )

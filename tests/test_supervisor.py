@@ -271,7 +271,7 @@ def test_a_bad_line_is_refused_with_its_place_while_the_old_table_serves_and_a_g
     with watching.policy() as connection:
         assert 0 == _generation(ask(connection))
         _replace(table, "localhost REJECT generation 1\nother nonsense\n")
-        watching.wait_for(rf"not reloaded: {table}:2: unknown restriction 'nonsense'")
+        watching.wait_for(rf"not reloaded: {table}:2: unknown action 'nonsense'")
         assert 0 == _generation(ask(connection))
         _replace(table, "localhost REJECT generation 2\n")
         watching.wait_for(rf"reloaded: {table} changed")

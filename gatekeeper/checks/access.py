@@ -19,6 +19,7 @@ from gatekeeper.checks.nested import SERVER_ERROR
 from gatekeeper.checks.syntax import is_address
 from gatekeeper.pipeline import Context
 from gatekeeper.request import Request
+from gatekeeper.restrictions import TableNames
 from gatekeeper.verdict import PASS, Mode, Outcome, Verdict
 
 _DOT_ATOM = re.compile(
@@ -156,12 +157,10 @@ class AccessOptions(BaseModel):
         default=Mode.ENFORCE,
         description="enforce: the verdict counts; observe: it is only written down; off: it is not asked for",
     )
-    client: tuple[str, ...] = Field(
-        default=(), description="tables (TYPE:FILE) asked for the client's name and address"
-    )
-    helo: tuple[str, ...] = Field(default=(), description="tables asked for the HELO name")
-    sender: tuple[str, ...] = Field(default=(), description="tables asked for the sender; <> is the null sender")
-    recipient: tuple[str, ...] = Field(default=(), description="tables asked for the recipient")
+    client: TableNames = Field(default=(), description="tables (TYPE:FILE) asked for the client's name and address")
+    helo: TableNames = Field(default=(), description="tables asked for the HELO name")
+    sender: TableNames = Field(default=(), description="tables asked for the sender; <> is the null sender")
+    recipient: TableNames = Field(default=(), description="tables asked for the recipient")
 
 
 @dataclass(frozen=True, slots=True)

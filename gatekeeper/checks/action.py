@@ -38,7 +38,10 @@ _ARGUMENT = {
 }
 """What Postfix does itself, and what has to stand behind the word."""
 
-_ALLOWED = (
+ACTIONS = ("OK", "RELAY", "DUNNO", *_REPLIES, *_ARGUMENT)
+"""The words that an entry may begin with, besides codes and restrictions."""
+
+ALLOWED = (
     "allowed: OK, DUNNO, REJECT, DEFER, 4xx or 5xx with a text, DEFER_IF_PERMIT, DEFER_IF_REJECT, HOLD, DISCARD, "
     "REDIRECT, BCC, FILTER, PREPEND, INFO, WARN, or restrictions"
 )
@@ -71,7 +74,7 @@ def parse_action(text: str, restrictions: Restrictions) -> Action:
     rest = rest.strip()
     upper = word.upper()
     if not word:
-        raise ValueError(f"the entry has no action; {_ALLOWED}")
+        raise ValueError(f"the entry has no action; {ALLOWED}")
     if upper in _REPLIES:
         return Action(_reply(upper.lower(), *_REPLIES[upper], rest))
     if upper in ("OK", "RELAY"):
@@ -88,7 +91,7 @@ def parse_action(text: str, restrictions: Restrictions) -> Action:
             raise ValueError(f"{upper} needs {needed} behind it")
         return Action(Verdict(Outcome.ACTION, f"access.{upper.lower()}", text=f"{upper} {rest}".strip()))
     if ":" in text:
-        raise ValueError(f"{text!r}: a table cannot name another table; {_ALLOWED}")
+        raise ValueError(f"{text!r}: a table cannot name another table; {ALLOWED}")
     return Action(PASS, restrictions(text))
 
 

@@ -10,9 +10,9 @@ abuse mailboxes, authenticated users and mynetworks are never refused.
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
-from gatekeeper.checks.dnslist import About, Site, address_of, look_up, name_of, parse_list, reply_text
+from gatekeeper.checks.dnslist import About, Sites, address_of, look_up, name_of, parse_list, reply_text
 from gatekeeper.checks.opinion import Opinion, always_reachable
 from gatekeeper.dnslists import DnsList, Kind, Use
 from gatekeeper.pipeline import Context
@@ -27,17 +27,17 @@ class Dnsbl(Opinion):
 
     name: ClassVar[str] = "dnsbl"
 
-    lists: tuple[Site, ...] = Field(
+    lists: Sites = Field(
         default=(ZEN,),
         description='lists as Postfix writes them, ZONE[=127.0.0.[2..11]][*WEIGHT]; an allow list weighs "*-1". '
         "Without a filter all of 127.0.0.0/8 counts but 127.255.255.0/24, with which operators refuse to answer",
     )
-    helo_lists: tuple[Site, ...] = Field(default=(), description="lists of names, asked about the HELO name")
-    sender_lists: tuple[Site, ...] = Field(default=(), description="the same, asked about the sender's domain")
-    reverse_name_lists: tuple[Site, ...] = Field(
+    helo_lists: Sites = Field(default=(), description="lists of names, asked about the HELO name")
+    sender_lists: Sites = Field(default=(), description="the same, asked about the sender's domain")
+    reverse_name_lists: Sites = Field(
         default=(), description="the same, asked about the client's reverse name, confirmed or not"
     )
-    threshold: int = Field(default=1, ge=1, description="the sum of weights from which on the client is refused")
+    threshold: StrictInt = Field(default=1, ge=1, description="the sum of weights from which on the client is refused")
 
     def lists_asked(self) -> Iterator[Use]:
         """The lists, to be watched."""

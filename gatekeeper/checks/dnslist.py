@@ -19,6 +19,7 @@ from gatekeeper.dnslists import DnsList, Kind, Question
 from gatekeeper.dnsname import to_name, to_text
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address
+from gatekeeper.restrictions import listed
 from gatekeeper.verdict import printable
 
 _SITE = re.compile(r"(?P<zone>[^=*\s]+)(?:=(?P<filter>[0-9.;\[\]]+))?(?:\*(?P<weight>[+-]?[0-9]{1,6}))?", re.ASCII)
@@ -78,6 +79,8 @@ def _numbers(field: str, text: str) -> frozenset[int]:
 
 Site = Annotated[DnsList, BeforeValidator(parse_list)]
 """A list in the spelling of Postfix."""
+Sites = Annotated[tuple[Site, ...], BeforeValidator(listed)]
+"""A TOML list of them, or one string."""
 
 
 def reversed_address(address: Address) -> str:

@@ -88,7 +88,7 @@ class Actions:
         if action.condition:
             self.conditions.add(action.condition)
         elif action.allows and len(self.allows) < MAX_PROBLEMS:
-            self.allows.append(Place(self.file, line or self._line))
+            self.allows.append(Place(self.file, self._line or line))
         return action
 
     def check(self, line: int, text: str) -> bool:
@@ -121,7 +121,7 @@ class Actions:
     def mistake(self, line: int, what: str, *, warning: bool = False) -> None:
         """Note a problem, within bounds."""
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Place(self.file, line or self._line).problem(what, warning=warning))
+            self.problems.append(Place(self.file, self._line or line).problem(what, warning=warning))
         else:
             self._dropped += 1
 

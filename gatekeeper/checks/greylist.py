@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, StrictBool, StrictInt
 
 from gatekeeper.checks.access import LookUp
-from gatekeeper.checks.dnslist import Site, ask_all
+from gatekeeper.checks.dnslist import Sites, ask_all
 from gatekeeper.checks.dynamic import looks_dynamic
 from gatekeeper.checks.opinion import Opinion, always_reachable, unless_store_fails
 from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
@@ -33,6 +33,7 @@ from gatekeeper.dnslists import Kind, Use
 from gatekeeper.log import WAITED
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address, Request, Stage, domain_of
+from gatekeeper.restrictions import TableNames
 from gatekeeper.store import Wants
 from gatekeeper.units import Duration
 from gatekeeper.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit, printable
@@ -52,24 +53,26 @@ class Greylist(Opinion):
     lifetime: Duration = Field(
         default=3110400.0, description="how long a triplet or client is known after its last mail"
     )
-    auto_allow: int = Field(default=5, ge=0, description="known triplets that make the whole client known; 0: never")
+    auto_allow: StrictInt = Field(
+        default=5, ge=0, description="known triplets that make the whole client known; 0: never"
+    )
     clients: Literal["suspicious", "all"] = Field(
         default="suspicious",
         description="suspicious: only clients without a confirmed name, with a dynamic-looking one, or on `lists`; all",
     )
-    lists: tuple[Site, ...] = Field(
+    lists: Sites = Field(
         default=(), description="DNS lists that make a client suspicious: those too broad to refuse by"
     )
     learning: Duration = Field(default=86400.0, description="how long after an empty store was opened nobody waits")
     ipv4_prefix: Prefix4 = Field(default=24, description="bits of an IPv4 address that make one client network")
     ipv6_prefix: Prefix6 = Field(default=64, description="bits of an IPv6 address that make one client network")
-    allow_clients: tuple[str, ...] = Field(
+    allow_clients: TableNames = Field(
         default=(), description="tables (TYPE:FILE) whose OK for a client's name or address spares it the wait"
     )
-    allow_recipients: tuple[str, ...] = Field(
+    allow_recipients: TableNames = Field(
         default=(), description="tables whose OK for a recipient or its domain spares everybody who writes there"
     )
-    allow_shipped: bool = Field(
+    allow_shipped: StrictBool = Field(
         default=True, description="also go by the list that is shipped: large senders that retry from anywhere"
     )
 

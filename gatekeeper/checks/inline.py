@@ -3,6 +3,7 @@
 
 `inline:{ key=value, { key = value with spaces } }` has exact keys, as a hash: table has; of two equal keys the last
 one counts, as in Postfix. `static:value` has the same for every key, `static:{ value with spaces }` too.
+`cidr:{ { rule }, { rule } }`, and regexp: and pcre: likewise, hold the lines of a file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ from gatekeeper.restrictions import cut, unbraced
 from gatekeeper.verdict import PASS
 
 _ALLOWED = "allowed: inline:{ KEY=ACTION, { KEY = ACTION with spaces } }"
+
+_ALLOWED_RULES = "allowed: cidr:{ { NETWORK ACTION }, { NETWORK ACTION } }, pcre:{ { /PATTERN/ ACTION } }"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +64,14 @@ def parse_static(data: bytes, actions: Actions) -> StaticTable:
     """The table with the action in `data` for everything."""
     text = data.decode("utf-8", "surrogateescape")
     return StaticTable(actions.action(0, unbraced(text) or text) or Action(PASS), actions.allows)
+
+
+def lines_within(text: str) -> bytes:
+    """The lines of the table written in `text` with its braces, as a file would have them. Raises ValueError."""
+    rules = [(word, unbraced(word)) for _, word in cut(unbraced(text) or "")]
+    if not rules:
+        raise ValueError(f"{text!r} is no table; {_ALLOWED_RULES}")
+    for word, rule in rules:
+        if rule is None:
+            raise ValueError(f"{word!r} is no rule; {_ALLOWED_RULES}")
+    return b"".join(_bytes(" ".join((rule or "").split())) + b"\n" for _, rule in rules)

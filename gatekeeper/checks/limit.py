@@ -60,7 +60,9 @@ def parse_limit(value: Any) -> Limit:
 
 def _listed(value: Any) -> Any:
     """A list, or one string with commas between."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if isinstance(value, list | tuple) else [value]  # parse_limit says what is allowed
 
 
 def _one_for_a_window(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:

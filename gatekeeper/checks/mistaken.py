@@ -5,9 +5,11 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from gatekeeper.checks.action import ACTIONS, ALLOWED
 from gatekeeper.checks.opinions import OPINIONS
 from gatekeeper.checks.words import LIST_WORDS, MAP_WORDS, PLAIN_WORDS, REFUSED, TABLE_WORDS
 
+_ENHANCED = re.compile(r"[245](?:\.\d{1,3}){2}", re.ASCII)
 _PARAMETER = re.compile(r"\$(?:\w+|\{\w+\}|\(\w+\))", re.ASCII)
 """What main.cf replaces by the value of another parameter."""
 
@@ -35,8 +37,8 @@ def known_words() -> tuple[str, ...]:
     return (*PLAIN_WORDS, *LIST_WORDS, *TABLE_WORDS, *MAP_WORDS, *ours)
 
 
-def why_not(word: str, classes: Iterable[str] = ()) -> str:
-    """Why a word is not to be had, with the nearest that is."""
+def why_not(word: str, classes: Iterable[str] = (), *, entry: bool = False) -> str:
+    """Why a word is not to be had, with the nearest that is. `entry`: it stands on the right side of a table."""
     name = word.lower()
     if name in REFUSED:
         return f"{word} cannot be checked here: {REFUSED[name]}"
@@ -44,8 +46,14 @@ def why_not(word: str, classes: Iterable[str] = ()) -> str:
         return f"{word!r} stands without a word before it; allowed: check_client_access {word}, and so on"
     if "=" in word or name.startswith("smtpd_"):
         return f"{word!r} is no restriction; write only what stands behind the = in main.cf"
+    if entry and _ENHANCED.fullmatch(word):
+        return f"{word!r} needs a word before it: REJECT {word} text, DEFER {word} text, or a code, 550 {word} text"
     known = [*known_words(), *classes]
+    what, allowed = f"unknown restriction {word!r}", "allowed: Postfix's restrictions and ours, docs/restrictions.md"
+    if entry:
+        what, allowed = f"unknown action {word!r}", ALLOWED
+        known += map(str.lower, ACTIONS)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"unknown restriction {word!r}; " + (
-        f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
-    )
+    if not near:
+        return f"{what}; {allowed}"
+    return f"{what}; did you mean {near[0].upper() if near[0].upper() in ACTIONS else near[0]!r}?"

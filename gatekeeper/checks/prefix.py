@@ -5,12 +5,12 @@ from functools import lru_cache
 from ipaddress import ip_network
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from gatekeeper.request import Address
 
-Prefix4 = Annotated[int, Field(ge=8, le=32)]
-Prefix6 = Annotated[int, Field(ge=16, le=128)]
+Prefix4 = Annotated[StrictInt, Field(ge=8, le=32)]
+Prefix6 = Annotated[StrictInt, Field(ge=16, le=128)]
 
 
 @lru_cache(maxsize=4096)  # limits and greylisting ask it several times a request, and a network takes 20 µs to make

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from gatekeeper.checks.counting import NAMED, Bound, Count, Tally
 from gatekeeper.checks.limit import Limit, Limits, Rule, Simultaneous
@@ -62,7 +62,7 @@ class RateLimit(BaseModel):
         default=(parse_word(MYNETWORKS),),
         description="whom no limit concerns; a network spares only those who have not authenticated",
     )
-    count_refused: bool = Field(default=False, description="count what is refused here too, as anvil(8) does")
+    count_refused: StrictBool = Field(default=False, description="count what is refused here too, as anvil(8) does")
     rules: Mapping[str, Rule] = Field(default={}, description="limits by other things and for some only")
 
 
@@ -97,7 +97,7 @@ class Limiter:
 
     mode: Mode
     exceptions: Whom
-    count_refused: bool
+    count_refused: StrictBool
     groups: tuple[tuple[Bound, ...], ...]
 
     @classmethod

@@ -6,7 +6,8 @@ A word is Postfix's own (words.py says which, and why some cannot be had here) o
 every mistake is collected instead of stopping at the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -58,14 +59,17 @@ _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
 )
 """In the order in which `access` asks."""
 
+_ENDS = ("permit", "reject", "defer")
+"""Words behind which nothing is asked."""
+
 Words = tuple[Sequence[str], Place]
 """A restriction as it is written, and where."""
 
 
 class Reader:
     """Makes checks of restrictions. `sections` holds the decoded sections by name; one that is missing has its
-    defaults. `classes` are the restriction classes by name, `maps` the tables of `[policy]` by option. Table names are
-    relative to `folder`. Files are opened here and nowhere later."""
+    defaults. `classes` are the restriction classes by name, `maps` the tables of `[policy]` by option; `where` tells
+    where the values of a section's option stand. Table names are relative to `folder`."""
 
     def __init__(
         self,
@@ -74,10 +78,12 @@ class Reader:
         *,
         classes: Mapping[str, Sequence[Words]] = {},
         maps: Mapping[str, tuple[Sequence[str], Place]] = {},
+        where: Callable[[str, str, int], Place] = lambda section, option, index: Place(f"[checks.{section}]"),
     ) -> None:
         self._sections = sections
         self._classes = classes
         self._maps = maps
+        self._where = where
         self._tables = Tables(folder, self._nested)
         self._problems: list[Problem] = []
         self._lists: dict[Use, None] = {}
@@ -128,6 +134,13 @@ class Reader:
             pass
         return None
 
+    def warn_behind(self, restrictions: Sequence[Words]) -> None:
+        """Tell of what stands behind a word that ends every list, and is never asked; as Postfix does."""
+        for ((word, *_), _), (words, place) in pairwise(restrictions):
+            if word.lower() in _ENDS:
+                self._problems.append(place.problem(f"{' '.join(words)} behind {word} is never asked", warning=True))
+                return
+
     def check_classes(self) -> None:
         """Look for mistakes in the classes that no list asks, too."""
         for name, restrictions in self._classes.items():
@@ -173,7 +186,7 @@ class Reader:
             return build_mapped(word, self._mapped(written, MAP_WORDS[word]))
         if word == "access":
             takes(0, written, arguments)
-            return self._build_access(place)
+            return self._build_access()
         if word == "ratelimit":
             takes(0, written, arguments)
             return self.limiter()
@@ -183,11 +196,11 @@ class Reader:
             opinion = section if isinstance(section, Opinion) else OPINIONS[word]()
             if opinion.mode is not Mode.OFF:
                 self._lists |= dict.fromkeys(opinion.lists_asked())
-            return self._with_tables(opinion, place) if isinstance(opinion, Greylist) else opinion
+            return self._with_tables(opinion) if isinstance(opinion, Greylist) else opinion
         if written in self._classes:
             takes(0, written, arguments)
             return self._class(written, list)
-        raise ValueError(why_not(written, self._classes))
+        raise ValueError(why_not(written, self._classes, entry=place is None))
 
     def _class(self, name: str, list: str) -> RestrictionClass:
         """The class as it is asked in one list. Raises _Told for a class with mistakes, ValueError for a circle."""
@@ -203,30 +216,32 @@ class Reader:
             self._built[name, list] = RestrictionClass(name, tuple(check for check in checks if check is not None))
         return self._built[name, list]
 
-    def _build_access(self, place: Place | None) -> Access:
+    def _build_access(self) -> Access:
         if self._access is None:
             options = self._sections.get("access")
             if not isinstance(options, AccessOptions):
                 options = AccessOptions()
             lookups: list[tuple[str, LookUp]] = []
             for kind, find, need in _ACCESS_KINDS:
-                for name in getattr(options, kind):
-                    table = self._table(name, f"check_{kind}_access", place)
+                for index, name in enumerate(getattr(options, kind)):
+                    table = self._table(name, f"check_{kind}_access", self._where("access", kind, index))
                     lookups.append((need, LookUp(f"{kind} in {name}", find, table)))
             self._access = Access(tuple(lookups), options.mode)
         return self._access
 
-    def _with_tables(self, greylist: Greylist, place: Place | None) -> Greylist:
-        """The check with its allow lists. They are those of its section, also where a table entry asks for it."""
-        names = [("client", name) for name in ([SHIPPED] if greylist.allow_shipped else [])]
-        names += [("client", name) for name in greylist.allow_clients]
-        names += [("recipient", name) for name in greylist.allow_recipients]
-        find = {"client": find_client, "recipient": find_recipient}
-        place = place or Place("[checks.greylist]")
-        tables = [self._table(name, f"check_{kind}_access", place) for kind, name in names]
-        return greylist.with_tables(
-            [LookUp(f"{kind} in {name}", find[kind], table) for (kind, name), table in zip(names, tables, strict=True)]
-        )
+    def _with_tables(self, greylist: Greylist) -> Greylist:
+        """The check with its allow lists."""
+        shipped = (SHIPPED,) if greylist.allow_shipped else ()
+        lookups: list[LookUp] = []
+        for kind, option, names, find in (
+            ("client", "allow_shipped", shipped, find_client),
+            ("client", "allow_clients", greylist.allow_clients, find_client),
+            ("recipient", "allow_recipients", greylist.allow_recipients, find_recipient),
+        ):
+            for index, name in enumerate(names):
+                table = self._table(name, f"check_{kind}_access", self._where("greylist", option, index))
+                lookups.append(LookUp(f"{kind} in {name}", find, table))
+        return greylist.with_tables(lookups)
 
     def _table(self, name: str, word: str, place: Place | None) -> Table:
         if place is None:

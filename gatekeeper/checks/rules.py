@@ -258,11 +258,18 @@ def _read_network(line: int, source: str, actions: Actions) -> tuple[Matcher, st
 
 
 def _network(line: int, pattern: str, actions: Actions) -> IPv4Network | IPv6Network | None:
+    text = pattern.replace("[", "").replace("]", "")
     try:
-        return ip_network(pattern.replace("[", "").replace("]", ""))
-    except ValueError as error:
-        actions.mistake(line, f"{pattern!r} is no network ({error}); allowed: ADDRESS or NETWORK/LENGTH")
-        return None
+        return ip_network(text)
+    except ValueError:
+        pass
+    try:
+        meant = ip_network(text, strict=False)
+    except ValueError:
+        actions.mistake(line, f"{pattern!r} is no network; allowed: ADDRESS or NETWORK/LENGTH, as 192.0.2.0/24")
+    else:
+        actions.mistake(line, f"{pattern!r} has bits set behind the prefix; did you mean {str(meant)!r}?")
+    return None
 
 
 def _cut(text: str) -> tuple[str, str]:

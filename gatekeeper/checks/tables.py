@@ -12,7 +12,7 @@ from gatekeeper import sources
 from gatekeeper.checks.action import Restrictions
 from gatekeeper.checks.entries import Actions, Table
 from gatekeeper.checks.indexed import parse_indexed
-from gatekeeper.checks.inline import parse_inline, parse_static
+from gatekeeper.checks.inline import lines_within, parse_inline, parse_static
 from gatekeeper.checks.opinion import Place
 from gatekeeper.checks.rules import parse_cidr, parse_pcre, parse_regexp
 from gatekeeper.problem import Problem
@@ -28,6 +28,8 @@ READERS: dict[str, Callable[[bytes, Actions], Table]] = {
     "pcre": parse_pcre,
 }
 WITHOUT_FILE: dict[str, Callable[[bytes, Actions], Table]] = {"inline": parse_inline, "static": parse_static}
+OF_RULES = ("cidr", "regexp", "pcre")
+"""Types that may stand between braces instead of in a file (Postfix 3.7)."""
 
 
 class Tables:
@@ -51,6 +53,8 @@ class Tables:
                 file.encode("utf-8", "surrogateescape"),
                 Actions(place.file, self._restrictions, values, place.line),
             )
+        if type in OF_RULES and file.startswith("{"):
+            return self._within(type, file, place, values)
         if not colon or not file or type not in READERS:
             self.problems.append(place.problem(_no_table(name, type if colon else "")))
             return None
@@ -58,6 +62,14 @@ class Tables:
         if (type, path, values) not in self._read:
             self._read[type, path, values] = self._parse(type, path, place, values)
         return self._read[type, path, values]
+
+    def _within(self, type: str, text: str, place: Place, values: bool) -> Table | None:
+        try:
+            data = lines_within(text)
+        except ValueError as error:
+            self.problems.append(place.problem(str(error)))
+            return None
+        return self._keep(READERS[type], data, Actions(place.file, self._restrictions, values, place.line))
 
     def _parse(self, type: str, path: Path, place: Place, values: bool) -> Table | None:
         try:
@@ -78,8 +90,13 @@ class Tables:
 
 def _no_table(name: str, type: str) -> str:
     allowed = f"allowed: {', '.join(f'{known}:FILE' for known in READERS)}, inline:{{ KEY=ACTION, ... }}"
-    if name.startswith("proxy:"):
-        return f"{name!r}: gatekeeper reads the file itself, leave out proxy:; {allowed}"
+    inner = name.removeprefix("proxy:")
+    type_within = inner.partition(":")[0]
+    if inner != name and type_within in READERS:
+        return f"{name!r}: gatekeeper reads the file itself; write {inner}"
+    if name.startswith("{"):
+        return f"{name!r} is no table; only check_ccert_access takes one in braces; {allowed}"
     if type and type not in READERS:
-        return f"{name!r}: tables of type {type} cannot be read; {allowed}"
+        what = f"{inner!r}: tables of type {type_within} cannot be read"
+        return f"{what}; leave this restriction in main.cf, or write what the table says into a file; {allowed}"
     return f"{name!r} is no table; {allowed}"

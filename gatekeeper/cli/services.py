@@ -57,7 +57,7 @@ def check_config(options: argparse.Namespace) -> int:
     try:
         found: list[Problem] = []
         usable, found = config.examine(path) if path else (config.defaults(), found)
-        plan = app.prepare(usable, thorough=True, found=found)
+        plan = app.prepare(usable, thorough=True, found=[*found, *usable.drift])
         problems = plan.warnings
     except ConfigError as error:
         problems = error.problems
