@@ -142,7 +142,8 @@ def _pairs(decision: Decision, side: str) -> Iterator[tuple[str, str]]:
     reasons = ",".join(decision.reasons)
     yield "reasons", reasons
     if "greylist." in reasons:
-        notes = (note for step in decision.steps if step.applied for note in step.notes)
+        steps = (step for step in decision.steps if step.applied and step.verdict.reason.startswith("greylist."))
+        notes = (note for step in steps for note in step.notes)
         yield WAITED, next((note.found for note in notes if note.what == WAITED), "")
     yield from _envelope(request)
 

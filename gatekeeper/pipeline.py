@@ -27,7 +27,7 @@ from gatekeeper.resolver import Resolver
 from gatekeeper.store import Clock, Keys, Store, Wants
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.view import StoreView
-from gatekeeper.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict
+from gatekeeper.verdict import PASS, Decision, Later, Mode, Note, Outcome, Step, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Context:
     """True while `warn_if_reject` asks: what is refused is written down and let pass."""
     doubts: list[str] = field(default_factory=list)
     """What speaks against the client without refusing it, for the checks that come after: "is listed on …"."""
-    _notes: list[Note] = field(default_factory=list)
+    _notes: list[Note | Later] = field(default_factory=list)
     _callbacks: list[Callback] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -127,6 +127,10 @@ class Context:
         """Write down what was found, where it is found out; explain, logs and reports read it."""
         self._notes.append(Note(what, found))
 
+    def note_later(self, tell: Later) -> None:
+        """The same, for what is found out with each request: put into words only where somebody reads it."""
+        self._notes.append(tell)
+
     def after(self, callback: Callback) -> None:
         """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet."""
         self._callbacks.append(callback)
@@ -136,7 +140,7 @@ class Context:
         """Whether something is to be done once the decision is known."""
         return bool(self._callbacks)
 
-    def take_notes(self) -> tuple[Note, ...]:
+    def take_notes(self) -> tuple[Note | Later, ...]:
         """The notes since the last call."""
         if not self._notes:
             return ()

@@ -66,12 +66,16 @@ class Request:
     ccert_pubkey_fingerprint: str = ""
 
 
-@lru_cache(maxsize=4096)  # a client is asked about several times in a row, and parsing takes 10 µs
 def parse_address(text: str) -> Address | None:
     """The address in `text`, or None for `unknown`, nothing, or anything else that is no address.
 
     An IPv4-mapped IPv6 address is the IPv4 client that it stands for; a zone index (`fe80::1%eth0`) is dropped.
     """
+    return _parse_address(text) if len(text) < 100 else None
+
+
+@lru_cache(maxsize=4096)  # a client is asked about several times in a row, and parsing takes 10 µs
+def _parse_address(text: str) -> Address | None:
     try:
         address = ip_address(text.partition("%")[0].removeprefix("IPv6:"))
     except ValueError:

@@ -8,7 +8,7 @@ restrictions treat the two differently. Names go in and come out without a final
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import dns.rdata
 import dns.rdtypes.ANY.CNAME
@@ -75,6 +75,15 @@ class Resolver(Protocol):
 
     async def close(self) -> None:
         """Let go of sockets and tasks."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Resolver, Protocol):
+    """A resolver that may know an answer without asking."""
+
+    def known(self, name: str, type: str) -> Answer | DNSError | None:
+        """What `query` would answer or raise without waiting; None if it would have to ask."""
         ...
 
 

@@ -154,11 +154,12 @@ class Keys:
     `prefix` keeps the state of checks in observe mode apart from the real one.
     """
 
-    __slots__ = ("_start", "prefix", "secret")
+    __slots__ = ("_hash", "_start", "prefix", "secret")
 
     def __init__(self, secret: bytes, prefix: str = "") -> None:
         self.secret = secret
         self.prefix = prefix
+        self._hash = hash((secret, prefix))
         self._start = blake2b(key=secret, digest_size=16)  # copied for each key: half the time of a new one
 
     def __call__(self, kind: str, *parts: str) -> str:
@@ -171,4 +172,4 @@ class Keys:
         return isinstance(other, Keys) and (self.secret, self.prefix) == (other.secret, other.prefix)
 
     def __hash__(self) -> int:
-        return hash((self.secret, self.prefix))
+        return self._hash

@@ -5,6 +5,7 @@ Outcomes are Postfix's lattice: see pipeline.py for how they combine. Knows no w
 one place that makes a stranger's text safe to stand in a reply, a header comment or a log line.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -97,6 +98,10 @@ class Note(NamedTuple):
     found: str
 
 
+Later = Callable[[], tuple[str, str]]
+"""A note that is put into words when somebody reads it: most are never read."""
+
+
 class Step(NamedTuple):
     """One check that was asked. `applied` is False for a check in observe mode: its verdict is only written down.
 
@@ -106,8 +111,13 @@ class Step(NamedTuple):
     list: str
     check: str
     verdict: Verdict
-    notes: tuple[Note, ...] = ()
+    noted: tuple[Note | Later, ...] = ()
     applied: bool = True
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was found out on the way."""
+        return tuple(note if isinstance(note, Note) else Note(*note()) for note in self.noted)
 
 
 @dataclass(frozen=True, slots=True)

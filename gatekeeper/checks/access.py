@@ -79,11 +79,11 @@ def without_extension(local: str, delimiter: str) -> str:
 def find_client(table: Table, request: Request, delimiter: str) -> tuple[Action | None, Subject]:
     """check_client_access: by confirmed name, then by address."""
     client = request.client
-    subject = Subject(f"{client.name}[{client.address or 'unknown'}]", "Client host")
     action = table.search(domain_keys(client.name))
     if action is None and client.address is not None:
         action = table.search_address(client.address)
-    return action, subject
+    what = f"{client.name}[{client.address or 'unknown'}]" if action is not None else ""
+    return action, Subject(what, "Client host")
 
 
 def find_reverse_client(table: Table, request: Request, delimiter: str) -> tuple[Action | None, Subject]:

@@ -6,7 +6,7 @@ much. ratelimit.py and connections.py say what is counted when.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Self
 
 from gatekeeper.checks.limit import Limit
@@ -102,6 +102,10 @@ class Count:
         return " ".join((["from", ", ".join(start)] if start else []) + (["to", *to] if to else []))
 
 
+def _in_words(count: Count, sum_: int) -> tuple[str, str]:
+    return count.counter, count.told(sum_)
+
+
 @cache
 def _counter(name: str, by: tuple[str, ...], what: str, window: float) -> str:
     """What tells the counters of one limit from those of all others."""
@@ -129,7 +133,7 @@ class Tally:
             context.note("store", f"{error}; this process counts alone")
             alone, sums = True, await context.alone.hit(hits)
         for count, sum_ in zip(counts, sums, strict=True):
-            context.note(count.counter, count.told(sum_))
+            context.note_later(partial(_in_words, count, sum_))
         return cls(counts, hits, sums, alone)
 
     async def verdict(self, context: Context) -> Verdict:

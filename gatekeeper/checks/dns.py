@@ -12,17 +12,23 @@ from gatekeeper.verdict import printable
 
 async def ask(context: Context, name: str, type: str) -> Answer | None:
     """The answer, noted; None if DNS did not give one."""
-    what = f"{type} {printable(name, 255)}"
     try:
         answer = await context.resolver.query(name, type)
     except DNSError as error:
-        context.note(what, f"no answer: {error}" if str(error) else f"no answer: {error.__class__.__name__}")
+        context.note(_what(name, type), f"no answer: {str(error) or error.__class__.__name__}")
         return None
-    if answer.records:
-        context.note(what, ", ".join(_show(record) for record in answer.records[:8]))
-    else:
-        context.note(what, "no data" if answer.exists else "no such name")
+    context.note_later(lambda: (_what(name, type), _found(answer)))
     return answer
+
+
+def _what(name: str, type: str) -> str:
+    return f"{type} {printable(name, 255)}"
+
+
+def _found(answer: Answer) -> str:
+    if answer.records:
+        return ", ".join(_show(record) for record in answer.records[:8])
+    return "no data" if answer.exists else "no such name"
 
 
 async def exists(context: Context, name: str, types: Sequence[str]) -> bool | None:

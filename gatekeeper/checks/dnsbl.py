@@ -7,7 +7,7 @@ list that does not answer, and whose hit would have let the client pass, makes t
 abuse mailboxes, authenticated users and mynetworks are never refused.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field, StrictInt
@@ -67,10 +67,14 @@ class Dnsbl(Opinion):
         return reject("dnsbl.listed", "554", "5.7.1", text)
 
     def _asked(self, request: Request, address: Address) -> Iterator[tuple[DnsList, About]]:
-        whom: Iterable[tuple[tuple[DnsList, ...], About | None]] = (
-            (self.lists, address_of(address)),
-            (self.helo_lists, name_of("Helo command", request.helo)),
-            (self.sender_lists, name_of("Sender address", request.sender)),
-            (self.reverse_name_lists, name_of("Unverified Client host", request.client.reverse_name)),
-        )
-        return ((site, about) for lists, about in whom if about is not None for site in lists)
+        about: About | None = address_of(address)
+        for lists, label, name in (
+            (self.lists, "", None),
+            (self.helo_lists, "Helo command", request.helo),
+            (self.sender_lists, "Sender address", request.sender),
+            (self.reverse_name_lists, "Unverified Client host", request.client.reverse_name),
+        ):
+            if lists and label:
+                about = name_of(label, name)
+            if about is not None:
+                yield from ((site, about) for site in lists)

@@ -8,6 +8,7 @@ list is to be believed, the package dnslists knows.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -15,7 +16,7 @@ from pydantic import BeforeValidator
 from gatekeeper import zonekey
 from gatekeeper.checks.dns import a_label
 from gatekeeper.checks.syntax import is_hostname
-from gatekeeper.dnslists import DnsList, Kind, Question
+from gatekeeper.dnslists import DnsList, Kind, Question, Reply
 from gatekeeper.dnsname import to_name, to_text
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address
@@ -131,6 +132,7 @@ class Found:
     unknown: tuple[DnsList, ...]
 
 
+@lru_cache(maxsize=4096)  # one client has several recipients, and its address takes 10 µs to turn round
 def address_of(address: Address) -> About:
     """The client's address."""
     return About("Client host", Kind.ADDRESS, str(address), reversed_address(address))
@@ -148,20 +150,25 @@ async def look_up(context: Context, asked: Sequence[tuple[DnsList, About]]) -> F
     replies = await context.lists.ask(questions)
     hits, unknown = [], []
     for question, (site, about), reply in zip(questions, asked, replies, strict=True):
-        what = f"list {site.shown}"
-        if about.kind is Kind.NAME:
-            what += f" of {printable(about.asked, 255)}"
-        matching = site.hits(reply.records)
+        matching = site.hits(reply.records) if reply.records else ()
         if matching:
             hits.append(Hit(question, about))
-            context.note(what, f"listed: {', '.join(matching[:4])}")
-        elif reply.records:
-            context.note(what, f"not counted: {printable(', '.join(reply.records[:4]), 80)}")
-        else:
-            context.note(what, reply.why or "not listed")
         if reply.unknown:
             unknown.append(site)
+        context.note_later(partial(_told, site, about, reply, matching))
     return Found(tuple(hits), tuple(unknown))
+
+
+def _told(site: DnsList, about: About, reply: Reply, matching: Sequence[str]) -> tuple[str, str]:
+    """What a list was asked, and what it said, in words."""
+    what = f"list {site.shown}"
+    if about.kind is Kind.NAME:
+        what += f" of {printable(about.asked, 255)}"
+    if matching:
+        return what, f"listed: {', '.join(matching[:4])}"
+    if reply.records:
+        return what, f"not counted: {printable(', '.join(reply.records[:4]), 80)}"
+    return what, reply.why or "not listed"
 
 
 async def ask_all(context: Context, lists: Iterable[DnsList], address: Address) -> tuple[Hit, ...]:

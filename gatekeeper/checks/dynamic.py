@@ -5,6 +5,7 @@ Two octets of the address in a name are not enough: Amazon SES and SparkPost nam
 """
 
 import re
+from functools import lru_cache
 
 from gatekeeper.request import Address
 
@@ -13,11 +14,18 @@ _WORDS = re.compile(
     r"|res(?:idential)?|umts|wimax)(?:$|[-._0-9])",
     re.IGNORECASE,
 )
+_LONGEST = 255
+"""Characters of a name that can be in the DNS."""
 _NUMBER = re.compile(r"\d+", re.ASCII)
 
 
 def looks_dynamic(name: str, address: Address) -> bool:
     """True if `name` holds the client's address, or a word such as `dhcp` left of its last two labels."""
+    return _looks_dynamic(name, address) if len(name) <= _LONGEST else False
+
+
+@lru_cache(maxsize=4096)  # a client that may have to wait is asked about twice a request, and sends more than one
+def _looks_dynamic(name: str, address: Address) -> bool:
     name = name.lower()
     host = ".".join(name.split(".")[:-2])
     return _WORDS.search(host) is not None or _holds(name, address)

@@ -17,6 +17,7 @@ would have to wait. Nothing is written before the decision is known, and nothing
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -34,7 +35,7 @@ from gatekeeper.log import WAITED
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address, Request, Stage, domain_of
 from gatekeeper.restrictions import TableNames
-from gatekeeper.store import Wants
+from gatekeeper.store import Keys, Wants
 from gatekeeper.units import Duration
 from gatekeeper.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit, printable
 
@@ -127,13 +128,10 @@ class Greylist(Opinion):
 
     def _identities(self, request: Request, address: Address, context: Context) -> tuple[Identity, Identity]:
         """The client's network, and the domain that it would have to be authenticated for."""
-        sender, recipient = normal_sender(request.sender or ""), request.recipient or ""
         network = network_of(address, self.ipv4_prefix, self.ipv6_prefix)
         domain = domain_of(request.sender) if request.sender else (request.helo or "").lower()
-        return (
-            Identity.of(context.keys, network, sender, recipient, self.lifetime),
-            Identity.of(context.keys, f"spf:{domain}", sender, recipient, self.lifetime),
-        )
+        names = (network, f"spf:{domain}")
+        return _identities(context.keys, names, request.sender or "", request.recipient or "", self.lifetime)
 
     async def _look_up(self, request: Request, address: Address, context: Context) -> Verdict:
         now = context.clock()
@@ -192,6 +190,15 @@ class Greylist(Opinion):
                 await store.set(identity.triplet, value, self.retry_window, absent=True)
 
         context.after(unless_store_fails(settle))
+
+
+@lru_cache(maxsize=64)  # what was announced is looked up a moment later, and takes 50 µs to work out
+def _identities(
+    keys: Keys, names: tuple[str, str], sender: str, recipient: str, lifetime: float
+) -> tuple[Identity, Identity]:
+    sender = normal_sender(sender)
+    network, domain = (Identity.of(keys, name, sender, recipient, lifetime) for name in names)
+    return network, domain
 
 
 def _looks_suspicious(request: Request, address: Address) -> str:

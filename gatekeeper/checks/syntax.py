@@ -6,6 +6,7 @@ Not what the RFCs say, and not what Python's ipaddress says: a session must get 
 """
 
 import re
+from functools import lru_cache
 
 _LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOSTNAME = re.compile(rf"(?=[0-9.]*[^0-9.]){_LABEL}(?:\.{_LABEL})*", re.ASCII)
@@ -15,7 +16,12 @@ _HEX = re.compile("[0-9A-Fa-f]{1,4}", re.ASCII)
 
 def is_hostname(name: str) -> bool:
     """True if `name` is a host name of at most 255 characters that is not all numeric."""
-    return len(name) <= 255 and _HOSTNAME.fullmatch(name) is not None
+    return len(name) <= 255 and _is_hostname(name)
+
+
+@lru_cache(maxsize=8192)  # ten checks of the default list ask about the same three or four names
+def _is_hostname(name: str) -> bool:
+    return _HOSTNAME.fullmatch(name) is not None
 
 
 def is_address(text: str) -> bool:

@@ -23,20 +23,27 @@ class Identity:
     """The triplet as postgrey would have kept it, where that differs; else empty."""
     allowed: str
     """Holds a value if the client is known as a whole."""
-    passed: Hit
-    """Counts the triplet for the client, once it has passed."""
+    name: str
+    lifetime: float
+    _keys: Keys
 
     @classmethod
     def of(cls, keys: Keys, name: str, sender: str, recipient: str, lifetime: float) -> Self:
         """For a network or a domain; `sender` as normal_sender() has it, `lifetime` in seconds."""
         recipient, postgrey = recipient.lower(), postgrey_sender(sender)
-        triplet = keys("greylist", name, sender, recipient)
         return cls(
-            triplet,
+            keys("greylist", name, sender, recipient),
             keys("greylist", name, postgrey, recipient) if postgrey != sender else "",
             keys("greylist-allowed", name),
-            Hit(keys("greylist-passed", name), lifetime, once=triplet),
+            name,
+            lifetime,
+            keys,
         )
+
+    @property
+    def passed(self) -> Hit:
+        """Counts the triplet for the client, once it has passed."""
+        return Hit(self._keys("greylist-passed", self.name), self.lifetime, once=self.triplet)
 
     @property
     def reads(self) -> tuple[str, ...]:

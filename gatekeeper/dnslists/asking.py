@@ -41,6 +41,9 @@ class Reply:
     unknown: bool = False
 
 
+_NOT_LISTED = Reply()
+
+
 class Asking:
     """The questions of one request to `lists`."""
 
@@ -53,8 +56,9 @@ class Asking:
     async def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """The replies, in the order of the questions. Raises nothing."""
         health = [self._lists.health(question.list, question.kind) for question in questions]
-        found = await self._look_up({q.name: h for q, h in zip(questions, health, strict=True)}, "A")
-        return [self._reply(q, h, found[q.name]) for q, h in zip(questions, health, strict=True)]
+        names = [question.name for question in questions]
+        found = await self._look_up(dict(zip(names, health, strict=True)), "A")
+        return [self._reply(q, h, found[name]) for q, h, name in zip(questions, health, names, strict=True)]
 
     def begin(self, questions: Sequence[Question]) -> None:
         """Have these looked up without waiting: they will be asked soon, and the resolver will know by then."""
@@ -74,6 +78,8 @@ class Asking:
         if isinstance(found, DNSError):
             self._lists.suspect()
             return Reply(why=f"no answer: {trouble(found)}", unknown=True)
+        if not found.records and health.finding is GOOD:
+            return _NOT_LISTED
         records = tuple(str(record) for record in found.records)
         if records:
             self._lists.heard(question.list, health, records)
@@ -81,8 +87,23 @@ class Asking:
             return Reply(why=f"not listed, but the list {health.finding}")
         return Reply(records)
 
+    def _remembered(self, names: dict[str, Health], type: str) -> dict[str, Answer | DNSError] | None:
+        """The answers, if all are remembered: the usual case, which needs no timer and no task (15 µs)."""
+        resolver = self._lists.remembering
+        found: dict[str, Answer | DNSError] = {}
+        if resolver is None:
+            return None
+        for name, health in names.items():
+            known = resolver.known(name, type) if health.asked and health.proven.is_set() else None
+            if known is None:
+                return None
+            found[name] = known
+        return found
+
     async def _look_up(self, names: dict[str, Health], type: str) -> dict[str, Answer | DNSError]:
         """What comes within the time that is left, and DNSTimeout for the rest."""
+        if (known := self._remembered(names, type)) is not None:
+            return known
         late = DNSTimeout(f"not within {duration_text(self._lists.budget)}")
         found: dict[str, Answer | DNSError] = dict.fromkeys(names, late)
 

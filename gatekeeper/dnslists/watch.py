@@ -16,7 +16,7 @@ from contextlib import suppress
 from gatekeeper.dnslists.health import Health
 from gatekeeper.dnslists.list import DnsList, Kind
 from gatekeeper.dnslists.points import GOOD, State, judge, points_of
-from gatekeeper.resolver import Answer, DNSError, Resolver
+from gatekeeper.resolver import Answer, DNSError, Remembering, Resolver
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Lists:
         self, resolver: Resolver, *, probe: Resolver | None = None, budget: float = BUDGET, uses: Iterable[Use] = ()
     ) -> None:
         self.resolver = resolver
+        self.remembering = resolver if isinstance(resolver, Remembering) else None
         self.budget = budget
         self._probe = probe
         self._health: dict[str, Health] = {}

@@ -75,12 +75,14 @@ def _attributes(frame: bytes) -> dict[str, str]:
         raise ProtocolError("a NUL byte")
     if b"\r" in frame:
         frame = (frame + b"\n").replace(b"\r\n", b"\n")[:-1]
-    attributes: dict[str, str] = {}
-    for line in reversed(frame.decode("utf-8", "surrogateescape").split("\n")):
-        name, equals, value = line.partition("=")
-        if not equals or not name:
-            raise ProtocolError(f"a line that is not name=value: {printable(line, 80)}")
-        attributes[name] = value
+    lines = frame.decode("utf-8", "surrogateescape").split("\n")
+    try:
+        attributes: dict[str, str] = dict([line.split("=", 1) for line in reversed(lines)])
+    except ValueError:
+        attributes = {"": ""}
+    if "" in attributes:
+        wrong = next(line for line in lines if line.partition("=")[0] in ("", line))
+        raise ProtocolError(f"a line that is not name=value: {printable(wrong, 80)}")
     if "request" not in attributes:
         raise ProtocolError("no request= attribute")
     return attributes

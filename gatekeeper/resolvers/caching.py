@@ -59,6 +59,10 @@ class CachingResolver:
             raise outcome.__class__(*outcome.args)
         return outcome
 
+    def known(self, name: str, type: str) -> Answer | DNSError | None:
+        """See resolver.Remembering.known."""
+        return self._remembered((name.lower().removesuffix("."), type))
+
     async def close(self) -> None:
         """Give up what is being asked (its askers get a DNSError), and close `inner`."""
         asking = list(self._asking.values())
