@@ -211,6 +211,9 @@ class App:
         self._connect = Pipeline({CLIENT: (self.connections,)}, plan.config.mode == "observe")
         self.lists = lists or Lists(resolver, budget=plan.config.dns.list_timeout, uses=plan.lists)
         self._watching: asyncio.Task[None] | None = None
+        checks = (check for of_list in plan.milter_pipeline.lists.values() for check in of_list)
+        self.keeps_proofs = any(isinstance(check, Remember) for check in checks)
+        """Whether judging a message writes to the store. If not, judging never waits for the store."""
 
     @property
     def site(self) -> Site:
@@ -239,7 +242,9 @@ class App:
     async def context(self, facts: Facts, *, observe: bool = False) -> Context:
         """What checks may use for one request. In observe mode state is kept apart."""
         # Asked each time: a store that was emptied has a new secret (stores/origin.py).
-        secret = await self.store.secret()
+        return self._context(facts, await self.store.secret(), observe)
+
+    def _context(self, facts: Facts, secret: bytes, observe: bool) -> Context:
         prefix = _OBSERVE if observe else ""
         return Context(
             site=self.site,
@@ -266,7 +271,11 @@ class App:
 
     async def decide_message(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
         """The milter's decision at the end of a message, on facts that know it; to be settled likewise."""
-        return await self._decide(self.plan.milter_pipeline, request, facts)
+        pipeline = self.plan.milter_pipeline
+        if facts is not None and not self.keeps_proofs:
+            context = self._context(facts, b"", pipeline.observe)
+            return await pipeline.decide(request, context), context
+        return await self._decide(pipeline, request, facts)
 
     async def _decide(self, pipeline: Pipeline, request: Request, facts: Facts | None) -> tuple[Decision, Context]:
         known = facts or self.facts(request)

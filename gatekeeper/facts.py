@@ -18,9 +18,10 @@ from gatekeeper.auth.iprev import Iprev, IprevResult, check_iprev
 from gatekeeper.auth.spf import Spf, SpfResult, check_helo, check_mail_from
 from gatekeeper.message import Header
 from gatekeeper.request import Client
-from gatekeeper.resolver import Resolver
+from gatekeeper.resolver import Recalling, Resolver, Waiting, at_once
 
 T = TypeVar("T")
+FindOut = Callable[[Resolver], Coroutine[Any, Any, T]]
 
 GRACE = 2.0
 """Seconds that DMARC has longer than what it is made of: its records are mostly known by then."""
@@ -28,12 +29,13 @@ _LATE = "DNS took too long"
 
 
 class Facts:
-    """The memo. Each question is answered by one task, however many ask, and lives on when one of them gives up;
-    `close` cancels what is not needed. Nobody waits for longer than `patience`: what is not known by then is
-    `temperror`, what is known is told.
+    """The memo. Each question is answered once, however many ask. What the resolver remembers all of is found out on
+    the spot, in any thread and without an event loop (a task and a hop cost as much as finding out). For the rest there
+    is a task, which lives on when an asker gives up; `close` cancels what is not needed. Nobody waits for longer than
+    `patience`: what is not known by then is `temperror`, what is known is told.
 
     `helo` and `sender` are None where they are not known yet; `receiver` is our host name, as SPF macros want it.
-    Coroutines may be made in any thread and must run on the event loop; `start_*` and `close` belong there too.
+    Without an event loop a coroutine that would have to wait raises Waiting; `start_*` and `close` belong on the loop.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Facts:
         self._headers: Sequence[Header] | None = None
         self._verifier: DkimVerifier | None = None
         self._arc_verifier: ArcVerifier | None = None
+        self._recalling = Recalling(resolver)
+        self._known: dict[str, Any] = {}
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._time_is_up: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -96,18 +100,34 @@ class Facts:
         """Ask the DNS for the keys of the signatures and the DMARC records of the author, while the body comes."""
         await self._once("prefetch", self._prefetch, lambda: None)
 
+    def recall_envelope(self) -> bool:
+        """Find out what client and sender tell, SPF and iprev, if that is remembered; whether it is. In any thread."""
+        return self._recall("spf", self._check_spf) and self._recall("iprev", self._check_iprev)
+
+    def recall_message(self) -> bool:
+        """Whether all that `prefetch` asks is remembered. In any thread."""
+        return self._recall("prefetch", self._prefetch)
+
     def start_spf(self) -> None:
         """Begin to find out, without waiting."""
-        self._task("spf", self._check_spf)
+        self._begin("spf", self._check_spf)
 
     def start_envelope(self) -> None:
         """Begin to find out what client and sender tell, SPF and iprev, without waiting."""
         self.start_spf()
-        self._task("iprev", self._check_iprev)
+        self._begin("iprev", self._check_iprev)
 
     def start_prefetch(self) -> None:
         """Begin `prefetch`, without waiting."""
-        self._task("prefetch", self._prefetch)
+        self._begin("prefetch", self._prefetch)
+
+    def start_all(self) -> None:
+        """Begin all that a message tells, without waiting; only once the whole body has been fed."""
+        self.start_envelope()
+        if self._sender:
+            self._begin("helo_spf", self._check_helo)
+        self._begin("dkim", self._check_dkim)
+        self._begin("arc", self._check_arc)
 
     def patience(self, seconds: float) -> None:
         """From now on wait for at most `seconds`, for everything together."""
@@ -121,17 +141,33 @@ class Facts:
         for task in tasks.values():
             task.cancel()
 
-    def _task(self, name: str, find_out: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        task = self._tasks.get(name)
-        if task is None:
-            task = self._tasks[name] = asyncio.get_running_loop().create_task(find_out(), name=f"fact {name}")
-        return task
+    def _recall(self, name: str, find_out: FindOut[T]) -> bool:
+        """Find it out if all that it takes is remembered; whether it is known now."""
+        if name in self._known:
+            return True
+        if name in self._tasks:
+            return False
+        try:
+            self._known[name] = at_once(find_out(self._recalling))
+        except Waiting:
+            return False
+        return True
 
-    async def _once(
-        self, name: str, find_out: Callable[[], Coroutine[Any, Any, T]], late: Callable[[], T], grace: float = 0.0
-    ) -> T:
+    def _begin(self, name: str, find_out: FindOut[T]) -> None:
+        if not self._recall(name, find_out) and name not in self._tasks:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                raise Waiting from None
+            self._tasks[name] = loop.create_task(find_out(self._resolver), name=f"fact {name}")
+
+    async def _once(self, name: str, find_out: FindOut[T], late: Callable[[], T], grace: float = 0.0) -> T:
         """The answer; what `late` says if there is none `grace` seconds after the time is up."""
-        task = self._task(name, find_out)
+        self._begin(name, find_out)
+        if name in self._known:
+            known: T = self._known[name]
+            return known
+        task: asyncio.Task[T] = self._tasks[name]
         if task.done():
             return task.result()
         # one asker that gives up must not take the answer from the others, so nothing here cancels the task
@@ -162,46 +198,50 @@ class Facts:
             return Dmarc(DmarcResult.PERMERROR, reason=author.problem)
         return Dmarc(DmarcResult.TEMPERROR, author.domain, reason=_LATE)
 
-    async def _check_iprev(self) -> Iprev:
-        return await check_iprev(self._resolver, self._client.address)
+    async def _check_iprev(self, resolver: Resolver) -> Iprev:
+        return await check_iprev(resolver, self._client.address)
 
-    async def _check_spf(self) -> Spf:
+    async def _check_spf(self, resolver: Resolver) -> Spf:
         if self._sender is None:
             return Spf(SpfResult.NONE, reason="the sender is not known yet")
         return await check_mail_from(
-            self._resolver,
+            resolver,
             address=self._client.address,
             helo=self._helo or "",
             sender=self._sender,
             receiver=self._receiver,
         )
 
-    async def _check_helo(self) -> Spf:
-        return await check_helo(
-            self._resolver, address=self._client.address, helo=self._helo or "", receiver=self._receiver
-        )
+    async def _check_helo(self, resolver: Resolver) -> Spf:
+        return await check_helo(resolver, address=self._client.address, helo=self._helo or "", receiver=self._receiver)
 
-    async def _check_dkim(self) -> tuple[Dkim, ...]:
+    async def _check_dkim(self, resolver: Resolver) -> tuple[Dkim, ...]:
         if self._verifier is None:
             return (Dkim(DkimResult.NONE, reason="the message is not known yet"),)
-        return await self._verifier.results(self._resolver)
+        return await self._verifier.results(resolver)
 
-    async def _check_arc(self) -> Arc:
+    async def _check_arc(self, resolver: Resolver) -> Arc:
         if self._arc_verifier is None:
             return Arc(ArcResult.NONE, "the message is not known yet")
-        return await self._arc_verifier.result(self._resolver)
+        return await self._arc_verifier.result(resolver)
 
-    async def _check_dmarc(self) -> Dmarc:
+    async def _check_dmarc(self, resolver: Resolver) -> Dmarc:
         if self._headers is None:
             return Dmarc(DmarcResult.NONE, reason="the message is not known yet")
         self.start_spf()
         dkim, spf = await self.dkim(), await self.spf()
-        return await check_dmarc(self._resolver, self._headers, spf, dkim)
+        return await check_dmarc(resolver, self._headers, spf, dkim)
 
-    async def _prefetch(self) -> None:
-        if self._headers is not None and self._verifier is not None and self._arc_verifier is not None:
+    async def _prefetch(self, resolver: Resolver) -> None:
+        if self._headers is None or self._verifier is None or self._arc_verifier is None:
+            return
+        if resolver is self._recalling:
+            await self._verifier.fetch(resolver)
+            await self._arc_verifier.fetch(resolver)
+            await discover(resolver, self._headers)
+        else:
             await asyncio.gather(
-                self._verifier.fetch(self._resolver),
-                self._arc_verifier.fetch(self._resolver),
-                discover(self._resolver, self._headers),
+                self._verifier.fetch(resolver),
+                self._arc_verifier.fetch(resolver),
+                discover(resolver, self._headers),
             )

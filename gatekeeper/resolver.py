@@ -4,11 +4,14 @@
 NXDOMAIN and NODATA are answers; trouble is an exception (DNSError), because DMARC, DKIM and Postfix's own
 restrictions treat the two differently. Names go in and come out without a final dot, in lower case, as A-labels
 (see dnsname.py for odd ones).
+
+Most questions about mail were asked before. A resolver that remembers may say so without waiting, by a method `known`;
+`Recalling` and `at_once` make of that findings without an event loop, in any thread.
 """
 
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import dns.rdata
 import dns.rdtypes.ANY.CNAME
@@ -21,6 +24,8 @@ import dns.rdtypes.ANY.TXT
 from gatekeeper.dnsname import to_text
 from gatekeeper.verdict import printable
 from gatekeeper.zone import Fault, Zone
+
+T = TypeVar("T")
 
 
 class DNSError(Exception):
@@ -83,8 +88,63 @@ class Remembering(Resolver, Protocol):
     """A resolver that may know an answer without asking."""
 
     def known(self, name: str, type: str) -> Answer | DNSError | None:
-        """What `query` would answer or raise without waiting; None if it would have to ask."""
+        """What `query` would answer or raise without waiting, in any thread; None if it would have to ask."""
         ...
+
+
+async def ask(resolver: Resolver, name: str, type: str) -> Answer | DNSError:
+    """The answer, or the trouble that there is in its stead."""
+    try:
+        return await resolver.query(name, type)
+    except DNSError as error:
+        return error
+
+
+def recall(resolver: Resolver, name: str, type: str) -> Answer | DNSError | None:
+    """What `resolver` remembers, in any thread; None if it has to be asked."""
+    known = getattr(resolver, "known", None)  # not every resolver is Remembering, and isinstance() takes 2 µs
+    return None if known is None else known(name, type)
+
+
+class Waiting(BaseException):
+    """Something has to be waited for where nobody can wait. Nobody's to catch but who called `at_once`."""
+
+
+class Recalling:
+    """Answers what `inner` remembers, in any thread; raises Waiting for the rest."""
+
+    def __init__(self, inner: Resolver) -> None:
+        self._inner = inner
+
+    def known(self, name: str, type: str) -> Answer | DNSError:
+        """The answer, or the trouble that is remembered in its stead. Raises Waiting."""
+        found = recall(self._inner, name, type)
+        if found is None:
+            raise Waiting
+        return found
+
+    async def query(self, name: str, type: str) -> Answer:
+        """See Resolver.query. Raises Waiting."""
+        found = self.known(name, type)
+        if isinstance(found, DNSError):
+            raise found.__class__(*found.args)
+        return found
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What `coroutine` comes to, run to its end here and now, with or without an event loop. Raises Waiting where it
+    would have to wait; it is over then."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        found: T = done.value
+        return found
+    finally:
+        coroutine.close()
+    raise Waiting
 
 
 def to_records(data: Iterable[dns.rdata.Rdata]) -> tuple[Record, ...]:

@@ -5,6 +5,8 @@ import asyncio
 import re
 from ipaddress import ip_address
 
+import pytest
+
 from gatekeeper.auth.dkim import DkimResult, DkimVerifier
 from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.iprev import IprevResult
@@ -14,7 +16,8 @@ from gatekeeper.facts import GRACE, Facts
 from gatekeeper.message import parse
 from gatekeeper.milter.session import BUDGET
 from gatekeeper.request import Client
-from gatekeeper.resolver import Answer, Resolver
+from gatekeeper.resolver import Answer, Resolver, Waiting, at_once
+from gatekeeper.resolvers import CachingResolver
 from tests.conftest import ROOT
 from tests.service import need_milter
 from tests.test_dkim_verify import MESSAGE, NAME, NOW, RECORD, signed
@@ -69,6 +72,31 @@ async def test_many_askers_at_once_cause_each_question_once() -> None:
     known.start_envelope()
     await asyncio.gather(known.dmarc(), known.spf(), known.dkim(), known.spf(), known.dmarc(), known.iprev())
     assert 5 == len(asked.questions) == len(set(asked.questions)), asked.questions
+
+
+async def test_what_is_remembered_is_found_out_in_any_thread_without_an_event_loop() -> None:
+    asked = Asked(ZONE)
+    remembering = CachingResolver(asked)
+
+    def field_of(known: Facts) -> bytes:
+        assert known.recall_envelope()
+        assert known.recall_message()
+        return at_once(authentication_results("mx.example.org", known)).value
+
+    cold = facts(remembering, signed())
+    with pytest.raises(Waiting):
+        await asyncio.to_thread(at_once, authentication_results("mx.example.org", cold))
+    slowly = (await authentication_results("mx.example.org", facts(remembering, signed()))).value
+    before = len(asked.questions)
+    assert slowly == await asyncio.to_thread(field_of, facts(remembering, signed()))
+    assert before == len(asked.questions)
+
+
+async def test_trouble_that_is_remembered_is_a_finding_in_any_thread() -> None:
+    remembering = CachingResolver(Asked("example.com ANY !SERVFAIL"))
+    await facts(remembering).spf()
+    known = facts(remembering)
+    assert SpfResult.TEMPERROR == (await asyncio.to_thread(at_once, known.spf())).result
 
 
 async def test_what_was_fetched_ahead_is_not_fetched_again() -> None:

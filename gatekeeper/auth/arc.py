@@ -20,11 +20,11 @@ from typing import Protocol
 from gatekeeper import canonical
 from gatekeeper.auth.arc_set import ArcSet, BadChain, parse_chain
 from gatekeeper.auth.digests import Digests, unsigned
-from gatekeeper.auth.dkim import CLOCK_SKEW, look_up
+from gatekeeper.auth.dkim import CLOCK_SKEW
 from gatekeeper.auth.dkim_key import PublicKey, parse_key
 from gatekeeper.auth.stated import Stated, parse_stated
 from gatekeeper.message import Header
-from gatekeeper.resolver import Answer, DNSError, Resolver
+from gatekeeper.resolver import Answer, DNSError, Resolver, ask, recall
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +133,15 @@ class ArcVerifier:
         yield from dict.fromkeys(names)
 
     async def _fetch(self, resolver: Resolver, names: Iterable[str]) -> None:
-        wanted = [name for name in names if name not in self._keys]
-        answers = await asyncio.gather(*(look_up(resolver, name) for name in wanted))
-        self._keys.update(zip(wanted, answers, strict=True))
+        wanted = []
+        for name in names:
+            if name not in self._keys and (found := recall(resolver, name, "TXT")) is not None:
+                self._keys[name] = found
+            elif name not in self._keys:
+                wanted.append(name)
+        if wanted:
+            answers = await asyncio.gather(*(ask(resolver, name, "TXT") for name in wanted))
+            self._keys.update(zip(wanted, answers, strict=True))
 
     async def _validate(self, resolver: Resolver) -> Arc:
         """RFC 8617 section 5.2, steps 4 to 6. Raises _Stop."""

@@ -18,7 +18,7 @@ from gatekeeper.auth.digests import Digests
 from gatekeeper.auth.dkim_key import MINIMUM_RSA_BITS, PublicKey, parse_key
 from gatekeeper.auth.dkim_signature import Signature, parse_signature
 from gatekeeper.message import Header
-from gatekeeper.resolver import Answer, DNSError, Resolver
+from gatekeeper.resolver import Answer, DNSError, Resolver, ask, recall
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +108,19 @@ class DkimVerifier:
     async def fetch(self, resolver: Resolver) -> None:
         """Look up the keys that are not known yet, all at once. DNS trouble is kept for the results."""
         names = {_key_name(signature) for _, signature in self._signatures if not self._objection(signature)}
-        wanted = sorted(names - self._keys.keys())
-        if len(wanted) == 1:  # mostly so, and a task costs more than a warm answer
+        wanted = []
+        for name in sorted(names - self._keys.keys()):
+            if (found := recall(resolver, name, "TXT")) is None:
+                wanted.append(name)
+            else:
+                self._keys[name] = found
+        if len(wanted) == 1:
             await self._fetch(resolver, wanted[0])
         elif wanted:
             await asyncio.gather(*(self._fetch(resolver, name) for name in wanted))
 
     async def _fetch(self, resolver: Resolver, name: str) -> None:
-        self._keys[name] = await look_up(resolver, name)
+        self._keys[name] = await ask(resolver, name, "TXT")
 
     async def results(self, resolver: Resolver) -> tuple[Dkim, ...]:
         """One finding for each signature, from the top; a single `none` if there is none. Ends the body."""
@@ -246,10 +251,3 @@ def _describe(signature: Signature) -> Dkim:
 
 def _key_name(signature: Signature) -> str:
     return f"{signature.selector}._domainkey.{signature.domain}"
-
-
-async def look_up(resolver: Resolver, name: str) -> Answer | DNSError:
-    try:
-        return await resolver.query(name, "TXT")
-    except DNSError as error:
-        return error

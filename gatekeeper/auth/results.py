@@ -7,11 +7,10 @@ comment cannot end it, nor look like a result to a reader who only searches for 
 out. Size is bounded by the caps on each value and on the number of signatures.
 """
 
-import asyncio
 import re
 from collections.abc import Collection, Coroutine, Iterable, Sequence
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from authres.core import AuthenticationResult, AuthenticationResultProperty
 
@@ -25,8 +24,6 @@ from gatekeeper.message import Header
 from gatekeeper.verdict import printable
 
 __all__ = ["Findings", "Method", "authentication_results", "claims", "results_field"]
-
-T = TypeVar("T")
 
 
 class Method(StrEnum):
@@ -69,32 +66,21 @@ async def authentication_results(
     authserv_id: str, findings: Findings, methods: Collection[Method] = ALL_METHODS
 ) -> Header:
     """Our field for one message, with what `methods` find out about it; waits for what is not known yet."""
-    iprev, spf, helo_spf, dkim, dmarc, arc = await asyncio.gather(
-        _if(Method.IPREV in methods, findings.iprev()),
-        _if(Method.SPF in methods, findings.spf()),
-        _if(Method.SPF in methods, findings.helo_spf()),
-        _if(Method.DKIM in methods, findings.dkim()),
-        _if(Method.DMARC in methods, findings.dmarc()),
-        _if(Method.ARC in methods, findings.arc()),
-    )
+    iprev = await findings.iprev() if Method.IPREV in methods else None
+    spf, helo_spf = (await findings.spf(), await findings.helo_spf()) if Method.SPF in methods else (None, None)
+    dkim = await findings.dkim() if Method.DKIM in methods else ()
+    dmarc = await findings.dmarc() if Method.DMARC in methods else None
+    arc = await findings.arc() if Method.ARC in methods else None
     both = [found for found in (spf, helo_spf) if found is not None]
     if spf is not None and spf.identity == "helo":
         both = [spf]
     chain = None if arc is None or arc.result is ArcResult.NONE else arc
-    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim or (), dmarc=dmarc, arc=chain)
+    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim, dmarc=dmarc, arc=chain)
 
 
 async def says_nothing(findings: Findings, methods: Collection[Method]) -> bool:
     """True if DKIM is all that is told, and the message is not signed."""
     return tuple(methods) == (Method.DKIM,) and await findings.dkim() == (NOT_SIGNED,)
-
-
-async def _if(wanted: bool, finding: Coroutine[object, object, T]) -> T | None:
-    """What `finding` comes to, if it is wanted."""
-    if wanted:
-        return await finding
-    finding.close()
-    return None
 
 
 def results_field(

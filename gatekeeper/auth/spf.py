@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """SPF (RFC 7208): may this client send for this domain? pyspf does the evaluation, our resolver the asking.
 
-pyspf never waits here: its DNS seam answers from what was gathered for this evaluation or raises Missing, the answer
-is awaited, and the evaluation runs again (with a warm cache that is one short pass for each look-up). The number of
-passes and the time are bounded. What pyspf does not do for us is done around it: bad addresses, U-labels, `exp=`
-text, records made to cost time, and exceptions of its own.
+pyspf never waits here: its DNS seam answers from what was gathered for this evaluation or is remembered, or raises
+Missing; then the answer is awaited, and the evaluation runs again. The number of passes and the time are bounded. What
+pyspf does not do for us is done around it: bad addresses, U-labels, `exp=` text, records made to cost time, and
+exceptions of its own.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import spf
 
 from gatekeeper.auth.domain import normal
 from gatekeeper.request import Address
-from gatekeeper.resolver import MX, Answer, DNSError, Record, Resolver
+from gatekeeper.resolver import MX, Answer, DNSError, Record, Resolver, ask, recall
 from gatekeeper.verdict import printable
 
 logger = logging.getLogger(__name__)
@@ -98,18 +98,21 @@ async def _check(
     # RFC 7208 section 4.3: neither a literal, nor a name of one label, nor a malformed one has a policy
     if "." not in name or name.rpartition(".")[2].isdigit():
         return replace(nothing, reason=f"{printable(domain, 80) or 'the empty name'} is no domain that could have one")
-    answer = await _ask(resolver, name, "TXT")
+    answer = await ask(resolver, name, "TXT")
     if isinstance(answer, Answer) and not any(
         isinstance(text, bytes) and _RECORD.match(text) for text in answer.records
     ):
         return replace(nothing, reason=f"{name} publishes no SPF record")  # most often so, and pyspf takes its time
-    evaluation = _Evaluation(address, local, name, normal(helo) or "unknown", receiver)
+    evaluation = _Evaluation(address, local, name, normal(helo) or "unknown", receiver, resolver)
     evaluation.answers[name, "TXT"] = answer
     try:
-        async with asyncio.timeout(TIME_LIMIT):
-            result, explanation, reason = await _run(resolver, evaluation)
-    except TimeoutError:
-        result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
+        result, explanation, reason = evaluation.outcome()
+    except Missing as missing:
+        try:
+            async with asyncio.timeout(TIME_LIMIT):
+                result, explanation, reason = await _ask_on(resolver, evaluation, missing)
+        except TimeoutError:
+            result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
     mechanism = printable(evaluation.mechanism or "", 200)
     return Spf(result, identity, name, explanation, printable(reason, 200), mechanism)
 
@@ -127,22 +130,14 @@ class _Explain(str):
     domain: str
 
 
-async def _run(resolver: Resolver, evaluation: "_Evaluation") -> tuple[SpfResult, str, str]:
-    """(result, explanation, reason) of running `evaluation` until it has all its answers."""
-    outcome: tuple[str, Any, Any] | None = None
+async def _ask_on(resolver: Resolver, evaluation: "_Evaluation", missing: Missing) -> tuple[SpfResult, str, str]:
+    """The outcome of `evaluation`, once it has all its answers."""
     for _ in range(_MAX_PASSES):
+        await evaluation.gather(resolver, missing.questions)
         try:
-            if outcome is None:
-                evaluation.exps = dict(evaluation.defexps)  # a pass that was cut short may have changed it
-                outcome = evaluation.check()
-            explanation = evaluation.explanation(outcome[2]) if outcome[0] == "fail" else ""
-        except Missing as missing:
-            await evaluation.gather(resolver, missing.questions)
-        except Exception as error:  # ValueError and the like, over records that pyspf did not foresee
-            logger.warning("pyspf failed on the record of %s: %s", evaluation.o, type(error).__name__)
-            return SpfResult.PERMERROR, "", f"the record of {evaluation.o} cannot be evaluated"
-        else:
-            return SpfResult(outcome[0]), explanation, _reason(evaluation, *outcome)
+            return evaluation.outcome()
+        except Missing as more:
+            missing = more
     return SpfResult.PERMERROR, "", f"the record of {evaluation.o} needs too many look-ups"
 
 
@@ -168,20 +163,36 @@ def _reason(evaluation: "_Evaluation", result: str, _: object, text: object) -> 
 class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
     """pyspf with its DNS seam replaced and its costs bounded."""
 
-    def __init__(self, address: Address, local: str, domain: str, helo: str, receiver: str) -> None:
+    def __init__(self, address: Address, local: str, domain: str, helo: str, receiver: str, resolver: Resolver) -> None:
         if isinstance(address, IPv6Address):
             address = address.ipv4_mapped or IPv6Address(int(address))  # without a zone index
         super().__init__(str(address), f"{local}@{domain}", helo, receiver=receiver, querytime=TIME_LIMIT)
         # pyspf splits at the first `@`, which a quoted local part may hold
         self.l, self.o, self.d = local, domain, domain
         self.answers: dict[tuple[str, str], Answer | DNSError] = {}
+        self._resolver = resolver
+        self._found: tuple[str, Any, Any] | None = None
+
+    def outcome(self) -> tuple[SpfResult, str, str]:
+        """(result, explanation, reason) by the answers that are there. Raises Missing."""
+        try:
+            if self._found is None:
+                self.exps = dict(self.defexps)  # a pass that was cut short may have changed it
+                self._found = self.check()
+            explanation = self.explanation(self._found[2]) if self._found[0] == "fail" else ""
+        except Missing:
+            raise
+        except Exception as error:  # ValueError and the like, over records that pyspf did not foresee
+            logger.warning("pyspf failed on the record of %s: %s", self.o, type(error).__name__)
+            return SpfResult.PERMERROR, "", f"the record of {self.o} cannot be evaluated"
+        return SpfResult(self._found[0]), explanation, _reason(self, *self._found)
 
     async def gather(self, resolver: Resolver, questions: tuple[tuple[str, str], ...]) -> None:
         """Ask what is missing, all at once; trouble is kept as the answer."""
         if len(questions) == 1:  # mostly so, and a task costs more than a warm answer
-            self.answers[questions[0]] = await _ask(resolver, *questions[0])
+            self.answers[questions[0]] = await ask(resolver, *questions[0])
         else:
-            answers = await asyncio.gather(*(_ask(resolver, *question) for question in questions))
+            answers = await asyncio.gather(*(ask(resolver, *question) for question in questions))
             self.answers.update(zip(questions, answers, strict=True))
 
     def explanation(self, text: object) -> str:
@@ -205,7 +216,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         # A name with bytes beyond ASCII comes from a local part, and never matches (RFC 8616 section 4).
         if not name.isascii() or not all(0 < len(label) < 64 for label in name.split(".")):
             return []
-        answer = self.answers.get((name, qtype))
+        answer = self._answer(name, qtype)
         if answer is None:
             raise Missing((name, qtype))
         if isinstance(answer, DNSError):
@@ -215,6 +226,13 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
             if self.void_lookups > spf.MAX_VOID_LOOKUPS:
                 raise spf.PermError(f"more than {spf.MAX_VOID_LOOKUPS} look-ups found nothing")
         return [_as_pyspf(record) for record in answer.records]
+
+    def _answer(self, name: str, qtype: str) -> Answer | DNSError | None:
+        """What was gathered, or is remembered, and then holds for this whole evaluation."""
+        answer = self.answers.get((name, qtype)) or recall(self._resolver, name, qtype)
+        if answer is not None:
+            self.answers[name, qtype] = answer
+        return answer
 
     def dns_mx(self, domainname: str) -> list[str]:
         """The addresses of the mail exchangers; all of them are asked for at once."""
@@ -243,7 +261,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
     def _need(self, hosts: list[str]) -> None:
         """Raise Missing for all addresses of `hosts` that are not known yet, instead of for one after the other."""
         wanted = dict.fromkeys((host.lower().removesuffix("."), self.A) for host in hosts)
-        missing = [question for question in wanted if question not in self.answers and question[0].isascii()]
+        missing = [question for question in wanted if question[0].isascii() and self._answer(*question) is None]
         if missing:
             raise Missing(*missing)
 
@@ -273,13 +291,6 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
             raise spf.PermError("a text with macros is too long")
         expanded: str = super().expand(s, stripdot)
         return expanded
-
-
-async def _ask(resolver: Resolver, name: str, kind: str) -> Answer | DNSError:
-    try:
-        return await resolver.query(name, kind)
-    except DNSError as error:
-        return error
 
 
 def _as_pyspf(record: Record) -> str | tuple[bytes] | tuple[int, str]:

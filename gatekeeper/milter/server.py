@@ -4,9 +4,9 @@
 libmilter runs its own threads, opens its own listener and owns HUP, TERM and INT. So one process serves one address:
 libmilter opens a throw-away socket of the same family, and the listener that the parent opened is put over its
 descriptor; `milter.main()` runs in a thread, while the process's main thread runs the event loop. A callback is
-short: it feeds the connection's Session. Of a message that is to be judged, MAIL (SPF and iprev start), the end of
-the header (DKIM keys are fetched) and the end of the message hop into the loop, and only the last one waits; a
-message that is ours is signed in libmilter's thread.
+short: it feeds the connection's Session. Of a message whose judgement takes DNS answers that are not remembered, MAIL
+(SPF and iprev start), the end of the header (DKIM keys are fetched) and the end of the message hop into the loop, and
+only the last one waits. All others end in libmilter's thread: a hop costs 0.1 ms of CPU.
 
 Draining never uses signals (after SIGTERM libmilter cuts held sessions within 5 seconds): a dead listener takes the
 place of the live one, and the process leaves when its last accepted connection has gone.
@@ -326,7 +326,7 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         ahead(connection.session.end_of_header(queue_id=_macro(ctx, "i"), macros=macros(ctx)))
 
     def judge(session: Session) -> Edits:
-        judged = asyncio.run_coroutine_threadsafe(session.end_of_message(), loop)
+        judged = asyncio.run_coroutine_threadsafe(session.end_of_judged(), loop)
         try:
             return judged.result(END_OF_MESSAGE_TIMEOUT)
         finally:
@@ -344,7 +344,7 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         if connection is None:
             return int(milter.CONTINUE)
         try:
-            edits = connection.session.end_of_ours()
+            edits = connection.session.end_at_once()
             if edits is not None:
                 return _apply(ctx, edits)
             answer = _apply(ctx, judge(connection.session))

@@ -2,9 +2,10 @@
 """One SMTP connection as the milter hears it, and what comes of each message: callback state -> Edits.
 
 No I/O and no libmilter here: server.py calls this from libmilter's threads, replay and explain call it from theirs.
-A connection carries several messages; everything about one is in a Message, made at MAIL. Two methods offer work
-that may start early: what they return may be called on the event loop. Only `end_of_message` must be awaited, and
-`settle` after the answer. The body is hashed as its chunks come and never kept.
+A connection carries several messages; everything about one is in a Message, made at MAIL. `mail` and `end_of_header`
+may offer work that can start early: what they return may be called on the event loop. Most messages need no event loop:
+`end_at_once` ends what is ours, and what the DNS need not be asked about. For the rest there is `end_of_judged`, to be
+awaited, and `settle` after its answer. The body is hashed as its chunks come and never kept.
 
 Whose mail is it? What an authenticated user, an internal host or a submission service hands in is ours: signed if
 a key is found for it, never judged. Everything else is judged, never signed.
@@ -24,6 +25,7 @@ from gatekeeper.message import Header
 from gatekeeper.milter.edits import Edits, Insert, Remove, every, forged_results, insertion
 from gatekeeper.pipeline import END_OF_DATA, Context
 from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
+from gatekeeper.resolver import Waiting, at_once
 from gatekeeper.signing.again import Again
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from gatekeeper.signing.signer import Signer
@@ -50,6 +52,7 @@ class Message:
         self.recipients: list[str] = []
         self.headers: list[Header] = []
         self.exempt = False
+        self.asking = False
         self.again: Again | None = None
         self.choice: SigningChoice | None = None
         self.signer: Signer | None = None
@@ -113,7 +116,10 @@ class Session:
         message = self._message = Message(self._app.facts(request), request)
         message.macros = {**self._macros, **macros}
         envelope = {Method.SPF, Method.IPREV, Method.DMARC} & set(self._app.plan.config.verify.methods)
-        return message.facts.start_envelope if envelope and self._judges(message) else None
+        if envelope and self._judges(message) and not message.facts.recall_envelope():
+            message.asking = True
+            return message.facts.start_envelope
+        return None
 
     def rcpt(self, recipient: str) -> None:
         """A recipient that Postfix has accepted."""
@@ -144,7 +150,10 @@ class Session:
             return None
         message.verifier = self._app.verifier(message.headers)
         message.facts.add_message(message.headers, message.verifier)
-        return message.facts.start_prefetch
+        if message.asking or not message.facts.recall_message():
+            message.asking = True
+            return message.facts.start_prefetch
+        return None
 
     def _choose(self, message: Message) -> None:
         """Find the identities that sign."""
@@ -169,25 +178,38 @@ class Session:
 
         Does not raise for a fault of the message or of the DNS.
         """
-        edits = self.end_of_ours()
-        return edits if edits is not None else await self._end_of_judged()
+        edits = self.end_at_once()
+        return edits if edits is not None else await self.end_of_judged()
 
-    def end_of_ours(self) -> Edits | None:
-        """The same for a message that is not to be judged: nothing is waited for, so a thread may do it by itself
-        (OpenSSL signs without Python's lock). None, and nothing done, if it is to be judged."""
+    def end_at_once(self) -> Edits | None:
+        """The same for a message about which nothing has to be waited for, in any thread: one that is not to be judged
+        (OpenSSL signs without Python's lock), or that the DNS need not be asked about. None, and nothing done, if
+        `end_of_judged` has to be awaited."""
         message = self._message
         if message is None:
             return Edits()
-        if message.verifier is not None or message.exempt:
+        if message.verifier is None and not message.exempt:
+            self._message = None
+            return self._in_this_mode(self._sign(message))
+        if message.asking or self._app.keeps_proofs:
+            return None
+        try:
+            edits = Edits() if message.exempt else self._in_this_mode(at_once(self._judge(message)))
+        except Waiting:
             return None
         self._message = None
-        return self._in_this_mode(self._sign(message))
+        return edits
 
-    async def _end_of_judged(self) -> Edits:
+    async def end_of_judged(self) -> Edits:
+        """The same for the others, on the event loop."""
         message, self._message = self._message, None
         assert message is not None
         try:
-            return Edits() if message.exempt else self._in_this_mode(await self._judge(message))
+            if message.exempt:
+                return Edits()
+            message.facts.patience(BUDGET)
+            message.facts.start_all()
+            return self._in_this_mode(await self._judge(message))
         finally:
             message.facts.close()
 
@@ -224,7 +246,6 @@ class Session:
         """Tell what SPF, DKIM and DMARC say, and do what the checks make of it."""
         verify = self._app.plan.config.verify
         removals = self._forged(message)
-        message.facts.patience(BUDGET)
         decision, context = await self._app.decide_message(message.request, message.facts)
         results = await authentication_results(self._authserv_id(message), message.facts, verify.methods)
         silent = not verify.tell_none and await says_nothing(message.facts, verify.methods)

@@ -8,6 +8,7 @@ will be wanted again. Replay jumps in time with the clock.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from typing import NamedTuple
@@ -61,7 +62,13 @@ class CachingResolver:
 
     def known(self, name: str, type: str) -> Answer | DNSError | None:
         """See resolver.Remembering.known."""
-        return self._remembered((name.lower().removesuffix("."), type))
+        key = (name.lower().removesuffix("."), type)
+        entry = self._entries.get(key)
+        if entry is None or not entry.since <= self._clock() < entry.until:
+            return None
+        with contextlib.suppress(KeyError):  # forgotten meanwhile
+            self._entries.move_to_end(key)
+        return entry.outcome
 
     async def close(self) -> None:
         """Give up what is being asked (its askers get a DNSError), and close `inner`."""
