@@ -9,6 +9,7 @@ import os
 import pwd
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gatekeeper.config import Config
@@ -108,6 +109,12 @@ def key_table(config: Config) -> tuple[KeyTable, list[Problem]]:
     reader = _Reader(config)
     keys, _ = reader.tables()
     return keys, [placed(config, problem) for problem in reader.problems]
+
+
+def key_table_file(config: Config) -> Path | None:
+    """The file that the KeyTable is; None if it stands in the configuration, or if there is none."""
+    data, _ = dataset.read(_path(config, "key_table"), "signing.key_table", config.folder)
+    return Path(data.name) if data.kind in ("file", "refile") else None
 
 
 class _Reader:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from gatekeeper.cli import access, dkim, greylist, opendkim, questions, records, services, sessions
+from gatekeeper.cli import access, dkim, greylist, opendkim, questions, records, rotate, services, sessions
 from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
 
 FAMILIES = {
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (services, questions, sessions, opendkim, dkim, records, greylist, access):
+    for group in (services, questions, sessions, opendkim, dkim, rotate, records, greylist, access):
         group.add_to(add)
     return top
 

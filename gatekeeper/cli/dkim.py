@@ -72,6 +72,10 @@ def _add_which(command: argparse.ArgumentParser) -> None:
     command.add_argument("-d", "--domain", metavar="NAME", help="the keys of this domain")
     command.add_argument("-s", "--selector", metavar="NAME", help="the keys with this selector")
     command.add_argument("-k", "--key", metavar="FILE", type=Path, help="this private key, whatever the tables say")
+    add_opendkim(command)
+
+
+def add_opendkim(command: argparse.ArgumentParser) -> None:
     command.add_argument("-x", "--opendkim", metavar="FILE", type=Path, help="go by this opendkim.conf")
 
 
