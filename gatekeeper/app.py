@@ -179,6 +179,9 @@ def _others(config: Config) -> Iterator[Problem]:
         check_url(config.store.url)
     except ValueError as error:
         yield config.problem(("store", "url"), f"store.url: {error}")
+    if config.verify.unsigned_ours and {Method.SPF, Method.IPREV, Method.DMARC} & {*config.verify.methods}:
+        what = 'verify.unsigned_ours judges mail of our own clients, not of mail servers: it needs methods = ["dkim"]'
+        yield config.problem(("verify", "unsigned_ours"), what)
     # Only root becomes somebody else: for everybody else these options are not used.
     unused = os.geteuid() != 0
     for option, names, lookup in (

@@ -169,3 +169,10 @@ async def test_an_app_opens_what_the_configuration_names(tmp_path: Path) -> None
     assert 32 == len(await app.store.secret())
     await app.close()
     assert (tmp_path / "state.db").exists()
+
+
+def test_our_own_mail_is_judged_by_dkim_alone_or_not_at_all(tmp_path: Path) -> None:
+    text = "[verify]\nunsigned_ours = true\n"
+    [problem] = complaints(tmp_path, text)
+    assert "gatekeeper.toml:2: verify.unsigned_ours judges mail of our own clients" in problem
+    plan(tmp_path, text + 'methods = ["dkim"]\n')

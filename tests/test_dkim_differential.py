@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """DKIM verification beside Debian's opendkim: the same messages and keys, both through their milters.
 
-Where we differ, the case says both. No signature passes with us that does not with opendkim. Ours are the classes of
-RFC 8601: `fail` is a signature that was tried or is out of time, `permerror` one that cannot be tried at all (opendkim
-says `fail` of keys that are missing, revoked or not for this). Two pass with opendkim that do not with us: with l=0
-nothing of the body is signed, and `%` is no base64.
+Where we differ, the case says both. Ours are the classes of RFC 8601: `fail` is a signature that was tried or is out of
+time, `permerror` one that cannot be tried at all (opendkim says `fail` of keys that are missing, revoked or not for
+this). Two pass with opendkim that do not with us: with l=0 nothing of the body is signed, and `%` is no base64. The
+only ones that pass with us alone have a bare CR or LF in what is signed: opendkim drops or mends it, while it is
+neither white space nor a line end (RFC 6376 section 2.8).
 """
 
 import re
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import cast
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from tests.opendkim_world import Mail, deliver, opendkim
-from tests.test_dkim_verify import ED_KEY, MESSAGE, SHORT_KEY, by_dkimpy, public, signed
+from tests.test_dkim_verify import ED_KEY, KEY, MESSAGE, SHORT_KEY, by_dkimpy, public, signed
 from tests.test_milter_server import serving
 from tests.test_spf import txt
 
@@ -46,6 +51,19 @@ KEYS = {
     "none": "v=DKIM1; k=rsa",
 }
 TWO_LINES = MESSAGE.replace(b"Subject: Is  dinner\r\n\tready?", b"Subject:  two  spaces \r\n  and a fold")
+
+
+NO_SUBJECT = b"From: Joe <joe@example.com>\r\n\r\nHi.\r\n"
+
+
+def by_hand(raw: bytes) -> bytes:
+    """`raw` with a simple/simple signature over From and Subject, in that order, made of the very bytes."""
+    header, _, body = raw.partition(b"\r\n\r\n")
+    digest = b64encode(sha256(body).digest()).decode()
+    field = f"DKIM-Signature: v=1; a=rsa-sha256; c=simple/simple; d=example.com; s=sel; h=from:subject; bh={digest}; b="
+    subject, author = (header + b"\r\n").split(b"From:")
+    made = KEY.sign(b"From:" + author + subject + field.encode(), PKCS1v15(), SHA256())
+    return field.encode() + b64encode(made) + b"\r\n" + raw
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,11 @@ CASES = {
     "b is no base64": Case(changed(b" b=", b" b=%%%"), "pass", "permerror"),
     "an empty body": Case(signed(MESSAGE.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"), "pass"),
     "bare CR in the body": Case(simple(MESSAGE + b"a\rb\r\n"), "pass"),
+    "bare LF in the body": Case(by_hand(b"Subject: a\r\n" + NO_SUBJECT + b"a\nb\r\n"), "fail", "pass"),
+    "bare CR in a signed field": Case(signed(b"Subject: a\rb\r\n" + NO_SUBJECT), "fail", "pass"),
+    "bare CR in a signed field, simple": Case(by_hand(b"Subject: a\r b\r\n" + NO_SUBJECT), "pass"),
+    "bare CR before a fold, simple": Case(by_hand(b"Subject: a\r\r\n b\r\n" + NO_SUBJECT), "fail", "pass"),
+    "no space behind the colon, simple": Case(by_hand(b"Subject:a\r\n" + NO_SUBJECT), "pass"),
     "8-bit": Case(signed("Subject: grüß\r\n".encode() + MESSAGE + b"\xff\xfe\r\n"), "pass"),
 }
 

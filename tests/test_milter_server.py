@@ -406,3 +406,23 @@ def test_slow_dns_of_one_message_delays_no_other() -> None:
         assert (50, False) == (len(done), slow.done())
         zone.gate.set()
         assert "spf=pass" in slow.result()
+
+
+TWO_FROM = [
+    b"From: x@evil.example\r\n" + INBOUND,
+    b"From : x@evil.example\r\n" + INBOUND,
+    INBOUND.replace(b"From: ", b"From: x@evil.example, "),
+    INBOUND.replace(b"From: ", b"From: x@evil.example <").replace(b".example\r\nSubj", b".example>\r\nSubj"),
+]
+
+
+def test_a_message_of_two_authors_never_passes_dmarc_and_is_refused_on_demand() -> None:
+    with serving("verify.malformed_from = 'reject'\n") as path, MilterClient(path) as client:
+        client.open()
+        for raw in TWO_FROM:
+            client.envelope()
+            outcome = client.content(raw)
+            assert (REPLY, "550 5.7.1 From must name one author's domain") == (
+                outcome.answer,
+                outcome.text.partition(":")[0],
+            )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gatekeeper.auth.claims import tells
 from gatekeeper.auth.dkim import Dkim, DkimResult
 from gatekeeper.auth.dmarc import Dmarc, DmarcResult, Policy
 from gatekeeper.auth.iprev import Iprev, IprevResult
@@ -276,3 +277,9 @@ def test_our_own_field_claims_to_be_ours() -> None:
 def test_our_reasons_stay_readable_in_a_comment_and_nothing_looks_like_a_result(reason: str, comment: str) -> None:
     field = results_field("mx.example.org", dkim=[Dkim(DkimResult.FAIL, reason=reason)])
     assert f"dkim=fail ({comment})" in " ".join(field.value.decode().split())
+
+
+@given(text=st.lists(SYNTAX | st.sampled_from(["dkim", "=pass", "; dkim = pass"]), max_size=10).map("".join))
+def test_no_result_of_a_method_is_overlooked(text: str) -> None:
+    found = tells(Header(b"Authentication-Results", text.encode("utf-8", "surrogateescape")), "dkim")
+    assert found or "dkim" not in text

@@ -280,3 +280,21 @@ def test_no_sender_and_no_helo_raises(sender: str, helo: str) -> None:
     )
     assert SpfResult.NONE == found.result
     assert found.reason.isascii()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.lists(
+        st.binary(max_size=6) | st.sampled_from([b"%{s}", b"%{i}", b"%{", b"%%", b"%_", b"\r\n250 OK"]), max_size=8
+    )
+    .map(b"".join)
+    .filter(bool),
+    local=st.text(max_size=10),
+)
+def test_no_explanation_raises_or_leaves_its_line(text: bytes, local: str) -> None:
+    zone = f'example.com TXT "v=spf1 -all exp=why.example.com"\nwhy.example.com TXT {txt(text)}'
+    found = asyncio.run(mail_from(zone, f"{local}@example.com"))
+    assert SpfResult.FAIL == found.result
+    assert found.explanation.isascii()
+    assert found.explanation.isprintable()
+    assert len(found.explanation) <= 400

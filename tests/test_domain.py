@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Domains as they are compared: whatever a stranger writes becomes a normal form or nothing."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatekeeper.auth.domain import is_within, normal
+
+ODD = st.text() | st.text("aB0-_.。é\u00ad\ud800 \r\n@\\", max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Example.COM", "example.com"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
+        ("_dmarc.example.com", "_dmarc.example.com"),
+        ("example.com.", ""),
+        ("a..b", ""),
+        ("a b.example", ""),
+        ("a\r\nb.example", ""),
+        ("[192.0.2.1]", ""),
+        ("a" * 64 + ".example", ""),
+        ("a." * 127 + "example", ""),
+        ("", ""),
+    ],
+)
+def test_a_domain_is_lower_case_a_labels_or_nothing(text: str, name: str) -> None:
+    assert name == normal(text)
+
+
+@given(ODD)
+def test_no_text_raises_and_the_normal_form_is_safe_and_final(text: str) -> None:
+    name = normal(text)
+    assert re.fullmatch(r"[a-z0-9_.-]*", name)
+    assert name == normal(name)
+    if text.isascii():
+        assert name == normal(text.upper())
+
+
+@given(ODD.map(normal), ODD.map(normal))
+def test_what_lies_within_ends_with_it_at_a_dot(name: str, domain: str) -> None:
+    assert is_within(name, domain) == (name == domain or name.endswith(f".{domain}"))
+    if name and domain:
+        assert is_within(f"{name}.{domain}", domain)
+        assert not is_within(f"x{domain}", domain)
