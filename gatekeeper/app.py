@@ -235,8 +235,14 @@ class App:
 
     def verifier(self, headers: Sequence[Header]) -> DkimVerifier:
         """The verifier of the signatures in `headers`, to be fed with the body."""
-        minimum_bits = self.plan.config.verify.minimum_key_bits
-        return DkimVerifier(headers, now=self.clock(), minimum_bits=minimum_bits)
+        verify = self.plan.config.verify
+        return DkimVerifier(
+            headers,
+            now=self.clock(),
+            max_signatures=verify.max_signatures,
+            minimum_bits=verify.minimum_key_bits,
+            clock_skew=verify.clock_drift,
+        )
 
     def pipeline(self, request: Request) -> Pipeline:
         """The lists for the request's policy_context; those of [policy] for one that has none of its own."""

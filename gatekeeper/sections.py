@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from gatekeeper.auth.dkim import CLOCK_SKEW, MAX_SIGNATURES
 from gatekeeper.auth.results import ALL_METHODS, Method
 from gatekeeper.checks.access import AccessOptions
 from gatekeeper.checks.dkim import Dkim
@@ -181,6 +182,8 @@ class Verify(Section):
     remove_results_of: Hostnames = ()
     job_id: StrictBool = False
     minimum_key_bits: Annotated[StrictInt, Field(ge=1024)] = 1024
+    max_signatures: Annotated[StrictInt, Field(ge=1, le=100)] = MAX_SIGNATURES
+    clock_drift: Duration = CLOCK_SKEW
     unsigned_ours: StrictBool = False
     count: StrictBool = False
 

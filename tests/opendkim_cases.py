@@ -266,6 +266,9 @@ CASES: Mapping[str, Case] = {
     "a length": Case(f"{ONE}MaximumSignedBytes 100\n"),
     "reports": Case(f"{ONE}RequestReports yes\n"),
     "old signatures go": Case(f"{ONE}RemoveOldSignatures yes\n"),
+    "a safe key below /tmp": Case(
+        TABLES + "RequireSafeKeys yes\n", STAR, dict.fromkeys((*JOE, "list", "two authors"), On.STICKY_FOLDER)
+    ),
     "key bits": Case(f"{ONE}MinimumKeyBits 1024\n"),
     # whose mail
     "internal network": Case(f"{ONE}InternalHosts 192.0.2.0/24, 10.0.0.0/8\n"),
@@ -311,6 +314,12 @@ CASES: Mapping[str, Case] = {
         dict.fromkeys(("subdomain", "deeper", "outside", "submission", "macro", "foreign"), On.QUARANTINE),
     ),
     "unsigned deferred by default": Case(f"{ONE}On-Default tempfail\nOn-BadSignature a\n"),
+    "required headers": Case(f"{ONE}RequiredHeaders yes\n"),
+    "long headers": Case(f"{ONE}MaximumHeaders 400\n"),
+    "long headers refused": Case(f"{ONE}MaximumHeaders 400\nOn-Security reject\n"),
+    "long headers accepted": Case(f"{ONE}MaximumHeaders 400\nOn-Security a\n"),
+    "no long headers": Case(f"{ONE}On-Security discard\n"),
+    "headers of any length": Case(f"{ONE}MaximumHeaders 0\n"),
     "unsigned refused but told": Case(
         f"{ONE}On-NoSignature reject\nAlwaysAddARHeader yes\nAuthservID mx.example.net\n"
     ),
@@ -337,4 +346,19 @@ VERIFYING: Mapping[str, Case] = {
     "signs only": Case(f"{VERIFIER}{ONE}Mode s\n"),
     "exempt": Case(f"{VERIFIER}{ONE}ExemptDomains remote.example\n"),
     "peers": Case(f"{VERIFIER}{ONE}PeerList 192.0.2.0/24\n"),
+    "clocks apart": Case(f"{VERIFIER}Mode v\nClockDrift 500000000\n"),
+    "clocks as usual": Case(f"{VERIFIER}Mode v\nClockDrift 0\n"),
+    "one signature verified": Case(
+        f"{VERIFIER}Mode v\nMaximumSignaturesToVerify 1\nOn-BadSignature reject\n", {}, {"good and bad": On.DETAIL}
+    ),
+    "all signatures verified": Case(
+        f"{VERIFIER}Mode v\nMaximumSignaturesToVerify 0\n",
+        {},
+        dict.fromkeys(("third party", "ours, signed elsewhere"), On.DETAIL),
+    ),
+    "required headers": Case(f"{VERIFIER}{ONE}RequiredHeaders yes\n"),
+    "long headers": Case(f"{VERIFIER}{ONE}MaximumHeaders 500\n"),
+    "the MTA's name": Case(
+        "Mode v\n", {}, {name: On.AUTHSERV_ID for name in INBOUND if name != "not signed" and name not in SHOWN_BY}
+    ),
 }

@@ -80,7 +80,7 @@ def written(folder: Path, case: Case, dns: DnsServer) -> tuple[Path, Path]:
     """The configuration for opendkim and for gatekeeper: they differ in the socket, and in where keys are found."""
     for name, text in case.files.items():
         (folder / name).write_text(text.replace("{f}", str(folder)).replace("{inline}", inline()))
-    text = f"{case.conf.replace('{f}', str(folder))}RequireSafeKeys no\nBackground no\nUMask 0\n"
+    text = f"RequireSafeKeys no\n{case.conf.replace('{f}', str(folder))}Background no\nUMask 0\n"
     (folder / "theirs.conf").write_text(f"{text}Socket local:{folder}/theirs\nTestPublicKeys {folder}/keys\n")
     (folder / "ours.conf").write_text(f"{text}Socket local:{folder}/ours\nNameservers {dns.address}\n")
     return folder / "theirs.conf", folder / "ours.conf"

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 MAX_SIGNATURES = 8
 """Signatures looked at, from the top: each may cost a look-up, a body hash and a verification."""
-CLOCK_SKEW = 300
-"""Seconds that a signer's clock may be ahead of ours (OpenDKIM's ClockDrift)."""
+CLOCK_SKEW = 300.0
+"""Seconds that a signer's clock and ours may be apart (OpenDKIM's ClockDrift)."""
 _MAX_KEYS = 4  # TXT records tried at one name
 
 
@@ -69,7 +69,7 @@ class DkimVerifier:
 
     `now` is seconds since the epoch. The body must have CRLF line ends, as on the wire. `digests` may be asked for more
     than DKIM needs, before the body comes. Only signatures that are `wanted` are looked at; those of RSA keys below
-    `minimum_bits` do not count.
+    `minimum_bits` do not count. `clock_skew`: seconds by which `t=` and `x=` may be off.
     """
 
     def __init__(
@@ -80,9 +80,11 @@ class DkimVerifier:
         max_signatures: int = MAX_SIGNATURES,
         wanted: Callable[[Signature], bool] = lambda signature: True,
         minimum_bits: int = MINIMUM_RSA_BITS,
+        clock_skew: float = CLOCK_SKEW,
     ) -> None:
         self._headers = headers
         self._minimum_bits = minimum_bits
+        self._clock_skew = clock_skew
         self.now = now
         places = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
         self._ignored = max(0, len(places) - max_signatures)
@@ -191,9 +193,9 @@ class DkimVerifier:
         """Why no key is needed to see that this signature is not valid; empty if one is."""
         if signature.problem:
             return signature.problem
-        if signature.expires_at is not None and signature.expires_at < self.now:
+        if signature.expires_at is not None and signature.expires_at < self.now - self._clock_skew:
             return "the signature has expired (x=)"
-        if signature.signed_at is not None and signature.signed_at > self.now + CLOCK_SKEW:
+        if signature.signed_at is not None and signature.signed_at > self.now + self._clock_skew:
             return "the signature is from the future (t=)"
         return ""
 

@@ -16,7 +16,7 @@ from authres.core import AuthenticationResult, AuthenticationResultProperty
 
 from gatekeeper.auth.arc import Arc, ArcResult
 from gatekeeper.auth.claims import claims
-from gatekeeper.auth.dkim import MAX_SIGNATURES, NOT_SIGNED, Dkim
+from gatekeeper.auth.dkim import NOT_SIGNED, Dkim
 from gatekeeper.auth.dmarc import Dmarc, DmarcResult
 from gatekeeper.auth.iprev import Iprev
 from gatekeeper.auth.spf import Spf
@@ -95,7 +95,7 @@ def results_field(
     """One Authentication-Results field with all methods: printable ASCII, folded with CRLF and a tab."""
     results = [] if iprev is None else [_iprev(iprev)]
     results += map(_spf, spf)
-    results += map(_dkim, dkim[: MAX_SIGNATURES + 1])
+    results += map(_dkim, dkim)
     if dmarc is not None:
         results.append(_dmarc(dmarc))
     if arc is not None:

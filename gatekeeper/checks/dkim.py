@@ -3,17 +3,20 @@
 
 One signature that holds is enough. Forwarders and lists break signatures, and most spam is signed properly, so refusing
 by DKIM alone loses mail: DMARC is what domains publish for that. A key that is being tested (t=y) excuses its
-signature.
+signature. Also OpenDKIM's guards of the header, MaximumHeaders and RequiredHeaders, which hold for mail of ours too.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictInt
 
 from gatekeeper.auth.dkim import Dkim as Finding
 from gatekeeper.auth.dkim import DkimResult
 from gatekeeper.checks.opinion import Opinion
+from gatekeeper.message import Header
 from gatekeeper.pipeline import Context
 from gatekeeper.request import Request, Stage
 from gatekeeper.verdict import PASS, Mode, Outcome, Verdict, printable, reject
@@ -35,8 +38,12 @@ _SAID = {
     "no_key": ("20", "the key of this message's DKIM signature does not exist"),
     "dns_error": ("5", "the key of this message's DKIM signature cannot be looked up now"),
     "internal_error": ("0", "the DKIM signature of this message could not be processed"),
+    "long_header": ("0", "the header of this message is too long"),
 }
 """Reason -> detail of the enhanced status code (RFC 7372, 3463) and the words of a refusal."""
+
+_EXACTLY_ONE = ("From", "Date")
+_AT_MOST_ONE = ("Reply-To", "To", "Cc", "Bcc", "Message-ID", "In-Reply-To", "References", "Subject")
 
 
 class Dkim(Opinion):
@@ -56,6 +63,11 @@ class Dkim(Opinion):
     )
     dns_error: Action = Field(default=Action.ACCEPT, description="mail whose key cannot be looked up just now")
     internal_error: Action = Field(default=Action.ACCEPT, description="mail whose signature we fail to process")
+    max_header: StrictInt = Field(default=0, ge=0, description="bytes that a header may have; 0 is no limit")
+    long_header: Action = Field(default=Action.TEMPFAIL, description="mail whose header is longer")
+    required_headers: StrictBool = Field(
+        default=False, description="whether mail is refused that has not the fields that RFC 5322 section 3.6 wants"
+    )
 
     async def judge(self, request: Request, context: Context) -> Verdict:
         """The action for what was found."""
@@ -70,6 +82,15 @@ class Dkim(Opinion):
         if findings[0].testing:
             return Verdict(Outcome.PASS, "dkim.testing")
         return _verdict(reason, action)
+
+    def of_header(self, headers: Sequence[Header]) -> Verdict:
+        """The verdict on a header, before its message is signed or judged."""
+        # as OpenDKIM counts: names, values with their leading space, and two for each field
+        if self.max_header and sum(len(name) + len(value) + 2 for name, value in headers) > self.max_header:
+            return _verdict("long_header", self.long_header)
+        if self.required_headers and (fault := _fault(headers)):
+            return reject("dkim.malformed", "550", "5.6.0", f"RFC 5322: {fault}")
+        return PASS
 
     def _action(self, finding: Finding) -> tuple[str, Action]:
         """The topmost signature decides, as in OpenDKIM."""
@@ -86,6 +107,18 @@ class Dkim(Opinion):
         if finding.domain and (not finding.tried or finding.result is DkimResult.POLICY):
             return "invalid", Action.ACCEPT
         return "bad_signature", self.bad_signature
+
+
+def _fault(headers: Sequence[Header]) -> str:
+    """What RFC 5322 section 3.6 has against these fields; empty if nothing."""
+    count = Counter(field.name.lower() for field in headers)
+    for name in _EXACTLY_ONE:
+        if (found := count[name.lower().encode()]) != 1:
+            return f"this message has {found or 'no'} {name} field{'s' if found else ''}, not one"
+    for name in _AT_MOST_ONE:
+        if (found := count[name.lower().encode()]) > 1:
+            return f"this message has {found} {name} fields, not one"
+    return ""
 
 
 def _verdict(reason: str, action: Action) -> Verdict:

@@ -38,7 +38,7 @@ _FLAGS = {
     "f": ("Background", "no", "stay in the foreground"),
     "l": ("Syslog", "yes", "log to syslog"),
     "q": ("Quarantine", "yes", "without effect, as in OpenDKIM 2.11"),
-    "r": ("RequiredHeaders", "yes", "refuse malformed headers: without effect"),
+    "r": ("RequiredHeaders", "yes", "refuse mail that lacks fields or has some twice"),
     "W": ("LogWhy", "yes", "log why a message is signed or not"),
 }
 

@@ -29,7 +29,7 @@ from gatekeeper.resolver import Waiting, at_once
 from gatekeeper.signing.again import Again
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from gatekeeper.signing.signer import Signer
-from gatekeeper.verdict import PASS, Decision, Note, Outcome, Step, Verdict, printable
+from gatekeeper.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict, printable
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Message:
         self.macros: dict[str, str] = {}
         self.recipients: list[str] = []
         self.headers: list[Header] = []
-        self.exempt = False
+        self.edits: Edits | None = None  # known at the end of the header, whatever else the message is
         self.asking = False
         self.again: Again | None = None
         self.choice: SigningChoice | None = None
@@ -142,7 +142,10 @@ class Session:
         message.request = replace(message.request, queue_id=queue_id)
         message.macros.update(macros)
         if self._app.plan.signing.exempted(message.headers):
-            message.exempt = True
+            message.edits = Edits()
+        else:
+            self._judge_header(message)
+        if message.edits is not None:
             return None
         if "s" in self._app.plan.config.milter.mode:
             self._choose(message)
@@ -154,6 +157,19 @@ class Session:
             message.asking = True
             return message.facts.start_prefetch
         return None
+
+    def _judge_header(self, message: Message) -> None:
+        """Whether the form of its header alone decides what becomes of the message."""
+        check = self._app.plan.config.checks.dkim
+        verdict = PASS if check.mode is Mode.OFF else check.of_header(message.headers)
+        if not verdict.reason:
+            return
+        applied = check.mode is Mode.ENFORCE
+        step = Step(END_OF_DATA, check.name, verdict, applied=applied)
+        decision = Decision(message.request, verdict if applied else PASS, (step,), verdict)
+        _log(decision, logging.WARNING)
+        if applied:
+            message.edits = self._in_this_mode(_edits(decision, (), ()))
 
     def _choose(self, message: Message) -> None:
         """Find the identities that sign."""
@@ -188,13 +204,13 @@ class Session:
         message = self._message
         if message is None:
             return Edits()
-        if message.verifier is None and not message.exempt:
+        if message.verifier is None and message.edits is None:
             self._message = None
             return self._in_this_mode(self._sign(message))
         if message.asking or self._app.keeps_proofs:
             return None
         try:
-            edits = Edits() if message.exempt else self._in_this_mode(at_once(self._judge(message)))
+            edits = message.edits or self._in_this_mode(at_once(self._judge(message)))
         except Waiting:
             return None
         self._message = None
@@ -205,8 +221,8 @@ class Session:
         message, self._message = self._message, None
         assert message is not None
         try:
-            if message.exempt:
-                return Edits()
+            if message.edits is not None:
+                return message.edits
             message.facts.patience(BUDGET)
             message.facts.start_all()
             return self._in_this_mode(await self._judge(message))

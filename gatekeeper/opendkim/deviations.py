@@ -37,6 +37,9 @@ class On(StrEnum):
     LOG = "log"
     STRICT_CONFIGURATION = "strict-configuration"
     REPLIES = "replies"
+    KEY_OWNER = "key-owner"
+    STICKY_FOLDER = "sticky-folder"
+    AUTHSERV_ID = "authserv-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +168,9 @@ DEVIATIONS = (
     ),
     Deviation(
         On.LONG_HEADER,
-        "OpenDKIM defers messages with more than 64 KiB of header (MaximumHeaders, On-Security).",
-        "Here they are signed and verified as all others.",
+        "OpenDKIM defers messages with more than 64 KiB of header, unless told otherwise.",
+        "Here they are signed and verified as all others, unless MaximumHeaders or On-Security is set.",
         "Postfix has limits of its own (header_size_limit).",
-        ("MaximumHeaders", "On-Security"),
     ),
     Deviation(
         On.LONG_LINES,
@@ -194,7 +196,8 @@ DEVIATIONS = (
     Deviation(
         On.DETAIL,
         "OpenDKIM tells `dkim=fail` where a key is missing or revoked, `dkim=permerror` where a signature has expired "
-        "or is of the future, nothing where it cannot be read at all, and verifies three signatures.",
+        "or is of the future, nothing where it cannot be read at all, and verifies three signatures (unless "
+        "MaximumSignaturesToVerify says otherwise).",
         "Here it is permerror, fail, permerror, and eight; the field has the reason in words, header.s and header.a.",
         "RFC 8601 section 2.7.1 has these words.",
     ),
@@ -222,7 +225,27 @@ DEVIATIONS = (
         "OpenDKIM refuses with 550 5.7.0 or 451 4.7.0.",
         "Here the codes are those of RFC 7372, 5.7.20 and 4.7.5, and the words say what is wrong.",
         "The sender's postmaster can act on them.",
-        ("On-BadSignature", "On-NoSignature", "On-KeyNotFound", "On-DNSError"),
+        ("On-BadSignature", "On-NoSignature", "On-KeyNotFound", "On-DNSError", "On-Security", "RequiredHeaders"),
+    ),
+    Deviation(
+        On.KEY_OWNER,
+        "OpenDKIM finds a key safe if it and its folders belong to root or to whom it runs as.",
+        "Here they may also belong to the user `opendkim`, whoever runs gatekeeper.",
+        "Debian's keys do, and stay as they are when gatekeeper takes over.",
+        ("KeyTable", "KeyFile"),
+    ),
+    Deviation(
+        On.STICKY_FOLDER,
+        "OpenDKIM finds no key safe below a folder that others may write to, not even below /tmp.",
+        "Here such a folder is fine if it is sticky.",
+        "Nobody can replace there what is another's.",
+        ("KeyTable", "KeyFile"),
+    ),
+    Deviation(
+        On.AUTHSERV_ID,
+        "Without AuthservID OpenDKIM calls itself in Authentication-Results what the MTA that asks is called.",
+        "Here it is the myhostname of this host's Postfix, or without one the name of the host.",
+        "One relay has one name: whoever asks from another host should set AuthservID.",
     ),
 )
 

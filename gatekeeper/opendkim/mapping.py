@@ -33,6 +33,9 @@ DEFAULT_PATH = Path("/etc/opendkim.conf")
 
 _ACTIONS = {word[0]: word for word in ("accept", "discard", "quarantine", "reject", "tempfail")}
 _LONGEST_DNS = "60s"
+_MOST_SIGNATURES = 100
+_LONGEST_HEADER = 65536
+"""Bytes: what OpenDKIM takes without MaximumHeaders."""
 
 Tree = dict[str, Any]
 
@@ -144,6 +147,7 @@ class _Mapper:
         self._log()
         self._results()
         self._actions()
+        self._headers()
         self._keys()
         for name, (key, value) in _ONE_TO_ONE.items():
             if (setting := self.settings.get(name)) is not None:
@@ -303,6 +307,13 @@ class _Mapper:
             self._error(always, what, warning=True)
             self._put(("checks", "dkim", "no_signature"), "accept", always)
 
+    def _headers(self) -> None:
+        """MaximumHeaders; On-Security alone asks for OpenDKIM's own limit."""
+        limit, security = self.settings.get("maximumheaders"), self.settings.get("on-security")
+        if (asked := limit or security) is not None:
+            most = limit.number if limit else _LONGEST_HEADER
+            self._put(("checks", "dkim", "max_header"), max(0, most), asked)
+
     def _keys(self) -> None:
         """Tables, or one key for some domains; OpenDKIM's own rules about what needs what."""
         get = self.settings.get
@@ -336,6 +347,7 @@ _ON = {
     "on-keynotfound": "key_not_found",
     "on-dnserror": "dns_error",
     "on-internalerror": "internal_error",
+    "on-security": "long_header",
 }
 
 _Value = Callable[[_Mapper, Setting], object]
@@ -373,6 +385,14 @@ def _algorithm(mapper: _Mapper, setting: Setting) -> object:
     return "rsa-sha256"
 
 
+def _drift(mapper: _Mapper, setting: Setting) -> object:
+    return f"{setting.number or 300}s"
+
+
+def _signatures(mapper: _Mapper, setting: Setting) -> object:
+    return min(setting.number, _MOST_SIGNATURES) if setting.number > 0 else _MOST_SIGNATURES
+
+
 def _seconds(mapper: _Mapper, setting: Setting) -> object:
     return f"{setting.number}s" if setting.number else _LONGEST_DNS
 
@@ -399,12 +419,14 @@ _ONE_TO_ONE: dict[str, tuple[KeyPath, _Value]] = {
     "authservid": (("authserv_id",), _authserv_id),
     "authservidwithjobid": (("verify", "job_id"), _flag),
     "canonicalization": (("signing", "canonicalization"), _canonicalization),
+    "clockdrift": (("verify", "clock_drift"), _drift),
     "dnstimeout": (("dns", "timeout"), _seconds),
     "dontsignmailto": (("signing", "dont_sign_to"), _Mapper.table),
     "exemptdomains": (("signing", "exempt_domains"), _Mapper.table),
     "externalignorelist": (("signing", "external_ignore"), _Mapper.table),
     "internalhosts": (("signing", "internal_hosts"), _Mapper.table),
     "macrolist": (("signing", "macros"), _Mapper.table),
+    "maximumsignaturestoverify": (("verify", "max_signatures"), _signatures),
     "maximumsignedbytes": (("signing", "body_length"), _number),
     "mode": (("milter", "mode"), _mode),
     "mta": (("signing", "daemon_names"), _Mapper.table),
@@ -416,6 +438,7 @@ _ONE_TO_ONE: dict[str, tuple[KeyPath, _Value]] = {
     "removearfrom": (("verify", "remove_results_of"), _Mapper.names),
     "removeoldsignatures": (("signing", "remove_old_signatures"), _flag),
     "requestreports": (("signing", "request_reports"), _flag),
+    "requiredheaders": (("checks", "dkim", "required_headers"), _flag),
     "requiresafekeys": (("signing", "safe_keys"), _flag),
     "senderheaders": (("signing", "sender_headers"), _Mapper.names),
     "signaturealgorithm": (("signing", "algorithm"), _algorithm),
