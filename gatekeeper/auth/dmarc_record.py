@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 _VERSION = re.compile(rb"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 _URI = re.compile(r"(?!mailto:)[a-z][a-z0-9+.-]*:[^\s,!]+|mailto:[^\s,!@]+@[^\s,!@]+", re.IGNORECASE)
@@ -48,6 +49,7 @@ def the_record(texts: Iterable[object]) -> Record | None:
     return _parse(found[0]) if len(found) == 1 else None
 
 
+@lru_cache(maxsize=256)
 def _parse(text: bytes) -> Record:
     tags: dict[str, str] = {}
     for part in text.decode("ascii", "replace").split(";")[1:]:

@@ -2,7 +2,8 @@
 """SPF (RFC 7208): may this client send for this domain? pyspf does the evaluation, our resolver the asking.
 
 pyspf never waits here: its DNS seam answers from what was gathered for this evaluation or is remembered, or raises
-Missing; then the answer is awaited, and the evaluation runs again. The number of passes and the time are bounded. What
+Missing; then the answer is awaited, and the evaluation runs again. The number of passes and the time are bounded. An
+outcome without macros is remembered with its answers, for the next message of the same client and domain. What
 pyspf does not do for us is done around it: bad addresses, U-labels, `exp=` text, records made to cost time, and
 exceptions of its own.
 """
@@ -98,6 +99,8 @@ async def _check(
     # RFC 7208 section 4.3: neither a literal, nor a name of one label, nor a malformed one has a policy
     if "." not in name or name.rpartition(".")[2].isdigit():
         return replace(nothing, reason=f"{printable(domain, 80) or 'the empty name'} is no domain that could have one")
+    if remembered := _recall(resolver, address, name):
+        return Spf(remembered[0], identity, name, *remembered[1:])
     answer = await ask(resolver, name, "TXT")
     if isinstance(answer, Answer) and not any(
         isinstance(text, bytes) and _RECORD.match(text) for text in answer.records
@@ -113,8 +116,35 @@ async def _check(
                 result, explanation, reason = await _ask_on(resolver, evaluation, missing)
         except TimeoutError:
             result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
-    mechanism = printable(evaluation.mechanism or "", 200)
-    return Spf(result, identity, name, explanation, printable(reason, 200), mechanism)
+    outcome = (result, explanation, printable(reason, 200), printable(evaluation.mechanism or "", 200))
+    _keep(outcome, evaluation, address)
+    return Spf(result, identity, name, *outcome[1:])
+
+
+_Outcome = tuple[SpfResult, str, str, str]
+_outcomes: dict[tuple[Address, str], tuple[_Outcome, dict[tuple[str, str], Answer | DNSError]]] = {}
+_MAX_OUTCOMES = 2048
+_MAX_KEPT = 4096  # bytes of TXT records that an outcome may keep alive
+
+
+def _recall(resolver: Resolver, address: Address, name: str) -> _Outcome | None:
+    """What came out for this client and domain before, if every answer that it was worked out from still is the one
+    that `resolver` remembers: 5 µs instead of 250 for what pyspf takes."""
+    outcome, answers = _outcomes.get((address, name), (None, {}))
+    if outcome is None or any(recall(resolver, *question) is not answer for question, answer in answers.items()):
+        return None
+    return outcome
+
+
+def _keep(outcome: _Outcome, evaluation: "_Evaluation", address: Address) -> None:
+    """Remember an outcome that depends on nothing but client, domain and DNS."""
+    answers = evaluation.answers
+    kept = sum(len(text) for answer in answers.values() if isinstance(answer, Answer) for text in answer.records)
+    if evaluation.has_macros or kept > _MAX_KEPT or outcome[0] is SpfResult.TEMPERROR:
+        return
+    if len(_outcomes) >= _MAX_OUTCOMES:
+        _outcomes.clear()
+    _outcomes[address, evaluation.o] = outcome, answers
 
 
 class Missing(Exception):
@@ -170,6 +200,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         # pyspf splits at the first `@`, which a quoted local part may hold
         self.l, self.o, self.d = local, domain, domain
         self.answers: dict[tuple[str, str], Answer | DNSError] = {}
+        self.has_macros = False
         self._resolver = resolver
         self._found: tuple[str, Any, Any] | None = None
 
@@ -287,8 +318,10 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
 
     def expand(self, s: str, stripdot: bool = True) -> str:
         """Expand macros."""
-        if "%" in s and len(s) > _MAX_EXPLANATION:
-            raise spf.PermError("a text with macros is too long")
+        if "%" in s:
+            self.has_macros = True
+            if len(s) > _MAX_EXPLANATION:
+                raise spf.PermError("a text with macros is too long")
         expanded: str = super().expand(s, stripdot)
         return expanded
 

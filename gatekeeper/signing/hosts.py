@@ -60,6 +60,8 @@ class HostList:
         return self._find_name(client.name) or self._find_address(client.address)
 
     def _find_name(self, name: str) -> str:
+        if not self._names and not self._patterns:
+            return ""
         name = name.lower().removesuffix(".")
         if name == UNKNOWN:
             return ""
