@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from gatekeeper.auth.domain import normal
+from gatekeeper.auth.mailbox import usual_mailbox
 from gatekeeper.message import Header
 
 _MAX_LENGTH = 65536  # characters of a From field
@@ -47,6 +48,8 @@ def from_domain(headers: Sequence[Header]) -> Author:
     fields = [field for field in headers if field.name.lower() == b"from"]
     if len(fields) != 1:
         return Author("", f"there are {len(fields)} From fields" if fields else "there is no From field")
+    if usual := usual_mailbox(fields[0].value):
+        return Author(usual[1])
     try:
         domains = dict.fromkeys(parse_mailboxes(fields[0].value))
     except ValueError as error:

@@ -77,12 +77,12 @@ def _complete(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
     if b"dns/txt" not in parse_list(tags.get(b"q", b"dns/txt")):
         raise ValueError("the key is not in the DNS (q=)")
     identity, identity_domain = _identity(tags.get(b"i"), partial.domain)
-    signature = parse_signed_parts(partial, tags)
+    signature = parse_signed_parts(partial, tags, identity, identity_domain)
     if b"" in signature.names:  # sealers of ARC write such lists
         raise ValueError("the list of signed fields (h=) is malformed")
     if b"from" not in signature.names:
         raise ValueError("From is not signed (h=)")
-    return replace(signature, identity=identity, identity_domain=identity_domain)
+    return signature
 
 
 def parse_domain_tags(tags: dict[bytes, bytes], required: Iterable[bytes]) -> Signature:
@@ -102,14 +102,20 @@ def parse_domain_tags(tags: dict[bytes, bytes], required: Iterable[bytes]) -> Si
     return found
 
 
-def parse_signed_parts(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
-    """`partial` with what is signed, and when; for DKIM and ARC. Raises ValueError."""
+def parse_signed_parts(
+    partial: Signature, tags: dict[bytes, bytes], identity: str = "", identity_domain: str = ""
+) -> Signature:
+    """`partial` with for whom and what is signed, and when; for DKIM and ARC. Raises ValueError."""
     relaxed_header, relaxed_body = _canonicalization(tags.get(b"c", b"simple/simple"))
     signed_at, expires_at = _number(tags, b"t"), _number(tags, b"x")
     if signed_at is not None and expires_at is not None and expires_at <= signed_at:
         raise ValueError("it expires (x=) before it was made (t=)")
-    return replace(
-        partial,
+    return Signature(
+        domain=partial.domain,
+        selector=partial.selector,
+        algorithm=partial.algorithm,
+        identity=identity,
+        identity_domain=identity_domain,
         b=_base64(tags, b"b"),
         body_hash=_base64(tags, b"bh"),
         relaxed_header=relaxed_header,

@@ -49,6 +49,7 @@ class Message:
         self.facts = facts
         self.request = request
         self.macros: dict[str, str] = {}
+        self.recipient_count = 0
         self.recipients: list[str] = []
         self.headers: list[Header] = []
         self.edits: Edits | None = None  # known at the end of the header, whatever else the message is
@@ -124,8 +125,7 @@ class Session:
     def rcpt(self, recipient: str) -> None:
         """A recipient that Postfix has accepted."""
         if self._message is not None:
-            request = self._message.request
-            self._message.request = replace(request, recipient_count=request.recipient_count + 1)
+            self._message.recipient_count += 1
             if self._app.plan.signing.never_to:
                 self._message.recipients.append(_bare(recipient))
 
@@ -139,7 +139,7 @@ class Session:
         message = self._message
         if message is None:
             return None
-        message.request = replace(message.request, queue_id=queue_id)
+        message.request = replace(message.request, queue_id=queue_id, recipient_count=message.recipient_count)
         message.macros.update(macros)
         if self._app.plan.signing.exempted(message.headers):
             message.edits = Edits()

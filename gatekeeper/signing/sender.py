@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from gatekeeper.auth.domain import normal
+from gatekeeper.auth.mailbox import usual_mailbox
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
@@ -40,6 +41,8 @@ class Sender:
 
 def parse_senders(value: bytes) -> list[Sender]:
     """The mailboxes of a field's value, folded or not. Raises ValueError with what is wrong, none of `value` in it."""
+    if usual := usual_mailbox(value):
+        return [Sender(*usual)]
     text = value.replace(b"\r\n", b"").decode("utf-8", "surrogateescape")
     mailboxes: list[_Tokens] = [[]]
     angle = False
