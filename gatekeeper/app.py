@@ -215,7 +215,7 @@ class App:
         self.lists = lists or Lists(resolver, budget=plan.config.dns.list_timeout, uses=plan.lists)
         self._watching: asyncio.Task[None] | None = None
         checks = (check for of_list in plan.milter_pipeline.lists.values() for check in of_list)
-        self.keeps_proofs = any(isinstance(check, Remember) for check in checks)
+        self.keeps_proofs = any(isinstance(check, Remember | Count) for check in checks)
         """Whether judging a message writes to the store. If not, judging never waits for the store."""
 
     @property

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What was verified, counted for reports: a row for what is alike, nothing about people, nothing nobody wants."""
 
+import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import pytest
@@ -20,10 +23,13 @@ from gatekeeper.reports.summary import summarise
 from gatekeeper.request import Stage
 from gatekeeper.resolver import TableResolver
 from gatekeeper.store import Keys, Store, StoreError
-from gatekeeper.stores import MemoryStore
+from gatekeeper.stores import MemoryStore, SqliteStore
 from gatekeeper.zone import Zone
 from tests.checking import SITE, rcpt
+from tests.milter_client import MilterClient
+from tests.service import until
 from tests.test_dkim_verify import NAME, NOW, RECORD, signed
+from tests.test_milter_server import INBOUND, serving
 from tests.test_spf import txt
 
 DAY = datetime(2026, 11, 22, tzinfo=UTC)
@@ -194,3 +200,26 @@ def test_a_row_comes_back_as_it_was_counted(row: Counted) -> None:
 @given(st.binary() | st.text('[]"{},:0123truefalsn\\').map(str.encode))
 def test_no_damaged_row_raises(row: bytes) -> None:
     assert [] == reports_of({row: 1}, DAY, "x") or Counted.of_bytes(row)
+
+
+async def counts(state: Path) -> list[int]:
+    """How often each row of today was counted, in the store at `state`."""
+    store = SqliteStore(state, read_only=True)
+    try:
+        of_today = buckets(Keys(await store.secret()), datetime.now(UTC))
+        return [count for bucket in of_today for count in (await store.tallies(bucket)).values()]
+    finally:
+        await store.close()
+
+
+def test_the_milter_counts_each_message_once_whether_its_dns_is_warm_or_not() -> None:
+    zone = f'client.example TXT "v=spf1 ip4:192.0.2.1 -all"\n_dmarc.client.example TXT "v=DMARC1; p=reject; {RUA}"'
+    with TemporaryDirectory(prefix="gatekeeper-test-") as folder:
+        Path(folder).chmod(0o777)  # for the workers, who are nobody
+        state = Path(folder, "state.db")
+        with serving("verify.count = true\n", zone=zone, store=f"sqlite:{state}") as path, MilterClient(path) as client:
+            client.open()
+            for _ in range(3):
+                client.envelope()
+                client.content(INBOUND)
+            until(lambda: [3] == asyncio.run(counts(state)), "three messages in one row")

@@ -41,7 +41,7 @@ mynetworks = ["127.0.0.0/8", "198.51.100.0/24"]
 nameservers = ["{dns}"]
 timeout = "{timeout}"
 [store]
-url = "memory:"
+url = "{store}"
 [milter]
 listen = "unix:{folder}/milter.sock"
 workers = 1
@@ -56,7 +56,9 @@ OUTBOUND = (
 
 
 @contextmanager
-def serving(more: str = "", signing: str = "", zone: str | Zone = ZONE, timeout: str = "1s") -> Iterator[str]:
+def serving(
+    more: str = "", signing: str = "", zone: str | Zone = ZONE, timeout: str = "1s", store: str = "memory:"
+) -> Iterator[str]:
     """The milter with `more` configuration on top and `signing` in that section, asking `zone`; its socket."""
     need_milter()
     zone = Zone.parse(zone) if isinstance(zone, str) else zone
@@ -72,7 +74,7 @@ def serving(more: str = "", signing: str = "", zone: str | Zone = ZONE, timeout:
             ("SigningTable", b"*@ours.example ours\n*@bad.example bad\n"),
             (
                 "gatekeeper.toml",
-                (more + CONFIG.format(dns=dns.address, folder=folder, timeout=timeout) + signing).encode(),
+                (more + CONFIG.format(dns=dns.address, folder=folder, timeout=timeout, store=store) + signing).encode(),
             ),
         ):
             (folder / file).write_bytes(content)
