@@ -24,13 +24,15 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatekeeper.auth import dkim
 from gatekeeper.auth.dkim import Dkim, DkimResult, DkimVerifier
 from gatekeeper.auth.dkim_key import parse_key
 from gatekeeper.auth.dkim_signature import Signature, parse_signature, without_signature
 from gatekeeper.auth.tags import parse_tags
 from gatekeeper.message import Header, parse
-from gatekeeper.resolver import Answer, TableResolver
+from gatekeeper.resolver import Answer, DNSTimeout, TableResolver
 from gatekeeper.zone import Zone
+from tests.conftest import ROOT
 from tests.test_spf import Asked, txt
 
 NOW = 4_000_000_000.0  # later than any clock that dkimpy signs by
@@ -496,3 +498,46 @@ async def test_an_answer_of_another_type_is_no_key() -> None:
             return Answer(name, type, ("text",))
 
     assert DkimResult.PERMERROR == (await only(signed(), Odd(Zone.parse(""))))[0]
+
+
+async def test_the_keys_of_all_signatures_are_asked_for_at_once_and_one_that_fails_harms_no_other() -> None:
+    world = Zone.parse("\n".join(f"{n}._domainkey.example.com TXT {txt(RECORD)}" for n in "abc"))
+
+    class Together(TableResolver):
+        """Answers when three have asked."""
+
+        asked = 0
+        all_asked = asyncio.Event()
+
+        async def query(self, name: str, type: str) -> Answer:
+            self.asked += 1
+            if self.asked == 3:
+                self.all_asked.set()
+            await self.all_asked.wait()
+            if name.startswith("b."):
+                raise DNSTimeout("too late")
+            return await super().query(name, type)
+
+    async with asyncio.timeout(20):
+        found = await verify(signed(signed(signed(s="a"), s="b"), s="c"), Together(world))
+    assert [DkimResult.PASS, DkimResult.TEMPERROR, DkimResult.PASS] == [one.result for one in found]
+
+
+async def test_a_signature_that_breaks_us_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = RECORD + "; n=broken"
+    monkeypatch.setattr(dkim, "parse_key", lambda text: 1 / 0 if b"broken" in text else parse_key(text))
+    broken = Zone.parse(f"{NAME} TXT {txt(RECORD)}\nbad._domainkey.example.com TXT {txt(record)}")
+    found = await verify(signed(signed(), s="bad"), TableResolver(broken))
+    assert [DkimResult.NEUTRAL, DkimResult.PASS] == [one.result for one in found]
+    assert "it could not be processed" == found[0].reason
+
+
+def test_of_dkimpy_nothing_is_used_but_its_tag_parser() -> None:
+    """Its RSA is Python and holds the lock, its results have no classes, it reads one TXT record."""
+    used = {
+        (path.name, line.strip())
+        for path in (ROOT / "gatekeeper").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import) dkim\b", line)
+    }
+    assert {("tags.py", "from dkim.util import DuplicateTag, InvalidTagValueList, parse_tag_value")} == used
