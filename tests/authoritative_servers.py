@@ -28,22 +28,21 @@ class Nsd:
         self._serials: dict[str, int] = {}
         for zone, text in zones.items():
             self._write(zone, text)
-        config = folder / "nsd.conf"
         served = "".join(f"zone:\n  name: {zone}\n  zonefile: {folder}/{zone}.zone\n" for zone in zones)
-        config.write_text(
+        (folder / "nsd.conf").write_text(
             f'server:\n  ip-address: {address}@{port}\n  username: ""\n  chroot: ""\n  zonesdir: {folder}\n'
             f"  pidfile: {folder}/pid\n  zonelistfile: {folder}/list\n  xfrdfile: {folder}/xfrd\n  xfrdir: {folder}\n"
             f'  database: ""\n  server-count: 1\n  logfile: {folder}/log\n  reuseport: no\n'
             f"remote-control:\n  control-enable: no\n{served}"
         )
-        self._process = subprocess.Popen([require_program("nsd", "nsd"), "-d", "-c", str(config)])
-        self._until_serial(next(iter(zones)))
+        self._start(next(iter(zones)))
 
     def serve(self, zone: str, text: str) -> None:
-        """Another content for a zone that is served."""
+        """Another content for a zone that is served. By a new process: when nsd reloads, the old one still answers a
+        question or two after the new one has begun to."""
+        self.close()
         self._write(zone, text)
-        self._process.send_signal(1)
-        self._until_serial(zone)
+        self._start(zone)
 
     def close(self) -> None:
         self._process.terminate()
@@ -53,7 +52,11 @@ class Nsd:
         self._serials[zone] = self._serials.get(zone, 0) + 1
         (self._folder / f"{zone}.zone").write_text(f"$ORIGIN {zone}.\n{SOA.format(serial=self._serials[zone])}{text}\n")
 
-    def _until_serial(self, zone: str) -> None:
+    def _start(self, zone: str) -> None:
+        self._process = subprocess.Popen(
+            [require_program("nsd", "nsd"), "-d", "-c", str(self._folder / "nsd.conf")], stderr=subprocess.DEVNULL
+        )
+
         def served() -> bool:
             try:
                 asked = dns.message.make_query(zone, "SOA")
@@ -66,12 +69,17 @@ class Nsd:
         until(served, f"{self.address} serves {zone}")
 
 
+def free_port(address: str) -> int:
+    """One that nobody has there now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def servers(folder: Path, zones: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Nsd]]:
     """A server for each address in `zones`, with its zones."""
-    with socket.socket() as probe:
-        probe.bind((next(iter(zones)), 0))
-        port = probe.getsockname()[1]
+    port = free_port(next(iter(zones)))
     with ExitStack() as stack:
         started = {}
         for address, served in zones.items():

@@ -25,6 +25,8 @@ from gatekeeper.sign_plan import key_table
 from gatekeeper.signing.keys import PrivateKey
 from gatekeeper.zone import Zone
 from tests.authoritative_servers import Nsd, servers
+from tests.milter_client import MilterClient
+from tests.service import Service, need_milter, until
 from tests.signing_world import ed25519_pem, rsa_pem, write_key
 
 NEW = f"{datetime.now(UTC):%Y%m}r"
@@ -411,3 +413,49 @@ async def test_a_host_without_ipv6_is_content_with_ipv4(nsd: dict[str, Nsd]) -> 
 def test_the_outcome_for_programs_has_the_stage_and_what_is_waited_for(relay: Relay) -> None:
     (outcome,) = json.loads(relay.rotate("example.com", "--json")[1])
     assert ("generated", 1, NEW) == (outcome["stage"], len(outcome["waits"]), outcome["new"]["selector"])
+
+
+def test_the_running_service_signs_with_the_new_key_as_soon_as_the_table_names_it(relay: Relay) -> None:
+    need_milter()
+    for folder in (relay.folder, relay.folder / "keys"):
+        folder.chmod(0o755)
+    socket = relay.folder / "milter.sock"
+    with relay.config.open("a") as file:
+        file.write(f'[milter]\nlisten = "unix:{socket}"\nworkers = 1\n[store]\nurl = "memory:"\n')
+    service = Service(relay.config, "milter")
+
+    def selector() -> str:
+        with MilterClient(str(socket)) as client:
+            client.open(client="127.0.0.1", name="localhost")
+            client.envelope(b"ann@example.com")
+            fields = client.content(b"From: ann@example.com\r\nSubject: x\r\n\r\nHello\r\n").fields
+        signature = next(value for name, value in fields if name == "DKIM-Signature")
+        return str(re.findall(r"\bs=([^;]*);", signature)[0])
+
+    try:
+        service.wait_for("^listening milter")
+        relay.rotate("example.com")
+        relay.publish()
+        assert "mail" == selector()
+        assert 75 == relay.rotate()[0]
+        until(lambda: selector() == NEW, "the new key signs")
+        assert not any("Traceback" in line for line in service.lines)
+    finally:
+        service.end()
+
+
+def test_an_opendkim_conf_without_tables_is_left_to_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    relay = Relay(tmp_path, capsys, "", "")
+    conf = tmp_path / "opendkim.conf"
+    conf.write_text(f"Domain example.com\nSelector mail\nKeyFile {tmp_path}/keys/mail.private\n")
+    relay.rotate("example.com", "-x", str(conf))
+    relay.publish()
+    status, said = relay.rotate("-x", str(conf))
+    assert (75, True) == (status, f"{conf}:2: not edited; write Selector {NEW} and KeyFile {relay.new}" in said)
+
+
+def test_new_keys_can_be_of_another_kind(relay: Relay) -> None:
+    relay.rotate("example.com", "--type", "ed25519")
+    (state,) = relay.states
+    assert ("ed25519", f"{NEW[:-1]}e") == (state.kind, state.new.selector)
+    assert "ed25519" == PrivateKey(Path(state.new.path).read_bytes(), "the new key").kind

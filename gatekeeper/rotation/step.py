@@ -11,40 +11,22 @@ The old key is never removed, and neither is its record: it is said that they ma
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from itertools import count
+from datetime import timedelta
 from pathlib import Path
 
-from gatekeeper.config import Config
 from gatekeeper.published.dkim import judge
 from gatekeeper.published.key_record import KeyRecord, name_of, revoked
 from gatekeeper.resolver import DNSError
-from gatekeeper.resolvers import Authorities, Voice
-from gatekeeper.rotation.state import Refused, Stage, State, Which, load, locked
-from gatekeeper.rotation.tables import Configured, Tables, Wanted
+from gatekeeper.resolvers import Voice
+from gatekeeper.rotation.plan import World
+from gatekeeper.rotation.state import Refused, Stage, State
+from gatekeeper.rotation.tables import Tables
 from gatekeeper.sign_plan import key_owners
 from gatekeeper.signing import make
 from gatekeeper.signing.keys import BadKey, PrivateKey, read_key
 from gatekeeper.units import duration_text
-
-IN_FLIGHT = timedelta(days=7)
-"""How long mail is on its way: Postfix gives up after five days (maximal_queue_lifetime), and so do most."""
-_LETTERS = {"rsa": "r", "ed25519": "e"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What a rotation goes by. `kind` and `bits` are those of the old key if they are None."""
-
-    config: Config
-    authorities: Authorities
-    in_flight: timedelta = IN_FLIGHT
-    kind: make.Kind | None = None
-    bits: int | None = None
-    dry: bool = False
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
 @dataclass(slots=True)
@@ -62,125 +44,12 @@ class Outcome:
         return not self.waits
 
 
-@dataclass(slots=True)
-class Run:
-    """What came of all rotations in one run; `refused` says which could not be begun, and why."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-
-
-async def rotate(world: World, wanted: Wanted) -> Run:
-    """Go on with every rotation that is meant, and begin those that are due. Raises Refused, OSError."""
-    tables, run = Tables(world.config), Run()
-    folders = _folders(tables)
-    with locked(folders):
-        begun = [(folder, state) for folder in folders for state in load(folder)]
-        going = [
-            (folder, state)
-            for folder, state in begun
-            if state.stage is not Stage.RETIRED and _means(wanted, state.domains, (state.old, state.new))
-        ]
-        for key in tables.keys:
-            its = [state for _, state in begun if set(state.domains) & set(key.domains)]
-            if any(key.which in (state.old, state.new) for state in its if state.stage is not Stage.RETIRED):
-                continue
-            past = next((state for state in its if state.new == key.which), None)
-            if not _means(wanted, key.domains, (key.which,)):
-                continue
-            if _due(world, wanted, key, past):
-                try:
-                    begun.append((_folder_of(key.which, tables), _plan(world, key, tables, [s for _, s in begun])))
-                    going.append(begun[-1])
-                except Refused as refused:
-                    run.refused.append(str(refused))
-            elif past is not None and wanted.older is None:
-                run.outcomes.append(Outcome(past))
-        for folder, state in going:
-            run.outcomes.append(await _Rotation(world, folder, state).advance())
-    if wanted.domain and wanted.older is None and not (run.outcomes or run.refused):
-        which = f"{wanted.domain} with selector {wanted.selector}" if wanted.selector else wanted.domain
-        what = [problem for problem in tables.problems if not problem.warning]
-        raise Refused("\n".join([f"the tables of [signing] have no key of {which}", *map(str, what)]))
-    return run
-
-
-def _means(wanted: Wanted, domains: Iterable[str], keys: Iterable[Which]) -> bool:
-    selectors = {which.selector for which in keys}
-    return wanted.domain in ("", *domains) and (not wanted.selector or wanted.selector in selectors)
-
-
-def _due(world: World, wanted: Wanted, key: Configured, past: State | None) -> bool:
-    """Whether to begin: a key that is named, unless it is the outcome of a rotation; or one that is old enough."""
-    if wanted.older is None:
-        return bool(wanted.domain) and past is None
-    return key.made is not None and (world.now() - key.made).total_seconds() >= wanted.older
-
-
-def _folders(tables: Tables) -> list[Path]:
-    return sorted({folder for key in tables.keys if (folder := _folder_of(key.which, tables)).is_dir()})
-
-
-def _folder_of(which: Which, tables: Tables) -> Path:
-    """Where the state and the new key lie: beside the old key; for one without a file, beside the KeyTable."""
-    beside = which.path or str(tables.file or Path.cwd())
-    return Path(beside).resolve().parent if beside != str(Path.cwd()) else Path.cwd()
-
-
-def _plan(world: World, key: Configured, tables: Tables, begun: list[State]) -> State:
-    """Choose selector and file of the key that follows `key`. Raises Refused."""
-    if "%" in key.domains:
-        what = f"the key with selector {key.which.selector} signs for any domain (%)"
-        raise Refused(f"{what}, so that nobody knows where to look for its record; name the domains in the KeyTable")
-    kind, bits = (world.kind, 2048) if world.kind else key.size()
-    used = {other.which.selector for other in tables.keys if set(other.domains) & set(key.domains)}
-    ours = [state for state in begun if set(state.domains) & set(key.domains)]
-    used |= {which.selector for state in ours for which in (state.old, state.new)}
-    claimed = {state.new.path for state in begun} | {other.which.path for other in tables.keys}
-    for selector in _selectors(world.now(), kind):
-        path = next(
-            (path for path in _paths(key, selector, _folder_of(key.which, tables)) if _free(path, claimed)), None
-        )
-        if selector not in used and path is not None:
-            break
-    state = State(
-        domains=key.domains,
-        old=key.which,
-        new=Which(selector=selector, path=str(path)),
-        kind=kind,
-        bits=world.bits or bits,
-    )
-    tables.check(state)
-    return state
-
-
-def _selectors(now: datetime, kind: make.Kind) -> Iterator[str]:
-    """202611r, 202611r2, …: year and month, and a letter for the kind, as a domain may have both."""
-    stem = f"{now:%Y%m}{_LETTERS[kind]}"
-    yield stem
-    for number in count(2):
-        yield f"{stem}{number}"
-
-
-def _paths(key: Configured, selector: str, folder: Path) -> Iterator[Path]:
-    """The name of the old file with the new selector in it, or else one that says all."""
-    old = Path(key.which.path).name
-    if old.startswith(f"{key.which.selector}."):
-        yield folder / f"{selector}{old.removeprefix(key.which.selector)}"
-    elif f".{key.which.selector}." in old:
-        yield folder / old.replace(f".{key.which.selector}.", f".{selector}.")
-    yield folder / f"{key.domains[0]}.{selector}.private"
-
-
-def _free(path: Path, claimed: set[str]) -> bool:
-    return str(path) not in claimed and not path.exists() and not path.with_suffix(".txt").exists()
-
-
-class _Rotation:
+class Rotation:
     """One rotation on its way. Whatever was done before is found done, and the rest is done."""
 
-    def __init__(self, world: World, folder: Path, state: State) -> None:
+    def __init__(self, world: World, tables: Tables, folder: Path, state: State) -> None:
         self._world = world
+        self._tables = tables
         self._folder = folder
         self._out = Outcome(state)
 
@@ -252,7 +121,7 @@ class _Rotation:
     async def _publish(self) -> bool:
         """Whether every authoritative server has the record of the new key, in every domain."""
         state = self._state
-        if state.active is not None or Tables(self._world.config).has(state.domains, state.new):
+        if state.active is not None or self._tables.has(state.domains, state.new):
             return True
         key, good, nobody = self._key(), 0, True
         for domain in state.domains:
@@ -288,7 +157,7 @@ class _Rotation:
         state = self._state
         if state.active is not None:
             return True
-        tables = Tables(self._world.config)
+        tables = self._tables
         if not tables.has(state.domains, state.new):
             if not tables.has(state.domains, state.old):
                 file = self._folder / state.file_name
@@ -301,7 +170,7 @@ class _Rotation:
             if self._only_said(f"note that the tables name {state.new.selector}"):
                 return False
             changed = [f"the tables name {state.new.selector}"]
-        self._reached(Stage.ACTIVE, *changed, "the service reads a table by itself, within seconds")
+        self._reached(Stage.ACTIVE, *changed)
         return True
 
     def _retire(self) -> None:

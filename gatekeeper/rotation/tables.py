@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gatekeeper.config import Config
 from gatekeeper.rotation.state import Refused, State, Which
@@ -79,10 +80,20 @@ class Tables:
             Configured(tuple(dict.fromkeys(domains)), Which(selector=at[1], path=at[2]), private[at])
             for at, domains in together.items()
         )
+        self._there = {(domain, key.which) for key in self.keys for domain in key.domains}
+        self.folders = sorted({folder for key in self.keys if (folder := self.folder_of(key.which)).is_dir()})
+        """Where keys lie."""
 
     def has(self, domains: Iterable[str], which: Which) -> bool:
         """Whether this key is configured for all of `domains`."""
-        return set(domains) <= {domain for key in self.keys if key.which == which for domain in key.domains}
+        return all((domain, which) in self._there for domain in domains)
+
+    def folder_of(self, which: Which) -> Path:
+        """Where the state of its rotation and the new key lie: beside the old key; for one without a file, beside the
+        KeyTable or the configuration."""
+        if which.path:
+            return Path(which.path).resolve().parent
+        return self.file.resolve().parent if self.file else self._config.folder.resolve()
 
     def check(self, state: State) -> None:
         """Raise Refused if the time would come to switch and there would be no line to change."""
@@ -105,7 +116,8 @@ class Tables:
         if not lines:
             raise Refused(f"{path} has no line with {state.domains[0]}:{state.old.selector}:{state.old.path}")
         _replace(path, text)
-        return [f"{path}:{line}: {state.domains[0]}:{state.new.selector}:{state.new.path}" for line in lines]
+        places = [f"{path}:{line}: {state.domains[0]}:{state.new.selector}:{state.new.path}" for line in lines]
+        return [*places, "the service reads it by itself, within seconds"]
 
     def _switch_option(self, state: State) -> list[str]:
         """`selector` and `key_file` of gatekeeper.toml, in one stroke."""
@@ -116,7 +128,10 @@ class Tables:
         path = Path(place.file)
         try:
             old = _read(path)
-            before = tomllib.loads(old)
+            before = _toml(old)
+            if before is None:
+                theirs = f"Selector {state.new.selector} and KeyFile {state.new.path}"
+                raise Refused(f"{self._place('selector')}: not edited; write {theirs} there, and reload the service")
             lines = old.split("\n")
             for name, value in wanted.items():
                 at = self._config.problem(("signing", name), "").line - 1
@@ -125,9 +140,9 @@ class Tables:
                     raise by_hand
                 lines[at] = f"{match[1]}{json.dumps(value)}{match[3]}"
             text = "\n".join(lines)
-            if tomllib.loads(text) != {**before, "signing": {**before["signing"], **wanted}}:
+            if _toml(text) != {**before, "signing": {**before["signing"], **wanted}}:
                 raise by_hand
-        except (tomllib.TOMLDecodeError, KeyError, IndexError):
+        except (KeyError, IndexError):
             raise by_hand from None
         _replace(path.resolve(), text)
         return [f"{path}:{place.line}: {written}", "this file is read at a reload: systemctl reload gatekeeper"]
@@ -167,6 +182,14 @@ def _location(text: str, domain: str, base: Path) -> tuple[str, str]:
         return "", algorithm and f":{algorithm}"
     path = location if location.startswith("/") else str(base / location)
     return path.replace("%", domain), algorithm and f":{algorithm}"
+
+
+def _toml(text: str) -> dict[str, Any] | None:
+    """What is written; None if it is no TOML, as opendkim.conf."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All rotations that are meant, one after the other."""
+
+from dataclasses import dataclass, field
+
+from gatekeeper.rotation.plan import Plans, World, means
+from gatekeeper.rotation.state import Refused, Stage, load, locked
+from gatekeeper.rotation.step import Outcome, Rotation
+from gatekeeper.rotation.tables import Tables, Wanted
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of all rotations in one run; `refused` says which could not be begun, and why."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+async def rotate(world: World, wanted: Wanted) -> Run:
+    """Go on with every rotation that is meant, and begin those that are due. Raises Refused, OSError."""
+    tables, run = Tables(world.config), Run()
+    with locked(tables.folders):
+        begun = [(folder, state) for folder in tables.folders for state in load(folder)]
+        plans = Plans(world, tables, begun)
+        going = [
+            (folder, state)
+            for folder, state in begun
+            if state.stage is not Stage.RETIRED and means(wanted, state.domains, state.old, state.new)
+        ]
+        for key in tables.keys:
+            past = plans.of(key)
+            if not means(wanted, key.domains, key.which) or (past is not None and past.stage is not Stage.RETIRED):
+                continue
+            if plans.due(wanted, key, past):
+                try:
+                    going.append(plans.begin(key))
+                except Refused as refused:
+                    run.refused.append(str(refused))
+            elif past is not None and wanted.domain:
+                run.outcomes.append(Outcome(past))
+        for folder, state in going:
+            run.outcomes.append(await Rotation(world, tables, folder, state).advance())
+    if wanted.domain and wanted.older is None and not (run.outcomes or run.refused):
+        which = f"{wanted.domain} with selector {wanted.selector}" if wanted.selector else wanted.domain
+        what = [problem for problem in tables.problems if not problem.warning]
+        raise Refused("\n".join([f"the tables of [signing] have no key of {which}", *map(str, what)]))
+    return run
