@@ -8,13 +8,13 @@ others counted stays. While a slot moves to another node, a call may fail.
 """
 
 import asyncio
-import re
 import time
-from binascii import crc_hqx
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
+
+from redis.crc import key_slot
 
 from gatekeeper.store import Clock, Hit, Lease, StoreError
 from gatekeeper.stores.link import OneLink
@@ -24,14 +24,12 @@ from gatekeeper.stores.wire import ReplyError, Word
 
 T = TypeVar("T")
 
-_TAG = re.compile(r"\{([^}]+)\}")
 _Node = tuple[str, int]
 
 
 def slot_of(key: str) -> int:
     """The slot of a key, or of the part of it in braces (the cluster specification's hash tags)."""
-    tag = _TAG.search(key)
-    return crc_hqx((tag[1] if tag else key).encode(), 0) % 16384
+    return key_slot(key.encode())
 
 
 class ClusterLink:

@@ -6,23 +6,30 @@
     redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT]/SERVICE[/DB]     rediss+sentinel://
     redis+cluster://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT]                   rediss+cluster://
 
-USER and PASSWORD are percent-encoded, and hold for Redis, not for its Sentinels. Behind a `?` may stand `username` and
-`password`, and for TLS ssl_ca_certs, ssl_certfile, ssl_keyfile (paths), ssl_cert_reqs=none, ssl_check_hostname=false.
+USER and PASSWORD are percent-encoded, and hold for Redis, not for its Sentinels. redis-py reads the urls with all that
+may stand behind a `?` (ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_check_hostname, …), makes the TLS context and asks
+the Sentinels; only the connection that requests go over is ours (wire.py).
 """
 
 import asyncio
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from redis.asyncio.connection import ConnectionPool, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from gatekeeper.store import StoreError
-from gatekeeper.stores.wire import ReplyError, Wire
+from gatekeeper.stores.wire import Wire
 
-_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
-_OPTIONS = ("db", "username", "password", *_TLS_OPTIONS)
 _SENTINEL_LIMIT = 0.3
 """Seconds for one Sentinel to answer, so that one that is down does not use up the time for the next."""
+_SENTINEL_PORT = 26379
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,103 +76,85 @@ class Servers:
     servers: tuple[Server, ...]
     service: str = ""
     cluster: bool = False
+    tls: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """redis-py's options for connections to Sentinels."""
 
     async def open(self, timeout: float) -> Wire:  # noqa: ASYNC109 (of each later command)
         """A connection to the server, or to the one that is in charge now. Raises StoreError."""
         if not self.service:
             return await self.servers[0].open(timeout)
-        problem = StoreError("no Sentinel answers")
-        for sentinel in self.servers:
-            try:
-                async with asyncio.timeout(_SENTINEL_LIMIT):
-                    host, port = await self._ask(sentinel)
-            except TimeoutError:
-                continue
-            except StoreError as error:
-                problem = error
-                continue
-            return await replace(sentinel, host=host, port=port).open(timeout)
-        raise problem
+        host, port = await self._ask_sentinels()
+        return await replace(self.servers[0], host=host, port=port).open(timeout)
 
-    async def _ask(self, sentinel: Server) -> tuple[str, int]:
-        """Where the service is, as one Sentinel knows."""
-        wire = await replace(sentinel, username="", password="", db=0).open(_SENTINEL_LIMIT)
+    async def _ask_sentinels(self) -> tuple[str, int]:
+        """Where the service is, as the first Sentinel knows that answers. Raises StoreError."""
+        places = [(server.host, server.port) for server in self.servers]
+        limits = {"socket_timeout": _SENTINEL_LIMIT, "socket_connect_timeout": _SENTINEL_LIMIT}
+        asked = Sentinel(places, sentinel_kwargs={**limits, **self.tls, "retry": Retry(NoBackoff(), 0)})  # type: ignore[no-untyped-call]  # has none
         try:
-            found = await wire.send("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
-        except ReplyError as error:
-            raise StoreError(f"the Sentinel says: {error}") from None
+            host, port = await asked.discover_master(self.service)
+        except (RedisError, OSError):
+            # redis-py's own words name its connections with all their options
+            raise StoreError(f"no Sentinel that answers knows the service {self.service!a}") from None
         finally:
-            wire.close()
-        if found is None:
-            raise StoreError(f"the Sentinel knows no service {self.service!a}")
-        return found[0].decode(), int(found[1])
+            for sentinel in asked.sentinels:
+                await sentinel.aclose()
+        return str(host), int(port)
 
 
 def parse(url: str) -> Servers:
     """What `url` means. Raises ValueError with what is wrong."""
     parts = urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for name in options:
-        if name not in _OPTIONS:
-            raise ValueError(f"there is no option {name!a} for it, only {', '.join(_OPTIONS)}")
-    before, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = before.partition(":")
-    service, db = "", options.get("db") or "0"
-    if scheme == "unix":
-        if hosts or not parts.path.strip("/"):
-            raise ValueError("a unix socket is written unix:///path/to/socket")
-        places = [("", 0)]
-    else:
-        places = [_place(text, 26379 if kind == "sentinel" else 6379) for text in hosts.split(",")]
-        path = parts.path.strip("/")
-        if kind == "sentinel":
-            service, _, path = path.partition("/")
-        db = path or db
-    if (kind == "sentinel" and not service) or not (db.isascii() and db.isdigit()):
+    login, at, hosts = parts.netloc.rpartition("@")
+    service, path = "", parts.path
+    if kind == "sentinel":
+        service, _, db = path.strip("/").partition("/")
+        path = f"/{db}"
+    if scheme != "unix" and path.strip("/") and not (path.strip("/").isascii() and path.strip("/").isdigit()):
         raise ValueError("what stands behind the host is /DB, a number, or /SERVICE/DB with a Sentinel")
-    if (len(places) > 1 and not kind) or (kind == "cluster" and int(db)):
-        raise ValueError("several hosts are for a Sentinel or a cluster, and a cluster has only the db 0")
-    servers = tuple(
-        Server(
-            host,
-            port,
-            unquote(parts.path) if scheme == "unix" else "",
-            int(db),
-            unquote(options.get("username") or username),
-            unquote(options.get("password") or password),
-            _tls(options) if scheme == "rediss" else None,
-        )
-        for host, port in places
-    )
-    return Servers(servers, unquote(service), kind == "cluster")
+    if (kind == "sentinel" and not service) or ("," in hosts and not kind):
+        raise ValueError("several hosts are for a cluster, or for Sentinels, which want /SERVICE behind the last")
+    if scheme == "unix" and (hosts or not path.strip("/")):
+        raise ValueError("a unix socket is written unix:///path/to/socket")
+    places = [_with_port(host, kind) for host in hosts.split(",")] if scheme != "unix" else [""]
+    pools = [_read(urlunsplit((scheme, login + at + place, path, parts.query, ""))) for place in places]
+    servers = tuple(_server(pool) for pool in pools)
+    if kind == "cluster" and servers[0].db:
+        raise ValueError("a cluster has only the db 0")
+    tls = {name: value for name, value in pools[0].connection_kwargs.items() if name.startswith("ssl_")}
+    return Servers(servers, unquote(service), kind == "cluster", {"ssl": True, **tls} if servers[0].tls else {})
 
 
-def _place(text: str, default: int) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    if not colon:
-        host, port = text, str(default)
-    if not host.strip("[]") or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"{text!a} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+def _with_port(place: str, kind: str) -> str:
+    """`HOST[:PORT]` with a port for Sentinels, whose own redis-py does not know."""
+    host, colon, port = place.rpartition(":") if not place.endswith("]") else (place, "", "")
+    if not (host if colon else place).strip("[]") or (colon and not (port.isascii() and 0 < int(port or 0) < 65536)):
+        raise ValueError(f"{place!a} is not HOST:PORT")
+    return place if colon or kind != "sentinel" else f"{place}:{_SENTINEL_PORT}"
 
 
-def _tls(options: Mapping[str, str]) -> ssl.SSLContext:
-    """What to believe and who we are. Raises ValueError."""
+def _read(url: str) -> ConnectionPool:
+    """redis-py's reading of the url of one server. Raises ValueError."""
     try:
-        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-        if options.get("ssl_certfile"):
-            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-    except OSError as error:
-        raise ValueError(f"TLS: {_files(options)}: {error}") from None
-    unverified = options.get("ssl_cert_reqs", "required") == "none"
-    if unverified or options.get("ssl_check_hostname", "true").lower() in ("false", "no", "0"):
-        context.check_hostname = False
-    if unverified:
-        context.verify_mode = ssl.CERT_NONE
-    return context
+        return ConnectionPool.from_url(url)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
-def _files(options: Mapping[str, str]) -> str:
-    names: Sequence[str] = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-    return ", ".join(options[name] for name in names if name in options)
+def _server(pool: ConnectionPool) -> Server:
+    """The server that a pool would connect to. Raises ValueError for options that nobody knows, and for bad files."""
+    try:
+        connection = pool.connection_class(**pool.connection_kwargs)
+        tls = connection.ssl_context.get() if isinstance(connection, SSLConnection) else None
+    except (TypeError, OSError) as error:
+        raise ValueError(str(error)) from None
+    return Server(
+        host=getattr(connection, "host", ""),
+        port=int(getattr(connection, "port", 0)),
+        path=getattr(connection, "path", ""),
+        db=int(connection.db),
+        username=connection.username or "",
+        password=connection.password or "",
+        tls=tls,
+    )
