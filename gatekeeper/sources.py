@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which files a plan was read from, and when they have changed and come to rest.
 
-Whoever reads a table or key says so with `note`, before it is opened, so that a change while it is being read is not
-missed. `Watch` compares what was noted with what is there: by device, inode, size and times, so that a file that was
-replaced, written to, removed, made, or given another owner or mode counts as changed. A change is taken once two looks
-in a row have seen the same, so that a file that is still being written is not read.
+Whoever reads a table or key does it with `read`, or says so with `note` before it is opened, so that a change while it
+is being read is not missed. `Watch` compares what was noted with what is there: by device, inode, size and times, so
+that a file that was replaced, written to, removed, made, or given another owner or mode counts as changed. A change is
+taken once two looks in a row have seen the same, so that a file that is still being written is not read.
 
 Polled, because inotify would have to follow every folder of every path and still miss network file systems.
 """
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +49,16 @@ def note(path: str | Path) -> None:
     noted = _noted.get()
     if noted is not None:
         noted.setdefault(str(path), mark(str(path)))
+
+
+def read(path: str | Path) -> bytes:
+    """The bytes of the file at `path`, which is noted. Raises OSError, also for what is no regular file: opening a FIFO
+    would wait for somebody to write into it."""
+    note(path)
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        return file.read()
 
 
 class Watch:

@@ -32,7 +32,16 @@ from gatekeeper.policy.share import Share
 from gatekeeper.problem import ConfigError
 from gatekeeper.sockets import bound, open_listener
 from gatekeeper.sources import Watch
-from gatekeeper.worker import EX_TEMPFAIL, STOP_TIMEOUT, Identity, Kind, block_signals, find_identity, live
+from gatekeeper.worker import (
+    EX_TEMPFAIL,
+    STOP_TIMEOUT,
+    Identity,
+    Kind,
+    allow_connections,
+    block_signals,
+    find_identity,
+    live,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +51,8 @@ SILENCE = 60.0
 SLOWEST_RESTART = 30.0
 """Seconds to wait at most before a worker that keeps dying is started again."""
 
+_START = 10.0
+"""Seconds that new workers have to begin before a signal to reload goes before them."""
 _PATIENCE = STOP_TIMEOUT + 2
 """Seconds from the order to stop until whoever is left is killed."""
 
@@ -128,6 +139,7 @@ class Supervisor:
     vacancies: list[_Vacancy] = field(default_factory=list)
     announced: set[Place] = field(default_factory=set)
     stopping: float | None = None  # the deadline, once we are stopping
+    asked: bool = False  # to read everything again
     up: bool = False  # every worker has served at least once
     failed: bool = False
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -136,6 +148,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Open, fork, watch, stop. Returns the exit status."""
+        allow_connections()  # connections pass through here when they change hands
         try:
             _make_state_folder(self.plan.config.store.url, self.identity)
             self._open(self.plan)
@@ -163,6 +176,8 @@ class Supervisor:
         opened: list[Place] = []
         try:
             for place in self._wanted(plan):
+                if place in self.sockets and _is_gone(place):
+                    self._close([place])
                 if place not in self.sockets:
                     kind, address = place
                     section = plan.config.policy if kind is Kind.POLICY else plan.config.milter
@@ -195,9 +210,9 @@ class Supervisor:
         return ours
 
     def _signalled(self, wakeup: socket.socket) -> None:
-        for number in wakeup.recv(256):
+        for number in wakeup.recv(4096):
             if number in (signal.SIGHUP, signal.SIGUSR1):  # USR1: the unit of Debian's opendkim reloads by it
-                self._reload()
+                self.asked = True
             elif number in (signal.SIGTERM, signal.SIGINT):
                 if self.stopping is None:
                     self._stop()
@@ -252,7 +267,7 @@ class Supervisor:
         self.selector.register(ours, selectors.EVENT_READ, worker)
 
     def _watch(self, wakeup: socket.socket) -> None:
-        for key, _ in self.selector.select(timeout=0.5 if self.vacancies or self.stopping else self._patience()):
+        for key, _ in self.selector.select(timeout=self._patience()):
             if key.fileobj is wakeup:
                 self._signalled(wakeup)
             elif key.data in self.workers:
@@ -263,14 +278,27 @@ class Supervisor:
             self.vacancies.remove(vacancy)
             self._fork(vacancy.kind, vacancy.places, vacancy.seat)
         self._house()
-        if self.stopping is None and (changed := self.sources.changed()):
+        if self.asked and not self._starting(now):
+            self.asked = False
+            self._reload()
+        elif self.stopping is None and (changed := self.sources.changed()):
             self._reload(changed)
         self._kill([worker for worker in self.workers if now - worker.heard > SILENCE])
         if self.stopping is not None and now > self.stopping:
             self._kill(self.workers)
 
+    def _starting(self, now: float) -> bool:
+        """True while workers have a moment more to begin. Another generation waits for them: a storm of signals would
+        else be as many generations at once."""
+        new = [worker for worker in self.workers if worker.generation == self.generation and not worker.ready]
+        return any(now < worker.started + _START for worker in new)
+
     def _patience(self) -> float:
-        """Seconds until the files are to be looked at."""
+        """Seconds until there is something to do without being told."""
+        if self.vacancies or self.stopping is not None or self.asked:
+            return 0.5
+        if self.homeless:  # whoever is to take them has to read on first
+            return 0.05
         return min(5.0, max(0.0, self.sources.due - time.monotonic()))
 
     def _heard(self, worker: _Worker) -> None:
@@ -399,6 +427,12 @@ class Supervisor:
         self.vacancies.clear()
         for worker in self.workers:
             control.say(worker.control, control.STOP)
+
+
+def _is_gone(place: Place) -> bool:
+    """True if somebody has removed the socket's file, so that nobody can come any more."""
+    path = place[1].path
+    return bool(path) and not Path(path).exists()
 
 
 def _log(plan: Plan) -> None:

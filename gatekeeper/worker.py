@@ -95,7 +95,6 @@ def live(
         stores.preload(plan.config.store.url)
         if kind is Kind.MILTER:
             import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
-        allow_connections()
         if identity is not None:
             identity.assume()
         uvloop.run(_serve(kind, plan, listeners, control, seat, detached))

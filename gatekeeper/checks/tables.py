@@ -73,10 +73,10 @@ class Tables:
 
     def _parse(self, type: str, path: Path, place: Place, values: bool) -> Table | None:
         try:
-            sources.note(path)
-            data = path.read_bytes()
-        except OSError as error:
-            self.problems.append(place.problem(f"cannot read {path}: {error.strerror}"))
+            data = sources.read(path)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else "not a path"
+            self.problems.append(place.problem(f"cannot read {path}: {reason}"))
             return None
         return self._keep(READERS[type], data, Actions(str(path), self._restrictions, values))
 

@@ -139,10 +139,10 @@ def read(words: Sequence[Word], folder: Path) -> tuple[Whom, list[Problem]]:
 def _file(word: Word, folder: Path, problems: list[Problem]) -> Iterator[str | IPv4Network | IPv6Network]:
     path = folder / word.value
     try:
-        sources.note(path)
-        lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
-    except OSError as error:
-        problems.append(Problem(str(path), 0, f"cannot be read: {error.strerror}"))
+        lines = sources.read(path).decode("utf-8", "surrogateescape").split("\n")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        problems.append(Problem(str(path), 0, f"cannot be read: {reason}"))
         return
     if len(lines) > _MOST:
         problems.append(Problem(str(path), _MOST, f"has more than {_MOST} lines"))

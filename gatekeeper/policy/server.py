@@ -96,13 +96,19 @@ class PolicyServer:
 
     async def retire(self, timeout: float, give: Give) -> None:  # noqa: ASYNC109 (how long peers have)
         """Stop accepting, because successors do: `give` them each connection as soon as no request of it is being
-        answered. One that cannot be given is tried again after its next request, and served until its peer closes it
-        or `timeout` seconds are over. Returns when the last has gone."""
+        answered. One that cannot be given now is tried again, and served until its peer closes it or `timeout` seconds
+        are over. Returns when the last has gone."""
         self._stop_accepting()
         self._give = give
+        self._pass_on()
+        await self._wait(timeout)
+
+    def _pass_on(self) -> None:
+        """Give away what can be given now. The way there holds some hundreds at a time: the rest goes later."""
         for connection in tuple(self._connections):
             connection.pass_on()
-        await self._wait(timeout)
+        if self._connections:
+            asyncio.get_running_loop().call_later(_PAUSE, self._pass_on)
 
     def _stop_accepting(self) -> None:
         for listener in self._listeners:

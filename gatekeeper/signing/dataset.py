@@ -89,10 +89,10 @@ def _kind(spec: str, base: Path) -> tuple[str, str]:
 
 def _read_file(kind: str, path: Path) -> tuple[DataSet, list[Problem]]:
     name = str(path)
-    sources.note(name)
     try:
         # Not UTF-8 by promise: bytes that are none survive as surrogates and match nothing.
-        text = path.read_text("utf-8", "surrogateescape")
+        text = sources.read(path).decode("utf-8", "surrogateescape")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
         return DataSet(name, kind, ()), [Problem(name, 0, f"cannot read the table: {reason}")]

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What befalls a running service when its files and its signals misbehave."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.service import Service, until
+
+QUESTION = (
+    b"request=smtpd_access_policy\nprotocol_state=RCPT\nhelo_name=localhost\nclient_address=192.0.2.1\n"
+    b"sender=a@example.com\nrecipient=b@example.org\ninstance=%d\nsasl_username=%s\n\n"
+)
+CONFIG = """\
+mynetworks = ["127.0.0.0/8"]
+[store]
+url = "memory:"
+[policy]
+listen = ["inet:127.0.0.1:0", "unix:{folder}/policy.sock"]
+workers = 1
+restrictions = ["ratelimit", "check_helo_access hash:helo"]
+[checks.ratelimit]
+user_messages = "0/1h"
+exceptions = "user:{folder}/users"
+"""
+QUICK = "from gatekeeper.sources import Watch; Watch.INTERVAL = Watch.SETTLED = 0.1"
+
+
+def ask(connection: socket.socket, number: int = 0, user: bytes = b"") -> bytes:
+    connection.sendall(QUESTION % (number, user))
+    answer = b""
+    while not answer.endswith(b"\n\n"):
+        data = connection.recv(4096)
+        assert data, answer
+        answer += data
+    return answer
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    # not tmp_path: workers that have given up root must be able to reach the socket's folder
+    with TemporaryDirectory(prefix="gatekeeper-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "helo").write_text("localhost REJECT generation 0\n")
+        (folder / "users").write_text("bob\n")
+        (folder / "gatekeeper.toml").write_text(CONFIG.format(folder=folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    running = Service(folder / "gatekeeper.toml", "policy", prelude=QUICK)
+    running.wait_for("^listening policy unix")
+    yield running
+    assert 0 == running.end()
+
+
+def test_a_name_file_of_a_limit_is_read_again_when_it_changes(service: Service, folder: Path) -> None:
+    with service.policy() as connection:
+        assert b"action=450 4.7.1" in ask(connection, 1, b"eve")
+        (folder / "users").write_text("bob\neve\n")
+        until(lambda: b"generation 0" in ask(connection, 2, b"eve"), "eve is an exception")
+
+
+@pytest.mark.parametrize("odd", [Path.mkdir, os.mkfifo], ids=["directory", "fifo"])
+def test_what_is_no_file_in_a_table_s_place_holds_nobody_up(service: Service, folder: Path, odd: object) -> None:
+    table = folder / "helo"
+    before = sum("not reloaded" in line for line in service.lines)
+    with service.policy() as connection:
+        table.unlink()
+        assert callable(odd)
+        odd(table)
+        service.wait_for(f"not reloaded: .*cannot read {table}: [iI]s ", before + 1)
+        assert b"generation" in ask(connection)
+        table.rmdir() if table.is_dir() else table.unlink()
+        table.write_text(f"localhost REJECT generation back {before}\n")
+        until(lambda: f"generation back {before}".encode() in ask(connection), "the table that is back answers")
+
+
+def test_a_storm_of_signals_makes_no_storm_of_workers(service: Service) -> None:
+    reloads = sum(line.endswith("INFO reloaded") for line in service.lines)
+    most = 0
+    for _ in range(50):
+        service.process.send_signal(signal.SIGHUP)
+        most = max(most, len(service.children()))
+    service.wait_for("INFO reloaded$", reloads + 1)
+    until(lambda: len(service.children()) == 1, "one worker is left")
+    # a worker, its successor, and one that is only about to leave
+    assert (True, True) == (most <= 3, sum(line.endswith("INFO reloaded") for line in service.lines) <= reloads + 4)
+
+
+def test_many_idle_connections_change_hands_at_once_and_the_old_worker_leaves(service: Service) -> None:
+    connections = [service.policy() for _ in range(700)]  # more than a control socket holds
+    try:
+        for connection in connections:
+            ask(connection)
+        old = service.children()
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: not set(old) & set(service.children()), "the old worker has given all away")
+        assert all(b"generation" in ask(connection) for connection in connections)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_a_socket_whose_file_was_removed_is_there_again_after_a_reload(service: Service, folder: Path) -> None:
+    path = folder / "policy.sock"
+    path.unlink()
+    service.process.send_signal(signal.SIGHUP)
+    until(path.exists, "the socket is there")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        until(lambda: connection.connect_ex(str(path)) == 0, "somebody listens")
+        assert b"generation" in ask(connection)
