@@ -50,16 +50,17 @@ class Digests:
         if not self._places:
             for place, field in enumerate(self._headers):
                 self._places.setdefault(field.name.lower(), []).append(place)
-        left: dict[bytes, list[int]] = {}
-        hashed = hashlib.sha256()
+        relaxed, left = signature.relaxed_header, dict[bytes, list[int]]()
+        lines = []
         for name in signature.names:
-            if name not in left:
+            places = left.get(name)
+            if places is None:
                 # it did not exist when it was signed, so it is never among what it selects
-                left[name] = [place for place in self._places.get(name, ()) if place != index]
-            if left[name]:
-                hashed.update(self.canonical(left[name].pop(), signature.relaxed_header) + b"\r\n")
-        hashed.update(canonical.header(unsigned(self._headers[index]), signature.relaxed_header))
-        return hashed.digest()
+                places = left[name] = [place for place in self._places.get(name, ()) if place != index]
+            if places:
+                lines.append(self.canonical(places.pop(), relaxed))
+        lines.append(canonical.header(unsigned(self._headers[index]), relaxed))
+        return hashlib.sha256(b"\r\n".join(lines)).digest()
 
     def canonical(self, place: int, relaxed: bool) -> bytes:
         """The canonical form of the field at `place`, without the final CRLF."""

@@ -211,32 +211,33 @@ _PREFERRED = (DkimResult.PASS, DkimResult.POLICY, DkimResult.FAIL, DkimResult.PE
 
 def _judge(finding: Dkim, signature: Signature, key: PublicKey | str, digest: bytes, intact: bool, length: int) -> Dkim:
     """The finding with one key: `digest` of the header, whether the body is `intact`, its canonical `length`."""
-    finding = replace(finding, tried=True)
     if isinstance(key, str):
-        return replace(finding, result=DkimResult.PERMERROR, reason=key)
-    finding = replace(finding, key_bits=key.bits, testing=key.testing)
+        return replace(finding, tried=True, result=DkimResult.PERMERROR, reason=key)
+    result, reason = _with(key, signature, digest, intact, length)
+    return replace(finding, tried=True, key_bits=key.bits, testing=key.testing, result=result, reason=reason)
+
+
+def _with(key: PublicKey, signature: Signature, digest: bytes, intact: bool, length: int) -> tuple[DkimResult, str]:
+    """The result, and the reason."""
     if not signature.algorithm.startswith(key.kind):
-        return replace(finding, result=DkimResult.PERMERROR, reason=f"the key is {key.kind}, the signature is not")
+        return DkimResult.PERMERROR, f"the key is {key.kind}, the signature is not"
     if key.strict and signature.identity_domain != signature.domain:
-        return replace(
-            finding, result=DkimResult.PERMERROR, reason="the key does not allow subdomains in the identity (t=s)"
-        )
+        return DkimResult.PERMERROR, "the key does not allow subdomains in the identity (t=s)"
     unsigned = 0 if signature.length is None else length - signature.length
     if unsigned < 0:
-        return replace(finding, result=DkimResult.FAIL, reason="the body is shorter than was signed (l=)")
+        return DkimResult.FAIL, "the body is shorter than was signed (l=)"
     if not intact:
-        return replace(finding, result=DkimResult.FAIL, reason="the body was changed after signing")
+        return DkimResult.FAIL, "the body was changed after signing"
     if not key.verifies(signature.b, digest):
-        reason = "the header was changed after signing, or signed with another key"
-        return replace(finding, result=DkimResult.FAIL, reason=reason)
+        return DkimResult.FAIL, "the header was changed after signing, or signed with another key"
     reason = f"{key.bits}-bit {key.kind} key"
     if key.too_short:
-        return replace(finding, result=DkimResult.POLICY, reason=f"a {reason} is too short to count (RFC 8301)")
+        return DkimResult.POLICY, f"a {reason} is too short to count (RFC 8301)"
     if unsigned and not signature.length:
-        return replace(finding, result=DkimResult.POLICY, reason="nothing of the body is signed (l=0)")
+        return DkimResult.POLICY, "nothing of the body is signed (l=0)"
     if unsigned:
         reason += f", the last {unsigned} bytes of the body are not signed (l=)"
-    return replace(finding, result=DkimResult.PASS, reason=reason)
+    return DkimResult.PASS, reason
 
 
 def _describe(signature: Signature) -> Dkim:

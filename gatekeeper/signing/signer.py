@@ -117,10 +117,8 @@ class Signer:
         self._lines = LineLimit(options.line_length_limit)
         self._body = canonical.BodyHash(options.body_canonicalization == "relaxed", options.body_length)
         self.names, chosen = _select(headers, options)
-        self._hash = sha256()
-        for field in chosen:
-            sent = broken_field(field, options.line_length_limit)
-            self._hash.update(canonical.header(sent, self._relaxed) + b"\r\n")
+        sent = (broken_field(field, options.line_length_limit) for field in chosen)
+        self._hash = sha256(b"".join([canonical.header(field, self._relaxed) + b"\r\n" for field in sent]))
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
