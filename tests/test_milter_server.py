@@ -276,7 +276,7 @@ def test_a_client_that_says_nonsense_is_dropped_and_the_next_is_served(socket_pa
 def test_what_is_offered_is_never_exceeded(socket_path: str) -> None:
     for steps in (0, 0x7F, 0x3FF, ALL_STEPS & ~0x80):
         with MilterClient(socket_path, steps=steps) as client:
-            # libmilter takes an MTA that offers nothing for one of the first version, which offered these (SMFI_V1_PROT)
+            # libmilter takes an MTA that offers nothing for one of version 1, which knew these (SMFI_V1_PROT)
             assert 0 == client.steps & ~(steps or 0x3F)
             client.open()
             assert "dmarc=pass" in results_of(client)
