@@ -28,6 +28,8 @@ _PAIR = re.compile(r'(\w+)=("[^"]*"|\S*)')
 WAITED = "waited"
 """The note of greylisting that says how long somebody has waited: a pair of its own, which the report of what it cost
 reads (delays.py)."""
+WHY = "why"
+"""What kept a message that looks ours from being signed: a pair of its own, which unsigned.py reads."""
 _LONGEST = 320
 """Bytes of a stranger's value that are written: enough for any valid address (RFC 5321 section 4.5.3.1)."""
 
@@ -145,6 +147,9 @@ def _pairs(decision: Decision, side: str) -> Iterator[tuple[str, str]]:
         steps = (step for step in decision.steps if step.applied and step.verdict.reason.startswith("greylist."))
         notes = (note for step in steps for note in step.notes)
         yield WAITED, next((note.found for note in notes if note.what == WAITED), "")
+    if "sign." in reasons and "sign.ok" not in reasons:
+        notes = (note for step in decision.steps if step.check == "sign" for note in reversed(step.notes))
+        yield WHY, next((f"{what}: {found}" for what, found in notes if not found.startswith("d=")), "")
     yield from _envelope(request)
 
 

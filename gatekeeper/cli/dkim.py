@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The keys that we sign with: dkim genkey, dkim testkey, dkim dns."""
+"""The keys that we sign with, and what they sign: dkim genkey, dkim testkey, dkim dns, dkim report."""
 
 import argparse
 import re
@@ -8,7 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, USAGE, Add, add_dns, add_json, print_json, resolving
+from gatekeeper.cli.shared import (
+    FINDING,
+    OK,
+    TEMPORARY,
+    USAGE,
+    Add,
+    add_dns,
+    add_json,
+    add_logs,
+    log_lines,
+    print_json,
+    print_lines,
+    resolving,
+)
 
 if TYPE_CHECKING:
     from gatekeeper.config import Config
@@ -27,6 +40,7 @@ def add_to(add: Add) -> None:
     """The commands of this file."""
     _add_genkey(add("dkim genkey", genkey, "make a key and its DNS record"))
     _add_testkey(add("dkim testkey", testkey, "compare the keys that are published with those that we sign with"))
+    _add_report(add("dkim report", report, "count from the log what was signed, what was not and why"))
     _add_dns(add("dkim dns", dns, "write the DNS records of the keys that we sign with"))
 
 
@@ -66,6 +80,11 @@ def _add_dns(command: argparse.ArgumentParser) -> None:
     form.add_argument("-u", "--nsupdate", action="store_true", help="commands for nsupdate(8)")
     add_json(form)
     command.add_argument("--ttl", metavar="SECONDS", type=int, default=3600, help="for nsupdate (3600)")
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    add_logs(command)
+    add_json(command)
 
 
 def _add_which(command: argparse.ArgumentParser) -> None:
@@ -219,6 +238,18 @@ def _written(records: "list[KeyRecord]", options: argparse.Namespace) -> Iterato
             yield "send"  # one by one: they may lie in several zones
         else:
             yield record.zone().rstrip("\n")
+
+
+def report(options: argparse.Namespace) -> int:
+    """The sum over all logs; 1 if mail that looked ours was not signed."""
+    from gatekeeper import unsigned
+
+    found = unsigned.read_unsigned(line for path in options.logs for line in log_lines(path))
+    if options.json:
+        print_json(unsigned.as_json(found))
+    else:
+        print_lines(unsigned.sentences(found))
+    return FINDING if found.missed else OK
 
 
 def _chosen(options: argparse.Namespace) -> "tuple[Config, list[tuple[str, str, PrivateKey | None]]]":

@@ -3,11 +3,23 @@
 
 import argparse
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, USAGE, Add, add_json, config_path, print_json, print_lines
+from gatekeeper.cli.shared import (
+    FINDING,
+    OK,
+    TEMPORARY,
+    USAGE,
+    Add,
+    add_json,
+    add_logs,
+    config_path,
+    log_lines,
+    print_json,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from gatekeeper.config import Config
@@ -25,8 +37,7 @@ def add_to(add: Add) -> None:
 
 
 def _add_report(command: argparse.ArgumentParser) -> None:
-    text = "a log with gatekeeper's lines, .gz too; - for standard input (journalctl -u gatekeeper -o cat | …)"
-    command.add_argument("logs", metavar="LOG", type=Path, nargs="+", help=text)
+    add_logs(command)
     add_json(command)
 
 
@@ -50,27 +61,12 @@ def report(options: argparse.Namespace) -> int:
     """The sum over all logs, which are to be given in order of time."""
     from gatekeeper import delays
 
-    found = delays.read_delays(line for path in options.logs for line in _lines(path))
+    found = delays.read_delays(line for path in options.logs for line in log_lines(path))
     if options.json:
         print_json(delays.as_json(found))
     else:
         print_lines(delays.sentences(found))
     return OK
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a log, one after the other: it may be large. Raises SystemExit with a sentence."""
-    import gzip
-
-    try:
-        if str(path) == "-":
-            yield from sys.stdin
-            return
-        with gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace") as log:
-            yield from log
-    except OSError as error:
-        print(f"gatekeeper: cannot read {path}: {error.strerror or error}", file=sys.stderr)
-        raise SystemExit(USAGE) from None
 
 
 def copy(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,6 +35,11 @@ def add_json(command: argparse._ActionsContainer) -> None:
 
 def add_dns(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dns", metavar="FILE", type=Path, help="the only DNS there is, instead of the real one")
+
+
+def add_logs(command: argparse.ArgumentParser) -> None:
+    text = "a log with gatekeeper's lines, .gz too; - for standard input (journalctl -u gatekeeper -o cat | …)"
+    command.add_argument("logs", metavar="LOG", type=Path, nargs="+", help=text)
 
 
 def add_session(command: argparse.ArgumentParser) -> None:
@@ -166,3 +171,18 @@ def print_json(value: object) -> None:
 def print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
+
+
+def log_lines(path: Path) -> Iterator[str]:
+    """The lines of a log, one after the other: it may be large. Raises SystemExit with a sentence."""
+    import gzip
+
+    try:
+        if str(path) == "-":
+            yield from sys.stdin
+            return
+        with gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace") as log:
+            yield from log
+    except OSError as error:
+        print(f"gatekeeper: cannot read {path}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(USAGE) from None
