@@ -15,7 +15,7 @@ from gatekeeper.auth.iprev import check_iprev
 from gatekeeper.policy.protocol import encode_answer
 from gatekeeper.request import UNKNOWN, Address, Client, Request, Stage
 from gatekeeper.resolver import MX, Answer, DNSError, Resolver
-from gatekeeper.verdict import Decision, Note, Outcome, Step, Verdict, printable
+from gatekeeper.verdict import Decision, Note, Outcome, Step, printable
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ def sentences(explanation: Explanation) -> Iterator[str]:
         yield from _looked_up(step.notes)
     yield ""
     yield _verdict(decision)
-    yield f"Postfix is answered: {answer(decision.verdict)}"
+    yield f"Postfix is answered: {answer(decision)}"
 
 
 def sentence(step: Step) -> str:
@@ -180,9 +180,9 @@ _SAYS = {
 }
 
 
-def answer(verdict: Verdict) -> str:
-    """The line that Postfix gets for `verdict`."""
-    return encode_answer(verdict).decode("ascii", "backslashreplace").strip()
+def answer(decision: Decision) -> str:
+    """The line that Postfix gets."""
+    return encode_answer(decision.verdict, decision.request).decode("ascii", "backslashreplace").strip()
 
 
 def _session(request: Request) -> str:
@@ -239,7 +239,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "reason": decision.judged.reason,
         "reasons": list(decision.reasons),
         "reply": decision.judged.reply,
-        "answer": answer(decision.verdict),
+        "answer": answer(decision),
     }
 
 

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`explain` says what the daemon then does: whatever the session, and whatever is remembered of the ones before."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gatekeeper import explain
+from gatekeeper.app import Plan, open_app, prepare
+from gatekeeper.config import load
+from gatekeeper.explain import Asked, NotingResolver
+from gatekeeper.policy.protocol import encode_answer
+from gatekeeper.request import parse_address
+from gatekeeper.resolver import TableResolver
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.readonly import ReadOnlyStore
+from gatekeeper.verdict import Decision
+from gatekeeper.zone import Zone
+from tests.test_config import no_postfix
+
+CONFIG = """\
+hostname = "mx.example.org"
+mynetworks = "10.0.0.0/8"
+local_domains = "example.org"
+[policy]
+client_restrictions = "check_client_access cidr:{ {198.51.100.0/24 DEFER_IF_REJECT later} {203.0.113.9 HOLD} }"
+helo_restrictions = "warn_if_reject reject_unknown_helo_hostname"
+sender_restrictions = "check_sender_access inline:{ {news.example = OK if=spf}, {bad.example = REJECT} }"
+recipient_restrictions = '''
+    permit_mynetworks, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname,
+    reject_non_fqdn_helo_hostname, reject_helo_ours, reject_unknown_sender_domain, reject_unknown_recipient_domain,
+    dnsbl, spf, reject_rbl_client other.lists.example, greylist'''
+[checks.ratelimit]
+client_messages = "6/1h"
+user_recipients = "3/1h"
+[checks.dnsbl]
+lists = "bl.lists.example"
+[checks.spf]
+mode = "enforce"
+[checks.greylist]
+clients = "all"
+learning = 0
+auto_allow = 1
+"""
+ZONE = Zone.parse(
+    """
+good.example MX 10 mail.good.example
+good.example TXT "v=spf1 ip4:192.0.2.0/24 -all"
+mail.good.example A 192.0.2.1
+1.2.0.192.in-addr.arpa PTR mail.good.example
+news.example MX 10 mail.good.example
+news.example TXT "v=spf1 ip4:203.0.113.0/24 ?all"
+broken.example MX !SERVFAIL
+broken.example A !SERVFAIL
+example.org A 192.0.2.99
+7.2.0.192.bl.lists.example A 127.0.0.2
+7.2.0.192.bl.lists.example TXT "spam"
+8.2.0.192.other.lists.example A !SERVFAIL
+"""
+)
+SESSIONS = st.builds(
+    Asked,
+    address=st.sampled_from(["192.0.2.1", "192.0.2.7", "192.0.2.8", "198.51.100.1", "203.0.113.9", "10.0.0.1"]).map(
+        parse_address
+    ),
+    helo=st.sampled_from(["mail.good.example", "localhost", "mx.example.org", "b!d", "[192.0.2.1]", f"{'x.' * 120}y"]),
+    sender=st.sampled_from(
+        ["", "a@good.example", "x@news.example", "x@bad.example", "a@broken.example", "a@none.test"]
+    ),
+    recipient=st.sampled_from(
+        ["b@example.org", "postmaster@example.org", "c@elsewhere.test", "Postmaster", f"{'x' * 400}@example.org"]
+    ),
+    sasl_user=st.sampled_from(["", "", "alice"]),
+)
+STEPS = st.lists(st.tuples(SESSIONS, st.sampled_from([1, 400, 4000])), min_size=1, max_size=12)
+
+
+def said(decision: Decision) -> list[tuple[str, str]]:
+    return [(step.check, step.verdict.reason) for step in decision.steps]
+
+
+async def check(plan: Plan, steps: list[tuple[Asked, int]]) -> None:
+    now = 1e9
+
+    def clock() -> float:
+        return now
+
+    store = MemoryStore(clock)
+    await store.secret()
+    app = await open_app(plan, resolver=TableResolver(ZONE), store=store, clock=clock)
+    for number, (asked, wait) in enumerate(steps):
+        now += wait
+        resolver = NotingResolver(TableResolver(ZONE))
+        looking = await open_app(plan, resolver=resolver, store=ReadOnlyStore(store, clock), clock=clock)
+        told = await explain.explain(looking, resolver, asked)
+        decision, context = await app.decide(replace(told.decision.request, instance=str(number)))
+        wire = encode_answer(decision.verdict, decision.request).decode().strip()
+        assert said(decision) == said(told.decision)
+        assert wire == explain.as_json(told)["answer"]
+        assert wire in list(explain.sentences(told))[-1]
+        await context.settle(decision)
+        await looking.close()
+    await app.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_what_explain_says_the_daemon_does(tmp_path: Path, steps: list[tuple[Asked, int]]) -> None:
+    file = tmp_path / "gatekeeper.toml"
+    file.write_text(CONFIG)
+    asyncio.run(check(prepare(load(file, no_postfix)), steps))
