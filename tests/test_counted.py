@@ -18,7 +18,7 @@ from gatekeeper.facts import Facts
 from gatekeeper.message import parse
 from gatekeeper.pipeline import END_OF_DATA, Context, Pipeline
 from gatekeeper.reports.aggregate import Authenticated, Report
-from gatekeeper.reports.counted import KEPT, MOST_ROWS, SHARES, Counted, buckets, reports_of
+from gatekeeper.reports.counted import KEPT, MOST_ROWS, SHARES, Counted, bucket, reports_of, rows_of
 from gatekeeper.reports.summary import summarise
 from gatekeeper.request import Stage
 from gatekeeper.resolver import TableResolver
@@ -79,10 +79,7 @@ class World:
         await context.settle(decision)
 
     async def reports(self) -> list[Report]:
-        rows: dict[bytes, int] = {}
-        for bucket in buckets(Keys(b"secret"), DAY):
-            rows |= await self.store.tallies(bucket)
-        return reports_of(rows, DAY, "mx.example.net")
+        return reports_of(await rows_of(self.store, Keys(b"secret"), DAY), DAY, "mx.example.net")
 
 
 async def test_messages_that_are_alike_are_one_row() -> None:
@@ -175,9 +172,17 @@ async def test_each_record_that_was_published_in_a_day_has_its_own_report() -> N
     assert 2 == len({report.number for report in await world.reports()})
 
 
-def test_days_and_shares_have_keys_of_their_own() -> None:
-    keys = {*buckets(Keys(b"a"), DAY), *buckets(Keys(b"b"), DAY), *buckets(Keys(b"a"), DAY.replace(day=23))}
-    assert 3 * SHARES == len(keys)
+async def test_each_day_and_each_store_has_keys_of_its_own() -> None:
+    world = World()
+    await world.mail("reject.example")
+    assert 1 == len(await rows_of(world.store, Keys(b"secret"), DAY.replace(hour=23)))
+    assert {} == await rows_of(world.store, Keys(b"other"), DAY)
+    assert {} == await rows_of(world.store, Keys(b"secret"), DAY.replace(day=23))
+
+
+async def test_domains_share_buckets_evenly() -> None:
+    used = {bucket(Keys(b"secret"), 0, f"d{number}.example") for number in range(1000)}
+    assert SHARES == len(used)
 
 
 @given(st.builds(
@@ -206,8 +211,7 @@ async def counts(state: Path) -> list[int]:
     """How often each row of today was counted, in the store at `state`."""
     store = SqliteStore(state, read_only=True)
     try:
-        of_today = buckets(Keys(await store.secret()), datetime.now(UTC))
-        return [count for bucket in of_today for count in (await store.tallies(bucket)).values()]
+        return [*(await rows_of(store, Keys(await store.secret()), datetime.now(UTC))).values()]
     finally:
         await store.close()
 

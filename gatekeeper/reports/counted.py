@@ -19,11 +19,11 @@ from gatekeeper.auth.dmarc import Dmarc, DmarcResult
 from gatekeeper.auth.dmarc_record import Record
 from gatekeeper.auth.spf import Spf, SpfResult
 from gatekeeper.reports.aggregate import Authenticated, Report, Row
-from gatekeeper.store import Keys
+from gatekeeper.store import Keys, Store
 
 SHARES = 64
 MOST_ROWS = 2000
-"""Rows a bucket: with SHARES buckets of rows of about 300 bytes, a day is at most 40 MB."""
+"""Rows a bucket: with SHARES buckets of rows of mostly 300 bytes, a day that is full takes 40 MB."""
 KEPT = 3 * 86400.0
 """Seconds since a row was last counted: reports are due on the day after."""
 _VERSION = 1
@@ -113,9 +113,12 @@ def bucket(keys: Keys, now: float, domain: str) -> str:
     return _bucket(keys, datetime.fromtimestamp(now, UTC), share)
 
 
-def buckets(keys: Keys, day: datetime) -> list[str]:
-    """All keys of a UTC day."""
-    return [_bucket(keys, day, share) for share in range(SHARES)]
+async def rows_of(store: Store, keys: Keys, day: datetime) -> dict[bytes, int]:
+    """All rows of a UTC day with their counts, for `reports_of`. Raises StoreError."""
+    rows: dict[bytes, int] = {}
+    for share in range(SHARES):
+        rows |= await store.tallies(_bucket(keys, day, share))
+    return rows
 
 
 def _bucket(keys: Keys, day: datetime, share: int) -> str:
