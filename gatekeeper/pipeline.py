@@ -14,12 +14,13 @@ decision: `Context.after`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
+from gatekeeper.begun import together
 from gatekeeper.dnslists import Asking, Lists
 from gatekeeper.facts import Facts
 from gatekeeper.request import Address, Request, Stage
@@ -93,7 +94,7 @@ class Site:
         )
 
 
-Callback = Callable[[Decision], Awaitable[None]]
+Callback = Callable[[Decision], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,13 +149,11 @@ class Context:
         return notes
 
     async def settle(self, decision: Decision) -> None:
-        """Run the side effects. One that fails is logged and does not stop the next, nor the answer."""
+        """Run the side effects: what they write goes out together. One that fails is logged and stops no other."""
         callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            try:
-                await callback(decision)
-            except Exception:
-                logger.exception("a side effect failed")
+        for error in await together(callback(decision) for callback in callbacks):
+            if error is not None:
+                logger.error("a side effect failed", exc_info=error)
 
 
 @runtime_checkable

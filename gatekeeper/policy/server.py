@@ -205,8 +205,6 @@ class PolicyServer:
             return
         finally:
             send(answer)
-        # uvloop writes at the end of its round: without this one, side effects on an inline store would come first.
-        await asyncio.sleep(0)
         try:
             if logger.isEnabledFor(logging.INFO):
                 logger.info("%s", decision_line(decision, "policy"))
