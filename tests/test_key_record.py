@@ -270,6 +270,12 @@ def test_all_keys_of_the_table_are_tested_when_none_is_named(tables: Path, capsy
     assert "3 keys: 2 good" in error
 
 
+def test_a_private_key_that_cannot_be_read_is_a_finding(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tables / "one.private").unlink()
+    status, said, _ = gatekeeper(capsys, "dkim", "testkey", "-d", "example.com", "--dns", tables / "dns.zone")
+    assert (1, True) == (status, "the private key cannot be read" in said)
+
+
 def test_dns_that_does_not_answer_is_no_finding(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tables / "dns.zone").write_text("good._domainkey.example.com TXT !TIMEOUT")
     status, said, _ = gatekeeper(capsys, "dkim", "testkey", "-d", "example.com", "--dns", tables / "dns.zone")

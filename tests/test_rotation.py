@@ -217,8 +217,8 @@ def test_a_key_that_stands_in_the_table_itself_gets_a_file(tmp_path: Path, capsy
         ("k %:mail:{keys}/mail.private\n", ["--older", "0s"], "signs for any domain (%)"),
         ("k %:mail:{keys}/%.private\n", ["--older", "0s"], "give this one its own"),
         ("k example.com:mail:{keys}/none.private\n", ["example.com"], "cannot be read"),
-        (LINE, ["example.org"], "have no key of example.org"),
-        (LINE, ["example.com", "-s", "other"], "have no key of example.com with selector other"),
+        (LINE, ["example.org"], "have no key example.org"),
+        (LINE, ["example.com", "-s", "other"], "have no key example.com with selector other"),
     ],
 )
 def test_what_cannot_be_rotated_is_named(
@@ -228,6 +228,19 @@ def test_what_cannot_be_rotated_is_named(
     write_key(tmp_path / "keys" / "example.com.private")
     status, told = relay.rotate(*arguments)
     assert (1, True, []) == (status, said in told, relay.states)
+
+
+def test_a_key_that_is_in_use_again_is_not_taken_for_retired(relay: Relay) -> None:
+    relay.rotate("-s", "mail")
+    relay.publish()
+    relay.rotate()
+    relay.table.write_text(LINE.format(keys=relay.folder / "keys"))
+    status, said = relay.rotate("--after", "0s")
+    assert (75, "active", True) == (status, relay.states[0].stage, "the tables name selector mail again" in said)
+    write_key(relay.folder / "keys" / "other.private")
+    relay.table.write_text(f"k example.com:other:{relay.folder}/keys/other.private\n")
+    _, said = relay.rotate("--after", "0s")
+    assert f"the tables do not name selector {NEW} any more; mend them, or remove {relay.folder}/keys/" in said
 
 
 def test_only_one_rotates_at_a_time(relay: Relay) -> None:

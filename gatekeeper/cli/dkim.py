@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from gatekeeper.cli.shared import (
     FINDING,
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
     from gatekeeper.resolver import Resolver
     from gatekeeper.signing.keys import PrivateKey
     from gatekeeper.signing.tables import TableKey
+
+
+class _Key(NamedTuple):
+    """One key that the command line means. `ours` is one of the tables: it must have a private key."""
+
+    domain: str
+    selector: str
+    private: "PrivateKey | None"
+    ours: bool = True
+
 
 _SELECTOR = re.compile(
     r"(?=.{1,200}$)[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*"
@@ -149,17 +159,21 @@ def genkey(options: argparse.Namespace) -> int:
 
 def testkey(options: argparse.Namespace) -> int:
     """Each key in a line with what there is to know about it."""
+    from gatekeeper.published import Remark
     from gatekeeper.published.dkim import examine
 
     config, keys = _chosen(options)
 
     async def work(resolver: "Resolver") -> int:
-        found = [await examine(resolver, domain, selector, private) for domain, selector, private in keys]
+        found = [await examine(resolver, key.domain, key.selector, key.private) for key in keys]
+        for one, key in zip(found, keys, strict=True):
+            if key.ours and key.private is None:
+                one.remarks.append(Remark(True, "the private key cannot be read, so that nothing is signed with it"))
         if options.json:
             print_json([_as_json(one) for one in found])
         else:
-            for one, (_, _, private) in zip(found, keys, strict=True):
-                _tell(one, private, options.verbose)
+            for one, key in zip(found, keys, strict=True):
+                _tell(one, key.private, options.verbose)
             if len(found) != 1:
                 print(f"{len(found)} keys: {sum(one.good for one in found)} good", file=sys.stderr)
         if all(one.good for one in found):
@@ -208,7 +222,7 @@ def dns(options: argparse.Namespace) -> int:
     from gatekeeper.signing.keys import BadKey
 
     status, records = OK, []
-    for domain, selector, private in _chosen(options)[1]:
+    for domain, selector, private, _ in _chosen(options)[1]:
         what = "there is no private key that can be read; -k names one"
         try:
             if private is not None:
@@ -252,9 +266,8 @@ def report(options: argparse.Namespace) -> int:
     return FINDING if found.missed else OK
 
 
-def _chosen(options: argparse.Namespace) -> "tuple[Config, list[tuple[str, str, PrivateKey | None]]]":
-    """The configuration, and domain, selector and private key of each key that the command line means. Raises
-    SystemExit with a sentence."""
+def _chosen(options: argparse.Namespace) -> "tuple[Config, list[_Key]]":
+    """The configuration, and each key that the command line means. Raises SystemExit with a sentence."""
     config = the_config(options)
     domain = options.domain and domain_name(options.domain)
     selector = options.selector and selector_name(options.selector)
@@ -269,7 +282,7 @@ def _chosen(options: argparse.Namespace) -> "tuple[Config, list[tuple[str, str, 
             print(problem, file=sys.stderr)
         if private is None:
             raise SystemExit(USAGE)
-        return config, [(domain, selector, private)]
+        return config, [_Key(domain, selector, private)]
     keys = table_keys(config)
     found = [key for key in keys if domain in (None, key.domain) and selector in (None, key.selector)]
     for key in found:
@@ -279,11 +292,11 @@ def _chosen(options: argparse.Namespace) -> "tuple[Config, list[tuple[str, str, 
     chosen = {(key.domain, key.selector): key.private for key in found if key.domain != "%"}
     if not chosen and domain and selector:
         # What others sign with in our name has a record, too.
-        return config, [(domain, selector, None)]
+        return config, [_Key(domain, selector, None, ours=False)]
     if not chosen:
         which = " ".join(filter(None, (domain and f"of {domain}", selector and f"with selector {selector}")))
         usage(f"there is no key {which}".rstrip() + " in the tables of [signing]; name one with -d, -s and -k")
-    return config, [(domain, selector, private) for (domain, selector), private in chosen.items()]
+    return config, [_Key(domain, selector, private) for (domain, selector), private in chosen.items()]
 
 
 def table_keys(config: "Config") -> "list[TableKey]":

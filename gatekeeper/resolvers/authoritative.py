@@ -47,7 +47,8 @@ class Voice:
     trouble: str = ""
 
     def __str__(self) -> str:
-        return f"{self.server} ({self.address})" if self.address else self.server
+        name = printable(self.server)
+        return f"{name} ({self.address})" if self.address else name
 
 
 class Authorities(Protocol):

@@ -60,7 +60,7 @@ class Plans:
     def due(self, wanted: Wanted, key: Configured, past: State | None) -> bool:
         """Whether to begin: a key that is named, unless it is the outcome of a rotation; or one that is old enough."""
         if wanted.older is None:
-            return bool(wanted.domain) and past is None
+            return wanted.is_named and past is None
         return key.made is not None and (self._world.now() - key.made).total_seconds() >= wanted.older
 
     def begin(self, key: Configured) -> Placed:

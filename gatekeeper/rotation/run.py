@@ -37,12 +37,11 @@ async def rotate(world: World, wanted: Wanted) -> Run:
                     going.append(plans.begin(key))
                 except Refused as refused:
                     run.refused.append(str(refused))
-            elif past is not None and wanted.domain:
+            elif past is not None and wanted.is_named:
                 run.outcomes.append(Outcome(past))
         for folder, state in going:
             run.outcomes.append(await Rotation(world, tables, folder, state).advance())
-    if wanted.domain and wanted.older is None and not (run.outcomes or run.refused):
-        which = f"{wanted.domain} with selector {wanted.selector}" if wanted.selector else wanted.domain
+    if wanted.is_named and wanted.older is None and not (run.outcomes or run.refused):
         what = [problem for problem in tables.problems if not problem.warning]
-        raise Refused("\n".join([f"the tables of [signing] have no key of {which}", *map(str, what)]))
+        raise Refused("\n".join([f"the tables of [signing] have no key {wanted}", *map(str, what)]))
     return run

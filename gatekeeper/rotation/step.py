@@ -52,6 +52,7 @@ class Rotation:
         self._tables = tables
         self._folder = folder
         self._out = Outcome(state)
+        self._was_active = state.active is not None
 
     @property
     def _state(self) -> State:
@@ -176,6 +177,8 @@ class Rotation:
     def _retire(self) -> None:
         state, world = self._state, self._world
         assert state.active is not None
+        if self._was_active:
+            self._check_tables()
         left = state.active + world.in_flight - world.now()
         if left > timedelta():
             what = f"mail that was signed with {state.old.selector} is on its way for"
@@ -189,6 +192,18 @@ class Rotation:
         self._out.next += [revoked(state.old.selector, domain) for domain in state.domains]
         if state.old.path:
             self._out.next.append(f"the old private key was left in {state.old.path}; remove it once that is done")
+
+    def _check_tables(self) -> None:
+        """Raise Refused if somebody has changed the tables since: then the old key may well be in use."""
+        state, tables = self._state, self._tables
+        file = self._folder / state.file_name
+        if tables.signs(state.domains, state.old.selector):
+            what = f"the tables name selector {state.old.selector} again"
+        elif not tables.has(state.domains, state.new):
+            what = f"the tables do not name selector {state.new.selector} any more"
+        else:
+            return
+        raise Refused(f"{what}; mend them, or remove {file} to give this rotation up")
 
 
 def _lagging(voices: Iterable[Voice], key: PrivateKey, name: str) -> Iterator[str]:

@@ -33,6 +33,14 @@ class Wanted:
     selector: str = ""
     older: float | None = None
 
+    @property
+    def is_named(self) -> bool:
+        """Whether a key is meant by its name."""
+        return bool(self.domain or self.selector)
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.domain, self.selector and f"with selector {self.selector}")))
+
 
 @dataclass(frozen=True, slots=True)
 class Configured:
@@ -87,6 +95,10 @@ class Tables:
     def has(self, domains: Iterable[str], which: Which) -> bool:
         """Whether this key is configured for all of `domains`."""
         return all((domain, which) in self._there for domain in domains)
+
+    def signs(self, domains: Iterable[str], selector: str) -> bool:
+        """Whether any of `domains` has a key with this selector, wherever the key lies."""
+        return any(which.selector == selector and domain in domains for domain, which in self._there)
 
     def folder_of(self, which: Which) -> Path:
         """Where the state of its rotation and the new key lie: beside the old key; for one without a file, beside the
