@@ -39,9 +39,9 @@ async def test_an_entry_is_found(table: str, sender: str, expected: str) -> None
         ("inline:{}", "'{}' is no table"),
         ("inline:{ a }", "'a' is no entry"),
         ("inline:{ =REJECT }", "'=REJECT' is no entry"),
-        ("inline:{ a=NONSENSE }", "unknown restriction 'NONSENSE'"),
+        ("inline:{ a=NONSENSE }", "unknown action 'NONSENSE'"),
         ("inline:{ a= }", "the entry has no action"),
-        ("static:NONSENSE", "unknown restriction 'NONSENSE'"),
+        ("static:NONSENSE", "unknown action 'NONSENSE'"),
     ],
 )
 def test_a_mistake_is_named_at_the_line_of_the_list(table: str, what: str) -> None:
