@@ -6,12 +6,13 @@ asked. The store is read and never written.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gatekeeper import zonekey
 from gatekeeper.app import App
 from gatekeeper.auth.iprev import check_iprev
+from gatekeeper.pipeline import DATA, END_OF_DATA
 from gatekeeper.policy.protocol import encode_answer
 from gatekeeper.request import UNKNOWN, Address, Client, Request, Stage
 from gatekeeper.resolver import MX, Answer, DNSError, Resolver
@@ -74,12 +75,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The decision, what was looked up before it began, and what the milter decided when the client connected, where
-    connections are limited."""
+    """The decision, what was looked up before it began, what the milter decided when the client connected, where
+    connections are limited, and what is decided `later`, at DATA and at the end of the message, where lists say so."""
 
     decision: Decision
     before: tuple[Note, ...] = ()
     connection: Decision | None = None
+    later: tuple[Decision, ...] = ()
 
 
 async def explain(app: App, resolver: NotingResolver, asked: Asked, *, probe: bool = False) -> Explanation:
@@ -100,7 +102,13 @@ async def explain(app: App, resolver: NotingResolver, asked: Asked, *, probe: bo
         if app.connections.limited:
             connects = Request(stage=Stage.CONNECT, client=question.client, instance=app.connections.new())
             connection, _ = await app.decide_connection(connects)
-        return Explanation(await pipeline.decide(question, context), tuple(before), connection)
+        decision = await pipeline.decide(question, context)
+        later = []
+        if question.stage is Stage.RCPT and not decision.verdict.refuses:
+            for name, stage in ((DATA, Stage.DATA), (END_OF_DATA, Stage.END_OF_MESSAGE)):
+                if pipeline.lists.get(name):
+                    later.append(await pipeline.decide(replace(question, stage=stage, recipient_count=1), context))
+        return Explanation(decision, tuple(before), connection, tuple(later))
     finally:
         facts.close()
 
@@ -146,6 +154,11 @@ def sentences(explanation: Explanation) -> Iterator[str]:
         for step in explanation.connection.steps:
             yield f"  {step.check}: {sentence(step)}"
             yield from _looked_up(step.notes)
+    for one in (decision, *explanation.later):
+        yield from _decided(one)
+
+
+def _decided(decision: Decision) -> Iterator[str]:
     listed = ""
     for step in decision.steps:
         if step.list != listed:
@@ -240,6 +253,10 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "reasons": list(decision.reasons),
         "reply": decision.judged.reply,
         "answer": answer(decision),
+        "later": [
+            {"stage": str(one.request.stage), "steps": [_step(step) for step in one.steps], "answer": answer(one)}
+            for one in explanation.later
+        ],
     }
 
 

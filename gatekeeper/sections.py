@@ -73,7 +73,7 @@ def default_store() -> str:
 
 class StoreOptions(Section):
     url: StrictStr = Field(default_factory=default_store)
-    timeout: Duration = 0.1
+    timeout: Duration = 0.08
 
 
 class RestrictionLists(Section):

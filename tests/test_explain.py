@@ -112,3 +112,18 @@ def test_what_explain_says_the_daemon_does(tmp_path: Path, steps: list[tuple[Ask
     file = tmp_path / "gatekeeper.toml"
     file.write_text(CONFIG)
     asyncio.run(check(prepare(load(file, no_postfix)), steps))
+
+
+async def test_what_lists_say_at_data_and_at_the_end_of_the_message_is_told_too(tmp_path: Path) -> None:
+    file = tmp_path / "gatekeeper.toml"
+    file.write_text(
+        '[policy]\nrestrictions = "permit"\ndata_restrictions = "permit_mynetworks, reject_multi_recipient_bounce"\n'
+        'end_of_data_restrictions = "check_sender_access inline:{ {a.example = HOLD big} }"\n'
+    )
+    resolver = NotingResolver(TableResolver(ZONE))
+    app = await open_app(prepare(load(file, no_postfix)), resolver=resolver, store=MemoryStore())
+    asked = Asked(address=parse_address("192.0.2.1"), helo="x.example", sender="b@a.example", recipient="c@d.example")
+    told = await explain.explain(app, resolver, asked)
+    assert ["action=DUNNO", "action=HOLD big"] == [one["answer"] for one in explain.as_json(told)["later"]]
+    assert "Postfix is answered: action=HOLD big" == list(explain.sentences(told))[-1]
+    await app.close()
