@@ -55,7 +55,7 @@ def opendmarc(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libopendmarc.so.2")
     except OSError:
-        missing("libopendmarc is not installed: apt-get install opendmarc")
+        missing("libopendmarc is not installed: apt-get install libopendmarc2")
     suffixes: Path = tmp_path_factory.mktemp("opendmarc") / "suffixes"
     suffixes.write_text("com\nuk\nco.uk\n")
     assert 0 == library.opendmarc_policy_library_init(ctypes.byref(_Library(1, str(suffixes).encode())))
