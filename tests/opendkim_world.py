@@ -35,9 +35,10 @@ from tests.service import until
 ACCEPT, DISCARD, REJECT, TEMPFAIL, SKIP = b"a", b"d", b"r", b"t", b"s"
 
 _NURSERY = """
-import os, sys
+import gc, os, sys
 import gatekeeper.app, gatekeeper.milter.server, gatekeeper.opendkim, gatekeeper.supervisor
 from gatekeeper.cli import main
+gc.freeze()
 for line in sys.stdin:
     child = os.fork()
     if not child:

@@ -2,13 +2,14 @@
 """`gatekeeper opendkim` and `import-opendkim` as a postmaster meets them."""
 
 import grp
+import io
 import os
 import pwd
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper import config, sockets
+from gatekeeper.cli import main
 from gatekeeper.opendkim import load, query, toml
 from gatekeeper.opendkim.deviations import DEVIATIONS
 from gatekeeper.opendkim.options import OPTIONS, Fate
@@ -57,9 +59,27 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a process of its own."""
     command = [sys.executable, "-m", "gatekeeper", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """What a command says, called in this process: a new one costs a second."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            status: object = main(arguments)
+        except SystemExit as end:
+            status = end.code
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 ONE = "Domain example.com\nSelector mail\nKeyFile {f}/mail.private\nSocket local:{f}/sock\nRequireSafeKeys no\n"
@@ -203,7 +223,7 @@ def test_no_question_upsets_a_data_set(text: str) -> None:
 def test_it_goes_into_the_background_reloads_and_ends_as_debians_unit_wants_it(folder: Path) -> None:
     need_milter()
     path = written(folder, ONE + "Syslog no\nPidFile {f}/pid\nUMask 007\n")
-    done = run("opendkim", "-x", str(path))
+    done = started("opendkim", "-x", str(path))
     assert 0 == done.returncode, done.stderr
     pid = int((folder / "pid").read_text())
     try:
@@ -231,7 +251,7 @@ def signs(socket: Path) -> bool:
 def test_an_error_at_the_start_reaches_whoever_waits_for_the_background(folder: Path) -> None:
     need_milter()
     (folder / "in the way").write_text("")
-    done = run("opendkim", "-x", str(written(folder, "Mode v\n")), "-p", f"local:{folder}/in the way")
+    done = started("opendkim", "-x", str(written(folder, "Mode v\n")), "-p", f"local:{folder}/in the way")
     assert 69 == done.returncode
     assert "a file that is no socket is in the way" in done.stderr
 
@@ -245,7 +265,7 @@ def test_who_holds_the_socket_is_named(folder: Path, where: str) -> None:
     with subprocess.Popen([require_program("opendkim", "opendkim"), "-f", "-x", str(conf)]) as theirs:
         try:
             until(lambda: holder(address.split("@")[0].split(":")[1]), "opendkim listens")
-            done = run("opendkim", "-f", "-x", str(written(folder, f"Mode v\nSocket {address}\n")))
+            done = started("opendkim", "-f", "-x", str(written(folder, f"Mode v\nSocket {address}\n")))
         finally:
             theirs.kill()
     assert 69 == done.returncode

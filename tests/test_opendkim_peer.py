@@ -323,13 +323,14 @@ def test_networks_with_host_bits_are_the_deviation_that_is_wanted(tmp_path: Path
 def test_a_pattern_matches_what_it_matches_in_opendkim(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "table").write_text(f"{pattern} yes\n")
     compiled = dataset.pattern(pattern, ignore_case=False)
-    for text in ("a.x", "a+x", "ax", "aax", "x", "a", "b", "bx", "0x", r"a\yx", "]x", "ab.x"):
-        run = subprocess.run(
-            [require_program("opendkim", "opendkim"), "-Q"],
-            input=f"refile:{tmp_path}/table\n{text}/1\n",
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        assert ("'yes'" in run.stdout) == bool(compiled.search(text)), text
+    texts = ("a.x", "a+x", "ax", "aax", "x", "a", "b", "bx", "0x", r"a\yx", "]x", "ab.x")
+    run = subprocess.run(
+        [require_program("opendkim", "opendkim"), "-Q"],
+        input=f"refile:{tmp_path}/table\n" + "".join(f"{text}/1\n" for text in texts),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    answers = re.findall(r"'yes'|record not found", run.stdout)
+    assert [bool(compiled.search(text)) for text in texts] == [answer == "'yes'" for answer in answers]
