@@ -143,7 +143,8 @@ class _Reader:
             specs, names = self._one_key(), ("signing.key_file", "signing.domains")
         keys, problems = KeyTable.read(specs[0], names[0], base=config.folder, files=files)
         table, found = SigningTable.read(specs[1], keys, names[1], base=config.folder)
-        self.problems += problems + found
+        # of one key, that it is missing says nothing more
+        self.problems += problems if problems and options.key_table is None else problems + found
         return keys, table
 
     def _one_key(self) -> tuple[_Spec, _Spec]:

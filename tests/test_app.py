@@ -133,7 +133,8 @@ def test_tables_and_keys_are_relative_to_the_configuration(tmp_path: Path) -> No
     (tmp_path / "KeyTable").write_text("k example.com:s:./key.pem\n")
     (tmp_path / "SigningTable").write_text("*@example.com k\n")
     found = complaints(tmp_path, '[signing]\nkey_table = "KeyTable"\nsigning_table = "refile:SigningTable"')
-    assert ["key.pem: cannot read the private key: No such file or directory"] == found
+    what = f"cannot read the private key, named in {tmp_path}/KeyTable:1: No such file or directory"
+    assert [f"key.pem: {what}"] == found
 
 
 def test_a_signing_table_needs_a_key_table(tmp_path: Path) -> None:

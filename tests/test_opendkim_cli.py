@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper import config, sockets
+from gatekeeper import app, config, sockets
 from gatekeeper.cli import main
 from gatekeeper.opendkim import load, query, toml
 from gatekeeper.opendkim.deviations import DEVIATIONS
@@ -124,6 +124,8 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
     [
         ("Mode x", "Mode: 'x' is no mode; allowed: s (sign), v (verify), sv"),
         ("Selector x", "Selector: it needs a KeyFile"),
+        ("Socket 8891", "Socket: '8891' is a path for OpenDKIM; for a port write inet:8891@localhost"),
+        ("PeerList {f}/gone", "PeerList: cannot read the table {f}/gone: No such file or directory; mend the path"),
         ("SigningTable {f}/SigningTable", "SigningTable: it names keys of a KeyTable, and there is none"),
         ("KeyTable {f}/KeyTable", "KeyTable: nothing says who signs with these keys; write a SigningTable too"),
         ("On-BadSignature maybe", ("On-BadSignature: 'maybe' is no action; allowed: accept (a), discard (d), "
@@ -144,10 +146,18 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
 def test_a_mistake_is_said_of_opendkim_conf(folder: Path, text: str, expected: str) -> None:
     path = written(folder, f"\n{text}\n")
     with pytest.raises(ConfigError) as caught:
-        load(path, ask=no_postfix, need_socket=False)
-    assert [f"{path}:2: {expected}"] == [
-        str(problem)[: len(f"{path}:2: {expected}")] for problem in caught.value.problems
-    ]
+        app.prepare(load(path, ask=no_postfix, need_socket=False).config)
+    said = f"{path}:2: {expected.replace('{f}', str(folder))}"
+    assert [said] == [str(problem)[: len(said)] for problem in caught.value.problems]
+
+
+def test_of_one_key_that_cannot_be_used_only_the_key_is_named(folder: Path) -> None:
+    (folder / "mail.private").unlink()
+    done = run("opendkim", "-n", "-x", str(written(folder, ONE)))
+    assert (78, [f"{folder}/mail.private: cannot read the private key: No such file or directory"]) == (
+        done.returncode,
+        done.stderr.splitlines(),
+    )
 
 
 def test_a_mistake_in_a_table_ends_with_78_and_its_place(folder: Path) -> None:
@@ -235,6 +245,24 @@ def test_it_goes_into_the_background_reloads_and_ends_as_debians_unit_wants_it(f
     finally:
         os.kill(pid, signal.SIGTERM)
     until(lambda: not (folder / "pid").exists(), "the pid file is gone")
+
+
+def test_a_reload_over_a_mistake_is_refused_in_the_log_and_the_old_configuration_signs_on(folder: Path) -> None:
+    need_milter()
+    path, log = written(folder, ONE), folder / "log"
+    good, place = path.read_text(), f"{path}:{ONE.count(chr(10)) + 1}: "
+    command = [sys.executable, "-m", "gatekeeper", "opendkim", "-f", "-x", str(path)]
+    with log.open("wb") as writes, subprocess.Popen(command, stderr=writes, cwd=ROOT) as process:
+        try:
+            until(lambda: serves(folder / "sock"), "it serves")
+            for number, mistake in ((signal.SIGHUP, "Mood sv"), (signal.SIGUSR1, "KeyTable /gone")):
+                path.write_text(f"{good}{mistake}\n")
+                process.send_signal(number)
+                until(lambda: place in log.read_text(), "it is in the log")
+                assert signs(folder / "sock")
+                log.write_text("")
+        finally:
+            process.send_signal(signal.SIGTERM)
 
 
 def holder(where: str) -> str:

@@ -71,7 +71,7 @@ def test_one_key_may_sign_for_every_domain_in_its_own_name(folder: Path) -> None
         ('key_file = "a.pem"\n', ":2: signing.key_file signs nothing without signing.domains"),
         (TABLES + 'sign_headers = ["+X-Mine"]\n', '"*, +X-Mine"'),
         (TABLES + 'macros = ["a b", "a-b"]\n', "gatekeeper.toml:4: signing.macros: a-b is no milter macro"),
-        (TABLES + 'peers = "refile:none"\n', "none: cannot read the table: No such file or directory"),
+        (TABLES + 'peers = "refile:none"\n', "none: No such file or directory; mend the path, or write the file"),
         (TABLES + 'exempt_domains = "db:exempt.db"\n', "db: tables are not supported, write their contents"),
         (TABLES + 'minimum_key_bits = 512\n', "minimum_key_bits"),
     ],

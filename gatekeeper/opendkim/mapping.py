@@ -222,6 +222,9 @@ class _Mapper:
                 self.problems.append(Problem(self._file(), 0, what))
             return
         text = setting.value
+        if text.isdigit():
+            self._error(setting, f"{text!r} is a path for OpenDKIM; for a port write inet:{text}@localhost")
+            return
         if ":" not in text or re.match(r"(local|unix):(?!/)", text):  # OpenDKIM takes a lone path, and a relative one
             text = f"unix:{self.path(text.rpartition(':')[2])}"
         try:

@@ -60,7 +60,7 @@ def read(spec: str | Sequence[str], where: str, base: Path = Path()) -> tuple[Da
         return DataSet(where, "list", tuple(_lines(spec, numbered=False))), []
     kind, rest = _kind(spec.strip(), base)
     if kind in ("file", "refile"):
-        return _read_file(kind, base / rest)
+        return _read_file(kind, base / rest, where)
     if kind == "csl":
         pairs = (item.partition("=") for item in rest.split(","))
         entries = (Entry(0, key.strip(), value.strip()) for key, _, value in pairs)
@@ -87,7 +87,7 @@ def _kind(spec: str, base: Path) -> tuple[str, str]:
     return "file" if os.path.isfile(base / spec) else "csl", spec
 
 
-def _read_file(kind: str, path: Path) -> tuple[DataSet, list[Problem]]:
+def _read_file(kind: str, path: Path, where: str) -> tuple[DataSet, list[Problem]]:
     name = str(path)
     try:
         # Not UTF-8 by promise: bytes that are none survive as surrogates and match nothing.
@@ -95,7 +95,9 @@ def _read_file(kind: str, path: Path) -> tuple[DataSet, list[Problem]]:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
-        return DataSet(name, kind, ()), [Problem(name, 0, f"cannot read the table: {reason}")]
+        return DataSet(name, kind, ()), [
+            Problem(where, 0, f"cannot read the table {name}: {reason}; mend the path, or write the file")
+        ]
     lines = text.split("\n")
     entries = tuple(_lines(lines))
     if kind == "file":

@@ -211,15 +211,16 @@ class KeyFiles:
         """Everything found so far, in order."""
         return list(self._problems)
 
-    def read(self, path: str | Path) -> PrivateKey | None:
-        """The key in the file at `path`; None if it cannot be used, and then `problems` says why."""
+    def read(self, path: str | Path, *, named_in: str = "") -> PrivateKey | None:
+        """The key in the file at `path`; None if it cannot be used, and then `problems` says why. `named_in` is the
+        place that has the path."""
         name = str(path)
         if name not in self._keys:
-            self._keys[name], problems = self._read(name)
+            self._keys[name], problems = self._read(name, f", named in {named_in}" if named_in else "")
             self._problems.update(dict.fromkeys(problems))
         return self._keys[name]
 
-    def _read(self, name: str) -> tuple[PrivateKey | None, list[Problem]]:
+    def _read(self, name: str, named: str) -> tuple[PrivateKey | None, list[Problem]]:
         sources.note(name)
         try:
             # Not blocking: a FIFO in place of the file must not hold up the start.
@@ -233,7 +234,7 @@ class KeyFiles:
                 os.close(descriptor)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else "not a path"
-            return None, [Problem(name, 0, f"cannot read the private key: {reason}")]
+            return None, [Problem(name, 0, f"cannot read the private key{named}: {reason}")]
         problems = self._unsafe_file(name, status) + self._unsafe_folders(os.path.dirname(name))
         return (None if problems and not self._warn else PrivateKey(data, name, self.demands)), problems
 

@@ -182,7 +182,7 @@ class KeyTable:
             self._load_all(location)
             return location, None
         location = location.replace("%", domain)
-        found = self._by_path[location] = self._files.read(location)
+        found = self._by_path[location] = self._files.read(location, named_in=data.place(entry) if entry.line else "")
         return location, found
 
     def _load_all(self, template: str) -> None:
