@@ -20,6 +20,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.opendkim_world import Mail, deliver, opendkim
 from tests.test_dkim_verify import ED_KEY, KEY, MESSAGE, SHORT_KEY, by_dkimpy, public, signed
@@ -29,11 +30,28 @@ from tests.test_spf import txt
 NOW = int(time.time())
 P = public()
 SHORT = cast("RSAPrivateKey", SHORT_KEY)
+SHORTEST = cast(
+    "RSAPrivateKey",
+    load_pem_private_key(
+        b"""-----BEGIN RSA PRIVATE KEY-----
+MIIBOQIBAAJBAMbSlgbNKafEspeFa/MLShVe1w8OWtG7Lwbsg7wYlRP867HBgpuZ
+8pLbVpmM9ih1h+7tgen06UP0Fned9FTruvMCAwEAAQJAA9HJ1gmc8j8iGy0R/NJL
+swtmYECrV/oblit3AGcMfhzGE0tvZIiv7AnfJvitslYPevYrzgSsWyjXUVB5hLTK
+UQIhAOJTxHgc7ZGDkVU/RD+lQcJGVfMjhpb0nWspdB/lRY1rAiEA4OOuAcH2GO5j
+/lWkSBkcOPIRMzxEw84uG7fwufc2IpkCIE94YnBamACUVh+8y1YdzO1OjTeGreer
+lOrf72qTssxpAiA9cNbMciJ7Qz4ccWd1ry6PvErItbGP0Ve1iPaCyDCJGQIgPdan
+zYBC6jXZTxzIOIJL5BLrTtbIZu1/gQPY8yJS6B4=
+-----END RSA PRIVATE KEY-----
+""",
+        None,
+    ),
+)
 SMALL, LARGE = generate_private_key(65537, 1024), generate_private_key(65537, 4096)
 KEYS = {
     "sel": f"v=DKIM1; k=rsa; p={P}",
     "bare": f"p={P}",
     "short": f"v=DKIM1; p={public(SHORT)}",
+    "shortest": f"v=DKIM1; p={public(SHORTEST)}",
     "small": f"v=DKIM1; p={public(SMALL)}",
     "large": f"v=DKIM1; p={public(LARGE)}",
     "ed": f"v=DKIM1; k=ed25519; p={public(ED_KEY)}",
@@ -111,6 +129,7 @@ CASES = {
         b"From: eve@evil.example\r\n" + signed(names="from:from:to:subject"), "fail"
     ),
     "a second From below": Case(changed(b"\r\nTo:", b"\r\nFrom: eve@evil.example\r\nTo:"), "fail"),
+    "512 bits": Case(signed(s="shortest", key=SHORTEST), "policy"),
     "768 bits": Case(signed(s="short", key=SHORT), "policy"),
     "1024 bits": Case(signed(s="small", key=SMALL), "pass"),
     "4096 bits": Case(signed(s="large", key=LARGE), "pass"),
