@@ -334,4 +334,16 @@ def test_no_key_material_is_ever_shown(tables: Path, capsys: pytest.CaptureFixtu
         ["check-config", "--json"],
     ):
         said += "".join(gatekeeper(capsys, *command)[1:])
+    (tables / "KeyTable").write_text(
+        f"a example.com:bad:./two.private\nb example.com:inline:{''.join(key.splitlines()[1:-1])}\n"
+    )
+    (tables / "mail.eml").write_text("From: ann@example.com\nSubject: x\n\nHello\n")
+    for command in (
+        ["sign", tables / "mail.eml"],
+        ["explain", "--client", "127.0.0.1", "--message", tables / "mail.eml"],
+        ["explain", "--client", "127.0.0.1", "--message", tables / "mail.eml", "--json"],
+    ):
+        status, out, error = gatekeeper(capsys, *command)
+        assert (0, True) == (status, "sign.bad_key" in out + error or "451" in out + error)
+        said += out + error
     assert [] == [line for line in secret if line[:20] in said]

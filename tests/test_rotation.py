@@ -5,6 +5,8 @@ what people have in their tables."""
 import json
 import os
 import re
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -415,6 +417,22 @@ async def test_servers_that_are_gone_lame_or_without_address_are_told_apart(nsd:
     assert ("does not answer", "has no address") == (first.trouble, second.trouble)
     lame = WORLD.replace("dead.example. A 127.0.0.5", "dead.example. A 127.0.0.4")
     assert "says REFUSED" == (await asking(nsd, lame).texts("s._domainkey.dead.example"))[0].trouble
+
+
+@pytest.mark.parametrize("said", [b"", b"\0", b"\xff" * 12, b"echo", bytes(600)])
+async def test_a_server_that_answers_nonsense_is_named(said: bytes) -> None:
+    class Nonsense(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            question, socket = self.request
+            socket.sendto(question if said == b"echo" else question[:2] + said, self.client_address)
+
+    with socketserver.UDPServer(("127.0.0.5", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        resolver = TableResolver(Zone.parse("dead.example. NS ns.dead.example.\nns.dead.example. A 127.0.0.5"))
+        authorities = LiveAuthorities(resolver, port=server.server_address[1], timeout=0.3)
+        (voice,) = await authorities.texts("s._domainkey.dead.example")
+        server.shutdown()
+    assert ((), True) == (voice.records, bool(voice.trouble))
 
 
 async def test_a_host_without_ipv6_is_content_with_ipv4(nsd: dict[str, Nsd]) -> None:

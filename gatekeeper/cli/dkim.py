@@ -2,6 +2,7 @@
 """The keys that we sign with, and what they sign: dkim genkey, dkim testkey, dkim dns, dkim report."""
 
 import argparse
+import asyncio
 import re
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ class _Key(NamedTuple):
     ours: bool = True
 
 
+_AT_ONCE = 20
+"""Keys that are looked up at the same time."""
 _SELECTOR = re.compile(
     r"(?=.{1,200}$)[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*"
 )
@@ -165,7 +168,13 @@ def testkey(options: argparse.Namespace) -> int:
     config, keys = _chosen(options)
 
     async def work(resolver: "Resolver") -> int:
-        found = [await examine(resolver, key.domain, key.selector, key.private) for key in keys]
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def one_of(key: _Key) -> "Published":
+            async with limit:
+                return await examine(resolver, key.domain, key.selector, key.private)
+
+        found = await asyncio.gather(*map(one_of, keys))
         for one, key in zip(found, keys, strict=True):
             if key.ours and key.private is None:
                 one.remarks.append(Remark(True, "the private key cannot be read, so that nothing is signed with it"))

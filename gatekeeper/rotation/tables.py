@@ -21,6 +21,7 @@ from gatekeeper.rotation.state import Refused, State, Which
 from gatekeeper.sign_plan import key_table, key_table_file
 from gatekeeper.signing import make
 from gatekeeper.signing.keys import ALGORITHMS, BadKey, PrivateKey
+from gatekeeper.signing.tables import is_path
 
 _LINE = re.compile(r"(?P<before>\s*[^\s#]+\s+)(?P<value>[^#]*?)(?P<after>\s*(?:#.*)?)\r?", re.DOTALL)
 
@@ -190,7 +191,7 @@ def _location(text: str, domain: str, base: Path) -> tuple[str, str]:
     location, _, algorithm = text.rpartition(":")
     if algorithm not in ALGORITHMS:
         location, algorithm = text, ""
-    if not location.startswith(("/", "./", "../")):
+    if not is_path(location):
         return "", algorithm and f":{algorithm}"
     path = location if location.startswith("/") else str(base / location)
     return path.replace("%", domain), algorithm and f":{algorithm}"

@@ -31,6 +31,11 @@ _SEED = re.compile(r"/[A-Za-z0-9+/]{42}=")
 """One Ed25519 seed in 64 begins as a path does."""
 
 
+def is_path(text: str) -> bool:
+    """Whether the key of a KeyTable line is in a file, and not `text` itself."""
+    return text.startswith(("/", "./", "../")) and not _SEED.fullmatch(text)
+
+
 @dataclass(frozen=True, slots=True)
 class TableKey:
     """One line of the KeyTable. `location` is a path or, for an inline key, empty. `private` is None if the key could
@@ -173,7 +178,7 @@ class KeyTable:
 
     def _load(self, data: DataSet, entry: Entry, domain: str, text: str) -> tuple[str, PrivateKey | None]:
         """Where the key lies, and the key; a path that waits for the From domain has none yet."""
-        if not text.startswith(("/", "./", "../")) or _SEED.fullmatch(text):
+        if not is_path(text):
             key = PrivateKey(text.encode("utf-8", "surrogateescape"), data.place(entry), self._files.demands)
             self._inline.append(key)
             return "", key
