@@ -66,7 +66,11 @@ class Nsd:
                 return False
             return bool(answer) and answer[0][0].serial == self._serials[zone]
 
-        until(served, f"{self.address} serves {zone}")
+        try:
+            until(served, f"{self.address} serves {zone}")
+        except BaseException:
+            self.close()
+            raise
 
 
 def free_port(address: str) -> int:
