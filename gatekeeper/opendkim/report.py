@@ -16,7 +16,8 @@ _NOT_IN_THE_FILE = {
     "background": "not in the file: gatekeeper stays in the foreground, as systemd likes it",
     "basedirectory": "paths are written out; relative paths of keys in a KeyTable start at the folder of the new file",
     "pidfile": "not in the file: gatekeeper stays in the foreground, and systemd knows its process",
-    "userid": "the same: workers become this user; give it no other rights",
+    "userid": "the same: workers become this user; give it no other rights. If gatekeeper has run as another before: "
+    "chown -R USER: /var/lib/gatekeeper",
 }
 
 
