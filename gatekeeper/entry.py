@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from gatekeeper.checks.indexed import cut_key, fold
 from gatekeeper.checks.proof import CONDITIONS
 from gatekeeper.config import Config
 from gatekeeper.pipeline import RECIPIENT
+from gatekeeper.units import parse_network
 from gatekeeper.verdict import Mode
 
 Kind = Literal["client", "helo", "sender", "recipient"]
@@ -76,10 +77,10 @@ def _entry(key: str, action: str, remark: str, kind: Kind | None) -> Entry:
     domain of a sender, unless `kind` says otherwise."""
     network = None
     try:
-        network = ip_network(key.replace("[", "").replace("]", ""))
+        network = parse_network(key)
     except ValueError as error:
-        if "/" in key or "has host bits" in str(error):
-            raise Refused(f"{key!r} is no network ({error}); allowed: ADDRESS or NETWORK/LENGTH") from None
+        if "/" in key:
+            raise Refused(str(error)) from None
     if network is not None:
         if kind not in (None, "client"):
             raise Refused(f"{key} is an address, which no {kind} is looked up by")
@@ -153,7 +154,7 @@ def _in_the_way(data: bytes, type: str, entry: Entry) -> tuple[int, str, str] | 
                 return line, entry.key, action
             continue
         try:
-            network = ip_network(key.replace("[", "").replace("]", ""))
+            network = parse_network(key)
         except ValueError:
             continue  # a condition, or a mistake that check-config names
         ours = entry.network

@@ -5,7 +5,7 @@ Where Postfix has a list, a list or one string is taken, with white space or com
 """
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StrictInt
@@ -14,6 +14,7 @@ from gatekeeper import dnsname
 from gatekeeper.listen import Listen, parse_listen
 from gatekeeper.log import FACILITIES
 from gatekeeper.resolvers import parse_nameserver
+from gatekeeper.units import parse_network, plain_network
 
 
 def _words(value: Any) -> Any:
@@ -22,19 +23,7 @@ def _words(value: Any) -> Any:
 
 
 def _network(value: Any) -> IPv4Network | IPv6Network:
-    if isinstance(value, IPv4Network | IPv6Network):
-        return value
-    text = str(value).replace("[", "").replace("]", "")
-    try:
-        network = ip_network(text, strict=False)
-    except ValueError:
-        allowed = '"192.0.2.0/24", "2001:db8::/32" or a single address'
-        raise ValueError(f"{value!r} is no network; allowed: {allowed}") from None
-    if "/" in text and str(network.network_address) != str(ip_address(text.partition("/")[0])):
-        raise ValueError(f"{value!r} has bits set behind the prefix; did you mean {str(network)!r}?")
-    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
-    # Postfix writes [::ffff:127.0.0.0]/104 for IPv4 clients that a v6 socket sees; here they are plain IPv4.
-    return ip_network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
+    return value if isinstance(value, IPv4Network | IPv6Network) else plain_network(parse_network(str(value)))
 
 
 def _domain(value: Any) -> str:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Quantities as people write them in a configuration: `"10m"`, `"1d"`.
+"""Quantities and networks as people write them in a configuration: `"10m"`, `"1d"`, `"192.0.2.0/24"`.
 
 Postfix's time suffixes (postconf(5): s m h d w) and `ms`; a number without one is seconds.
 """
 
 import math
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -37,6 +38,32 @@ def duration_text(value: float) -> str:
         if value and value % _SECONDS[unit] == 0:
             return f"{value / _SECONDS[unit]:.0f}{unit}"
     return f"{value:.12g}s"
+
+
+class HostBits(ValueError):
+    """An address with a prefix that is too short for it: `192.0.2.5/24`."""
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """The network, or the single address, in `text`; in brackets as Postfix writes them. Raises ValueError with what is
+    allowed, HostBits with what was probably meant."""
+    bare = text.replace("[", "").replace("]", "")
+    try:
+        return ip_network(bare)
+    except ValueError:
+        pass
+    try:
+        meant = ip_network(bare, strict=False)
+    except ValueError:
+        allowed = '"192.0.2.0/24", "2001:db8::/32" or a single address'
+        raise ValueError(f"{text!r} is no network; allowed: {allowed}") from None
+    raise HostBits(f"{text!r} has bits set behind the prefix; did you mean {str(meant)!r}?")
+
+
+def plain_network(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """IPv4 for what Postfix writes as [::ffff:127.0.0.0]/104: the IPv4 clients that a v6 socket sees."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return ip_network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
 
 
 Duration = Annotated[float, BeforeValidator(seconds)]

@@ -9,7 +9,7 @@ match here, with a warning for each: `@domain`, and a network in CIDR notation.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, inet_pton
 
 from gatekeeper.checks.action import Action
@@ -17,6 +17,7 @@ from gatekeeper.checks.entries import Actions, logical_lines
 from gatekeeper.checks.opinion import Place
 from gatekeeper.checks.packed import Packed
 from gatekeeper.request import Address
+from gatekeeper.units import parse_network
 
 _QUOTED = re.compile(rb'(?:"(?:\\.|[^"\\])*"?|[^\s"])+', re.DOTALL)
 """A key that may hold white space within quotes (postmap(1), since Postfix 3.2)."""
@@ -159,9 +160,9 @@ def _odd_key(line: int, key: str, text: str, table: IndexedTable, actions: Actio
         if table.networks is None:
             table.networks = Networks(capacity, actions)
         try:
-            table.networks.add(ip_network(key.replace("[", "").replace("]", "")), text)
+            table.networks.add(parse_network(key), text)
         except ValueError as error:
-            actions.mistake(line, f"{key!r} is no network ({error}); allowed: NETWORK/LENGTH in a cidr: table")
+            actions.mistake(line, str(error))
         else:
             what = f"Postfix never matches the network {key} here, gatekeeper does; put it into a cidr: table"
             actions.mistake(line, what, warning=True)

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 
 from gatekeeper.checks.action import Action
 from gatekeeper.checks.entries import Actions, text_lines
@@ -19,6 +19,7 @@ from gatekeeper.checks.opinion import Place
 from gatekeeper.checks.pcre2 import Pattern, TooHard
 from gatekeeper.checks.regex import MAX_SUBJECT, compile_perl, compile_posix, is_risky
 from gatekeeper.request import Address, parse_address
+from gatekeeper.units import parse_network
 from gatekeeper.verdict import printable
 
 logger = logging.getLogger(__name__)
@@ -258,18 +259,11 @@ def _read_network(line: int, source: str, actions: Actions) -> tuple[Matcher, st
 
 
 def _network(line: int, pattern: str, actions: Actions) -> IPv4Network | IPv6Network | None:
-    text = pattern.replace("[", "").replace("]", "")
     try:
-        return ip_network(text)
-    except ValueError:
-        pass
-    try:
-        meant = ip_network(text, strict=False)
-    except ValueError:
-        actions.mistake(line, f"{pattern!r} is no network; allowed: ADDRESS or NETWORK/LENGTH, as 192.0.2.0/24")
-    else:
-        actions.mistake(line, f"{pattern!r} has bits set behind the prefix; did you mean {str(meant)!r}?")
-    return None
+        return parse_network(pattern)
+    except ValueError as error:
+        actions.mistake(line, str(error))
+        return None
 
 
 def _cut(text: str) -> tuple[str, str]:

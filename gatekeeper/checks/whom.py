@@ -11,7 +11,7 @@ Postfix table serves too. Files are read once, at start and at a reload. Everyth
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from gatekeeper import sources
 from gatekeeper.pipeline import Site
 from gatekeeper.problem import Problem
 from gatekeeper.request import UNKNOWN, Request, domain_of
+from gatekeeper.units import HostBits, parse_network, plain_network
 
 MYNETWORKS, AUTHENTICATED = "mynetworks", "authenticated"
 _KINDS = ("client", "user", "sender", "recipient")
@@ -177,15 +178,12 @@ def _entry(kind: str, value: str) -> str | IPv4Network | IPv6Network:
 
 def _network(text: str) -> IPv4Network | IPv6Network | None:
     """The network in `text`, None if it is none. Raises ValueError for one that says more than its prefix."""
-    text = text.replace("[", "").replace("]", "")
     try:
-        network = ip_network(text, strict=False)
+        return plain_network(parse_network(text))
+    except HostBits:
+        raise
     except ValueError:
         return None
-    if "/" in text and network.network_address != ip_address(text.partition("/")[0]):
-        raise ValueError(f"{text!r} has bits set behind the prefix; did you mean {str(network)!r}?")
-    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
-    return ip_network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
 
 
 def _named(names: frozenset[str] | None, value: str) -> bool:
