@@ -94,7 +94,7 @@ def test_no_word_of_a_stranger_adds_a_header_a_result_or_a_comment(words: list[s
         OURS,
         iprev=Iprev(IprevResult.FAIL, a, b, c, d),
         spf=[Spf(SpfResult.FAIL, "mailfrom", e, f, g)],
-        dkim=[Dkim(result, h, i, j, k, 0, m, a), Dkim(result, b, c, f"x@{d}", e, 0, f, g)] * 20,
+        dkim=[Dkim(result, h, i, j, k, 0, m, a), Dkim(result, b, c, f"x@{d}", e, 0, f, g)] * 4,
         dmarc=Dmarc(DmarcResult.FAIL, h, i, j, Policy.NONE, Policy.NONE, k),
     )
     value = field.value.decode("ascii")
@@ -102,9 +102,9 @@ def test_no_word_of_a_stranger_adds_a_header_a_result_or_a_comment(words: list[s
     assert len(value) < 16384
     assert all(len(line) < 998 for line in value.split("\r\n"))
     found = authres.AuthenticationResultsHeader.parse(unfolded(field))
-    assert ["iprev", "spf", *["dkim"] * 9, "dmarc"] == [one.method for one in found.results]
+    assert ["iprev", "spf", *["dkim"] * 8, "dmarc"] == [one.method for one in found.results]
     # A property such as `header.b=none` is no result, whatever a stranger's words make it look like.
-    assert 12 == len(re.findall(r"(?<![\w.])\w+=(?:pass|fail|none)\b", value))
+    assert 11 == len(re.findall(r"(?<![\w.])\w+=(?:pass|fail|none)\b", value))
 
 
 # --- forged fields
