@@ -3,13 +3,15 @@
 
 Called inline on the event loop: a call takes about 20 µs, and handing it to a thread costs more. WAL, so readers never
 wait; `synchronous=NORMAL`, so no call waits for the disk: after a power cut the last writes may be missing, the file is
-whole. What several requests write in one round of the event loop is one transaction, which is most of what it costs;
-while another process writes they wait, no longer than the time limit, and nothing else does.
+whole. A writer that finds another one at work waits for it, but not longer than half of the store's
+time limit (50 ms), because all requests of the process wait with it. After an error the file is opened anew, also if it
+has been replaced or deleted while we run (noticed within MAINTENANCE seconds); a damaged file is left for a person:
+moved away, it is replaced by a new one.
 
-After an error the file is opened anew, also if it has been replaced or deleted while we run (noticed within
-MAINTENANCE seconds); a damaged file is left for a person: moved away, it is replaced by a new one. Expiry and
-checkpoints (which wait for the disk) run in a thread with a connection of its own, in one process at a time: whoever
-gets the lease of the round. Rows go in batches, so that writers get in between. What an entry takes: docs/state.md.
+Expiry and checkpoints (which wait for the disk) run in a thread with a connection of its own, in one process at a
+time: whoever gets the lease of the round. Rows go in batches, so that writers get in between.
+
+A greylist entry takes about 150 bytes of the file.
 """
 
 import asyncio
@@ -19,33 +21,66 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 from gatekeeper.store import Clock, Hit, Kept, Lease, StoreError
-from gatekeeper.stores import rows
 from gatekeeper.stores.origin import Origin
-from gatekeeper.stores.window import place, spread
+from gatekeeper.stores.window import Place, place, spread
 
 T = TypeVar("T")
 
-AGAIN = 0.0005
-"""Seconds between two tries to write while another process does. SQLite's own waiting holds up the whole process, for a
-millisecond at least."""
 MAINTENANCE = 30.0
 """Seconds between two rounds of expiry and checkpoint."""
 BATCH = 200
 """Rows deleted in one transaction."""
 _LEASE = "maintenance"
 
-
-class _Write(NamedTuple):
-    """Something to be done in the next transaction, `until` a time of the loop's clock."""
-
-    work: Callable[[sqlite3.Connection], Any]
-    done: asyncio.Future[Any]
-    until: float
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counted (name TEXT, slot INTEGER, amount INTEGER NOT NULL, expires REAL NOT NULL,
+                                    PRIMARY KEY (name, slot)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS token (token TEXT PRIMARY KEY, slot INTEGER NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lease (key TEXT, holder TEXT, expires REAL NOT NULL,
+                                  PRIMARY KEY (key, holder)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tally (bucket TEXT, row BLOB, amount INTEGER NOT NULL, expires REAL NOT NULL,
+                                  PRIMARY KEY (bucket, row)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tally_expires ON tally (expires);
+CREATE INDEX IF NOT EXISTS lease_expires ON lease (expires);
+CREATE INDEX IF NOT EXISTS kept_expires ON kept (expires);
+CREATE INDEX IF NOT EXISTS counted_expires ON counted (expires);
+CREATE INDEX IF NOT EXISTS token_expires ON token (expires);
+"""
+_GET = "SELECT value FROM kept WHERE key = ? AND expires > ?"
+_PAGE = """SELECT key, value, expires FROM kept
+           WHERE expires > ? AND key > ? AND key < ? || '~' ORDER BY key LIMIT ?"""
+_SET = """INSERT INTO kept VALUES (?, ?, ?)
+          ON CONFLICT DO UPDATE SET value = excluded.value, expires = excluded.expires WHERE expires <= ?"""
+_DELETE = "DELETE FROM kept WHERE key = ?"
+_SUM = "SELECT coalesce(sum(amount), 0) FROM counted WHERE name = ? AND slot BETWEEN ? AND ?"
+_ADD = """INSERT INTO counted VALUES (?, ?, ?, ?)
+          ON CONFLICT DO UPDATE SET amount = amount + excluded.amount, expires = excluded.expires"""
+_ONCE = """INSERT INTO token VALUES (?, ?, ?)
+           ON CONFLICT DO UPDATE SET slot = excluded.slot, expires = excluded.expires WHERE slot NOT BETWEEN ? AND ?"""
+_FORGET_TOKEN = "DELETE FROM token WHERE token = ? RETURNING slot"
+_SLOTS = "SELECT slot FROM counted WHERE name = ? AND amount > 0 ORDER BY slot DESC"
+_SPREAD = "SELECT slot, amount FROM counted WHERE name = ?"
+_HOLDERS = "SELECT count(*) FROM lease WHERE key = ? AND holder != ? AND expires > ?"
+_HOLD = "INSERT INTO lease VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET expires = excluded.expires"
+_RELEASE = "DELETE FROM lease WHERE key = ? AND holder = ?"
+_TALLY = """INSERT INTO tally SELECT ?1, ?2, 1, ?4
+            WHERE EXISTS (SELECT 1 FROM tally WHERE bucket = ?1 AND row = ?2 AND expires > ?3)
+               OR (SELECT count(*) FROM tally WHERE bucket = ?1 AND expires > ?3) < ?5
+            ON CONFLICT DO UPDATE SET amount = iif(expires > ?3, amount, 0) + 1, expires = excluded.expires"""
+_TALLIES = "SELECT row, amount FROM tally WHERE bucket = ? AND expires > ?"
+_EXPIRE = (
+    "DELETE FROM tally WHERE (bucket, row) IN (SELECT bucket, row FROM tally WHERE expires <= ? LIMIT ?)",
+    "DELETE FROM kept WHERE key IN (SELECT key FROM kept WHERE expires <= ? LIMIT ?)",
+    "DELETE FROM lease WHERE (key, holder) IN (SELECT key, holder FROM lease WHERE expires <= ? LIMIT ?)",
+    "DELETE FROM token WHERE token IN (SELECT token FROM token WHERE expires <= ? LIMIT ?)",
+    "DELETE FROM counted WHERE (name, slot) IN (SELECT name, slot FROM counted WHERE expires <= ? LIMIT ?)",
+)
 
 
 class SqliteStore:
@@ -57,8 +92,7 @@ class SqliteStore:
     def __init__(self, path: Path, clock: Clock = time.time, timeout: float = 0.1, *, read_only: bool = False) -> None:
         self._path = path
         self._clock = clock
-        self._timeout = timeout
-        self._writes: list[_Write] = []
+        self._busy = timeout / 2
         self._read_only = read_only
         self._db: sqlite3.Connection | None = None
         self._inode = (0, 0)
@@ -69,17 +103,27 @@ class SqliteStore:
     async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
         now = self._clock()
         places = [place(hit, now) for hit in hits]
-        do = self._write if any(at.amount for at in places) else self._read
-        return await do(lambda db: rows.ask(db, places, gets, now))
+
+        def ask(db: sqlite3.Connection) -> tuple[list[int], list[bytes | None]]:
+            sums = [_hit(db, at, now) for at in places]
+            if db.in_transaction and any(sum_ > at.most for sum_, at in zip(sums, places, strict=True)):
+                db.execute("ROLLBACK")
+            return sums, [_get(db, key, now) for key in gets]
+
+        if not any(at.amount for at in places):
+            return self._run(ask)
+        return self._run(lambda db: _transaction(db, lambda: ask(db)))
 
     async def get(self, key: str) -> bytes | None:
-        return (await self._read(lambda db: rows.get(db, (key,), self._clock())))[0]
+        return self._run(lambda db: _get(db, key, self._clock()))
 
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
-        return await self._write(lambda db: rows.set_(db, key, value, ttl, self._clock(), absent=absent))
+        now = self._clock()
+        overwrite = now if absent else float("inf")
+        return self._run(lambda db: db.execute(_SET, (key, value, now + ttl, overwrite)).rowcount) == 1
 
     async def delete(self, key: str) -> None:
-        await self._write(lambda db: rows.delete(db, key))
+        self._run(lambda db: db.execute(_DELETE, (key,)))
 
     async def hit(self, hits: Sequence[Hit]) -> list[int]:
         return (await self.ask(hits, ()))[0]
@@ -87,31 +131,34 @@ class SqliteStore:
     async def unhit(self, hits: Sequence[Hit]) -> None:
         now = self._clock()
         places = [place(hit, now) for hit in hits]
-        await self._write(lambda db: rows.unhit(db, places))
+        self._run(lambda db: _transaction(db, lambda: _unhit(db, places)))
 
     async def spread(self, hit: Hit) -> list[tuple[float, int]]:
         now = self._clock()
-        return spread(hit, now, await self._read(lambda db: rows.spread(db, place(hit, now).name)))
+        return spread(hit, now, self._run(lambda db: dict(db.execute(_SPREAD, (place(hit, now).name,)).fetchall())))
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         now = self._clock()
         if all(lease.most == 0 for lease in leases):  # nothing is ever taken, so no lock is needed either
-            return await self._read(lambda db: rows.lease(db, leases, now, now))
-        return await self._write(lambda db: rows.lease(db, leases, now, now + ttl))
+            return self._run(lambda db: _lease(db, leases, now, now))
+        return self._run(lambda db: _transaction(db, lambda: _lease(db, leases, now, now + ttl)))
 
     async def release(self, leases: Sequence[Lease]) -> None:
-        await self._write(lambda db: rows.release(db, leases))
+        rows = [(lease.key, lease.holder) for lease in leases]
+        self._run(lambda db: _transaction(db, lambda: db.executemany(_RELEASE, rows)))
 
     async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
         now = self._clock()
-        found = await self._read(lambda db: rows.page(db, kind, after, now, BATCH))
-        return [Kept(key, value, expires - now) for key, value, expires in found], found[-1][0] if found else ""
+        rows = self._run(lambda db: db.execute(_PAGE, (now, after or kind, kind, BATCH)).fetchall())
+        return [Kept(key, bytes(value), expires - now) for key, value, expires in rows], rows[-1][0] if rows else ""
 
     async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
-        return await self._write(lambda db: rows.tally(db, bucket, row, ttl, self._clock(), most))
+        now = self._clock()
+        return self._run(lambda db: db.execute(_TALLY, (bucket, row, now, now + ttl, most)).rowcount) == 1
 
     async def tallies(self, bucket: str) -> dict[bytes, int]:
-        return await self._read(lambda db: rows.tallies(db, bucket, self._clock()))
+        found = self._run(lambda db: db.execute(_TALLIES, (bucket, self._clock())).fetchall())
+        return {bytes(row): amount for row, amount in found}
 
     async def born(self) -> float:
         return await self._origin.born()
@@ -126,71 +173,14 @@ class SqliteStore:
             await asyncio.wait([self._maintenance])
         self._drop()
 
-    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` at once: in WAL mode no writer keeps a reader waiting, only who opens the file or mends it after a
-        crash. Raises StoreError."""
-        clock = asyncio.get_running_loop().time
-        until = 0.0
-        while True:
-            try:
-                return work(self._db or self._open())
-            except (sqlite3.Error, OSError) as error:
-                until = until or clock() + self._timeout
-                if not _is_busy(error) or clock() > until:
-                    raise self._accident(error) from None
-            await asyncio.sleep(AGAIN)
-
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` in a transaction, one for all who want to write in this round of the loop. Raises StoreError."""
-        loop = asyncio.get_running_loop()
-        write = _Write(work, loop.create_future(), loop.time() + self._timeout)
-        self._writes.append(write)
-        if len(self._writes) == 1:
-            loop.call_soon(self._commit)
-        result: T = await write.done
-        return result
-
-    def _commit(self) -> None:
-        """Do what is waiting, all or nothing. While another process writes, wait for it without holding up the loop."""
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work` on the open file. Raises StoreError; after anything but a busy file it is opened anew."""
         try:
-            db = self._db or self._open()
-            db.execute("BEGIN IMMEDIATE")
+            return work(self._db or self._open())
         except (sqlite3.Error, OSError) as error:
-            loop = asyncio.get_running_loop()
-            if _is_busy(error) and self._writes and loop.time() < self._writes[0].until:
-                loop.call_later(AGAIN, self._commit)
-            else:
-                self._end(self._accident(error))
-            return
-        try:
-            results = [write.work(db) for write in self._writes]
-            db.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            with suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            self._end(self._accident(error))
-        except Exception as error:
-            db.execute("ROLLBACK")
-            self._end(error)
-        else:
-            self._end(results)
-
-    def _end(self, ended: list[Any] | Exception) -> None:
-        """Tell everybody who waits: what came of it, or what went wrong for all."""
-        writes, self._writes = self._writes, []
-        for number, write in enumerate(writes):
-            if write.done.done():  # whoever wanted it has gone
-                continue
-            if isinstance(ended, Exception):
-                write.done.set_exception(ended.__class__(*ended.args))  # a fresh one for each
-            else:
-                write.done.set_result(ended[number])
-
-    def _accident(self, error: Exception) -> StoreError:
-        """After anything but a busy file it is opened anew."""
-        if not _is_busy(error):
-            self._drop()
-        return StoreError(f"{self._path}: {error}")
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                self._drop()
+            raise StoreError(f"{self._path}: {error}") from None
 
     def _open(self) -> sqlite3.Connection:
         if not self._read_only:
@@ -199,16 +189,13 @@ class SqliteStore:
             if not os.access(self._path, os.W_OK, effective_ids=True):
                 # SQLite would open it to read, and leave files beside it that stay read-only when this one is mended.
                 raise PermissionError(errno.EACCES, "cannot be written")
-        db = _connect(self._path, 0.0, read_only=self._read_only)
+        db = _connect(self._path, self._busy, read_only=self._read_only)
         try:
             if not self._read_only:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = NORMAL")
                 db.execute("PRAGMA wal_autocheckpoint = 20000")  # pages: the net below _maintain()
-                db.execute("BEGIN IMMEDIATE")
-                for line in rows.SCHEMA.split(";"):
-                    db.execute(line)
-                db.execute("COMMIT")
+                _transaction(db, lambda: [db.execute(line) for line in _SCHEMA.split(";")])
             self._inode = _inode(self._path)
         except BaseException:
             db.close()
@@ -236,18 +223,13 @@ class SqliteStore:
 
     def _sweep(self) -> None:
         """One round, in a thread. Ends early when the store is closed."""
-        with closing(_connect(self._path, self._timeout)) as db:
-            for statement, parameters in rows.expired(db, self._clock(), BATCH):
-                db.execute("BEGIN IMMEDIATE")
-                db.executemany(statement, parameters)
-                db.execute("COMMIT")
-                if self._closing.wait(0.005):
-                    return
+        with closing(_connect(self._path, self._busy)) as db:
+            for statement in _EXPIRE:
+                deleted = BATCH
+                while deleted == BATCH and not self._closing.is_set():
+                    deleted = db.execute(statement, (self._clock(), BATCH)).rowcount
+                    self._closing.wait(0.005)
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-
-def _is_busy(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
 
 def _connect(path: Path, busy: float, *, read_only: bool = False) -> sqlite3.Connection:
@@ -273,3 +255,63 @@ def _inode(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (found.st_dev, found.st_ino)
+
+
+def _transaction(db: sqlite3.Connection, work: Callable[[], T]) -> T:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = work()
+        if db.in_transaction:  # else what was done has been undone
+            db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _get(db: sqlite3.Connection, key: str, now: float) -> bytes | None:
+    row = db.execute(_GET, (key, now)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def _sum(db: sqlite3.Connection, at: Place) -> int:
+    return int(db.execute(_SUM, (at.name, at.first, at.last)).fetchone()[0])
+
+
+def _hit(db: sqlite3.Connection, at: Place, now: float) -> int:
+    expires = now + at.ttl
+    counts = at.amount != 0
+    if counts and at.token:
+        counts = db.execute(_ONCE, (at.token, at.slot, expires, at.first, at.last)).rowcount == 1
+    if counts:
+        db.execute(_ADD, (at.name, at.slot, at.amount, expires))
+    return _sum(db, at)
+
+
+def _lease(db: sqlite3.Connection, leases: Sequence[Lease], now: float, expires: float) -> list[int]:
+    counts = [int(db.execute(_HOLDERS, (lease.key, lease.holder, now)).fetchone()[0]) + 1 for lease in leases]
+    if all(lease.most is None or count <= lease.most for count, lease in zip(counts, leases, strict=True)):
+        db.executemany(_HOLD, [(lease.key, lease.holder, expires) for lease in leases])
+    return counts
+
+
+def _unhit(db: sqlite3.Connection, places: Sequence[Place]) -> None:
+    for at in places:
+        if at.token:
+            slots = db.execute(_FORGET_TOKEN, (at.token,)).fetchall()
+        else:
+            slots = db.execute(_SLOTS, (at.name,)).fetchall()
+        left = at.amount
+        for (slot,) in slots:
+            if left <= 0:
+                break
+            left -= _take(db, at.name, slot, left)
+
+
+def _take(db: sqlite3.Connection, name: str, slot: int, wanted: int) -> int:
+    """Take up to `wanted` from the sum of one slot; how much it was."""
+    (amount,) = db.execute("SELECT amount FROM counted WHERE name = ? AND slot = ?", (name, slot)).fetchone() or (0,)
+    taken = min(wanted, amount)
+    db.execute("UPDATE counted SET amount = amount - ? WHERE name = ? AND slot = ?", (taken, name, slot))
+    return taken
