@@ -40,7 +40,7 @@ hostname = "mx{number}.ours.example"
 mynetworks = []
 [dns]
 nameservers = ["{dns}"]
-timeout = "300ms"
+timeout = "1s"
 [store]
 url = "memory:"
 [milter]
