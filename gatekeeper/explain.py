@@ -6,7 +6,7 @@ asked. The store is read and never written.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gatekeeper import zonekey
@@ -107,7 +107,7 @@ async def explain(app: App, resolver: NotingResolver, asked: Asked, *, probe: bo
         if question.stage is Stage.RCPT and not decision.verdict.refuses:
             for name, stage in ((DATA, Stage.DATA), (END_OF_DATA, Stage.END_OF_MESSAGE)):
                 if pipeline.lists.get(name):
-                    later.append(await pipeline.decide(replace(question, stage=stage, recipient_count=1), context))
+                    later.append(await pipeline.decide(question._replace(stage=stage, recipient_count=1), context))
         return Explanation(decision, tuple(before), connection, tuple(later))
     finally:
         facts.close()

@@ -157,7 +157,7 @@ async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tu
     """`mail` as it would leave, with the line ends of the file, and why it is signed or not; if it is `submitted`, as
     the submission service of this host hands it in."""
     macros = {DAEMON_NAME: _SUBMISSION} if submitted else {}
-    request = replace(request, client=_HERE) if submitted else request
+    request = request._replace(client=_HERE) if submitted else request
     edits, choice = Edits(), choose(app, request, mail, macros)
     if choice.origin:
         edits = await play(app, request, mail, daemon_name=macros.get(DAEMON_NAME, ""))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Postfix's words that look at nothing but who asks, and warn_if_reject."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +37,7 @@ async def test_an_ipv4_client_that_came_over_ipv6_is_still_in_mynetworks() -> No
 
 
 async def test_encryption_satisfies_reject_plaintext_session() -> None:
-    assert "" == await reply("reject_plaintext_session", replace(rcpt(), encryption_protocol="TLSv1.3"))
+    assert "" == await reply("reject_plaintext_session", rcpt()._replace(encryption_protocol="TLSv1.3"))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ async def test_encryption_satisfies_reject_plaintext_session() -> None:
 )
 async def test_a_bounce_to_several_recipients_is_refused(changes: dict[str, Any], expected: str) -> None:
     [check] = World("reject_multi_recipient_bounce").checks
-    verdict = await check.check(replace(rcpt(sender=""), **changes), None)  # type: ignore[arg-type]  # looks at nothing
+    verdict = await check.check(rcpt(sender="")._replace(**changes), None)  # type: ignore[arg-type]  # looks at nothing
     assert expected == f"{verdict.code} {verdict.enhanced}".strip()
 
 

@@ -22,7 +22,7 @@ shop.example     A    !SERVFAIL
 
 
 async def judged(helo: str, site: Site = OURS, server: str = "10.9.9.9", **changes: Any) -> str:
-    request = replace(rcpt(helo=helo, **changes), server_address=parse_address(server))
+    request = rcpt(helo=helo, **changes)._replace(server_address=parse_address(server))
     verdict = await World("reject_helo_ours", ZONE, site=site).verdict(request)
     return f"{verdict.code} {verdict.enhanced}".strip()
 

@@ -2,7 +2,6 @@
 """`explain` says what the daemon then does: whatever the session, and whatever is remembered of the ones before."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -96,7 +95,7 @@ async def check(plan: Plan, steps: list[tuple[Asked, int]]) -> None:
         resolver = NotingResolver(TableResolver(ZONE))
         looking = await open_app(plan, resolver=resolver, store=ReadOnlyStore(store, clock), clock=clock)
         told = await explain.explain(looking, resolver, asked)
-        decision, context = await app.decide(replace(told.decision.request, instance=str(number)))
+        decision, context = await app.decide(told.decision.request._replace(instance=str(number)))
         wire = encode_answer(decision.verdict, decision.request).decode().strip()
         assert said(decision) == said(told.decision)
         assert wire == explain.as_json(told)["answer"]

@@ -180,13 +180,13 @@ async def test_lists_run_in_postfix_order_whatever_order_they_are_written_in() -
 
 @pytest.mark.parametrize(("stage", "name"), [(Stage.DATA, DATA), (Stage.END_OF_MESSAGE, END_OF_DATA)])
 async def test_the_late_lists_run_at_their_stage_alone(stage: Stage, name: str) -> None:
-    decision = await decide({name: [PASS] for name in LISTS}, replace(RCPT, stage=stage))
+    decision = await decide({name: [PASS] for name in LISTS}, RCPT._replace(stage=stage))
     assert [name] == [step.list for step in decision.steps]
 
 
 async def test_a_check_abstains_while_its_attribute_does_not_exist() -> None:
     check = Says(REJECT, needs=("recipient",))
-    decision = await Pipeline({RECIPIENT: (check,)}).decide(replace(RCPT, stage=Stage.MAIL, recipient=None), world())
+    decision = await Pipeline({RECIPIENT: (check,)}).decide(RCPT._replace(stage=Stage.MAIL, recipient=None), world())
     assert (0, (), PASS) == (check.asked, decision.steps, decision.verdict)
 
 
@@ -255,5 +255,5 @@ async def test_nothing_that_is_refused_anywhere_is_let_through(lists: dict[str, 
 
 
 async def test_postfix_takes_a_bare_postmaster_unasked() -> None:
-    decision = await decide({RECIPIENT: [REJECT]}, replace(RCPT, recipient="Postmaster"))
+    decision = await decide({RECIPIENT: [REJECT]}, RCPT._replace(recipient="Postmaster"))
     assert PASS == decision.verdict

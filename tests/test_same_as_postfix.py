@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -131,7 +131,7 @@ class Served:
     async def decide(self, request: Request) -> tuple[Decision, Context]:
         """By the lists of the session that the client's port stands for."""
         judged_by = self.judged_by[request.client.port or 0]
-        return await self._app.decide(replace(request, policy_context=f"c{judged_by}"))
+        return await self._app.decide(request._replace(policy_context=f"c{judged_by}"))
 
     def close(self) -> None:
         """Stop serving."""

@@ -139,7 +139,7 @@ class Session:
         message = self._message
         if message is None:
             return None
-        message.request = replace(message.request, queue_id=queue_id, recipient_count=message.recipient_count)
+        message.request = message.request._replace(queue_id=queue_id, recipient_count=message.recipient_count)
         message.macros.update(macros)
         if self._app.plan.signing.exempted(message.headers):
             message.edits = Edits()
