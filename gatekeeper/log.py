@@ -13,15 +13,17 @@ import logging.handlers
 import re
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 from gatekeeper import zonekey
-from gatekeeper.request import Client, Request
+from gatekeeper.request import Address, Client
 from gatekeeper.verdict import Decision, Outcome, Verdict
 
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
+_PRINTABLE = re.compile(r"[ !#-\[\]-~]*")
 _UNSAFE = re.compile(rb"[^ !#-\[\]-~]")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _PAIR = re.compile(r'(\w+)=("[^"]*"|\S*)')
@@ -46,6 +48,9 @@ def setup(level: str = "info", stream: TextIO | None = None, *, syslog: str = ""
     if handler is None:
         handler = logging.StreamHandler(stream or sys.stderr)
         handler.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
+    # What no format of ours shows is not looked up for each line (the logging HOWTO, Optimization).
+    logging.logThreads = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
@@ -70,12 +75,21 @@ class _Formatter(logging.Formatter):
     """One record begins one line: what follows the first line (a traceback, or line breaks that came from outside) is
     indented behind a bar, and control characters are shown as `?`."""
 
-    default_msec_format = "%s.%03d"
+    _second = (-1, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
+        """The local time to the millisecond, put into words once a second."""
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._second[1]}.{int(record.msecs):03}"
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
-        lines = zonekey.hide_known(super().format(record)).splitlines() or [""]
-        return "\n    | ".join(map(_visible, lines))
+        text = zonekey.hide_known(super().format(record))
+        if text.isprintable():
+            return text
+        return "\n    | ".join(map(_visible, text.splitlines() or [""]))
 
 
 def _visible(line: str) -> str:
@@ -85,15 +99,18 @@ def _visible(line: str) -> str:
 def trace_id(client: Client) -> str:
     """What policy daemon and milter both call one connection: base32 of the first 40 bits of SHA-256 over the
     client's address and port. Empty without an address."""
-    if client.address is None:
-        return ""
-    seen = f"{client.address},{'' if client.port is None else client.port}"
+    return "" if client.address is None else _trace_id(client.address, client.port)
+
+
+@lru_cache(maxsize=1024)  # a connection has several recipients, and messages
+def _trace_id(address: Address, port: int | None) -> str:
+    seen = f"{address},{'' if port is None else port}"
     return base64.b32encode(hashlib.sha256(seen.encode()).digest()[:5]).decode("ascii")
 
 
 def decision_line(decision: Decision, side: str) -> str:
     """The line for one decision. `side` is the front door that asked: policy, milter, explain, replay."""
-    return " ".join(f"{name}={escape(value)}" for name, value in _pairs(decision, side) if value)
+    return " ".join([f"{name}={escape(value)}" for name, value in _pairs(decision, side) if value])
 
 
 def action(verdict: Verdict) -> str:
@@ -110,6 +127,11 @@ def action(verdict: Verdict) -> str:
 
 def escape(value: str) -> str:
     """`value` as a logfmt value: bare if it is plain, else quoted with `\\xNN` for each byte that is not."""
+    if len(value) <= _LONGEST:
+        if _PLAIN.fullmatch(value):
+            return value
+        if _PRINTABLE.fullmatch(value):
+            return f'"{value}"'
     data = value.encode("utf-8", "surrogateescape")
     if len(data) > _LONGEST:
         data = data[: _LONGEST - 3] + b"..."
@@ -131,33 +153,40 @@ def read_decision(line: str) -> dict[str, str] | None:
     return {name: unescape(value) for name, value in _PAIR.findall(line, at)}
 
 
-def _pairs(decision: Decision, side: str) -> Iterator[tuple[str, str]]:
-    request = decision.request
-    yield "side", side
-    yield "trace", trace_id(request.client)
-    yield "queue_id", request.queue_id
-    yield "stage", request.stage
-    yield "context", request.policy_context
-    yield "action", action(decision.verdict)
-    if decision.judged != decision.verdict:
-        yield "judged", action(decision.judged)
-    reasons = ",".join(decision.reasons)
-    yield "reasons", reasons
-    if "greylist." in reasons:
-        steps = (step for step in decision.steps if step.applied and step.verdict.reason.startswith("greylist."))
-        notes = (note for step in steps for note in step.notes)
-        yield WAITED, next((note.found for note in notes if note.what == WAITED), "")
-    if "sign." in reasons and "sign.ok" not in reasons:
-        notes = (note for step in decision.steps if step.check == "sign" for note in reversed(step.notes))
-        yield WHY, next((f"{what}: {found}" for what, found in notes if not found.startswith("d=")), "")
-    yield from _envelope(request)
+def _pairs(decision: Decision, side: str) -> list[tuple[str, str]]:
+    request, reasons = decision.request, ",".join(decision.reasons)
+    client = request.client
+    judged = action(decision.judged) if decision.judged != decision.verdict else ""
+    return [
+        ("side", side),
+        ("trace", trace_id(client)),
+        ("queue_id", request.queue_id),
+        ("stage", request.stage),
+        ("context", request.policy_context),
+        ("action", action(decision.verdict)),
+        ("judged", judged),
+        ("reasons", reasons),
+        (WAITED, _waited(decision) if "greylist." in reasons else ""),
+        (WHY, _why(decision) if "sign." in reasons and "sign.ok" not in reasons else ""),
+        ("client", str(client.address or "unknown")),
+        ("name", client.name),
+        ("helo", request.helo or ""),
+        # The null sender is told apart from a sender that is not known yet.
+        ("sender", "" if request.sender is None else f"<{request.sender}>"),
+        ("recipient", "" if request.recipient is None else f"<{request.recipient}>"),
+        ("sasl_user", request.sasl_user),
+    ]
 
 
-def _envelope(request: Request) -> Iterator[tuple[str, str]]:
-    yield "client", str(request.client.address or "unknown")
-    yield "name", request.client.name
-    yield "helo", request.helo or ""
-    # The null sender is told apart from a sender that is not known yet.
-    yield "sender", "" if request.sender is None else f"<{request.sender}>"
-    yield "recipient", "" if request.recipient is None else f"<{request.recipient}>"
-    yield "sasl_user", request.sasl_user
+def _waited(decision: Decision) -> str:
+    for step in decision.steps:
+        if step.applied and step.verdict.reason.startswith("greylist."):
+            for what, found in step.notes:
+                if what == WAITED:
+                    return found
+    return ""
+
+
+def _why(decision: Decision) -> str:
+    notes = (note for step in decision.steps if step.check == "sign" for note in reversed(step.notes))
+    return next((f"{what}: {found}" for what, found in notes if not found.startswith("d=")), "")

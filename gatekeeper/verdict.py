@@ -135,8 +135,13 @@ class Decision:
     @property
     def reasons(self) -> tuple[str, ...]:
         """The reason codes of all steps that had an opinion, in order, each once."""
-        said = (verdict for step in self.steps for verdict in (*step.verdict.kept, step.verdict))
-        return tuple(dict.fromkeys(verdict.reason for verdict in said if verdict.reason))
+        said: dict[str, None] = {}
+        for step in self.steps:
+            if step.verdict is not PASS:
+                for verdict in (*step.verdict.kept, step.verdict):
+                    if verdict.reason:
+                        said[verdict.reason] = None
+        return tuple(said)
 
 
 def printable(text: str, limit: int = 400) -> str:
