@@ -10,6 +10,7 @@ attr_scan_plain(3). Values are UTF-8 with surrogateescape: a HELO may hold any b
 
 import re
 from collections.abc import Mapping
+from itertools import repeat
 
 from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
 from gatekeeper.verdict import Outcome, Verdict, printable
@@ -55,17 +56,22 @@ class RequestParser:
     def next(self) -> dict[str, str] | None:
         """The attributes of the next request, or None if its end has not come yet. Raises ProtocolError."""
         buffer = self._buffer
-        if buffer[:1] == b"\n" or buffer[:2] == b"\r\n":
+        if buffer.startswith((b"\n", b"\r\n")):
             raise ProtocolError("an empty request")
-        end = _END.search(buffer, self._seen)
+        start = buffer.find(b"\n\n", self._seen)
+        stop = start + 2
+        if buffer.find(b"\r", self._seen, stop if start >= 0 else None) >= 0 and (
+            end := _END.search(buffer, self._seen)
+        ):
+            start, stop = end.span()
         # Without an end, the last two bytes may be the beginning of it: any chunking comes to the same.
-        if (end.start() if end else len(buffer) - 2) > MAX_REQUEST:
+        if (start if start >= 0 else len(buffer) - 2) > MAX_REQUEST:
             raise ProtocolError(f"a request of more than {MAX_REQUEST} bytes")
-        if end is None:
+        if start < 0:
             self._seen = max(0, len(buffer) - 2)
             return None
-        frame = bytes(buffer[: end.start()])
-        del buffer[: end.end()]
+        frame = bytes(buffer[:start])
+        del buffer[:stop]
         self._seen = 0
         return _attributes(frame)
 
@@ -77,7 +83,7 @@ def _attributes(frame: bytes) -> dict[str, str]:
         frame = (frame + b"\n").replace(b"\r\n", b"\n")[:-1]
     lines = frame.decode("utf-8", "surrogateescape").split("\n")
     try:
-        attributes: dict[str, str] = dict([line.split("=", 1) for line in reversed(lines)])
+        attributes: dict[str, str] = dict(map(str.split, reversed(lines), repeat("="), repeat(1)))
     except ValueError:
         attributes = {"": ""}
     if "" in attributes:
