@@ -14,7 +14,7 @@ decision: `Context.after`.
 """
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
@@ -118,7 +118,9 @@ class Context:
     doubts: list[str] = field(default_factory=list)
     """What speaks against the client without refusing it, for the checks that come after: "is listed on …"."""
     _notes: list[Note | Later] = field(default_factory=list)
-    _callbacks: list[Callback] = field(default_factory=list)
+    _callbacks: list[tuple[Callback, Callable[[Decision], bool] | None]] = field(default_factory=list)
+    worked_out: dict[object, Any] = field(default_factory=dict)
+    """What a check has worked out when it announced, for when it is asked."""
 
     def __post_init__(self) -> None:
         if self.lists is None:
@@ -132,9 +134,10 @@ class Context:
         """The same, for what is found out with each request: put into words only where somebody reads it."""
         self._notes.append(tell)
 
-    def after(self, callback: Callback) -> None:
-        """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet."""
-        self._callbacks.append(callback)
+    def after(self, callback: Callback, when: Callable[[Decision], bool] | None = None) -> None:
+        """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet. With
+        `when` only if that says so, which costs nothing where it does not."""
+        self._callbacks.append((callback, when))
 
     @property
     def has_side_effects(self) -> bool:
@@ -151,9 +154,11 @@ class Context:
     async def settle(self, decision: Decision) -> None:
         """Run the side effects: what they write goes out together. One that fails is logged and stops no other."""
         callbacks, self._callbacks = self._callbacks, []
-        for error in await together(callback(decision) for callback in callbacks):
-            if error is not None:
-                logger.error("a side effect failed", exc_info=error)
+        wanted = [callback(decision) for callback, when in callbacks if when is None or when(decision)]
+        if wanted:
+            for error in await together(wanted):
+                if error is not None:
+                    logger.error("a side effect failed", exc_info=error)
 
 
 @runtime_checkable
@@ -170,7 +175,7 @@ class Check(Protocol):
     @property
     def needs(self) -> tuple[str, ...]: ...
 
-    async def check(self, request: Request, context: Context) -> Verdict:
+    def check(self, request: Request, context: Context, /) -> Awaitable[Verdict]:
         """The opinion. May raise; the pipeline then takes it as PASS."""
         ...
 
@@ -187,16 +192,19 @@ class Announcing(Check, Protocol):
 class _Asked(NamedTuple):
     """A check as it stands in a list, with what need not be found out for each request."""
 
-    check: Check
+    ask: Callable[[Request, Context], Awaitable[Verdict]]
     name: str
     needs: tuple[str, ...]
     enforced: bool
     wants: Callable[[Request, Context], Wants | None] | None
+    passed: Step
+    """The step of most requests: it passed, and nothing was found out."""
 
     @classmethod
-    def of(cls, check: Check) -> Self:
+    def of(cls, check: Check, list_name: str) -> Self:
         wants = check.wants if isinstance(check, Announcing) else None
-        return cls(check, check.name, check.needs, check.mode is Mode.ENFORCE, wants)
+        passed = Step(list_name, check.name, PASS)
+        return cls(check.check, check.name, check.needs, check.mode is Mode.ENFORCE, wants, passed)
 
     def abstains(self, request: Request) -> bool:
         """True if an attribute that it needs does not exist at this stage."""
@@ -216,7 +224,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         on = {
-            name: tuple(_Asked.of(check) for check in self.lists.get(name, ()) if check.mode is not Mode.OFF)
+            name: tuple(_Asked.of(check, name) for check in self.lists.get(name, ()) if check.mode is not Mode.OFF)
             for name in LISTS
         }
         object.__setattr__(
@@ -245,17 +253,20 @@ class Pipeline:
         for name, checks in self._asked[request.stage]:
             if_reject = None
             for asked in checks:
-                if asked.abstains(request):
+                if asked.needs and asked.abstains(request):
                     continue
-                if asked.enforced:
-                    try:
-                        verdict = await asked.check.check(request, context)
-                    except Exception as error:
-                        verdict = _crashed(asked, error, context)
-                    steps.append(Step(name, asked.name, verdict, context.take_notes()))
-                else:
+                if not asked.enforced:
                     steps.append(await _observe(asked, name, request, context))
                     continue
+                try:
+                    verdict = await asked.ask(request, context)
+                except Exception as error:
+                    verdict = _crashed(asked, error, context)
+                notes = context.take_notes()
+                if verdict is PASS:
+                    steps.append(asked.passed if not notes else Step(name, asked.name, PASS, notes))
+                    continue
+                steps.append(Step(name, asked.name, verdict, notes))
                 for kept in verdict.kept:
                     match kept.outcome:
                         case Outcome.DEFER_IF_PERMIT:
@@ -299,11 +310,14 @@ class Pipeline:
                     continue
                 context.keys = keys if asked.enforced else _apart(keys)
                 try:
-                    found.append(asked.wants(request, context))
+                    wants = asked.wants(request, context)
                 except Exception:
                     logger.exception("check %s cannot tell what it wants", asked.name)
+                else:
+                    if wants is not None:
+                        found.append(wants)
         context.keys = keys
-        return [wants for wants in found if wants is not None]
+        return found
 
 
 def _apart(keys: Keys) -> Keys:
@@ -323,7 +337,7 @@ async def _observe(asked: _Asked, list_name: str, request: Request, context: Con
     keys = context.keys
     context.keys = _apart(keys)
     try:
-        verdict = await asked.check.check(request, context)
+        verdict = await asked.ask(request, context)
     except Exception as error:
         verdict = _crashed(asked, error, context)
     finally:

@@ -5,9 +5,9 @@ much. ratelimit.py and connections.py say what is counted when.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Self
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import NamedTuple, Self
 
 from gatekeeper.checks.limit import Limit
 from gatekeeper.checks.prefix import network_of
@@ -31,7 +31,7 @@ NAMED = "rule "
 _COUNTERS = {"connections": "new connections", "simultaneous": "simultaneous connections"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
     """A rule with its words and files read. `what` it limits has its limits, none of them if it says so."""
 
@@ -42,6 +42,16 @@ class Bound:
     ipv4_prefix: int
     ipv6_prefix: int
     limits: Mapping[str, tuple[Limit, ...]]
+    counters: Mapping[str, tuple[tuple[Limit, str], ...]] = field(init=False, repr=False)
+    """The limits, each with what tells its counters from those of all others."""
+
+    def __post_init__(self) -> None:
+        of = "\n".join((self.name, " ".join(self.by)))
+        counters = {
+            what: tuple((limit, f"{of}\n{what}\n{limit.window:g}") for limit in limits)
+            for what, limits in self.limits.items()
+        }
+        object.__setattr__(self, "counters", counters)
 
     def is_for(self, request: Request, site: Site) -> bool:
         """True if the rule is for this session."""
@@ -49,8 +59,13 @@ class Bound:
 
     def whose(self, request: Request) -> tuple[str, ...] | None:
         """What makes the counter of this session; None if one of the rule's words is not known of it."""
-        parts = tuple(self._part(word, request) for word in self.by)
-        return parts if all(parts) else None
+        parts = []
+        for word in self.by:
+            part = self._part(word, request)
+            if not part:
+                return None
+            parts.append(part)
+        return tuple(parts)
 
     def _part(self, word: str, request: Request) -> str:
         match word:
@@ -66,18 +81,18 @@ class Bound:
         return domain_of(request.recipient or "")
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """One limit that holds for a request, and the counter that it is about."""
+class Count(NamedTuple):
+    """One limit that holds for a request, and the counter that it is about: `whose` of those that `of` tells apart."""
 
     rule: Bound
     what: str
     limit: Limit
+    of: str
     whose: tuple[str, ...]
 
     def key(self, keys: Keys) -> str:
         """The counter's key. It does not depend on the limit: a reload that changes a number forgets nothing."""
-        return keys("ratelimit", _counter(self.rule.name, self.rule.by, self.what, self.limit.window), *self.whose)
+        return _key(keys, self.of, self.whose)
 
     @property
     def counter(self) -> str:
@@ -106,14 +121,12 @@ def _in_words(count: Count, sum_: int) -> tuple[str, str]:
     return count.counter, count.told(sum_)
 
 
-@cache
-def _counter(name: str, by: tuple[str, ...], what: str, window: float) -> str:
-    """What tells the counters of one limit from those of all others."""
-    return "\n".join((name, " ".join(by), what, f"{window:g}"))
+@lru_cache(maxsize=4096)  # who sends once sends again
+def _key(keys: Keys, of: str, whose: tuple[str, ...]) -> str:
+    return keys("ratelimit", of, *whose)
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """What one request was counted by, each limit with its hit, and the sums that these came to. `alone` if the store
     was gone and this process counted by itself."""
 
@@ -138,7 +151,7 @@ class Tally:
 
     async def verdict(self, context: Context) -> Verdict:
         """The refusal by that limit which lasts longest, if any is exceeded."""
-        waits = []
+        waits: list[tuple[float, Count]] = []
         for count, hit, sum_ in zip(self.counts, self.hits, self.sums, strict=True):
             if sum_ > count.limit.count:
                 waits.append((await _wait(self._store(context), hit, sum_ - count.limit.count), count))

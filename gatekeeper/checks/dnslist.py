@@ -7,9 +7,8 @@ list is to be believed, the package dnslists knows.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator
 
@@ -101,8 +100,7 @@ def listed_domain(name: str) -> str | None:
     return domain
 
 
-@dataclass(frozen=True, slots=True)
-class About:
+class About(NamedTuple):
     """Whom or what a list is asked about: `text` as people know it, `asked` as it stands before the zone."""
 
     label: str
@@ -111,8 +109,7 @@ class About:
     asked: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """A list that has somebody: with which answers."""
 
     question: Question
@@ -124,8 +121,7 @@ class Hit:
         return self.question.list
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What lists said: hits, in the order of asking, and lists that might have had it but gave no answer."""
 
     hits: tuple[Hit, ...]

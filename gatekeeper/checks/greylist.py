@@ -16,8 +16,6 @@ would have to wait. Nothing is written before the decision is known, and nothing
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -35,7 +33,7 @@ from gatekeeper.log import WAITED
 from gatekeeper.pipeline import Context
 from gatekeeper.request import UNKNOWN, Address, Request, Stage, domain_of
 from gatekeeper.restrictions import TableNames
-from gatekeeper.store import Keys, Wants
+from gatekeeper.store import Wants
 from gatekeeper.units import Duration
 from gatekeeper.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit, printable
 
@@ -97,8 +95,8 @@ class Greylist(Opinion):
             return None
         if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request, address):
             return None
-        keys = (key for one in self._identities(request, address, context) for key in one.reads)
-        return Wants(tuple(keys), born=self.learning > 0)
+        network, domain = context.worked_out[id(self)] = self._identities(request, address, context)
+        return Wants((*network.reads, *domain.reads), born=self.learning > 0)
 
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Wait, or not and why not."""
@@ -130,19 +128,23 @@ class Greylist(Opinion):
         """The client's network, and the domain that it would have to be authenticated for."""
         network = network_of(address, self.ipv4_prefix, self.ipv6_prefix)
         domain = domain_of(request.sender) if request.sender else (request.helo or "").lower()
-        names = (network, f"spf:{domain}")
-        return _identities(context.keys, names, request.sender or "", request.recipient or "", self.lifetime)
+        sender, recipient = normal_sender(request.sender or ""), (request.recipient or "").lower()
+        return (
+            Identity.of(context.keys, network, sender, recipient, self.lifetime),
+            Identity.of(context.keys, f"spf:{domain}", sender, recipient, self.lifetime),
+        )
 
     async def _look_up(self, request: Request, address: Address, context: Context) -> Verdict:
         now = context.clock()
-        network, domain = self._identities(request, address, context)
+        worked_out = context.worked_out.get(id(self))
+        network, domain = worked_out or self._identities(request, address, context)
         seen = await see(network, context.store)
         if not self._may_pass(seen, now) and (spf := await context.facts.spf()).authenticates:
             context.note("SPF", f"passes: the client is known as {printable(spf.domain, 255)}")
             other = await see(domain, context.store)
             # It may have come before from elsewhere, or from here while the DNS was down.
             first = min((first for first in (seen.first, other.first) if first is not None), default=None)
-            seen = replace(other, first=first)
+            seen = other._replace(first=first)
         return await self._weigh(seen, now, context)
 
     def _is_over(self, seen: Seen, now: float) -> bool:
@@ -174,31 +176,19 @@ class Greylist(Opinion):
         store, value = context.store, known_value(context.clock())
 
         async def settle(decision: Decision) -> None:
-            if decision.verdict.refuses:
-                return
             await store.set(identity.triplet, value, self.lifetime)
             if self.auto_allow and (await store.hit([identity.passed]))[0] >= self.auto_allow:
                 await store.set(identity.allowed, value, self.lifetime)
 
-        context.after(unless_store_fails(settle))
+        context.after(unless_store_fails(settle), lambda decision: not decision.verdict.refuses)
 
     def _note_first(self, identity: Identity, context: Context) -> None:
         store, value = context.store, first_value(context.clock())
 
         async def settle(decision: Decision) -> None:
-            if not decision.verdict.code.startswith("5"):
-                await store.set(identity.triplet, value, self.retry_window, absent=True)
+            await store.set(identity.triplet, value, self.retry_window, absent=True)
 
-        context.after(unless_store_fails(settle))
-
-
-@lru_cache(maxsize=64)  # what was announced is looked up a moment later, and takes 50 µs to work out
-def _identities(
-    keys: Keys, names: tuple[str, str], sender: str, recipient: str, lifetime: float
-) -> tuple[Identity, Identity]:
-    sender = normal_sender(sender)
-    network, domain = (Identity.of(keys, name, sender, recipient, lifetime) for name in names)
-    return network, domain
+        context.after(unless_store_fails(settle), lambda decision: not decision.verdict.code.startswith("5"))
 
 
 def _looks_suspicious(request: Request, address: Address) -> str:

@@ -95,18 +95,19 @@ class IndexedTable:
 
     def search(self, keys: Iterable[str]) -> Action | None:
         """The entry for the first key that has one."""
+        find = self.entries.find
         for key in keys:
-            text = self.entries.find(fold(key.encode("utf-8", "surrogateescape")))
+            text = find(key.lower().encode() if key.isascii() else fold(key.encode("utf-8", "surrogateescape")))
             if text is not None:
                 return self.actions.found(text.decode("utf-8", "surrogateescape"))
         return None
 
     def search_address(self, address: Address) -> Action | None:
         """The entry for the address itself, else for a network in CIDR notation, else for a shortened address."""
+        if self.networks is None:
+            return self.search(address_keys(str(address)))
         whole, *shortened = address_keys(str(address))
-        found = self.search([whole])
-        if found is None and self.networks is not None:
-            found = self.networks.longest(address)
+        found = self.search([whole]) or self.networks.longest(address)
         return found if found is not None else self.search(shortened)
 
 

@@ -44,9 +44,10 @@ class Word:
     needs: tuple[str, ...] = ()
     mode: Mode = Mode.ENFORCE
 
-    async def check(self, request: Request, context: Context) -> Verdict:
-        """The restriction's verdict."""
-        return await self.judge(request, context)
+    @property
+    def check(self) -> Judge:
+        """What gives the restriction's verdict."""
+        return self.judge
 
 
 class Opinion(BaseModel):
@@ -99,9 +100,7 @@ def always_reachable(recipient: str | None, site: Site) -> bool:
     """
     if recipient is None:
         return False
-    local, _, domain = recipient.lower().rpartition("@")
-    if not local:
-        return domain in _ALWAYS_REACHABLE
-    if local not in _ALWAYS_REACHABLE:
+    local, _, domain = recipient.rpartition("@")
+    if (local or domain).lower() not in _ALWAYS_REACHABLE:
         return False
-    return site.is_ours(domain_of(recipient)) or not (site.local_domains or site.relay_domains)
+    return not local or site.is_ours(domain_of(recipient)) or not (site.local_domains or site.relay_domains)

@@ -54,8 +54,7 @@ async def _judge_address(claimed: Address, client: Address, request: Request, co
 
 def _address(helo: str) -> Address | None:
     """The address that is said, bare or as a literal."""
-    inner = helo[1:-1] if helo.startswith("[") and helo.endswith("]") else ""
-    if is_literal(inner):
+    if helo.startswith("[") and helo.endswith("]") and is_literal(inner := helo[1:-1]):
         return parse_address(inner[5:] if inner[:5].lower() == "ipv6:" else inner)
     return parse_address(helo) if is_address(helo) else None
 

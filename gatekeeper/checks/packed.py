@@ -40,6 +40,8 @@ class Packed:
 
     def find(self, key: bytes) -> bytes | None:
         """The text for `key`."""
+        if not self._slots[hash(key) & self._mask]:  # most often it is nobody's
+            return None
         return self.find_ordered(key)[1]
 
     def find_ordered(self, key: bytes) -> tuple[int, bytes | None]:

@@ -85,6 +85,7 @@ _ASKED: Mapping[str, Quantity] = {
     "logins": Quantity((Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_MESSAGE), _login),
 }
 _STAGES = _ASKED["messages"].stages
+_AT = {stage: [(what, one) for what, one in _ASKED.items() if stage in one.stages] for stage in _STAGES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +145,14 @@ class Limiter:
             whose = rules[0].whose(request)
             if whose is None:
                 continue
-            left = set(whats)
+            left = whats
             for rule in rules:
-                named = [what for what in rule.limits if what in left]
+                named = [what for what in rule.counters if what in left]
                 if named and rule.is_for(request, site):
-                    left.difference_update(named)
-                    yield from (Count(rule, what, limit, whose) for what in named for limit in rule.limits[what])
+                    left = [what for what in left if what not in named]
+                    for what in named:
+                        for limit, of in rule.counters[what]:
+                            yield Count(rule, what, limit, of, whose)
 
     def is_excepted(self, request: Request, site: Site) -> bool:
         """True if no limit concerns the session. A stolen account is used from anywhere: only its name spares it."""
@@ -161,7 +164,9 @@ class Limiter:
         """Count this request, and refuse it if that is too much."""
         if request.stage not in _STAGES or always_reachable(request.recipient, context.site):
             return PASS
-        counted = list(self._hits(request, context))
+        if self.is_excepted(request, context.site):
+            return PASS
+        counted = self._hits(request, context)
         if not counted:
             return PASS
         tally = await Tally.of(counted, context)
@@ -174,14 +179,12 @@ class Limiter:
         most = None if self.count_refused else count.limit.count
         return Hit(count.key(keys), count.limit.window, once=once, most=most)
 
-    def _hits(self, request: Request, context: Context) -> Iterator[tuple[Count, Hit]]:
-        if self.is_excepted(request, context.site):
-            return
-        once = {what: quantity.once(request) for what, quantity in _ASKED.items() if request.stage in quantity.stages}
-        if not once["logins"]:
+    def _hits(self, request: Request, context: Context) -> list[tuple[Count, Hit]]:
+        once = {what: quantity.once(request) for what, quantity in _AT[request.stage]}
+        if not request.sasl_user or not once["logins"]:
             del once["logins"]
-        for count in self.counts(once, request, context.site):
-            yield count, self.hit(count, context.keys, once[count.what])
+        counts = self.counts(once, request, context.site)
+        return [(count, self.hit(count, context.keys, once[count.what])) for count in counts]
 
 
 def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> None:
@@ -190,10 +193,13 @@ def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> N
     kept = ("logins", "messages") if request.queue_id else ("logins",)
 
     async def settle(decision: Decision) -> None:
-        if decision.verdict.refuses:
-            await tally.give_back(context, kept)
+        await tally.give_back(context, kept)
 
-    context.after(unless_store_fails(settle))
+    context.after(unless_store_fails(settle), _refuses)
+
+
+def _refuses(decision: Decision) -> bool:
+    return decision.verdict.refuses
 
 
 def _simple(options: RateLimit) -> Iterator[tuple[str, Rule]]:

@@ -5,8 +5,8 @@ A triplet's value is `first TIME` while it waits and `known TIME` once it has pa
 client that is known as a whole has a value of its own. Knows no policy: greylist.py decides, import-postgrey fills in.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from functools import lru_cache
+from typing import NamedTuple, Self
 
 from gatekeeper.checks.verp import postgrey_sender
 from gatekeeper.store import Hit, Keys, Store
@@ -14,8 +14,7 @@ from gatekeeper.store import Hit, Keys, Store
 _FIRST_SEEN, _KNOWN = b"first ", b"known "
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What a client may be known as, its network or the domain that SPF lets it speak for, and the keys of that."""
 
     triplet: str
@@ -25,7 +24,7 @@ class Identity:
     """Holds a value if the client is known as a whole."""
     name: str
     lifetime: float
-    _keys: Keys
+    keys: Keys
 
     @classmethod
     def of(cls, keys: Keys, name: str, sender: str, recipient: str, lifetime: float) -> Self:
@@ -34,7 +33,7 @@ class Identity:
         return cls(
             keys("greylist", name, sender, recipient),
             keys("greylist", name, postgrey, recipient) if postgrey != sender else "",
-            keys("greylist-allowed", name),
+            _allowed(keys, name),
             name,
             lifetime,
             keys,
@@ -43,7 +42,7 @@ class Identity:
     @property
     def passed(self) -> Hit:
         """Counts the triplet for the client, once it has passed."""
-        return Hit(self._keys("greylist-passed", self.name), self.lifetime, once=self.triplet)
+        return Hit(self.keys("greylist-passed", self.name), self.lifetime, once=self.triplet)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -51,8 +50,12 @@ class Identity:
         return (self.triplet, self.allowed, self.imported) if self.imported else (self.triplet, self.allowed)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+@lru_cache(maxsize=4096)  # who sends once sends again
+def _allowed(keys: Keys, name: str) -> str:
+    return keys("greylist-allowed", name)
+
+
+class Seen(NamedTuple):
     """What the store says of a triplet. Times in seconds since the epoch."""
 
     identity: Identity
@@ -80,10 +83,15 @@ def first_value(now: float) -> bytes:
 async def see(identity: Identity, store: Store) -> Seen:
     """What the store says of a triplet, in one question. Raises StoreError."""
     _, [triplet, allowed, *imported] = await store.ask((), identity.reads)
-    values = [value for value in (triplet, *imported) if value is not None]
-    known = [_time(value) for value in values if value.startswith(_KNOWN)]
-    first = [_time(value) for value in values if not value.startswith(_KNOWN)]
-    return Seen(identity, max(known, default=None), min(first, default=None), allowed is not None)
+    known = first = None
+    for value in (triplet, *imported):
+        if value is None:
+            continue
+        if value.startswith(_KNOWN):
+            known = max(_time(value), known or 0.0)
+        else:
+            first = _time(value) if first is None else min(_time(value), first)
+    return Seen(identity, known, first, allowed is not None)
 
 
 def _time(value: bytes) -> float:

@@ -23,6 +23,8 @@ import re
 _LONGEST = 512
 """Characters; no correct sender comes near (RFC 5321 section 4.5.3.1), and what is longer stays as it is."""
 
+_ORDINARY = re.compile(r"[a-z0-9]{1,15}|[^\W\d_]+(?:\.[^\W\d_]+)*")
+"""Too short for a hash and in one piece, or without digits and marks: nothing below finds anything here."""
 _BATV = re.compile(r"prvs=([^=]+)=([^=]+(?:=.*)?)")
 _TAG = re.compile(r"[0-9a-z]{10}")
 _WRAPPED = re.compile(r"(?:btv1==[^=]+==|msprvs1=[^=]+=)(.+)")
@@ -48,7 +50,7 @@ def normal_sender(sender: str) -> str:
     """`sender` in lower case, without what differs from message to message. Applied twice it changes nothing more."""
     sender = sender.lower()
     local, at, domain = sender.rpartition("@")
-    if not at or local[:1] == '"' or len(sender) > _LONGEST or local.replace(".", "").isalpha():
+    if not at or _ORDINARY.fullmatch(local) or local[:1] == '"' or len(sender) > _LONGEST:
         return sender
     before = ""
     while before != local:

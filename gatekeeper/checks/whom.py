@@ -95,9 +95,10 @@ class Whom:
         """The same by user, sender and recipient."""
         if request.sasl_user and (self.authenticated or _named(self.names.get("user"), request.sasl_user)):
             return True
-        for kind, address in (("sender", request.sender), ("recipient", request.recipient)):
-            if address is not None and _named(self.names.get(kind), address or "<>"):
-                return True
+        if self.names:
+            for kind, address in (("sender", request.sender), ("recipient", request.recipient)):
+                if address is not None and _named(self.names.get(kind), address or "<>"):
+                    return True
         return False
 
     def holds_client(self, request: Request, site: Site) -> bool:

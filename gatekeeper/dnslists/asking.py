@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gatekeeper.dnslists.health import Health
 from gatekeeper.dnslists.list import DnsList, Kind
@@ -18,8 +19,7 @@ from gatekeeper.resolver import Answer, DNSError, DNSTimeout
 from gatekeeper.units import duration_text
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What a list is asked: `subject` is what stands before the zone, a reversed address or a domain name."""
 
     list: DnsList

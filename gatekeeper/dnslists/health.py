@@ -45,6 +45,8 @@ class Health:
     @property
     def asked(self) -> bool:
         """Whether live questions go to it."""
+        if self.finding is GOOD:
+            return True
         lost_its_point = self.finding.state is State.NOTHING and self._tested
         return self.finding.state not in _NOT_ASKED and not lost_its_point
 

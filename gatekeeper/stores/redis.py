@@ -58,9 +58,10 @@ class RedisStore:
     ) -> tuple[list[int], list[bytes | None], list[int]]:
         """`ask`, of keys that are together; and which hits were counted."""
         keys, arguments = self._places(hits)
-        keys += map(kept_key, gets)
+        for key in gets:
+            keys.append(PREFIX + key)
         sums, values, counted = await self._script(ASK, keys, arguments)
-        return sums, [self._value(kept) for kept in values], counted
+        return sums, [None if kept is None else self._value(kept) for kept in values], counted
 
     async def get(self, key: str) -> bytes | None:
         name = kept_key(key)
@@ -147,12 +148,11 @@ class RedisStore:
         keys: list[str] = []
         arguments: list[Word] = []
         for hit in hits:
-            at = place(hit, now)
-            name = _tagged(at.name)
+            name, token, slot, amount, ttl, _ = place(hit, now)
+            tagged = _tagged(name)
             # Without a token the second key is not used, but every hit has two.
-            keys += (name, name + at.token[len(at.name) :])
-            most = "" if hit.most is None else hit.most
-            arguments += (at.amount, at.slot, _ms(at.ttl), 1 if at.token else 0, most)
+            keys += (tagged, tagged + token[len(name) :])
+            arguments += (amount, slot, _ms(ttl), 1 if token else 0, "" if hit.most is None else hit.most)
         return keys, arguments
 
     async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[Word]) -> Any:

@@ -32,14 +32,21 @@ class StoreView:
             if not hits and all(key in self._values for key in gets):
                 return [], [self._values[key] for key in gets]
             return await self._inner.ask(hits, gets)
-        wants, self._announced = list(self._announced()), None
-        ahead = list(dict.fromkeys(hit for want in wants for hit in want.hits if not hit.amount))
-        keys = dict.fromkeys([*gets, *(key for want in wants for key in want.gets)])
-        if any(want.born for want in wants):
-            keys[BORN] = None
+        wants, self._announced = self._announced(), None
+        keys = dict.fromkeys(gets)
+        ahead: dict[Hit, None] = {}
+        for want in wants:
+            for key in want.gets:
+                keys[key] = None
+            for hit in want.hits:
+                if not hit.amount:
+                    ahead[hit] = None
+            if want.born:
+                keys[BORN] = None
         sums, values = await self._inner.ask([*hits, *ahead], list(keys))
-        self._sums = dict(zip(ahead, sums[len(hits) :], strict=True))
         self._values = dict(zip(keys, values, strict=True))
+        if ahead:
+            self._sums = dict(zip(ahead, sums[len(hits) :], strict=True))
         return sums[: len(hits)], [self._values[key] for key in gets]
 
     async def get(self, key: str) -> bytes | None:

@@ -10,6 +10,7 @@ window ahead are those of a clock that was wrong and has been put right: they do
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -45,12 +46,20 @@ def name_of(hit: Hit) -> str:
 
 def place(hit: Hit, now: float) -> Place:
     """The place of `hit` at `now` (seconds since the epoch)."""
-    width = hit.window / SLOTS
-    name = name_of(hit)
-    # What a token is made of is not ours to keep, nor its length ours to trust.
-    most = float("inf") if hit.most is None else hit.most
-    token = f"{name}/{blake2b(hit.once.encode('utf-8', 'surrogateescape'), digest_size=12).hexdigest()}"
-    return Place(name, token if hit.once else "", int(now // width), hit.amount, hit.window + width, most)
+    key, window, amount, once, most = hit
+    width = window / SLOTS
+    name = f"{key}/{float(window)}"
+    token = f"{name}/{_token(once)}" if once else ""
+    return Place(name, token, int(now // width), amount, window + width, _NO_LIMIT if most is None else most)
+
+
+_NO_LIMIT = float("inf")
+
+
+@lru_cache(maxsize=64)  # several limits count one message
+def _token(once: str) -> str:
+    """What a token is made of is not ours to keep, nor its length ours to trust."""
+    return blake2b(once.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 
 def spread(hit: Hit, now: float, sums: Mapping[int, int]) -> list[tuple[float, int]]:
