@@ -106,6 +106,10 @@ def recall(resolver: Resolver, name: str, type: str) -> Answer | DNSError | None
     return None if known is None else known(name, type)
 
 
+def _nothing(name: str, type: str) -> None:
+    """What a resolver without memory remembers."""
+
+
 class Waiting(BaseException):
     """Something has to be waited for where nobody can wait. Nobody's to catch but who called `at_once`."""
 
@@ -114,11 +118,11 @@ class Recalling:
     """Answers what `inner` remembers, in any thread; raises Waiting for the rest."""
 
     def __init__(self, inner: Resolver) -> None:
-        self._inner = inner
+        self._known = getattr(inner, "known", _nothing)
 
     def known(self, name: str, type: str) -> Answer | DNSError:
         """The answer, or the trouble that is remembered in its stead. Raises Waiting."""
-        found = recall(self._inner, name, type)
+        found: Answer | DNSError | None = self._known(name, type)
         if found is None:
             raise Waiting
         return found

@@ -123,6 +123,7 @@ async def _check(
 
 _Outcome = tuple[SpfResult, str, str, str]
 _outcomes: dict[tuple[Address, str], tuple[_Outcome, dict[tuple[str, str], Answer | DNSError]]] = {}
+_NO_OUTCOME: tuple[None, dict[tuple[str, str], Answer | DNSError]] = (None, {})
 _MAX_OUTCOMES = 2048
 _MAX_KEPT = 4096  # bytes of TXT records that an outcome may keep alive
 
@@ -130,9 +131,10 @@ _MAX_KEPT = 4096  # bytes of TXT records that an outcome may keep alive
 def _recall(resolver: Resolver, address: Address, name: str) -> _Outcome | None:
     """What came out for this client and domain before, if every answer that it was worked out from still is the one
     that `resolver` remembers: 5 µs instead of 250 for what pyspf takes."""
-    outcome, answers = _outcomes.get((address, name), (None, {}))
-    if outcome is None or any(recall(resolver, *question) is not answer for question, answer in answers.items()):
-        return None
+    outcome, answers = _outcomes.get((address, name), _NO_OUTCOME)
+    for (asked, type), answer in answers.items():
+        if recall(resolver, asked, type) is not answer:
+            return None
     return outcome
 
 

@@ -2,23 +2,28 @@
 """The look-ups that Postfix's restrictions share: one question after another, first answer wins (dns_lookup(3))."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from gatekeeper.checks.syntax import is_address, is_hostname
 from gatekeeper.dnsname import to_name, to_text
 from gatekeeper.pipeline import Context
-from gatekeeper.resolver import MX, Answer, DNSError
+from gatekeeper.resolver import MX, Answer, DNSError, recall
+from gatekeeper.resolver import ask as resolve
 from gatekeeper.verdict import printable
 
 
 async def ask(context: Context, name: str, type: str) -> Answer | None:
     """The answer, noted; None if DNS did not give one."""
-    try:
-        answer = await context.resolver.query(name, type)
-    except DNSError as error:
-        context.note(_what(name, type), f"no answer: {str(error) or error.__class__.__name__}")
+    answer = recall(context.resolver, name, type) or await resolve(context.resolver, name, type)
+    if isinstance(answer, DNSError):
+        context.note(_what(name, type), f"no answer: {str(answer) or answer.__class__.__name__}")
         return None
-    context.note_later(lambda: (_what(name, type), _found(answer)))
+    context.note_later(partial(_told, name, type, answer))
     return answer
+
+
+def _told(name: str, type: str, answer: Answer) -> tuple[str, str]:
+    return _what(name, type), _found(answer)
 
 
 def _what(name: str, type: str) -> str:
@@ -66,8 +71,8 @@ def is_null_mx(answer: Answer) -> bool:
 def servers_of(answer: Answer) -> tuple[str, ...]:
     """The names in MX or NS records that Postfix does not throw away as malformed (valid_rr_name()): an address in the
     place of a name may stay."""
-    names = (record.host if isinstance(record, MX) else str(record) for record in answer.records)
-    return tuple(name for name in names if is_address(name) or is_hostname(name))
+    names = [record.host if isinstance(record, MX) else str(record) for record in answer.records]
+    return tuple([name for name in names if is_hostname(name) or is_address(name)])
 
 
 def _show(record: object) -> str:

@@ -67,14 +67,14 @@ class Dnsbl(Opinion):
         return reject("dnsbl.listed", "554", "5.7.1", text)
 
     def _asked(self, request: Request, address: Address) -> Iterator[tuple[DnsList, About]]:
-        about: About | None = address_of(address)
+        about = address_of(address)
+        for site in self.lists:
+            yield site, about
         for lists, label, name in (
-            (self.lists, "", None),
             (self.helo_lists, "Helo command", request.helo),
             (self.sender_lists, "Sender address", request.sender),
             (self.reverse_name_lists, "Unverified Client host", request.client.reverse_name),
         ):
-            if lists and label:
-                about = name_of(label, name)
-            if about is not None:
-                yield from ((site, about) for site in lists)
+            if lists and (named := name_of(label, name)) is not None:
+                for site in lists:
+                    yield site, named

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from gatekeeper.dnslists.health import Health
 from gatekeeper.dnslists.list import DnsList, Kind
-from gatekeeper.dnslists.points import GOOD, State, trouble
+from gatekeeper.dnslists.points import GOOD, Finding, State, trouble
 from gatekeeper.dnslists.watch import Lists, answer
 from gatekeeper.resolver import Answer, DNSError, DNSTimeout
 from gatekeeper.units import duration_text
@@ -42,6 +43,12 @@ class Reply:
 
 
 _NOT_LISTED = Reply()
+Asked = tuple[Question, Health]
+
+
+@lru_cache(maxsize=64)
+def _not_listed(finding: Finding) -> Reply:
+    return Reply(why=f"not listed, but the list {finding}")
 
 
 class Asking:
@@ -55,10 +62,11 @@ class Asking:
 
     async def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """The replies, in the order of the questions. Raises nothing."""
-        health = [self._lists.health(question.list, question.kind) for question in questions]
-        names = [question.name for question in questions]
-        found = await self._look_up(dict(zip(names, health, strict=True)), "A")
-        return [self._reply(q, h, found[name]) for q, h, name in zip(questions, health, names, strict=True)]
+        asked = [(question, self._lists.health(question.list, question.kind)) for question in questions]
+        found = self._remembered(asked, "A")
+        if found is None:
+            found = await self._look_up(asked, "A")
+        return [self._reply(question, health, one) for (question, health), one in zip(asked, found, strict=True)]
 
     def begin(self, questions: Sequence[Question]) -> None:
         """Have these looked up without waiting: they will be asked soon, and the resolver will know by then."""
@@ -68,8 +76,8 @@ class Asking:
 
     async def text(self, question: Question) -> tuple[bytes, ...]:
         """The TXT records beside a hit; none if they cannot be had within what is left of the budget."""
-        health = self._lists.health(question.list, question.kind)
-        found = (await self._look_up({question.name: health}, "TXT"))[question.name]
+        asked = [(question, self._lists.health(question.list, question.kind))]
+        [found] = self._remembered(asked, "TXT") or await self._look_up(asked, "TXT")
         return tuple(r for r in found.records if isinstance(r, bytes)) if isinstance(found, Answer) else ()
 
     def _reply(self, question: Question, health: Health, found: Answer | DNSError) -> Reply:
@@ -84,26 +92,25 @@ class Asking:
         if records:
             self._lists.heard(question.list, health, records)
         elif health.finding is not GOOD:
-            return Reply(why=f"not listed, but the list {health.finding}")
+            return _not_listed(health.finding)
         return Reply(records)
 
-    def _remembered(self, names: dict[str, Health], type: str) -> dict[str, Answer | DNSError] | None:
+    def _remembered(self, asked: Sequence[Asked], type: str) -> list[Answer | DNSError] | None:
         """The answers, if all are remembered: the usual case, which needs no timer and no task (15 µs)."""
         resolver = self._lists.remembering
-        found: dict[str, Answer | DNSError] = {}
         if resolver is None:
             return None
-        for name, health in names.items():
-            known = resolver.known(name, type) if health.asked and health.proven.is_set() else None
+        found = []
+        for question, health in asked:
+            known = resolver.known(question.name, type) if health.asked and health.proven.is_set() else None
             if known is None:
                 return None
-            found[name] = known
+            found.append(known)
         return found
 
-    async def _look_up(self, names: dict[str, Health], type: str) -> dict[str, Answer | DNSError]:
+    async def _look_up(self, asked: Sequence[Asked], type: str) -> list[Answer | DNSError]:
         """What comes within the time that is left, and DNSTimeout for the rest."""
-        if (known := self._remembered(names, type)) is not None:
-            return known
+        names = {question.name: health for question, health in asked}
         late = DNSTimeout(f"not within {duration_text(self._lists.budget)}")
         found: dict[str, Answer | DNSError] = dict.fromkeys(names, late)
 
@@ -123,4 +130,4 @@ class Asking:
                 elif names:
                     await asyncio.gather(*(find(name, health) for name, health in names.items()))
         self._left -= clock() - began
-        return found
+        return [found[question.name] for question, _ in asked]
