@@ -33,6 +33,15 @@ def begin(coroutine: Coroutine[Any, Any, Any]) -> Begun:
         return Begun(coroutine, ended=True, error=error)
 
 
+async def rest(begun: Begun) -> Any:
+    """What a coroutine that has begun comes to in the end."""
+    if not begun.ended:
+        return await _rest(begun.coroutine, begun.waiting)
+    if begun.error is not None:
+        raise begun.error
+    return begun.value
+
+
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | Exception]:
     """What each comes to, in order: its value or its exception."""
     begun = [begin(coroutine) for coroutine in coroutines]

@@ -139,10 +139,9 @@ class Context:
         `when` only if that says so, which costs nothing where it does not."""
         self._callbacks.append((callback, when))
 
-    @property
-    def has_side_effects(self) -> bool:
-        """Whether something is to be done once the decision is known."""
-        return bool(self._callbacks)
+    def has_side_effects(self, decision: Decision) -> bool:
+        """Whether something is to be done about this decision."""
+        return any(when is None or when(decision) for _, when in self._callbacks)
 
     def take_notes(self) -> tuple[Note | Later, ...]:
         """The notes since the last call."""

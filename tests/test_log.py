@@ -114,3 +114,21 @@ def test_a_traceback_stays_with_its_record(written: io.StringIO) -> None:
 def test_below_its_level_nothing_is_written(written: io.StringIO) -> None:
     logging.getLogger("x").debug("detail")
     assert "" == written.getvalue()
+
+
+def test_a_decisions_line_is_what_logging_would_have_written(written: io.StringIO) -> None:
+    logger = logging.getLogger("gatekeeper.test")
+    decision = decided(Request(stage=Stage.RCPT, client=CLIENT, helo="key1234567.zen.dq.spamhaus.net"), REFUSED)
+    log.write_decision(logger, decision, "policy")
+    logger.info("%s", log.decision_line(decision, "policy"))
+    log.write_decision(logger, decision, "policy", logging.DEBUG)
+    short, long = (line.partition("gatekeeper[") for line in written.getvalue().splitlines())
+    assert long[2] == short[2]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ", short[0])
+    assert "key1234567" not in short[2]
+
+
+def test_where_others_listen_a_decisions_line_is_a_record(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log.write_decision(logging.getLogger("gatekeeper.test"), decided(Request(stage=Stage.RCPT)), "policy")
+    assert [log.decision_line(decided(Request(stage=Stage.RCPT)), "policy")] == caplog.messages

@@ -220,23 +220,56 @@ async def test_a_decision_over_its_budget_answers_dunno(
     assert "no decision within 0.01 s, answered DUNNO: instance '1'" in caplog.text
 
 
-async def test_side_effects_run_after_the_answer_and_before_the_next_request(listener: socket.socket) -> None:
-    answered, effects = asyncio.Event(), []
+async def test_side_effects_begin_after_the_answer_and_before_the_next_request(listener: socket.socket) -> None:
+    effects: list[str] = []
 
     async def remembers(request: Request, context: Context) -> Verdict:
+        before = len(effects)
+
         async def effect(decision: Decision) -> None:
-            await answered.wait()
             effects.append(request.instance)
 
         context.after(effect)
-        return reject("x", "450", "4.7.1", f"after {len(effects)}")
+        await asyncio.sleep(0.01)
+        return reject("x", "450", "4.7.1", f"after {before}, {len(effects)} when it was decided")
 
     async with serving(World(remembers), listener), peer(listener) as postfix:
         postfix.send(QUESTION % b"1" + QUESTION % b"2")
-        assert b"450 4.7.1 after 0" == await postfix.answer()
-        answered.set()
-        assert b"450 4.7.1 after 1" == await postfix.answer()
+        assert b"450 4.7.1 after 0, 0 when it was decided" == await postfix.answer()
+        assert b"450 4.7.1 after 1, 1 when it was decided" == await postfix.answer()
     assert ["1", "2"] == effects
+
+
+async def test_side_effects_wait_for_no_other_request(listener: socket.socket) -> None:
+    done = asyncio.Event()
+
+    async def remembers(request: Request, context: Context) -> Verdict:
+        async def effect(decision: Decision) -> None:
+            await asyncio.sleep(0)
+            done.set()
+
+        context.after(effect)
+        return PASS
+
+    async with serving(World(remembers), listener), peer(listener) as postfix:
+        await postfix.ask(b"1")
+        await asyncio.wait_for(done.wait(), 5)
+
+
+async def test_side_effects_of_the_last_answer_are_run_before_the_server_ends(listener: socket.socket) -> None:
+    effects: list[str] = []
+
+    async def remembers(request: Request, context: Context) -> Verdict:
+        async def effect(decision: Decision) -> None:
+            await asyncio.sleep(0.05)
+            effects.append(request.instance)
+
+        context.after(effect)
+        return PASS
+
+    async with serving(World(remembers), listener), peer(listener) as postfix:
+        await postfix.ask(b"1")
+    assert ["1"] == effects
 
 
 async def test_each_decision_is_one_log_line(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:

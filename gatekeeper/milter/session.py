@@ -20,7 +20,7 @@ from gatekeeper.app import App
 from gatekeeper.auth.dkim import DkimVerifier
 from gatekeeper.auth.results import Method, authentication_results, says_nothing
 from gatekeeper.facts import Facts
-from gatekeeper.log import decision_line
+from gatekeeper.log import write_decision
 from gatekeeper.message import Header
 from gatekeeper.milter.edits import Edits, Insert, Remove, every, forged_results, insertion
 from gatekeeper.pipeline import END_OF_DATA, Context
@@ -269,7 +269,7 @@ class Session:
         if message.choice is not None and message.choice.reason != "sign.not_origin":
             told = replace(decision, steps=(*decision.steps, _step(message.choice, PASS)))
         _log(told)
-        if context.has_side_effects:
+        if context.has_side_effects(decision):
             self._unsettled.append((context, decision))
         return _edits(told, removals, (*(() if silent else (insertion(results),)), *self._software(message)))
 
@@ -326,8 +326,7 @@ def _step(choice: SigningChoice, told: Verdict) -> Step:
 
 
 def _log(decision: Decision, level: int = logging.INFO) -> None:
-    if logger.isEnabledFor(level):
-        logger.log(level, "%s", decision_line(decision, "milter"))
+    write_decision(logger, decision, "milter", level)
     if logger.isEnabledFor(logging.DEBUG):
         for step in decision.steps:
             for note in step.notes:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Policy sockets on asyncio: bytes in, protocol.py's requests to the app, answers out, strictly in order.
 
-Rules: one connection carries many requests; an answer is on its way before its side effects run; a broken frame
-closes its own connection and nothing else; whatever goes wrong in a decision is answered DUNNO and logged, because
-Postfix takes silence for a broken service. An idle connection costs its buffers, no task and no timer. Knows no checks.
+Rules: one connection carries many requests; an answer is on its way before its side effects run, and these begin before
+the next request is looked at, so that what both ask of the store leaves together; a broken frame closes its own
+connection and nothing else; whatever goes wrong in a decision is answered DUNNO and logged, because Postfix takes
+silence for a broken service. An idle connection costs its buffers, no task and no timer. Knows no checks.
 """
 
 import asyncio
@@ -12,7 +13,8 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, cast
 
-from gatekeeper.log import decision_line
+from gatekeeper.begun import begin, rest, together
+from gatekeeper.log import write_decision
 from gatekeeper.pipeline import Context
 from gatekeeper.policy.budget import Budget
 from gatekeeper.policy.protocol import (
@@ -35,6 +37,8 @@ BUDGET = 20.0
 
 _LET_GO_FIRST = 0.001
 """Seconds that a worker leaves a new connection to those who hold fewer."""
+_SETTLE = 0.002
+"""Seconds that side effects wait for another request to go along with. Nobody waits for them."""
 _PAUSE = 0.2
 """Seconds without accepting after an accident such as too many open files: the listener would wake us at once."""
 
@@ -61,11 +65,12 @@ class PolicyServer:
         self._seat = seat
         self._held = 0
         self._give: Give | None = None
-        self._seconds = budget
         self._budget = Budget(budget)
         self._listeners: list[socket.socket] = []
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unsettled: list[tuple[Decision, Context]] = []
+        self._settling = False
         self._closing = False
         self._changed = asyncio.Event()
 
@@ -118,7 +123,7 @@ class PolicyServer:
     async def _wait(self, timeout: float) -> None:  # noqa: ASYNC109 (how long peers have)
         try:
             async with asyncio.timeout(timeout):
-                while self._connections or self._tasks:
+                while self._connections or self._tasks or self._unsettled:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -175,48 +180,73 @@ class PolicyServer:
         if self._closing:
             connection.finish()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._changed.set()
 
-    async def _answer(self, attributes: dict[str, str], send: Callable[[bytes], None]) -> None:
-        """Answer one request, then run its side effects. Never raises."""
+    async def _answer(self, attributes: dict[str, str], connection: "_Connection") -> None:
+        """Answer one request. Never raises."""
         try:
             request = to_request(attributes)
         except NotUnderstood as odd:
             logger.warning("a policy request that is not understood is answered DUNNO: %s", odd)
-            send(DUNNO)
+            connection.send(DUNNO)
             return
-        answer = DUNNO
+        answer, task = DUNNO, connection.task
+        self._budget.begin(task)
         try:
-            with self._budget:
-                decision, context = await self._app.decide(request)
+            decision, context = await self._app.decide(request)
             answer = encode_answer(decision.verdict, request)
-        except TimeoutError:
-            logger.error("no decision within %g s, answered DUNNO: instance %r", self._seconds, request.instance)  # noqa: TRY400 (nothing broke)
+        except asyncio.CancelledError:
+            if not self._budget.is_late(task):
+                raise
+            logger.error("no decision within %g s, answered DUNNO: instance %r", self._budget.seconds, request.instance)  # noqa: TRY400 (nothing broke)
             return
         except Exception:
             logger.exception("no decision, answered DUNNO: instance %r", request.instance)
             return
         finally:
-            send(answer)
-        try:
-            if logger.isEnabledFor(logging.INFO):
-                logger.info("%s", decision_line(decision, "policy"))
-            await context.settle(decision)
-        except Exception:
-            logger.exception("after the answer: instance %r", request.instance)
+            self._budget.end(task)
+            connection.send(answer)
+        if context.has_side_effects(decision):
+            self._settle_soon(decision, context)
+        write_decision(logger, decision, "policy")
+
+    def _settle_soon(self, decision: Decision, context: Context) -> None:
+        self._unsettled.append((decision, context))
+        if not self._settling:
+            self._settling = True
+            asyncio.get_running_loop().call_later(_SETTLE, self._settle_late)
+
+    def _settle_late(self) -> None:
+        self._settling = False
+        self._settle()
+
+    def _settle(self) -> None:
+        """Begin all side effects that wait."""
+        if not self._unsettled:
+            return
+        unsettled, self._unsettled = self._unsettled, []
+        begun = begin(together([context.settle(decision) for decision, context in unsettled]))
+        if begun.ended:
+            self._changed.set()
+        else:
+            self._start(rest(begun))
 
 
 class _Connection(asyncio.Protocol):
     """One connection of Postfix."""
 
-    __slots__ = ("_busy", "_finishing", "_parser", "_paused", "_server", "_transport", "_unread")
+    __slots__ = ("_busy", "_finishing", "_parser", "_paused", "_server", "_transport", "_unread", "task")
+
+    task: asyncio.Task[None]
+    """Who answers just now."""
 
     def __init__(self, server: PolicyServer, unread: bytes = b"") -> None:
         self._server = server
@@ -246,7 +276,7 @@ class _Connection(asyncio.Protocol):
         if not self._busy:
             if (attributes := self._next()) is not None:
                 self._busy = True
-                self._server._start(self._work(attributes))
+                self.task = self._server._start(self._work(attributes))
         elif self._parser.pending > MAX_REQUEST and self._transport and not self._paused:
             # Who sends on without waiting for answers waits until those have been given.
             self._paused = True
@@ -293,7 +323,8 @@ class _Connection(asyncio.Protocol):
 
     async def _work(self, attributes: dict[str, str] | None) -> None:
         while attributes is not None:
-            await self._server._answer(attributes, self._send)
+            self._server._settle()
+            await self._server._answer(attributes, self)
             if self._server._give is not None and await self._passed_on():
                 return
             attributes = self._next()
@@ -316,6 +347,7 @@ class _Connection(asyncio.Protocol):
         self._busy = True
         return False
 
-    def _send(self, answer: bytes) -> None:
+    def send(self, answer: bytes) -> None:
+        """Send an answer, unless nobody is there to hear it."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(answer)

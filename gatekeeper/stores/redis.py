@@ -70,11 +70,14 @@ class RedisStore:
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
         name, now = kept_key(key), self._clock()
         kept = f"{now + ttl:.3f} ".encode() + value
-        ms = str(_ms(ttl)) if ttl < FOREVER else ""
-        if absent:
-            return bool(await self._script(SET_ABSENT, [name], [f"{now:.3f}", kept, ms]))
-        await self._link.call(name, "SET", name, kept, *(("PX", ms) if ms else ()))
-        return True
+        lasting: tuple[Word, ...] = ("PX", _ms(ttl)) if ttl < FOREVER else ()
+        if not absent:
+            await self._link.call(name, "SET", name, kept, *lasting)
+            return True
+        if await self._link.call(name, "SET", name, kept, "NX", *lasting) is not None:
+            return True
+        # There is one, and only the script can tell whether it still counts by the clocks of the relays.
+        return bool(await self._script(SET_ABSENT, [name], [f"{now:.3f}", kept, *lasting[1:]]))
 
     async def delete(self, key: str) -> None:
         await self._link.call(kept_key(key), "DEL", kept_key(key))

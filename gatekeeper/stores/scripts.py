@@ -13,7 +13,7 @@ SET_ABSENT = """
 local kept = redis.call('GET', KEYS[1])
 if kept and tonumber(string.match(kept, '^%S+')) > tonumber(ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
-if ARGV[3] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+if ARGV[3] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
 # For each hit two keys (sums, token) and five arguments: amount, slot, time to live in ms, 1 with a token, the most
