@@ -239,6 +239,8 @@ class Court:
 @pytest.fixture(scope="module")
 def court(plan: Plan) -> Iterator[Court]:
     require_program("postconf", "postfix")
+    if not any(Path("/usr").glob("lib*/postfix/postfix-pcre.so")):
+        missing("Postfix cannot read pcre: tables: apt-get install postfix-pcre")
     if reason := why_not():
         missing(reason)
     if not has_ipv6():
