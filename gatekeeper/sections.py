@@ -43,7 +43,7 @@ from gatekeeper.signing.signer import SignOptions
 from gatekeeper.units import Duration, PositiveDuration
 
 DEFAULT_RESTRICTIONS = (
-    "permit_mynetworks, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname, "
+    "permit_mynetworks, permit_always_reachable, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname, "
     "reject_non_fqdn_helo_hostname, reject_helo_ours, reject_non_fqdn_sender, reject_non_fqdn_recipient, access, "
     "reject_unknown_sender_domain, reject_unknown_recipient_domain, dnsbl, spf, greylist"
 )

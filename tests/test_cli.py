@@ -154,7 +154,7 @@ def test_sign_says_why_it_does_not(capfdbinary: pytest.CaptureFixture[bytes]) ->
 
 def test_check_config_says_what_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert OK == cli.main(["check-config", "--config", "g.toml"])
-    assert "g.toml is fine: 14 checks; 0 keys; " in capsys.readouterr().out
+    assert "g.toml is fine: 15 checks; 0 keys; " in capsys.readouterr().out
 
 
 def test_check_config_prints_every_mistake_of_file_and_tables_at_once(

@@ -13,7 +13,8 @@ from typing import ClassVar
 from pydantic import Field, StrictInt
 
 from gatekeeper.checks.dnslist import About, Sites, address_of, look_up, name_of, parse_list, reply_text
-from gatekeeper.checks.opinion import Opinion, always_reachable
+from gatekeeper.checks.opinion import Opinion
+from gatekeeper.checks.reachable import always_reachable
 from gatekeeper.dnslists import DnsList, Kind, Use
 from gatekeeper.pipeline import Context
 from gatekeeper.request import Address, Request

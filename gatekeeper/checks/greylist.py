@@ -24,8 +24,9 @@ from pydantic import Field, PrivateAttr, StrictBool, StrictInt
 from gatekeeper.checks.access import LookUp
 from gatekeeper.checks.dnslist import Sites, ask_all
 from gatekeeper.checks.dynamic import looks_dynamic
-from gatekeeper.checks.opinion import Opinion, always_reachable, unless_store_fails
+from gatekeeper.checks.opinion import Opinion, unless_store_fails
 from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
+from gatekeeper.checks.reachable import always_reachable
 from gatekeeper.checks.triplet import Identity, Seen, first_value, known_value, see
 from gatekeeper.checks.verp import normal_sender
 from gatekeeper.dnslists import Kind, Use

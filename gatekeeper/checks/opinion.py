@@ -14,9 +14,9 @@ from typing import ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatekeeper.dnslists import Use
-from gatekeeper.pipeline import Callback, Context, Site
+from gatekeeper.pipeline import Callback, Context
 from gatekeeper.problem import Problem
-from gatekeeper.request import Request, domain_of
+from gatekeeper.request import Request
 from gatekeeper.store import StoreError
 from gatekeeper.verdict import Decision, Mode, Outcome, Verdict
 
@@ -88,19 +88,3 @@ def unless_store_fails(callback: Callback) -> Callback:
             await callback(decision)
 
     return settle
-
-
-_ALWAYS_REACHABLE = ("postmaster", "abuse")
-
-
-def always_reachable(recipient: str | None, site: Site) -> bool:
-    """True for our postmaster and abuse mailboxes, which a refused stranger must be able to write to (RFC 2142).
-
-    A relay that has not said what its domains are takes every domain for its own here: this only spares refusals.
-    """
-    if recipient is None:
-        return False
-    local, _, domain = recipient.rpartition("@")
-    if (local or domain).lower() not in _ALWAYS_REACHABLE:
-        return False
-    return not local or site.is_ours(domain_of(recipient)) or not (site.local_domains or site.relay_domains)

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from gatekeeper.checks.counting import NAMED, Bound, Count, Tally
 from gatekeeper.checks.limit import Limit, Limits, Rule, Simultaneous
-from gatekeeper.checks.opinion import always_reachable, unless_store_fails
+from gatekeeper.checks.opinion import unless_store_fails
 from gatekeeper.checks.prefix import Prefix4, Prefix6
+from gatekeeper.checks.reachable import always_reachable
 from gatekeeper.checks.whom import AUTHENTICATED, MYNETWORKS, Whom, Words, parse_word, read
 from gatekeeper.pipeline import Context, Site
 from gatekeeper.problem import Problem

@@ -13,7 +13,8 @@ from pydantic import Field, StrictBool
 
 from gatekeeper.auth.spf import Spf as Finding
 from gatekeeper.auth.spf import SpfResult
-from gatekeeper.checks.opinion import Opinion, always_reachable
+from gatekeeper.checks.opinion import Opinion
+from gatekeeper.checks.reachable import always_reachable
 from gatekeeper.pipeline import Context
 from gatekeeper.request import Request
 from gatekeeper.verdict import PASS, Mode, Outcome, Verdict, defer_if_permit, printable, reject

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Postfix's words (postconf(5)): those that can be had, their old names, and why the others cannot.
 
-A word of ours that stands among them: `reject_helo_ours`.
+Two words of ours stand among them: `permit_always_reachable`, `reject_helo_ours`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ from gatekeeper.checks.entries import Table
 from gatekeeper.checks.login import LoginMismatch
 from gatekeeper.checks.opinion import Judge, Word
 from gatekeeper.checks.ours import reject_helo_ours
+from gatekeeper.checks.reachable import permit_always_reachable
 from gatekeeper.pipeline import CLIENT, ETRN, HELO
 from gatekeeper.pipeline import RECIPIENT as RECIPIENTS
 from gatekeeper.pipeline import SENDER as SENDERS
@@ -39,6 +40,7 @@ _PLAIN: tuple[tuple[str, Judge, tuple[str, ...]], ...] = (
     ("defer_if_reject", generic.DEFER_IF_REJECT, ()),
     ("permit_mynetworks", generic.permit_mynetworks, ()),
     ("permit_inet_interfaces", generic.permit_inet_interfaces, ()),
+    ("permit_always_reachable", permit_always_reachable, _RECIPIENT),
     ("permit_sasl_authenticated", generic.permit_sasl_authenticated, ()),
     ("reject_plaintext_session", generic.reject_plaintext_session, ()),
     ("reject_multi_recipient_bounce", generic.reject_multi_recipient_bounce, _SENDER),

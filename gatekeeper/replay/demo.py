@@ -44,7 +44,7 @@ WHY = {
     "dmarc.pass": "it comes from the domain in its From",
     "dmarc.fail": "neither SPF nor DKIM speaks for the From domain; as shipped, DMARC is only written down",
     "dnsbl.listed": "the client is on a DNS list, and the reply says on which",
-    "dnsbl.always_reachable": "the same client may write to postmaster, so that it can ask why",
+    "always_reachable": "the same client may write to postmaster, so that it can ask why",
     "greylist.early": "nobody has seen this client, which has no confirmed name, send such mail: it has to come back",
     "greylist.passed": "it came back after the delay, as real mail servers do",
     "helo.invalid": "what it calls itself cannot be a host name",
