@@ -2,8 +2,12 @@
 """The milter as Postfix meets it: over its socket, through libmilter, with everything a message can do to it."""
 
 import base64
+import fcntl
 import re
+import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -429,3 +433,16 @@ def test_a_message_of_two_authors_never_passes_dmarc_and_is_refused_on_demand() 
                 outcome.answer,
                 outcome.text.partition(":")[0],
             )
+
+
+def test_looking_for_libmilters_socket_ends_no_lock_of_the_process(tmp_path: Path) -> None:
+    need_milter()
+    from gatekeeper.milter.server import _sockets
+
+    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", take, str(tmp_path / "locked")]
+    with (tmp_path / "locked").open("w") as locked, socket.socket() as ours:
+        fcntl.lockf(locked, fcntl.LOCK_EX)
+        assert ours.fileno() in [descriptor for descriptor, _ in _sockets()]
+        assert "BlockingIOError" in subprocess.run(command, capture_output=True, text=True).stderr
+    assert 0 == subprocess.run(command).returncode

@@ -23,6 +23,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -165,9 +166,15 @@ def _loopback(family: int) -> tuple[str, int]:
 
 
 def _sockets() -> Iterator[tuple[int, socket.socket]]:
-    """Every socket of this process, by descriptor, each as a duplicate that is closed at the next."""
+    """Every socket of this process, by descriptor, each as a duplicate that is closed at the next.
+
+    Nothing else is duplicated: closing the duplicate of a file would end all locks that this process has on it
+    (fcntl(2)), and SQLite lives by its own (stores/dbfile.py).
+    """
     for entry in list(Path("/proc/self/fd").iterdir()):
         try:
+            if not stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
+                continue
             duplicate = os.dup(int(entry.name))
         except OSError:  # closed meanwhile
             continue
