@@ -310,6 +310,60 @@ def test_sums_are_those_of_a_list_of_events(server: RedisServer, steps: list[tup
     asyncio.run(play())
 
 
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["hit", "hit", "hit", "unhit", "ask"]),
+        st.sampled_from(["a", "b"]),
+        st.integers(0, 2),  # whose clock: that of the second and third relay is behind or ahead
+        st.integers(0, 200),  # tenths of a second until the next
+        st.integers(1, 3),
+        st.sampled_from(["", "m1", "m2"]),
+        st.sampled_from([None, 5]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=EVENTS, skewed=st.booleans())
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_every_store_comes_to_the_same_sums_whatever_the_clocks_of_the_relays(
+    server: RedisServer,
+    tmp_path: Path,
+    kind: str,
+    events: list[tuple[str, str, int, int, int, str, int | None]],
+    skewed: bool,
+) -> None:
+    async def play(store: Store, time: Time) -> list[list[int]]:
+        start, sums = time.now, []
+        elapsed = 0.0
+        for what, key, relay, tenths, amount, once, most in events:
+            # With clocks that differ, what leaves the window leaves it at other times: that is left out.
+            elapsed += tenths / (200 if skewed else 10)
+            time.now = start + elapsed + (0.0, -3.0, 2.5)[relay if skewed else 0]
+            hit = Hit(key, MINUTE, amount, once, most)
+            if what == "hit":
+                sums.append(await store.hit([hit, Hit("both", MINUTE, 1)]))
+            elif what == "unhit":
+                await store.unhit([Hit(key, MINUTE, 1, once)])
+            sums.append((await store.ask([Hit(name, MINUTE, 0) for name in ("a", "b", "both")], ()))[0])
+        await store.close()
+        return sums
+
+    async def compare() -> None:
+        time = Time()
+        expected = await play(MemoryStore(time), time)
+        time = Time()
+        if kind == "redis":
+            server.admin.flushall()
+            assert expected == await play(redis_store(server.url, time), time)
+        else:
+            with TemporaryDirectory(dir=tmp_path) as folder:
+                assert expected == await play(SqliteStore(Path(folder) / "state.db", time), time)
+
+    asyncio.run(compare())
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
 async def test_processes_that_share_a_store_count_exactly(kind: str, server: RedisServer, tmp_path: Path) -> None:
     server.admin.flushall()
