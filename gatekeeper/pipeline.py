@@ -243,6 +243,7 @@ class Pipeline:
         finally:
             view.end()
             context.store = store
+            context.worked_out.clear()
         return Decision(request, PASS if self.observe else verdict, tuple(steps), verdict)
 
     async def _combine(self, request: Request, context: Context, steps: list[Step]) -> Verdict:
