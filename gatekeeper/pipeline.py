@@ -25,7 +25,7 @@ from gatekeeper.dnslists import Asking, Lists
 from gatekeeper.facts import Facts
 from gatekeeper.request import Address, Request, Stage
 from gatekeeper.resolver import Resolver
-from gatekeeper.store import Clock, Keys, Store, Wants
+from gatekeeper.store import Clock, Keys, Store, StoreError, Wants
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.view import StoreView
 from gatekeeper.verdict import PASS, Decision, Later, Mode, Note, Outcome, Step, Verdict
@@ -94,7 +94,8 @@ class Site:
         )
 
 
-Callback = Callable[[Decision], Coroutine[Any, Any, None]]
+Callback = Callable[[Decision], Coroutine[Any, Any, object]]
+When = Callable[[Decision], bool]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +119,7 @@ class Context:
     doubts: list[str] = field(default_factory=list)
     """What speaks against the client without refusing it, for the checks that come after: "is listed on …"."""
     _notes: list[Note | Later] = field(default_factory=list)
-    _callbacks: list[tuple[Callback, Callable[[Decision], bool] | None]] = field(default_factory=list)
+    _callbacks: list[tuple[Callback, When | None]] = field(default_factory=list)
     worked_out: dict[object, Any] = field(default_factory=dict)
     """What a check has worked out when it announced, for when it is asked."""
 
@@ -134,7 +135,7 @@ class Context:
         """The same, for what is found out with each request: put into words only where somebody reads it."""
         self._notes.append(tell)
 
-    def after(self, callback: Callback, when: Callable[[Decision], bool] | None = None) -> None:
+    def after(self, callback: Callback, when: When | None = None) -> None:
         """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet. With
         `when` only if that says so, which costs nothing where it does not."""
         self._callbacks.append((callback, when))
@@ -151,12 +152,13 @@ class Context:
         return notes
 
     async def settle(self, decision: Decision) -> None:
-        """Run the side effects: what they write goes out together. One that fails is logged and stops no other."""
+        """Run the side effects: what they write goes out together. One that fails is logged and stops no other; what
+        the store does not take is left undone, and the guard has said so already (stores/guarded.py)."""
         callbacks, self._callbacks = self._callbacks, []
         wanted = [callback(decision) for callback, when in callbacks if when is None or when(decision)]
         if wanted:
             for error in await together(wanted):
-                if error is not None:
+                if isinstance(error, Exception) and not isinstance(error, StoreError):
                     logger.error("a side effect failed", exc_info=error)
 
 

@@ -24,7 +24,7 @@ from pydantic import Field, PrivateAttr, StrictBool, StrictInt
 from gatekeeper.checks.access import LookUp
 from gatekeeper.checks.dnslist import Sites, ask_all
 from gatekeeper.checks.dynamic import looks_dynamic
-from gatekeeper.checks.opinion import Opinion, unless_store_fails
+from gatekeeper.checks.opinion import Opinion
 from gatekeeper.checks.prefix import Prefix4, Prefix6, network_of
 from gatekeeper.checks.reachable import always_reachable
 from gatekeeper.checks.triplet import Identity, Seen, first_value, known_value, see
@@ -110,13 +110,16 @@ class Greylist(Opinion):
         elif not why and not self.lists:
             context.note("client", "not suspicious")
             return PASS
-        for look_up in self._allow:
-            if (await look_up(request, context)).outcome is Outcome.PERMIT:
-                return _pass("allowed")
+        network, domain = context.worked_out.get(id(self)) or self._identities(request, address, context)
+        seen = await see(network, context.store) if why else None
+        if seen is None or seen.known is None:  # whoever is known passes anyway
+            for look_up in self._allow:
+                if (await look_up(request, context)).outcome is Outcome.PERMIT:
+                    return _pass("allowed")
         if not why and (hits := await ask_all(context, self.lists, address)):
             why = f"is listed on {hits[0].list.shown}"
         context.note("client", why or "not suspicious")
-        return await self._look_up(request, address, context) if why else PASS
+        return await self._look_up(seen or await see(network, context.store), domain, context) if why else PASS
 
     def _whom(self, request: Request, context: Context) -> Address | None:
         """The client, if it is one that may have to wait."""
@@ -135,11 +138,8 @@ class Greylist(Opinion):
             Identity.of(context.keys, f"spf:{domain}", sender, recipient, self.lifetime),
         )
 
-    async def _look_up(self, request: Request, address: Address, context: Context) -> Verdict:
+    async def _look_up(self, seen: Seen, domain: Identity, context: Context) -> Verdict:
         now = context.clock()
-        worked_out = context.worked_out.get(id(self))
-        network, domain = worked_out or self._identities(request, address, context)
-        seen = await see(network, context.store)
         if not self._may_pass(seen, now) and (spf := await context.facts.spf()).authenticates:
             context.note("SPF", f"passes: the client is known as {printable(spf.domain, 255)}")
             other = await see(domain, context.store)
@@ -181,15 +181,15 @@ class Greylist(Opinion):
             if self.auto_allow and (await store.hit([identity.passed]))[0] >= self.auto_allow:
                 await store.set(identity.allowed, value, self.lifetime)
 
-        context.after(unless_store_fails(settle), lambda decision: not decision.verdict.refuses)
+        context.after(settle, lambda decision: not decision.verdict.refuses)
 
     def _note_first(self, identity: Identity, context: Context) -> None:
         store, value = context.store, first_value(context.clock())
 
-        async def settle(decision: Decision) -> None:
-            await store.set(identity.triplet, value, self.retry_window, absent=True)
-
-        context.after(unless_store_fails(settle), lambda decision: not decision.verdict.code.startswith("5"))
+        context.after(
+            lambda decision: store.set(identity.triplet, value, self.retry_window, absent=True),
+            lambda decision: not decision.verdict.code.startswith("5"),
+        )
 
 
 def _looks_suspicious(request: Request, address: Address) -> str:

@@ -7,18 +7,17 @@ options: a frozen model whose fields are documented here and nowhere else.
 
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatekeeper.dnslists import Use
-from gatekeeper.pipeline import Callback, Context
+from gatekeeper.pipeline import Context
 from gatekeeper.problem import Problem
 from gatekeeper.request import Request
 from gatekeeper.store import StoreError
-from gatekeeper.verdict import Decision, Mode, Outcome, Verdict
+from gatekeeper.verdict import Mode, Outcome, Verdict
 
 Judge = Callable[[Request, Context], Awaitable[Verdict]]
 """What every restriction comes down to."""
@@ -78,13 +77,3 @@ class Opinion(BaseModel):
     @abstractmethod
     async def judge(self, request: Request, context: Context) -> Verdict:
         """The opinion itself. May raise StoreError."""
-
-
-def unless_store_fails(callback: Callback) -> Callback:
-    """A side effect that is left undone when the store does not answer: the guard has said so already."""
-
-    async def settle(decision: Decision) -> None:
-        with suppress(StoreError):
-            await callback(decision)
-
-    return settle

@@ -18,12 +18,12 @@ from gatekeeper.auth.dkim import DkimResult
 from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.domain import is_within
 from gatekeeper.auth.spf import SpfResult
-from gatekeeper.checks.opinion import Opinion, unless_store_fails
+from gatekeeper.checks.opinion import Opinion
 from gatekeeper.checks.prefix import network_of
 from gatekeeper.pipeline import Context
 from gatekeeper.request import Request, Stage, domain_of
 from gatekeeper.store import Keys, StoreError
-from gatekeeper.verdict import PASS, Decision, Verdict
+from gatekeeper.verdict import PASS, Verdict
 
 CONDITIONS = ("spf", "dkim", "dmarc")
 LIFETIME = 36 * 86400.0
@@ -72,11 +72,9 @@ class Remember(Opinion):
         return PASS
 
     def _keep(self, key: str, context: Context) -> None:
-        async def write(decision: Decision) -> None:
-            if not decision.verdict.refuses:
-                await context.store.set(key, b"1", LIFETIME)
-
-        context.after(unless_store_fails(write))
+        context.after(
+            lambda decision: context.store.set(key, b"1", LIFETIME), lambda decision: not decision.verdict.refuses
+        )
 
 
 async def _signed(domain: str, context: Context) -> bool:

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from gatekeeper.checks.counting import NAMED, Bound, Count, Tally
 from gatekeeper.checks.limit import Limit, Limits, Rule, Simultaneous
-from gatekeeper.checks.opinion import unless_store_fails
 from gatekeeper.checks.prefix import Prefix4, Prefix6
 from gatekeeper.checks.reachable import always_reachable
 from gatekeeper.checks.whom import AUTHENTICATED, MYNETWORKS, Whom, Words, parse_word, read
@@ -27,7 +26,7 @@ from gatekeeper.pipeline import Context, Site
 from gatekeeper.problem import Problem
 from gatekeeper.request import Request, Stage
 from gatekeeper.store import Hit, Keys
-from gatekeeper.verdict import PASS, Decision, Mode, Verdict
+from gatekeeper.verdict import PASS, Mode, Verdict
 
 
 class RateLimit(BaseModel):
@@ -192,15 +191,7 @@ def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> N
     """What is refused does not count. A message of which a recipient was accepted before (it has a queue id) does, and
     so does a login."""
     kept = ("logins", "messages") if request.queue_id else ("logins",)
-
-    async def settle(decision: Decision) -> None:
-        await tally.give_back(context, kept)
-
-    context.after(unless_store_fails(settle), _refuses)
-
-
-def _refuses(decision: Decision) -> bool:
-    return decision.verdict.refuses
+    context.after(lambda decision: tally.give_back(context, kept), lambda decision: decision.verdict.refuses)
 
 
 def _simple(options: RateLimit) -> Iterator[tuple[str, Rule]]:
