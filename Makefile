@@ -31,10 +31,10 @@ demo:  ## sessions through a private Postfix, and what happened to each
 	@.ci/bootstrap milter postfix
 	@$(PY) -m gatekeeper.replay.demo $(ARGS)
 
-bench:  ## what a request and a message cost, beside the peers
+bench:  ## what a request and a message cost, beside the peers (ARGS=ROUNDS)
 	@.ci/bootstrap milter
-	@if [ -x benchmarks/run ]; then benchmarks/run $(ARGS); \
-	else echo "benchmarks/ is where measuring will live; there is nothing to measure with yet"; fi
+	@benchmarks/policy $(ARGS)
+	@benchmarks/run $(ARGS)
 
 lock:  ## requirements.lock from pyproject.toml
 	@.ci/lock
