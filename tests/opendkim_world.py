@@ -86,13 +86,13 @@ class Nursery:
 @contextmanager
 def opendkim(conf: Path, socket: Path) -> Iterator[str]:
     """opendkim, serving."""
-    daemon = subprocess.Popen([require_program("opendkim", "opendkim"), "-f", "-x", str(conf)])
+    daemon = subprocess.Popen([require_program("opendkim", "opendkim"), "-f", "-x", str(conf)], start_new_session=True)
     try:
         until(lambda: serves(socket) or daemon.poll() is not None, "opendkim serves")
         assert socket.exists(), "opendkim does not start"
         yield str(socket)
     finally:
-        daemon.send_signal(signal.SIGKILL)
+        os.killpg(daemon.pid, signal.SIGKILL)  # with AutoRestart it has a child
         daemon.wait()
 
 

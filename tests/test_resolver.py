@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from gatekeeper.resolver import MX, Answer, DNSError, DNSFailure, DNSTimeout, Record, Resolver, TableResolver
 from gatekeeper.resolvers import CachingResolver, LiveResolver, parse_nameserver
 from gatekeeper.resolvers.caching import ERROR_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL
+from gatekeeper.resolvers.datagram import read
 from gatekeeper.zone import Fault, Zone
 
 BIG = " ".join(f'"{number:0250}"' for number in range(240))
@@ -262,6 +263,80 @@ async def test_every_beginning_of_an_answer_is_answered_or_a_dns_error() -> None
                 await resolver.query("example.com", "MX")
         end = len(wire)
         assert 2 == len((await LiveResolver([address]).query("example.com", "MX")).records)
+
+
+NAMES = st.lists(st.sampled_from(["a", "bl", "2", "example", "x" * 63]), min_size=1, max_size=4).map(".".join)
+TTLS = st.integers(0, 2**31 - 1)
+
+
+@given(
+    name=NAMES,
+    zone=NAMES,
+    code=st.sampled_from([dns.rcode.NXDOMAIN, dns.rcode.NOERROR]),
+    ttl=TTLS,
+    minimum=TTLS,
+    edns=st.booleans(),
+    secure=st.booleans(),
+    soa=st.booleans(),
+)
+def test_that_there_is_nothing_is_read_as_dnspython_reads_it(
+    name: str, zone: str, code: dns.rcode.Rcode, ttl: int, minimum: int, edns: bool, secure: bool, soa: bool
+) -> None:
+    query = dns.message.make_query(name, "A", use_edns=0 if edns else -1, payload=1232)
+    response = dns.message.make_response(query, recursion_available=True)
+    response.set_rcode(code)
+    if secure:
+        response.flags |= dns.flags.AD
+    if soa:
+        owner = name.partition(".")[2] if zone in name else zone  # above the name, or anywhere
+        response.authority.append(
+            dns.rrset.from_text(f"{owner}.", ttl, "IN", "SOA", f"ns.{zone}. who.{zone}. 1 2 3 4 {minimum}")
+        )
+    expected = dns.message.from_wire(wire := response.to_wire())
+    assert isinstance(expected, dns.message.QueryMessage)
+    exists = code == dns.rcode.NOERROR
+    answer = Answer(name, "A", (), exists, float(expected.resolve_chaining().minimum_ttl), secure and exists)
+    assert answer == read(wire, len(query.question[0].name.to_wire() or b"") + 4, name, "A")
+
+
+@given(junk=st.binary(max_size=80), flags=st.integers(0, 65535), counts=st.tuples(*[st.integers(0, 2)] * 3))
+def test_any_datagram_that_repeats_the_question_is_read_or_is_not_a_usual_one(
+    junk: bytes, flags: int, counts: tuple[int, int, int]
+) -> None:
+    question = b"\1a\7example\0\0\1\0\1"
+    answer = read(struct.pack("!6H", 7, flags, 1, *counts) + question + junk, len(question), "a.example", "A")
+    assert answer is None or (flags & dns.flags.QR and not flags & dns.flags.TC)
+
+
+async def test_a_usual_answer_takes_one_datagram_and_a_name_server_that_is_down_no_time() -> None:
+    asked = []
+
+    def counted(query: dns.message.Message, tcp: bool) -> bytes | None:
+        asked.append(str(query.question[0]))
+        return from_zone(query, tcp)
+
+    async with dns_server(counted) as address:
+        for name, type in (("example.com", "A"), ("example.com", "MX"), ("nowhere", "A"), ("com", "A")):
+            await LiveResolver([address]).query(name, type)
+        assert 4 == len(asked)
+        async with asyncio.timeout(5):
+            answer = await LiveResolver(["127.0.0.1:1", address], timeout=30).query("example.com", "A")
+        assert ("192.0.2.1",) == answer.records
+
+
+@pytest.mark.parametrize("late", [b"", b"\0"], ids=["another question's", "another number's"])
+async def test_an_answer_to_something_else_is_not_taken(late: bytes) -> None:
+    def strange(query: dns.message.Message, tcp: bool) -> bytes:
+        wire = bytearray(from_zone(query, tcp) or b"")
+        if late:
+            wire[0] ^= 1
+        else:
+            wire[13] ^= 1  # a letter of the name
+        return bytes(wire)
+
+    async with dns_server(strange) as address:
+        with pytest.raises(DNSError):
+            await LiveResolver([address], timeout=0.3).query("example.com", "A")
 
 
 @settings(max_examples=40, deadline=None)

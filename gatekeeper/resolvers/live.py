@@ -2,14 +2,14 @@
 """DNS asked for real, through dnspython's asynchronous resolver, under asyncio and uvloop.
 
 We are a stub: the nameservers are recursive and follow CNAMEs. Names are absolute, so no search domain is ever added.
-Questions go by UDP with EDNS and, where the answer is truncated, by TCP. Whatever goes wrong becomes a DNSError.
+The first nameserver that is there is asked the short way (datagram.py); where that brings no usual answer, all are
+asked by UDP with EDNS and, where the answer is truncated, by TCP. Whatever goes wrong becomes a DNSError.
 
-Known limits: /etc/resolv.conf is read once. A nameserver that refuses UDP (nobody listens there) looks like one that
-is slow, because the sockets are not connected.
+Known limit: /etc/resolv.conf is read once.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 import dns.asyncbackend
@@ -24,6 +24,7 @@ import dns.resolver
 
 from gatekeeper.dnsname import to_name
 from gatekeeper.resolver import Answer, DNSFailure, DNSTimeout, to_records
+from gatekeeper.resolvers.datagram import Datagrams
 from gatekeeper.verdict import printable
 
 _EDNS_SIZE = 1232
@@ -63,6 +64,7 @@ class LiveResolver:
         self._resolver = _resolver_for([parse_nameserver(text) for text in nameservers])
         self._timeout = self._resolver.lifetime = timeout
         self._resolver.timeout = timeout / 3  # one try: a lost datagram leaves time for two more
+        self._datagrams = [Datagrams(*place, _EDNS_SIZE) for place in _places(self._resolver)]
         self._resolver.use_edns(0, 0, _EDNS_SIZE)
         self._resolver.set_flags(dns.flags.RD | dns.flags.AD)  # AD: tell whether it is validated (RFC 6840 section 5.7)
         self._backend = dns.asyncbackend.get_backend("asyncio")
@@ -73,8 +75,19 @@ class LiveResolver:
         asked = to_name(name)
         if asked is None:
             return Answer(name, type, exists=False)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        for datagrams in self._datagrams:
+            try:
+                answer = await datagrams.ask(asked, name, type, self._timeout / 3)
+            except OSError:  # nobody listens there
+                continue
+            if answer is None:
+                break
+            return answer
         try:
-            async with asyncio.timeout(self._timeout):  # dnspython's own limit forgets its pauses between tries
+            # dnspython's own limit forgets its pauses between tries
+            async with asyncio.timeout_at(began + self._timeout):
                 return await self._ask(name, type, asked)
         except (dns.exception.Timeout, TimeoutError):
             raise DNSTimeout(f"{type} {printable(name)}: no answer in time") from None
@@ -109,6 +122,15 @@ def _resolver_for(nameservers: list[tuple[str, int]]) -> dns.asyncresolver.Resol
     resolver = dns.asyncresolver.Resolver(configure=False)
     resolver.nameservers = [dns.nameserver.Do53Nameserver(host, port) for host, port in nameservers]
     return resolver
+
+
+def _places(resolver: dns.asyncresolver.Resolver) -> Iterator[tuple[str, int]]:
+    """Addresses and ports of the name servers, in the order in which they are asked."""
+    for server in resolver.nameservers:
+        if isinstance(server, dns.nameserver.AddressAndPortNameserver):
+            yield server.address, server.port
+        else:
+            yield str(server), resolver.nameserver_ports.get(str(server), resolver.port)
 
 
 def _negative_ttl(nothing: dns.resolver.NXDOMAIN, asked: dns.name.Name) -> float:
