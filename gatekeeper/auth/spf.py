@@ -11,9 +11,11 @@ exceptions of its own.
 import asyncio
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv6Address
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Literal
 
 import spf
@@ -267,6 +269,14 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
             self.answers[name, qtype] = answer
         return answer
 
+    def cidrmatch(self, ipaddrs: Iterable[str], n: int) -> bool:
+        """Whether the client shares its first `n` bits with one of the addresses, which all have to be some."""
+        try:
+            networks = [_network(address, n) for address in ipaddrs]
+        except ValueError as error:
+            raise spf.PermError(str(error)) from None
+        return any(self.ipaddr in network for network in networks)
+
     def dns_mx(self, domainname: str) -> list[str]:
         """The addresses of the mail exchangers; all of them are asked for at once."""
         exchangers = self.dns(domainname, "MX")
@@ -326,6 +336,11 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
                 raise spf.PermError("a text with macros is too long")
         expanded: str = super().expand(s, stripdot)
         return expanded
+
+
+@lru_cache(maxsize=4096)  # a domain's networks are looked at for each of its clients, and take 15 µs each to make
+def _network(address: str, bits: int) -> IPv4Network | IPv6Network:
+    return ip_network(address).supernet(new_prefix=bits)
 
 
 def _as_pyspf(record: Record) -> str | tuple[bytes] | tuple[int, str]:

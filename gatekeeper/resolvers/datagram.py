@@ -34,6 +34,8 @@ _RECORD = struct.Struct("!HHIH")
 _OPT = struct.Struct("!BHHIH")
 """The same with its name, the root's."""
 _EDNS = 41
+_WITHOUT_SOA = 300
+"""Seconds, as dnspython has it."""
 _LARGEST = 65535
 
 
@@ -100,7 +102,7 @@ def read(data: bytes, asked: int, name: str, type: str) -> Answer | None:
     if not flags & dns.flags.QR or flags & _UNUSUAL or questions != 1 or code not in (0, _NXDOMAIN):
         return None
     exists, secure = code == 0, bool(flags & dns.flags.AD)
-    if not answers and authorities == 1 and (ttl := _negative_ttl(data, 12 + asked, more)) is not None:
+    if not answers and (ttl := _negative_ttl(data, 12 + asked, authorities, more)) is not None:
         return Answer(name, type, exists=exists, ttl=ttl, secure=exists and secure)
     if answers and not exists:
         return None
@@ -114,22 +116,25 @@ def read(data: bytes, asked: int, name: str, type: str) -> Answer | None:
     return Answer(name, type, records, exists, ttl, exists and secure)
 
 
-def _negative_ttl(data: bytes, at: int, more: int) -> float | None:
-    """For how many seconds there is nothing, by the SOA at `at` (RFC 2308 section 5), behind which stand `more`
-    records: EDNS or none. None if anything else stands there."""
+def _negative_ttl(data: bytes, at: int, authorities: int, more: int) -> float | None:
+    """For how many seconds there is nothing, by the SOA at `at` (RFC 2308 section 5) if there is one, behind which
+    stand `more` records: EDNS or none. None if anything else stands there."""
+    ttl, end = _WITHOUT_SOA, at
     try:
-        pointer = ((data[at] << 8) | data[at + 1]) - 0xC000
-        if 12 <= pointer < at:  # most often its name points to where it stands in the question
-            at += 2
-        elif data[at] == 0:  # the root's
-            at += 1
-        else:
-            return None
-        kind, class_, ttl, length = _RECORD.unpack_from(data, at)
-        end = at + _RECORD.size + length
-        if (kind, class_) != (_TYPES["SOA"], 1) or length < 22:
-            return None
-        (minimum,) = struct.unpack_from("!I", data, end - 4)
+        if authorities:
+            pointer = ((data[at] << 8) | data[at + 1]) - 0xC000
+            if 12 <= pointer < at:  # most often its name points to where it stands in the question
+                at += 2
+            elif data[at] == 0:  # the root's
+                at += 1
+            else:
+                return None
+            kind, class_, ttl, length = _RECORD.unpack_from(data, at)
+            end = at + _RECORD.size + length
+            if (kind, class_) != (_TYPES["SOA"], 1) or length < 22:
+                return None
+            (minimum,) = struct.unpack_from("!I", data, end - 4)
+            ttl = min(ttl, minimum)
         if more:
             root, opt, _, _, length = _OPT.unpack_from(data, end)
             if (root, opt) != (0, _EDNS):
@@ -137,4 +142,4 @@ def _negative_ttl(data: bytes, at: int, more: int) -> float | None:
             end += _OPT.size + length
     except (IndexError, struct.error):
         return None
-    return float(min(ttl, minimum)) if more <= 1 and end == len(data) else None
+    return float(ttl) if authorities <= 1 and more <= 1 and end == len(data) else None
