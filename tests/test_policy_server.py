@@ -272,6 +272,31 @@ async def test_side_effects_of_the_last_answer_are_run_before_the_server_ends(li
     assert ["1"] == effects
 
 
+async def test_a_side_effect_that_breaks_stops_nothing(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(self: Context, decision: Decision) -> None:
+        raise RuntimeError("the store is upside down")
+
+    async def remembers(request: Request, context: Context) -> Verdict:
+        context.after(lambda decision: asyncio.sleep(0))
+        return PASS
+
+    monkeypatch.setattr(Context, "settle", breaks)
+    async with serving(World(remembers), listener), peer(listener) as postfix:
+        assert [b"DUNNO", b"DUNNO"] == [await postfix.ask(b"1"), await postfix.ask(b"2")]
+    assert "the store is upside down" in caplog.text
+
+
+async def test_a_log_that_breaks_stops_nothing(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("gatekeeper.policy.server.write_decision", breaks)
+    async with serving(World(), listener), peer(listener) as postfix:
+        assert [b"450 4.7.1 1", b"450 4.7.1 2"] == [await postfix.ask(b"1"), await postfix.ask(b"2")]
+
+
 async def test_each_decision_is_one_log_line(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gatekeeper.policy.server")
     async with serving(World(), listener), peer(listener) as postfix:

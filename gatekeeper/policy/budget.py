@@ -24,6 +24,7 @@ class Budget:
     def end(self, task: asyncio.Task[None]) -> None:
         """It runs no more."""
         self._ends.pop(task, None)
+        self._late.discard(task)
 
     def is_late(self, task: asyncio.Task[None]) -> bool:
         """To be asked by a task that hears CancelledError, once: True if that is because its time was over, and it may

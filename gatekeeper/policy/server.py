@@ -214,9 +214,12 @@ class PolicyServer:
         finally:
             self._budget.end(task)
             connection.send(answer)
-        if context.has_side_effects(decision):
-            self._settle_soon(decision, context)
-        write_decision(logger, decision, "policy")
+        try:
+            if context.has_side_effects(decision):
+                self._settle_soon(decision, context)
+            write_decision(logger, decision, "policy")
+        except Exception:
+            logger.exception("after the answer: instance %r", request.instance)
 
     def _settle_soon(self, decision: Decision, context: Context) -> None:
         self._unsettled.append((decision, context))
@@ -233,11 +236,17 @@ class PolicyServer:
         if not self._unsettled:
             return
         unsettled, self._unsettled = self._unsettled, []
-        begun = begin(together([context.settle(decision) for decision, context in unsettled]))
+        begun = begin(_settle(unsettled))
         if begun.ended:
             self._changed.set()
         else:
             self._start(rest(begun))
+
+
+async def _settle(unsettled: Sequence[tuple[Decision, Context]]) -> None:
+    for error in await together([context.settle(decision) for decision, context in unsettled]):
+        if isinstance(error, Exception):
+            logger.error("after the answer", exc_info=error)
 
 
 class _Connection(asyncio.Protocol):
