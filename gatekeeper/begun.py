@@ -34,12 +34,8 @@ def begin(coroutine: Coroutine[Any, Any, Any]) -> Begun:
 
 
 async def rest(begun: Begun) -> Any:
-    """What a coroutine that has begun comes to in the end."""
-    if not begun.ended:
-        return await _rest(begun.coroutine, begun.waiting)
-    if begun.error is not None:
-        raise begun.error
-    return begun.value
+    """What a coroutine comes to that has begun and not ended."""
+    return await _rest(begun.coroutine, begun.waiting)
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | Exception]:

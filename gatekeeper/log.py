@@ -68,7 +68,7 @@ class _Stream(logging.StreamHandler[TextIO]):
     """Standard error, or a file."""
 
     def write(self, level: int, line: str) -> None:
-        """What logging would write of `line`, printable text, without a record: that takes 10 µs to make and show."""
+        """What logging would write of `line`, printable text, without making a record of it."""
         now = time.time()
         text = f"{_time(now)} gatekeeper[{os.getpid()}]: {logging.getLevelName(level)} {zonekey.hide_known(line)}\n"
         self.acquire()

@@ -338,7 +338,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         return expanded
 
 
-@lru_cache(maxsize=4096)  # a domain's networks are looked at for each of its clients, and take 15 µs each to make
+@lru_cache(maxsize=4096)  # a domain's networks are looked at for each of its clients: a third of an evaluation
 def _network(address: str, bits: int) -> IPv4Network | IPv6Network:
     return ip_network(address).supernet(new_prefix=bits)
 

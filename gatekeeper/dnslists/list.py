@@ -45,13 +45,6 @@ class DnsList:
     zone: str = field(repr=False)  # it may hold a key
     octets: tuple[frozenset[int], ...] | None = None
     weight: int = 1
-    _hash: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.zone, self.octets, self.weight)))
-
-    def __hash__(self) -> int:
-        return self._hash  # asked with each request, and sets of numbers take a microsecond
 
     @property
     def shown(self) -> str:

@@ -15,7 +15,6 @@ import secrets
 import socket
 import struct
 
-import dns.exception
 import dns.flags
 import dns.message
 import dns.name

@@ -58,10 +58,9 @@ class RedisStore:
     ) -> tuple[list[int], list[bytes | None], list[int]]:
         """`ask`, of keys that are together; and which hits were counted."""
         keys, arguments = self._places(hits)
-        for key in gets:
-            keys.append(PREFIX + key)
+        keys += map(kept_key, gets)
         sums, values, counted = await self._script(ASK, keys, arguments)
-        return sums, [None if kept is None else self._value(kept) for kept in values], counted
+        return sums, [self._value(kept) for kept in values], counted
 
     async def get(self, key: str) -> bytes | None:
         name = kept_key(key)

@@ -46,9 +46,8 @@ def name_of(hit: Hit) -> str:
 
 def place(hit: Hit, now: float) -> Place:
     """The place of `hit` at `now` (seconds since the epoch)."""
-    key, window, amount, once, most = hit
-    width = window / SLOTS
-    name = f"{key}/{float(window)}"
+    _, window, amount, once, most = hit
+    width, name = window / SLOTS, name_of(hit)
     token = f"{name}/{_token(once)}" if once else ""
     return Place(name, token, int(now // width), amount, window + width, _NO_LIMIT if most is None else most)
 
