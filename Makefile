@@ -29,7 +29,7 @@ lint:  ## ruff and mypy
 
 demo:  ## sessions through a private Postfix, and what happened to each
 	@.ci/bootstrap milter postfix
-	@$(PY) -m gatekeeper.replay.demo $(ARGS)
+	@$(PY) -m tests.lab.demo $(ARGS)
 
 bench:  ## what a request and a message cost, beside the peers (ARGS=ROUNDS)
 	@.ci/bootstrap milter

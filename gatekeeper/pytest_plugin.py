@@ -36,7 +36,7 @@ class CaseItem(pytest.Item):
 
     def runtest(self) -> None:
         """Play the case. Raises Differs, and ConfigError for what cannot be played."""
-        from gatekeeper import fixture
+        from gatekeeper.replay import fixture
         from gatekeeper.replay.compare import differences
         from gatekeeper.replay.in_process import play
 
@@ -47,7 +47,7 @@ class CaseItem(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
         """What differs or cannot be played, in sentences; a traceback only for a fault of ours."""
-        from gatekeeper.problem import ConfigError
+        from gatekeeper.core.problem import ConfigError
 
         if isinstance(excinfo.value, Differs | ConfigError):
             return str(excinfo.value)

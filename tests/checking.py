@@ -7,18 +7,20 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from gatekeeper.checks import Place, Reader
-from gatekeeper.dnslists import Asking, Lists
-from gatekeeper.facts import Facts
-from gatekeeper.pipeline import RECIPIENT, Check, Context, Pipeline, Site
-from gatekeeper.problem import ConfigError, Problem
-from gatekeeper.request import Client, Request, Stage, parse_address
-from gatekeeper.resolver import Resolver, TableResolver
-from gatekeeper.restrictions import split
-from gatekeeper.store import Keys, Store
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.builder.builder import CheckBuilder
+from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.core.request import Client, Request, Stage, parse_address
+from gatekeeper.core.verdict import Decision, Verdict
+from gatekeeper.dnsclient.resolver import Resolver, TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.dnslists.monitor import ListMonitor
+from gatekeeper.dnslists.queries import ListQueries
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import RECIPIENT, Check, Context, Pipeline, Site
+from gatekeeper.postfix.restriction_list import split
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import Decision, Verdict
-from gatekeeper.zone import Zone
+from gatekeeper.stores.store import Keys, Store
 
 HERE = Path("/nonexistent")
 SITE = Site(
@@ -74,7 +76,7 @@ class World:
     store: Store = field(init=False)
     alone: Store = field(init=False)
     resolver: Resolver = field(init=False)
-    lists: Lists = field(init=False)
+    lists: ListMonitor = field(init=False)
     checks: tuple[Check, ...] = field(init=False)
     problems: list[Problem] = field(init=False)
 
@@ -82,12 +84,12 @@ class World:
         self.store = MemoryStore(lambda: self.now)
         self.alone = MemoryStore(lambda: self.now)
         self.resolver = TableResolver(Zone.parse(self.zone))
-        reader = Reader(self.sections, self.folder)
-        checks = [reader.check(found.words, Place("gatekeeper.toml", 7)) for found in split(self.restrictions)]
+        reader = CheckBuilder(self.sections, self.folder)
+        checks = [reader.check(found.words, SourceLine("gatekeeper.toml", 7)) for found in split(self.restrictions)]
         self.problems = reader.problems
         if errors := [problem for problem in self.problems if not problem.warning]:
             raise ConfigError(errors)
-        self.lists = Lists(self.resolver, uses=reader.lists)
+        self.lists = ListMonitor(self.resolver, uses=reader.lists)
         self.checks = tuple(check for check in checks if check is not None)
 
     async def decide(self, request: Request) -> Decision:
@@ -108,7 +110,7 @@ class World:
             keys=Keys(await self.store.secret() if self.real_keys else b"secret"),
             facts=facts,
             alone=self.alone,
-            lists=Asking(self.lists),
+            lists=ListQueries(self.lists),
         )
         decision = await Pipeline({RECIPIENT: self.checks}).decide(request, context)
         await context.settle(decision)
@@ -127,7 +129,7 @@ async def reply(restrictions: str, request: Request, zone: str = "", site: Site 
 
 def mistakes(restrictions: str, folder: Path = HERE) -> list[str]:
     """What is wrong with `restrictions`."""
-    reader = Reader({}, folder)
+    reader = CheckBuilder({}, folder)
     for found in split(restrictions):
-        reader.check(found.words, Place("gatekeeper.toml", 7))
+        reader.check(found.words, SourceLine("gatekeeper.toml", 7))
     return [problem.what for problem in reader.problems]

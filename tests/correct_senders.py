@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from gatekeeper.request import UNKNOWN
+from gatekeeper.core.request import UNKNOWN
 
 MESSAGES = 100
 POSTFIX = (300, 600, 1200, 2400, 4000, 4000, 4000, 4000)

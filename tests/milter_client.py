@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from gatekeeper import message
+from gatekeeper.core import message
 
 OPTIONS, MACRO, CONNECT, HELO, MAIL, RCPT, HEADER, END_OF_HEADER, BODY, END_OF_BODY, ABORT, QUIT = (
     b"O", b"D", b"C", b"H", b"M", b"R", b"L", b"N", b"B", b"E", b"A", b"Q",

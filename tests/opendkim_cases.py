@@ -12,10 +12,10 @@ from functools import cache
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from gatekeeper.message import parse
+from gatekeeper.core.message import parse
 from gatekeeper.opendkim.deviations import On
 from gatekeeper.signing.keys import PrivateKey
-from gatekeeper.signing.signer import Identity, Signer, SignOptions
+from gatekeeper.signing.signer import Signer, SigningIdentity, SignOptions
 from tests.opendkim_world import Mail
 from tests.signing_world import rsa, rsa_pem
 
@@ -96,7 +96,7 @@ def signed(
     now: int = NOW, **options: object,
 ) -> bytes:  # fmt: skip
     headers, body = parse(raw)
-    signer = Signer(headers, [Identity(domain, selector, key or rsa())], SignOptions(**options), now)  # type: ignore[arg-type]  # its fields
+    signer = Signer(headers, [SigningIdentity(domain, selector, key or rsa())], SignOptions(**options), now)  # type: ignore[arg-type]  # its fields
     signer.update(body)
     return b"".join(field.line + b"\r\n" for field in signer.signatures()) + raw
 

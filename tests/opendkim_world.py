@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from gatekeeper import message
+from gatekeeper.core import message
 from tests.conftest import ROOT, require_program
 from tests.milter_client import (
     BODY,
@@ -36,7 +36,7 @@ ACCEPT, DISCARD, REJECT, TEMPFAIL, SKIP = b"a", b"d", b"r", b"t", b"s"
 
 _NURSERY = """
 import gc, os, sys
-import gatekeeper.app, gatekeeper.milter.server, gatekeeper.opendkim, gatekeeper.supervisor
+import gatekeeper.app.app, gatekeeper.milter.server, gatekeeper.opendkim.mapping, gatekeeper.daemon.supervisor
 from gatekeeper.cli import main
 gc.freeze()
 for line in sys.stdin:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gatekeeper.policy.protocol import RequestParser
-from gatekeeper.replay.lab.postfix import Postfix, free_port
+from tests.lab.postfix import Postfix, free_port
 
 LIST_NAMES = ("client", "helo", "sender", "recipient", "etrn", "data")
 

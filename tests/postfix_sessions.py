@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gatekeeper.auth.iprev import Iprev, check_iprev
-from gatekeeper.request import UNKNOWN, parse_address
-from gatekeeper.resolver import TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.auth.iprev import IprevFinding, check_iprev
+from gatekeeper.core.request import UNKNOWN, parse_address
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
 
 FOLDER = Path(__file__).parent / "same_as_postfix"
 ZONE = FOLDER / "dns.zone"
@@ -74,7 +74,7 @@ class Session:
         words = self.words
         name, reverse = (UNKNOWN if words[key].startswith("[") else words[key] for key in ("name", "reverse"))
         if words["peer"]:
-            found: Iprev = await check_iprev(TableResolver(Zone.read(ZONE)), parse_address(words["peer"]))
+            found: IprevFinding = await check_iprev(TableResolver(Zone.read(ZONE)), parse_address(words["peer"]))
             name, reverse = found.name or UNKNOWN, found.reverse or UNKNOWN
         mail = words["stage"] in ("RCPT", "DATA")
         return {

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import config
-from gatekeeper.app import App, Plan, open_app, prepare
-from gatekeeper.pipeline import END_OF_DATA
-from gatekeeper.problem import ConfigError
-from gatekeeper.request import Client, Request, Stage
-from gatekeeper.resolver import TableResolver
-from gatekeeper.stores import MemoryStore
-from gatekeeper.zone import Zone
+from gatekeeper.app.app import App, Plan, open_app, prepare
+from gatekeeper.config import config_file
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.core.request import Client, Request, Stage
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.pipeline import END_OF_DATA
+from gatekeeper.stores.memory import MemoryStore
 from tests.test_config import no_postfix
 
 ZONE = """
@@ -32,7 +32,7 @@ REQUEST = Request(
 
 def plan(folder: Path, text: str) -> Plan:
     (folder / "gatekeeper.toml").write_text(text)
-    return prepare(config.load(folder / "gatekeeper.toml", no_postfix))
+    return prepare(config_file.load(folder / "gatekeeper.toml", no_postfix))
 
 
 def complaints(folder: Path, text: str) -> list[str]:

@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.auth.arc import Arc, ArcResult, ArcVerifier
+from gatekeeper.auth.arc import ArcFinding, ArcResult, ArcVerifier
 from gatekeeper.auth.digests import Digests
-from gatekeeper.auth.stated import parse_stated
-from gatekeeper.message import crlf, parse
-from gatekeeper.resolver import Answer, TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.auth.received_results import parse_received_results
+from gatekeeper.core.message import crlf, parse
+from gatekeeper.dnsclient.resolver import Answer, TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from tests.conftest import require_corpus
 from tests.test_spf import txt
 
@@ -43,7 +43,9 @@ class Counting(TableResolver):
         return await super().query(name, type)
 
 
-async def validate(raw: bytes, zone: Zone = ZONE, *, chunk: int = 0, resolver: TableResolver | None = None) -> Arc:
+async def validate(
+    raw: bytes, zone: Zone = ZONE, *, chunk: int = 0, resolver: TableResolver | None = None
+) -> ArcFinding:
     headers, body = parse(crlf(raw))
     digests = Digests(headers)
     verifier = ArcVerifier(headers, digests, now=NOW)
@@ -139,7 +141,7 @@ async def test_a_long_chain_that_is_no_good_costs_few_questions() -> None:
 
 async def test_fifty_one_sets_are_too_many() -> None:
     raw = b"".join(b"ARC-Seal: i=1\r\n" for _ in range(151)) + MESSAGE
-    assert Arc(ArcResult.FAIL, "there are more than 50 ARC sets") == await validate(raw)
+    assert ArcFinding(ArcResult.FAIL, "there are more than 50 ARC sets") == await validate(raw)
 
 
 async def test_a_message_without_sets_asks_nothing() -> None:
@@ -192,9 +194,9 @@ def test_no_field_raises(fields: list[tuple[bytes, bytes]]) -> None:
     ],
 )
 def test_what_a_handler_said_is_read_with_care(value: bytes, passed: bool) -> None:
-    assert passed == parse_stated(value).passed("dmarc")
+    assert passed == parse_received_results(value).passed("dmarc")
 
 
 @given(value=st.binary(max_size=200))
 def test_reading_what_was_said_never_raises(value: bytes) -> None:
-    assert parse_stated(value).authserv_id.isprintable()
+    assert parse_received_results(value).authserv_id.isprintable()

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.policy.protocol import RequestParser
-from gatekeeper.replay.as_postfix import Restrictions, refusal
-from gatekeeper.replay.lab import Lab, why_not
+from gatekeeper.replay.postfix_model import Restrictions, refusal
 from gatekeeper.replay.smtp import SmtpClient
-from gatekeeper.zone import Zone
 from tests.conftest import missing
+from tests.lab import Lab, why_not
 
 ACTIONS = [
     "DUNNO",

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 
 import pytest
 
-from gatekeeper.begun import together
+from gatekeeper.core.gather import gather_in_task
 
 
 class Script:
@@ -40,14 +40,14 @@ class Script:
 async def test_all_begin_before_one_is_waited_for() -> None:
     script = Script()
     calls = [script.after_a_wait("a"), script.at_once("b"), script.after_a_wait("c"), script.opens()]
-    assert ["a", "b", "c", "open"] == await together(calls)
+    assert ["a", "b", "c", "open"] == await gather_in_task(calls)
     assert ["a begins", "b", "c begins", "a goes on", "c goes on"] == script.done
 
 
 @pytest.mark.parametrize("wait", [True, False])
 async def test_what_fails_stops_no_other(wait: bool) -> None:
     script = Script()
-    first, second = await together([script.fails(wait), script.at_once("b")])
+    first, second = await gather_in_task([script.fails(wait), script.at_once("b")])
     assert (KeyError, "b") == (type(first), second)
 
 
@@ -61,7 +61,7 @@ async def test_an_error_that_comes_while_it_waits_is_heard_where_it_waits() -> N
 
     failing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(failing.set_exception, ValueError("no"))
-    assert ["no"] == await together([waits()])
+    assert ["no"] == await gather_in_task([waits()])
 
 
 async def test_who_is_cancelled_takes_all_along() -> None:
@@ -74,7 +74,7 @@ async def test_who_is_cancelled_takes_all_along() -> None:
             ended.append(name)
 
     calls: list[Coroutine[object, object, None]] = [waits("a"), waits("b")]
-    task = asyncio.create_task(together(calls))
+    task = asyncio.create_task(gather_in_task(calls))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -94,4 +94,4 @@ async def test_a_time_limit_inside_holds() -> None:
     async def at_once() -> str:
         return "b"
 
-    assert ["late", "b"] == await together([limited(), at_once()])
+    assert ["late", "b"] == await gather_in_task([limited(), at_once()])

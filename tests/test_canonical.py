@@ -10,8 +10,8 @@ from dkim.canonicalization import Relaxed, Simple
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gatekeeper.canonical import BodyHash, header
-from gatekeeper.message import Header
+from gatekeeper.auth.canonicalization import BodyHash, header
+from gatekeeper.core.message import Header
 
 # What matters to canonicalization, and little else, so that every mixture of it comes up.
 PIECES = st.sampled_from([b"\r\n", b"\r", b"\n", b" ", b"\t", b"a", b"b.", b"\xff", b"\r\n\r\n", b"  \r\n"])

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks.access import AccessOptions, domain_keys, mailbox_keys
-from gatekeeper.checks.indexed import address_keys
-from gatekeeper.request import Request
-from gatekeeper.verdict import Decision, Outcome
+from gatekeeper.checks.tables.access import AccessOptions, domain_keys, mailbox_keys
+from gatekeeper.checks.tables.indexed import address_keys
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import Decision, Outcome
 from tests.checking import World, mistakes, rcpt
 
 

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from gatekeeper.auth.dkim import DkimVerifier
-from gatekeeper.checks.dmarc import Dmarc
-from gatekeeper.facts import Facts
-from gatekeeper.message import parse
-from gatekeeper.pipeline import END_OF_DATA, Context, Pipeline
-from gatekeeper.request import Stage
-from gatekeeper.resolver import TableResolver
-from gatekeeper.signing.hosts import HostList
-from gatekeeper.store import Keys
+from gatekeeper.checks.authentication.dmarc import DmarcCheck
+from gatekeeper.core.message import parse
+from gatekeeper.core.request import Stage
+from gatekeeper.core.verdict import Decision
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import END_OF_DATA, Context, Pipeline
+from gatekeeper.signing.host_list import HostList
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import Decision
-from gatekeeper.zone import Zone
+from gatekeeper.stores.store import Keys
 from tests.checking import SITE, rcpt
 from tests.test_arc import MESSAGE, NOW, RECORD, sealed
 from tests.test_spf import txt
@@ -59,7 +59,7 @@ async def decide(
         keys=Keys(b"secret"),
         facts=facts,
     )
-    pipeline = Pipeline({END_OF_DATA: (Dmarc.model_validate({"obey": obey, **options}),)})
+    pipeline = Pipeline({END_OF_DATA: (DmarcCheck.model_validate({"obey": obey, **options}),)})
     return await pipeline.decide(request, context)
 
 

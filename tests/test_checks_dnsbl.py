@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatekeeper.checks.dnsbl import Dnsbl
-from gatekeeper.resolver import Answer
-from gatekeeper.verdict import PASS
-from gatekeeper.zone import Zone
+from gatekeeper.checks.dnslists.dnsbl import Dnsbl
+from gatekeeper.core.verdict import PASS
+from gatekeeper.dnsclient.resolver import Answer
+from gatekeeper.dnsclient.zone import Zone
 from tests.checking import World, rcpt
 
 ZONE = """

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks.dnslist import listed_domain, parse_list, reversed_address
-from gatekeeper.dnslists import DnsList
+from gatekeeper.checks.dnslists.lookup import listed_domain, parse_list, reversed_address
+from gatekeeper.dnslists.dns_list import DnsList
 from tests.conftest import missing
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks.dynamic import looks_dynamic
+from gatekeeper.checks.greylisting.dynamic_hostname import looks_dynamic
 
 
 @pytest.mark.parametrize(

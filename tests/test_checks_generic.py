@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.request import Stage
-from gatekeeper.verdict import PASS, Outcome
+from gatekeeper.core.request import Stage
+from gatekeeper.core.verdict import PASS, Outcome
 from tests.checking import World, rcpt, reply
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from gatekeeper.checks.dnsbl import Dnsbl
-from gatekeeper.checks.greylist import SHIPPED, Greylist
-from gatekeeper.problem import ConfigError
-from gatekeeper.request import Request
-from gatekeeper.resolver import TableResolver
-from gatekeeper.store import StoreError
+from gatekeeper.checks.dnslists.dnsbl import Dnsbl
+from gatekeeper.checks.greylisting.greylist import SHIPPED, Greylist
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import Outcome
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import Outcome
-from gatekeeper.zone import Zone
+from gatekeeper.stores.store import StoreError
 from tests.checking import World, rcpt
 
 DAY = 86400

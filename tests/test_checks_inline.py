@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks import Place, Reader
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.builder.builder import CheckBuilder
 from tests.checking import HERE, World, mistakes, rcpt
 
 
@@ -45,16 +46,16 @@ async def test_an_entry_is_found(table: str, sender: str, expected: str) -> None
     ],
 )
 def test_a_mistake_is_named_at_the_line_of_the_list(table: str, what: str) -> None:
-    reader = Reader({}, HERE)
-    assert reader.check(["check_sender_access", table], Place("gatekeeper.toml", 7)) is None
+    reader = CheckBuilder({}, HERE)
+    assert reader.check(["check_sender_access", table], SourceLine("gatekeeper.toml", 7)) is None
     [problem] = reader.problems
     assert ("gatekeeper.toml", 7, True) == (problem.file, problem.line, problem.what.startswith(what))
 
 
 @given(st.text(alphabet="ab={}, \n\té\udcff$:", max_size=40))
 def test_any_text_makes_a_table_or_a_problem(inner: str) -> None:
-    reader = Reader({}, HERE)
-    check = reader.check(["check_sender_access", f"inline:{{{inner}}}"], Place("x"))
+    reader = CheckBuilder({}, HERE)
+    check = reader.check(["check_sender_access", f"inline:{{{inner}}}"], SourceLine("x"))
     assert (check is None) == bool([problem for problem in reader.problems if not problem.warning])
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.checks import Place, Reader
-from gatekeeper.verdict import Verdict
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.builder.builder import CheckBuilder
+from gatekeeper.core.verdict import Verdict
 from tests.checking import HERE, World, rcpt
 
 TABLES = [
@@ -19,9 +20,9 @@ TABLES = [
 async def judged(folder: Path, word: str, sender: str, user: str) -> Verdict:
     (folder / "patterns").write_text("/^(\\w+)\\.any@team\\.example$/ $1\n")
     world = World("permit")
-    maps = {"sender_login_maps": (TABLES, Place("gatekeeper.toml"))}
-    reader = Reader({}, folder, maps=maps)
-    check = reader.check([word], Place("gatekeeper.toml"))
+    maps = {"sender_login_maps": (TABLES, SourceLine("gatekeeper.toml"))}
+    reader = CheckBuilder({}, folder, maps=maps)
+    check = reader.check([word], SourceLine("gatekeeper.toml"))
     assert check is not None
     assert [] == reader.problems
     world.checks = (check,)
@@ -67,12 +68,12 @@ async def test_an_address_that_is_nobody_s_may_be_used_by_users(tmp_path: Path) 
 
 def test_a_login_table_is_not_judged_as_an_access_table(tmp_path: Path) -> None:
     (tmp_path / "logins").write_text("@team.example carol\nunknown REJECT, OK\n")
-    reader = Reader({}, tmp_path, maps={"sender_login_maps": (["hash:logins"], Place("x"))})
-    assert reader.check(["reject_sender_login_mismatch"], Place("x")) is not None
+    reader = CheckBuilder({}, tmp_path, maps={"sender_login_maps": (["hash:logins"], SourceLine("x"))})
+    assert reader.check(["reject_sender_login_mismatch"], SourceLine("x")) is not None
     assert [] == reader.problems
 
 
 def test_a_login_table_that_is_missing_is_named() -> None:
-    reader = Reader({}, HERE, maps={"sender_login_maps": (["hash:gone"], Place("g.toml", 9))})
-    assert reader.check(["reject_sender_login_mismatch"], Place("g.toml", 3)) is None
+    reader = CheckBuilder({}, HERE, maps={"sender_login_maps": (["hash:gone"], SourceLine("g.toml", 9))})
+    assert reader.check(["reject_sender_login_mismatch"], SourceLine("g.toml", 3)) is None
     assert ["g.toml:9: cannot read /nonexistent/gone: No such file or directory"] == [str(p) for p in reader.problems]

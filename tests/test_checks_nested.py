@@ -5,26 +5,27 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import config
-from gatekeeper.app import open_app, prepare
-from gatekeeper.checks import Place, Reader
-from gatekeeper.checks.nested import RestrictionClass
-from gatekeeper.pipeline import Check
-from gatekeeper.problem import ConfigError
-from gatekeeper.resolver import TableResolver
-from gatekeeper.restrictions import split
+from gatekeeper.app.app import open_app, prepare
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.base.nested import RestrictionClass
+from gatekeeper.checks.builder.builder import CheckBuilder
+from gatekeeper.config import config_file
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.core.verdict import Verdict
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.pipeline import Check
+from gatekeeper.postfix.restriction_list import split
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import Verdict
-from gatekeeper.zone import Zone
 from tests.checking import World, rcpt
 
 HERE = Path("/nonexistent")
 SOFT_THEN_OK = "check_sender_access inline:{ { example.net = defer_if_permit, permit } }"
 
 
-def reader(**classes: str) -> Reader:
-    place = Place("gatekeeper.toml", 3)
-    return Reader(
+def reader(**classes: str) -> CheckBuilder:
+    place = SourceLine("gatekeeper.toml", 3)
+    return CheckBuilder(
         {}, HERE, classes={name: [(one.words, place) for one in split(text)] for name, text in classes.items()}
     )
 
@@ -67,7 +68,7 @@ async def test_warn_if_reject_goes_on_inside() -> None:
 
 
 def test_a_class_is_a_check() -> None:
-    check = reader(strict="reject_non_fqdn_sender, permit").check(["strict"], Place("x"))
+    check = reader(strict="reject_non_fqdn_sender, permit").check(["strict"], SourceLine("x"))
     assert isinstance(check, RestrictionClass)
     assert isinstance(check, Check)
     assert ("strict", 2) == (check.name, len(check.checks))
@@ -75,7 +76,7 @@ def test_a_class_is_a_check() -> None:
 
 def test_a_class_may_be_named_by_a_table_entry() -> None:
     found = reader(strict="reject_non_fqdn_sender")
-    assert found.check(["check_sender_access", "inline:{ a=strict }"], Place("x")) is not None
+    assert found.check(["check_sender_access", "inline:{ a=strict }"], SourceLine("x")) is not None
     assert [] == found.problems
 
 
@@ -102,7 +103,7 @@ def test_a_class_cannot_be_called_like_a_restriction() -> None:
 
 def test_a_misspelt_class_is_answered_with_the_nearest() -> None:
     found = reader(strict_helo="permit")
-    found.check(["strict_hello"], Place("x"))
+    found.check(["strict_hello"], SourceLine("x"))
     assert ["x: unknown restriction 'strict_hello'; did you mean 'strict_helo'?"] == [str(p) for p in found.problems]
 
 
@@ -120,7 +121,7 @@ sender_restrictions = '''
 
 async def test_classes_are_configured_and_work_in_every_context(tmp_path: Path) -> None:
     (tmp_path / "gatekeeper.toml").write_text(CONFIG)
-    plan = prepare(config.load(tmp_path / "gatekeeper.toml", lambda names: {}))
+    plan = prepare(config_file.load(tmp_path / "gatekeeper.toml", lambda names: {}))
     app = await open_app(plan, resolver=TableResolver(Zone.parse("")), store=MemoryStore())
     said = {
         sender: (await app.decide(rcpt(helo="localhost", sender=sender)))[0].verdict.code
@@ -133,5 +134,5 @@ def test_a_mistake_in_a_class_has_its_line(tmp_path: Path) -> None:
     path = tmp_path / "gatekeeper.toml"
     path.write_text(CONFIG.replace('"permit"]', '"permitt"]'))
     with pytest.raises(ConfigError) as wrong:
-        prepare(config.load(path, lambda names: {}))
+        prepare(config_file.load(path, lambda names: {}))
     assert f"{path}:4: unknown restriction 'permitt'; did you mean 'permit'?" in str(wrong.value)

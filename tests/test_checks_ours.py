@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.pipeline import Site
-from gatekeeper.request import parse_address
+from gatekeeper.core.request import parse_address
+from gatekeeper.pipeline.pipeline import Site
 from tests.checking import SITE, World, rcpt
 
 OURS = replace(SITE, local_domains=("example.com", "shop.example", "customer.example", ".below.example", "localhost"))

@@ -6,43 +6,43 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.auth.dkim import Dkim, DkimResult
-from gatekeeper.auth.dmarc import Dmarc, DmarcResult
-from gatekeeper.checks.proof import LIFETIME, Remember
-from gatekeeper.facts import Facts
-from gatekeeper.pipeline import END_OF_DATA, Context, Pipeline
-from gatekeeper.request import Client, Request, Stage, parse_address
-from gatekeeper.store import Keys
+from gatekeeper.auth.dkim import DkimFinding, DkimResult
+from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
+from gatekeeper.checks.tables.sender_proof import LIFETIME, ProofRecorder
+from gatekeeper.core.request import Client, Request, Stage, parse_address
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import END_OF_DATA, Context, Pipeline
+from gatekeeper.stores.store import Keys
 from tests.checking import SITE, World, rcpt
 
-SIGNED = Dkim(DkimResult.PASS, domain="example.net")
+SIGNED = DkimFinding(DkimResult.PASS, domain="example.net")
 
 
 @dataclass
 class Found(Facts):
     """Facts about a message that are known already."""
 
-    signatures: tuple[Dkim, ...]
-    finding: Dmarc
+    signatures: tuple[DkimFinding, ...]
+    finding: DmarcFinding
 
-    async def dkim(self) -> tuple[Dkim, ...]:
+    async def dkim(self) -> tuple[DkimFinding, ...]:
         return self.signatures
 
-    async def dmarc(self) -> Dmarc:
+    async def dmarc(self) -> DmarcFinding:
         return self.finding
 
 
 async def message(
     world: World,
-    dkim: Dkim = SIGNED,
-    dmarc: Dmarc | None = None,
+    dkim: DkimFinding = SIGNED,
+    dmarc: DmarcFinding | None = None,
     *,
     address: str = "192.0.2.77",
     sender: str = "someone@example.net",
 ) -> None:
     """A message has come to its end, with these findings."""
     request = Request(stage=Stage.END_OF_MESSAGE, client=Client(address=parse_address(address)), sender=sender)
-    finding = dmarc or Dmarc(DmarcResult.PASS, domain="example.net", organizational="example.net")
+    finding = dmarc or DmarcFinding(DmarcResult.PASS, domain="example.net", organizational="example.net")
     context = Context(
         site=SITE,
         resolver=world.resolver,
@@ -51,7 +51,7 @@ async def message(
         keys=Keys(b"secret"),
         facts=Found((dkim,), finding),
     )
-    pipeline = Pipeline({END_OF_DATA: (Remember(conditions=("dkim", "dmarc")),)})
+    pipeline = Pipeline({END_OF_DATA: (ProofRecorder(conditions=("dkim", "dmarc")),)})
     await context.settle(await pipeline.decide(request, context))
 
 
@@ -79,15 +79,17 @@ async def test_a_proof_is_forgotten_when_nothing_comes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dkim", "sender"),
     [
-        (Dkim(DkimResult.FAIL, domain="example.net"), "someone@example.net"),
-        (Dkim(DkimResult.PASS, domain="other.example"), "someone@example.net"),
-        (Dkim(DkimResult.PASS, domain="sub.example.net"), "someone@example.net"),
-        (Dkim(DkimResult.PASS, domain="example.net", testing=True), "someone@example.net"),
+        (DkimFinding(DkimResult.FAIL, domain="example.net"), "someone@example.net"),
+        (DkimFinding(DkimResult.PASS, domain="other.example"), "someone@example.net"),
+        (DkimFinding(DkimResult.PASS, domain="sub.example.net"), "someone@example.net"),
+        (DkimFinding(DkimResult.PASS, domain="example.net", testing=True), "someone@example.net"),
         (SIGNED, ""),
         (SIGNED, "someone@notexample.net"),
     ],
 )
-async def test_what_proves_nothing_of_the_sender_is_not_remembered(tmp_path: Path, dkim: Dkim, sender: str) -> None:
+async def test_what_proves_nothing_of_the_sender_is_not_remembered(
+    tmp_path: Path, dkim: DkimFinding, sender: str
+) -> None:
     asked = world(tmp_path, "dkim")
     await message(asked, dkim, sender=sender)
     assert "access.unproven" == (await asked.decide(rcpt())).reasons[0]
@@ -95,10 +97,10 @@ async def test_what_proves_nothing_of_the_sender_is_not_remembered(tmp_path: Pat
 
 async def test_dmarc_counts_within_its_organizational_domain(tmp_path: Path) -> None:
     asked = world(tmp_path, "dmarc")
-    passed = Dmarc(DmarcResult.PASS, domain="example.net", organizational="example.net")
+    passed = DmarcFinding(DmarcResult.PASS, domain="example.net", organizational="example.net")
     await message(asked, dmarc=passed, sender="bounce@mail.example.net")
     assert ("access.ok",) == (await asked.decide(rcpt(sender="bounce@mail.example.net"))).reasons
-    await message(asked, dmarc=Dmarc(DmarcResult.FAIL, domain="example.net"))
+    await message(asked, dmarc=DmarcFinding(DmarcResult.FAIL, domain="example.net"))
     assert "access.unproven" == (await asked.decide(rcpt())).reasons[0]
 
 

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatekeeper import config
-from gatekeeper.checks.limit import Limit, parse_limit
-from gatekeeper.checks.ratelimit import RateLimit
-from gatekeeper.checks.whom import parse_word, read
-from gatekeeper.problem import ConfigError
-from gatekeeper.request import Request, Stage
-from gatekeeper.store import StoreError
+from gatekeeper.checks.limits.applies_to import parse_session_pattern, read
+from gatekeeper.checks.limits.limit import Limit, parse_limit
+from gatekeeper.checks.limits.ratelimit import RateLimit
+from gatekeeper.config import config_file
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.core.request import Request, Stage
+from gatekeeper.core.verdict import Mode
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import Mode
+from gatekeeper.stores.store import StoreError
 from tests.checking import SITE, World, rcpt
 from tests.test_config import no_postfix
 
@@ -319,7 +319,7 @@ def test_a_mistake_in_a_rule_says_where_and_what_is_allowed(rule: dict[str, obje
     path = tmp_path / "gatekeeper.toml"
     path.write_text("\n".join(["# 1", "[checks.ratelimit.rules.r]", *lines]), "utf-8")
     with pytest.raises(ConfigError) as caught:
-        config.load(path, no_postfix)
+        config_file.load(path, no_postfix)
     [problem] = caught.value.problems
     assert what in problem.what
     assert 2 <= problem.line <= 2 + len(lines)
@@ -331,8 +331,8 @@ WORDS = st.sampled_from([*"aZ09.:/@[]<>-_ ", "user:", "client:", "sender:", "192
 @given(st.lists(WORDS, max_size=8).map("".join) | st.text(max_size=20))
 def test_any_text_says_who_or_is_a_value_error(text: str) -> None:
     with suppress(ValueError):
-        word = parse_word(text)
-        assert word == parse_word(str(word))
+        word = parse_session_pattern(text)
+        assert word == parse_session_pattern(str(word))
         if not word.is_file:
             whom, problems = read([word], Path("/nonexistent"))
             assert [] == problems

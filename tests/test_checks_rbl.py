@@ -5,10 +5,10 @@ import asyncio
 
 import pytest
 
-from gatekeeper.checks.opinion import Word
-from gatekeeper.checks.rbl import RejectListed, ask_ahead
-from gatekeeper.resolver import Answer
-from gatekeeper.resolvers import CachingResolver
+from gatekeeper.checks.base.check_types import PostfixCheck
+from gatekeeper.checks.dnslists.rbl import RejectListed, ask_ahead
+from gatekeeper.dnsclient.caching import CachingResolver
+from gatekeeper.dnsclient.resolver import Answer
 from tests.checking import World, mistakes, rcpt, reply
 
 ZONE = r"""
@@ -114,7 +114,7 @@ async def test_lists_that_stand_side_by_side_are_asked_at_once() -> None:
 def test_only_the_first_of_neighbours_asks_ahead() -> None:
     lists = [f"reject_rbl_client {letter}.example" for letter in "abcde"]
     world = World(", ".join([*lists[:3], "permit_mynetworks", *lists[3:]]))
-    judges = [check.judge for check in ask_ahead(world.checks) if isinstance(check, Word)]
+    judges = [check.judge for check in ask_ahead(world.checks) if isinstance(check, PostfixCheck)]
     assert [2, 0, 0, 1, 0] == [len(judge.ahead) for judge in judges if isinstance(judge, RejectListed)]
 
 

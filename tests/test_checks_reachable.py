@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.checks.greylist import Greylist
-from gatekeeper.checks.ratelimit import RateLimit
-from gatekeeper.checks.spf import Spf
-from gatekeeper.sections import DEFAULT_RESTRICTIONS
-from gatekeeper.verdict import PASS
+from gatekeeper.checks.authentication.spf import SpfCheck
+from gatekeeper.checks.greylisting.greylist import Greylist
+from gatekeeper.checks.limits.ratelimit import RateLimit
+from gatekeeper.config.schema import DEFAULT_RESTRICTIONS
+from gatekeeper.core.verdict import PASS
 from tests.checking import SITE, World, rcpt
 
 ZONE = """
@@ -38,7 +38,7 @@ GUILTY: dict[str, dict[str, Any]] = {
 def shipped(*, limit: str = "100/1h") -> World:
     """The default list, with all of it switched on."""
     sections = {
-        "spf": Spf.model_validate({"mode": "enforce"}),
+        "spf": SpfCheck.model_validate({"mode": "enforce"}),
         "greylist": Greylist.model_validate({"clients": "all", "learning": 0}),
         "ratelimit": RateLimit.model_validate({"client_messages": limit}),
     }

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.checks import Place, Reader
-from gatekeeper.checks.servers import MAX_ADDRESSES
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.builder.builder import CheckBuilder
+from gatekeeper.checks.tables.server_access import MAX_ADDRESSES
 from tests.checking import World, rcpt, reply
 
 ZONE = """
@@ -51,8 +52,8 @@ async def test_an_ok_for_a_server_permits_nothing() -> None:
 
 
 def test_an_ok_for_a_server_is_warned_of() -> None:
-    reader = Reader({}, Path("/nonexistent"))
-    reader.check(["check_helo_ns_access", "inline:{ a.example=OK }"], Place("g.toml", 3))
+    reader = CheckBuilder({}, Path("/nonexistent"))
+    reader.check(["check_helo_ns_access", "inline:{ a.example=OK }"], SourceLine("g.toml", 3))
     what = "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO"
     assert [f"g.toml:3: warning: {what}"] == [str(problem) for problem in reader.problems]
 

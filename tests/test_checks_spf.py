@@ -3,8 +3,8 @@
 
 import pytest
 
-from gatekeeper.checks.spf import Spf
-from gatekeeper.verdict import PASS, Mode, Outcome
+from gatekeeper.checks.authentication.spf import SpfCheck
+from gatekeeper.core.verdict import PASS, Mode, Outcome
 from tests.checking import World, rcpt
 
 ZONE = r"""
@@ -20,7 +20,7 @@ lies.example TXT "250 ok\013\010550 5.0.0 \027[31m %{s}"
 
 
 def world(**options: object) -> World:
-    return World("spf", ZONE, {"spf": Spf.model_validate({"mode": Mode.ENFORCE} | options)})
+    return World("spf", ZONE, {"spf": SpfCheck.model_validate({"mode": Mode.ENFORCE} | options)})
 
 
 async def test_it_is_off_unless_wanted() -> None:
@@ -100,5 +100,5 @@ async def test_our_postmaster_hears_who_fails_spf(recipient: str) -> None:
 async def test_who_is_permitted_further_up_is_not_judged() -> None:
     zone = ZONE + "1.2.0.192.allow.example A 127.0.0.2"
     words = "permit_dnswl_client allow.example, spf"
-    section = Spf.model_validate({"mode": Mode.ENFORCE})
+    section = SpfCheck.model_validate({"mode": Mode.ENFORCE})
     assert PASS == await World(words, zone, {"spf": section}).verdict(rcpt(sender="u@fail.example"))

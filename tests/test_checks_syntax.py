@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks.syntax import is_address, is_hostname, is_literal, without_final_dot
+from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal, without_final_dot
 from tests.conftest import missing
 
 LIBRARIES = Path("/usr/lib/postfix")

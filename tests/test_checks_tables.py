@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks.action import Action
-from gatekeeper.checks.entries import Actions, Table, text_lines
-from gatekeeper.checks.opinion import Place
-from gatekeeper.checks.packed import Packed
-from gatekeeper.checks.regex import compile_perl, compile_posix
-from gatekeeper.checks.tables import READERS, Tables
-from gatekeeper.pipeline import Check
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.tables.action import TableAction
+from gatekeeper.checks.tables.packed import Packed
+from gatekeeper.checks.tables.reader import READERS, TableReader
+from gatekeeper.checks.tables.regex import compile_perl, compile_posix
+from gatekeeper.checks.tables.table import Actions, Table, text_lines
+from gatekeeper.pipeline.pipeline import Check
 from tests.checking import mistakes
 from tests.conftest import require_program
 
@@ -31,7 +31,7 @@ def parse(type: str, text: str) -> tuple[Table, list[str]]:
     return table, [f"{problem.line}: {problem.what}" for problem in actions.finish()]
 
 
-def text_of(action: Action | None) -> str:
+def text_of(action: TableAction | None) -> str:
     """The text of an entry `REJECT text`, or what else it is."""
     return "" if action is None else action.verdict.text or action.verdict.reason
 
@@ -205,8 +205,8 @@ def test_a_table_that_cannot_be_read_is_refused_with_what_is_allowed(name: str) 
 
 
 def test_a_missing_file_is_named_where_it_is_written() -> None:
-    tables = Tables(Path("/nonexistent"), no_restrictions)
-    assert None is tables.read("hash:access", Place("gatekeeper.toml", 7))
+    tables = TableReader(Path("/nonexistent"), no_restrictions)
+    assert None is tables.read("hash:access", SourceLine("gatekeeper.toml", 7))
     assert ["gatekeeper.toml:7: cannot read /nonexistent/access: No such file or directory"] == list(
         map(str, tables.problems)
     )

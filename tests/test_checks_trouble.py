@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.resolver import Answer, DNSFailure, DNSTimeout, TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.dnsclient.resolver import Answer, DNSFailure, DNSTimeout, TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from tests.checking import SITE, World, rcpt
 
 TYPES = ("A", "AAAA", "MX", "NS", "PTR", "TXT")

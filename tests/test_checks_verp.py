@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks.verp import normal_sender, postgrey_sender
+from gatekeeper.checks.greylisting.verp import normal_sender, postgrey_sender
 
 ONE_SENDER = {
     "ann@example.com": (

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks import OPINIONS, SECTIONS, Place, Reader
-from gatekeeper.checks.certificates import parse_search
-from gatekeeper.checks.words import (
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.builder.builder import CheckBuilder
+from gatekeeper.checks.builder.own_checks import OPINIONS, SECTIONS
+from gatekeeper.checks.builder.postfix_words import (
     BARE_TABLES,
     LIST_WORDS,
     LOGIN_WORDS,
@@ -21,9 +22,10 @@ from gatekeeper.checks.words import (
     REFUSED,
     TABLE_WORDS,
 )
-from gatekeeper.pipeline import Check
-from gatekeeper.restrictions import cut
-from gatekeeper.verdict import Mode
+from gatekeeper.checks.tables.certificate_access import parse_search
+from gatekeeper.core.verdict import Mode
+from gatekeeper.pipeline.pipeline import Check
+from gatekeeper.postfix.restriction_list import cut
 from tests.checking import HERE, mistakes
 from tests.conftest import ROOT
 
@@ -109,11 +111,11 @@ POSTFIX = [
 ]
 """Every restriction that generic_checks() of Postfix 3.7 to 3.12 knows, old names included."""
 
-MAPS = {option: (["inline:{ a=b }"], Place("gatekeeper.toml")) for option in MAP_WORDS.values()}
+MAPS = {option: (["inline:{ a=b }"], SourceLine("gatekeeper.toml")) for option in MAP_WORDS.values()}
 
 
 def read(words: str, folder: Path = HERE) -> Check | None:
-    return Reader({}, folder, maps=MAPS).check([word for _, word in cut(words)], Place("gatekeeper.toml", 7))
+    return CheckBuilder({}, folder, maps=MAPS).check([word for _, word in cut(words)], SourceLine("gatekeeper.toml", 7))
 
 
 def argument_of(word: str) -> str:
@@ -203,8 +205,8 @@ def test_a_missing_argument_is_named(words: str, what: str) -> None:
 
 
 def test_an_argument_too_many_is_named() -> None:
-    reader = Reader({}, HERE)
-    assert reader.check(["permit", "me"], Place("gatekeeper.toml", 7)) is None
+    reader = CheckBuilder({}, HERE)
+    assert reader.check(["permit", "me"], SourceLine("gatekeeper.toml", 7)) is None
     assert ["gatekeeper.toml:7: permit takes no argument: 'me'"] == list(map(str, reader.problems))
 
 
@@ -214,7 +216,7 @@ def test_every_mistake_is_collected() -> None:
 
 def test_a_section_is_the_check() -> None:
     section = OPINIONS["dnsbl"].model_validate({"mode": "observe"})
-    check = Reader({"dnsbl": section}, HERE).check(["dnsbl"], Place("x"))
+    check = CheckBuilder({"dnsbl": section}, HERE).check(["dnsbl"], SourceLine("x"))
     assert check is section
     assert Mode.OBSERVE is section.mode
 
@@ -227,8 +229,8 @@ def test_every_option_says_what_it_is_for(model: type) -> None:
 
 @given(st.lists(st.sampled_from([*REFUSED, *LIST_WORDS, "warn_if_reject", "permit"]) | st.text(), max_size=6))
 def test_any_words_make_a_check_or_a_problem(words: list[str]) -> None:
-    reader = Reader({}, HERE)
-    assert (reader.check(words, Place("x")) is None) == bool(reader.problems)
+    reader = CheckBuilder({}, HERE)
+    assert (reader.check(words, SourceLine("x")) is None) == bool(reader.problems)
 
 
 @pytest.mark.parametrize("word", [*LOGIN_WORDS, "permit_tls_clientcerts"])
@@ -239,7 +241,7 @@ def test_a_word_that_needs_tables_of_postfix_says_where_to_name_them(word: str) 
 
 @pytest.mark.parametrize(("list_name", "word"), BARE_TABLES.items())
 def test_a_table_without_a_word_means_what_it_means_in_postfix(list_name: str, word: str) -> None:
-    check = Reader({}, HERE).check(["inline:{a=OK}"], Place("x"), list_name)
+    check = CheckBuilder({}, HERE).check(["inline:{a=OK}"], SourceLine("x"), list_name)
     assert check is not None
     assert f"{word} inline:{{a=OK}}" == check.name
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.cli.shared import CONFIGURATION, OK, USAGE
-from gatekeeper.message import Header
+from gatekeeper.cli.common import CONFIGURATION, OK, USAGE
+from gatekeeper.core.message import Header
+from gatekeeper.diagnose.message_report import Mail
 from gatekeeper.milter.edits import Edits, Insert, Remove
-from gatekeeper.report import Mail
 from tests.conftest import ROOT, require_program
 
 ZONE = """
@@ -206,7 +206,7 @@ def test_the_configuration_may_be_named_by_the_environment(
 def test_without_a_configuration_the_defaults_hold_and_that_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gatekeeper.config.DEFAULT_PATH", folder / "no.toml")
+    monkeypatch.setattr("gatekeeper.config.config_file.DEFAULT_PATH", folder / "no.toml")
     assert OK == cli.main(["explain", "--dns", "dns.zone", "--helo", "localhost"])
     told = capsys.readouterr()
     assert f"there is no {folder}/no.toml: going by the defaults\n" == told.err

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatekeeper.checks import SECTIONS
-from gatekeeper.config import Config, defaults, load
-from gatekeeper.listen import Listen
-from gatekeeper.mistakes import mistakes
-from gatekeeper.places import Places
-from gatekeeper.problem import ConfigError
-from gatekeeper.sections import Checks
+from gatekeeper.checks.builder.own_checks import SECTIONS
+from gatekeeper.config.config_file import Config, defaults, load
+from gatekeeper.config.errors import validation_errors
+from gatekeeper.config.locations import KeyLocations
+from gatekeeper.config.schema import ChecksSection
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.postfix.listen_address import ListenAddress
 
 MAIN_CF = {
     "myhostname": "mx.example.com",
@@ -156,7 +156,7 @@ def test_lists_are_also_taken_as_one_string(tmp_path: Path) -> None:
 
 def test_one_address_or_a_list_of_them_is_taken(tmp_path: Path) -> None:
     config = read(tmp_path, '[policy]\nlisten = "inet:0@localhost"\n[milter]\nlisten = ["unix:/a", "local:/b"]')
-    assert (Listen("inet", "localhost", 0),) == config.policy.listen
+    assert (ListenAddress("inet", "localhost", 0),) == config.policy.listen
     assert ("unix:/a", "unix:/b") == tuple(map(str, config.milter.listen))
 
 
@@ -180,7 +180,7 @@ def test_a_context_holds_what_it_says_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_every_check_with_options_has_its_section() -> None:
-    sections = {name: field.annotation for name, field in Checks.model_fields.items()}
+    sections = {name: field.annotation for name, field in ChecksSection.model_fields.items()}
     del sections["dkim"]  # no word of the lists: the milter asks it
     assert dict(SECTIONS) == sections
 
@@ -235,12 +235,12 @@ LINES = {
 
 @pytest.mark.parametrize(("path", "line"), LINES.items())
 def test_every_key_is_found_at_the_line_where_it_stands(path: tuple[str | int, ...], line: int) -> None:
-    assert line == Places(TOML).line(path)
+    assert line == KeyLocations(TOML).line(path)
 
 
 @given(st.text(alphabet='ab[]{}=".,\n# 1_', max_size=120))
 def test_places_take_any_text(text: str) -> None:
-    assert 0 <= Places(text).line(("a", "b")) <= text.count("\n") + 1
+    assert 0 <= KeyLocations(text).line(("a", "b")) <= text.count("\n") + 1
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), st.lists, max_leaves=5))
@@ -252,7 +252,7 @@ def sentences(name: str, value: object) -> list[str]:
     try:
         Config.model_validate({name: value})
     except ValidationError as error:
-        return [sentence for _, sentence in mistakes(error, Config)]
+        return [sentence for _, sentence in validation_errors(error, Config)]
     return []
 
 

@@ -14,20 +14,21 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from gatekeeper.checks.connections import LEASE, Connections
-from gatekeeper.checks.ratelimit import Limiter, RateLimit
-from gatekeeper.facts import Facts
-from gatekeeper.pipeline import CLIENT, Context, Pipeline
-from gatekeeper.replay.lab import Lab, why_not
+from gatekeeper.checks.limits.connections import LEASE, Connections
+from gatekeeper.checks.limits.ratelimit import Limiter, RateLimit
+from gatekeeper.core.request import Client, Request, Stage, parse_address
+from gatekeeper.core.verdict import Decision
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import CLIENT, Context, Pipeline
 from gatekeeper.replay.smtp import SmtpClient
-from gatekeeper.request import Client, Request, Stage, parse_address
-from gatekeeper.resolver import TableResolver
-from gatekeeper.store import Keys, StoreError
-from gatekeeper.stores import MemoryStore, ReadOnlyStore
-from gatekeeper.verdict import Decision
-from gatekeeper.zone import Zone
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.readonly import ReadOnlyStore
+from gatekeeper.stores.store import Keys, StoreError
 from tests.checking import SITE
 from tests.conftest import missing, require_program
+from tests.lab import Lab, why_not
 from tests.milter_client import MilterClient
 from tests.redis_server import RedisServer, redis_server
 from tests.service import Service, need_milter, until
@@ -166,7 +167,7 @@ def relay(store: str, *, lease: float = LEASE, workers: int = 2, **limits: objec
         (folder / "gatekeeper.toml").write_text(config, "utf-8")
         (folder / "state").mkdir()
         (folder / "state").chmod(0o777)
-        prelude = f"import gatekeeper.checks.connections as c; c.LEASE = {lease}"
+        prelude = f"import gatekeeper.checks.limits.connections as c; c.LEASE = {lease}"
         service = Service(folder / "gatekeeper.toml", "milter", prelude=prelude)
         service.wait_for("^listening milter")
         yield service, f"{folder}/milter.sock"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import fixture
-from gatekeeper.message import crlf, parse
-from gatekeeper.replay.lab import Lab, why_not
-from gatekeeper.replay.lab.postfix import free_port
-from gatekeeper.replay.lab.sink import Sink
+from gatekeeper.core.message import crlf, parse
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.replay import fixture
 from gatekeeper.replay.smtp import SmtpClient
-from gatekeeper.zone import Zone
 from tests.conftest import missing, require_program
+from tests.lab import Lab, why_not
+from tests.lab.postfix import free_port
+from tests.lab.sink import Sink
 from tests.service import until
 
 CASE = fixture.read(Path(__file__).parent / "smtp_fixtures" / "clean-signed-mail")

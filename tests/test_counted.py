@@ -12,19 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.auth.dkim import DkimVerifier
-from gatekeeper.checks.count import Count
-from gatekeeper.checks.dmarc import Dmarc
-from gatekeeper.facts import Facts
-from gatekeeper.message import parse
-from gatekeeper.pipeline import END_OF_DATA, Context, Pipeline
+from gatekeeper.checks.authentication.dmarc import DmarcCheck
+from gatekeeper.checks.authentication.report_counter import ReportCounter
+from gatekeeper.core.message import parse
+from gatekeeper.core.request import Stage
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import END_OF_DATA, Context, Pipeline
 from gatekeeper.reports.aggregate import Authenticated, Report
-from gatekeeper.reports.counted import KEPT, MOST_ROWS, SHARES, Counted, bucket, reports_of, rows_of
+from gatekeeper.reports.counters import KEPT, MOST_ROWS, SHARES, CountedRow, bucket, reports_of, rows_of
 from gatekeeper.reports.summary import summarise
-from gatekeeper.request import Stage
-from gatekeeper.resolver import TableResolver
-from gatekeeper.store import Keys, Store, StoreError
-from gatekeeper.stores import MemoryStore, SqliteStore
-from gatekeeper.zone import Zone
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import Keys, Store, StoreError
 from tests.checking import SITE, rcpt
 from tests.milter_client import MilterClient
 from tests.service import until
@@ -50,7 +51,9 @@ class World:
     def __init__(self, store: Store | None = None, **options: Any) -> None:
         self.store = store or MemoryStore(DAY.timestamp)
         self.resolver = TableResolver(Zone.parse(ZONE))
-        self.pipeline = Pipeline({END_OF_DATA: (Count(), Dmarc.model_validate({"obey": "reject", **options}))})
+        self.pipeline = Pipeline(
+            {END_OF_DATA: (ReportCounter(), DmarcCheck.model_validate({"obey": "reject", **options}))}
+        )
 
     async def mail(self, domain: str, raw: bytes = b"", sender: str = "") -> None:
         """A message from `domain`, sent by 192.0.2.1, unsigned, or `raw`."""
@@ -186,7 +189,7 @@ async def test_domains_share_buckets_evenly() -> None:
 
 
 @given(st.builds(
-    Counted,
+    CountedRow,
     domain=st.text(),
     published=st.lists(st.tuples(st.text(), st.text())).map(tuple),
     source=st.text(),
@@ -198,13 +201,13 @@ async def test_domains_share_buckets_evenly() -> None:
     envelope_from=st.text(),
     found=st.lists(st.builds(Authenticated, st.text(), st.text(), st.text(), st.text())).map(tuple),
 ))  # fmt: skip
-def test_a_row_comes_back_as_it_was_counted(row: Counted) -> None:
-    assert row == Counted.of_bytes(row.to_bytes())
+def test_a_row_comes_back_as_it_was_counted(row: CountedRow) -> None:
+    assert row == CountedRow.of_bytes(row.to_bytes())
 
 
 @given(st.binary() | st.text('[]"{},:0123truefalsn\\').map(str.encode))
 def test_no_damaged_row_raises(row: bytes) -> None:
-    assert [] == reports_of({row: 1}, DAY, "x") or Counted.of_bytes(row)
+    assert [] == reports_of({row: 1}, DAY, "x") or CountedRow.of_bytes(row)
 
 
 async def counts(state: Path) -> list[int]:

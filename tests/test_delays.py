@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.checks.greylist import Greylist
-from gatekeeper.delays import Delays, as_json, read_delays, sentences
-from gatekeeper.log import decision_line
-from gatekeeper.verdict import Mode
+from gatekeeper.checks.greylisting.greylist import Greylist
+from gatekeeper.core.log import decision_line
+from gatekeeper.core.verdict import Mode
+from gatekeeper.diagnose.greylisting_cost import GreylistingCost, as_json, read_greylisting_cost, sentences
 from tests.checking import World, rcpt
 
 PREFIX = "2026-11-22 20:15:01.123 gatekeeper[12]: INFO "
@@ -48,14 +48,14 @@ MAIL = (
 
 
 async def test_wanted_mail_is_what_came_back_and_passed() -> None:
-    found = read_delays(await world().lines(*MAIL))
-    assert Delays([400.0, 4000.0], found.whose, never=1, at_once=1) == found
+    found = read_greylisting_cost(await world().lines(*MAIL))
+    assert GreylistingCost([400.0, 4000.0], found.whose, never=1, at_once=1) == found
     assert 3 == found.asked
     assert {"example.net from 192.0.2.9": 1, "list.example from 203.0.113.1": 1} == found.whose
 
 
 async def test_the_report_is_for_people_and_for_programs() -> None:
-    found = read_delays(await world().lines(*MAIL))
+    found = read_greylisting_cost(await world().lines(*MAIL))
     told = list(sentences(found))
     assert "3 mails were asked to wait; 1 more were looked at and did not have to" == told[0]
     assert "2 wanted mails came back and passed, after 37 minutes in the middle" == told[2]
@@ -73,16 +73,16 @@ async def test_who_becomes_known_while_waiting_has_waited() -> None:
         *((50, sender, "192.0.2.1") for sender in [*senders[:2], *senders[:3]]),
         (0, senders[3], "192.0.2.1"),
     )
-    assert [300.0, 350.0, 450.0, 250.0] == read_delays(lines).waits
+    assert [300.0, 350.0, 450.0, 250.0] == read_greylisting_cost(lines).waits
 
 
 async def test_what_is_only_observed_delays_nobody() -> None:
-    found = read_delays(await world(Mode.OBSERVE).lines(*MAIL))
+    found = read_greylisting_cost(await world(Mode.OBSERVE).lines(*MAIL))
     assert (0, []) == (found.asked, found.waits)
 
 
 def test_an_empty_log_says_so() -> None:
-    assert "no wanted mail waited" == list(sentences(read_delays([])))[-1]
+    assert "no wanted mail waited" == list(sentences(read_greylisting_cost([])))[-1]
 
 
 async def test_the_command_reads_rotated_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +105,6 @@ def test_a_log_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) ->
 @given(st.lists(st.text(), max_size=4), st.sampled_from(["early", "passed", "known"]))
 def test_any_line_is_taken_or_passed_over(texts: list[str], reason: str) -> None:
     joined = " ".join(texts)
-    read_delays(
+    read_greylisting_cost(
         [joined, f" side=policy reasons=greylist.{reason} action=450 waited={joined}", f" side={joined}greylist."]
     )

@@ -25,13 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper.auth import dkim
-from gatekeeper.auth.dkim import Dkim, DkimResult, DkimVerifier
+from gatekeeper.auth.dkim import DkimFinding, DkimResult, DkimVerifier
 from gatekeeper.auth.dkim_key import parse_key
 from gatekeeper.auth.dkim_signature import Signature, parse_signature, without_signature
 from gatekeeper.auth.tags import parse_tags
-from gatekeeper.message import Header, parse
-from gatekeeper.resolver import Answer, DNSTimeout, TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.core.message import Header, parse
+from gatekeeper.dnsclient.resolver import Answer, DNSTimeout, TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from tests.conftest import ROOT
 from tests.test_spf import Asked, txt
 
@@ -122,7 +122,7 @@ def signed(
 
 async def verify(
     message: bytes, resolver: TableResolver | None = None, cuts: Sequence[int] = (), now: float = NOW
-) -> tuple[Dkim, ...]:
+) -> tuple[DkimFinding, ...]:
     headers, body = parse(message)
     verifier = DkimVerifier(headers, now=now)
     for start, end in pairwise([0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]):

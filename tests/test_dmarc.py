@@ -8,30 +8,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.auth.dkim import Dkim, DkimResult
-from gatekeeper.auth.dmarc import Dmarc, DmarcResult, Policy, check_dmarc, discover, from_domain
-from gatekeeper.auth.dmarc_record import Record, the_record
-from gatekeeper.auth.spf import Spf, SpfResult
-from gatekeeper.message import Header
-from gatekeeper.resolver import TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.auth.author import from_domain
+from gatekeeper.auth.dkim import DkimFinding, DkimResult
+from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult, check_dmarc, discover
+from gatekeeper.auth.dmarc_record import DmarcPolicy, DmarcRecord, find_record
+from gatekeeper.auth.spf import SpfFinding, SpfResult
+from gatekeeper.core.message import Header
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from tests.test_spf import Asked
 
-NO_SPF = Spf(SpfResult.NONE)
+NO_SPF = SpfFinding(SpfResult.NONE)
 REJECT = '_dmarc.example.com TXT "v=DMARC1; p=reject"'
 
 
-def spf_pass(domain: str) -> Spf:
-    return Spf(SpfResult.PASS, "mailfrom", domain)
+def spf_pass(domain: str) -> SpfFinding:
+    return SpfFinding(SpfResult.PASS, "mailfrom", domain)
 
 
-def dkim_pass(*domains: str) -> list[Dkim]:
-    return [Dkim(DkimResult.PASS, domain) for domain in domains]
+def dkim_pass(*domains: str) -> list[DkimFinding]:
+    return [DkimFinding(DkimResult.PASS, domain) for domain in domains]
 
 
 async def dmarc(
-    zone: str | TableResolver, author: str = "example.com", spf: Spf = NO_SPF, dkim: Sequence[Dkim] = ()
-) -> Dmarc:
+    zone: str | TableResolver, author: str = "example.com", spf: SpfFinding = NO_SPF, dkim: Sequence[DkimFinding] = ()
+) -> DmarcFinding:
     resolver = TableResolver(Zone.parse(zone)) if isinstance(zone, str) else zone
     return await check_dmarc(resolver, [Header(b"From", f" Joe <joe@{author}>".encode())], spf, dkim)
 
@@ -42,12 +43,12 @@ async def dmarc(
 async def test_an_aligned_signature_passes() -> None:
     found = await dmarc(REJECT, dkim=dkim_pass("example.net", "example.com"))
     assert (
-        Dmarc(
+        DmarcFinding(
             DmarcResult.PASS,
             domain="example.com",
             record_domain="example.com",
-            published=Policy.REJECT,
-            record_policy=Policy.REJECT,
+            published=DmarcPolicy.REJECT,
+            record_policy=DmarcPolicy.REJECT,
             reason="DKIM passed for example.com",
             dkim_aligned=True,
         )
@@ -57,7 +58,7 @@ async def test_an_aligned_signature_passes() -> None:
 
 async def test_a_message_that_nobody_vouches_for_fails_with_the_policy_of_its_domain() -> None:
     found = await dmarc(REJECT, spf=spf_pass("example.net"), dkim=dkim_pass("evil-example.com"))
-    assert (DmarcResult.FAIL, Policy.REJECT, Policy.REJECT) == (found.result, found.policy, found.published)
+    assert (DmarcResult.FAIL, DmarcPolicy.REJECT, DmarcPolicy.REJECT) == (found.result, found.policy, found.published)
     assert "neither SPF nor DKIM passed for example.com" == found.reason
 
 
@@ -85,13 +86,13 @@ async def test_alignment_is_equality_or_a_common_organizational_domain(
 
 @pytest.mark.parametrize("result", [result for result in SpfResult if result is not SpfResult.PASS])
 async def test_of_spf_only_pass_counts(result: SpfResult) -> None:
-    found = await dmarc(REJECT, spf=Spf(result, "mailfrom", "example.com"))
+    found = await dmarc(REJECT, spf=SpfFinding(result, "mailfrom", "example.com"))
     assert found.result in (DmarcResult.FAIL, DmarcResult.TEMPERROR)
 
 
 @pytest.mark.parametrize("result", [result for result in DkimResult if result is not DkimResult.PASS])
 async def test_of_dkim_only_pass_counts(result: DkimResult) -> None:
-    found = await dmarc(REJECT, dkim=[Dkim(result, "example.com")])
+    found = await dmarc(REJECT, dkim=[DkimFinding(result, "example.com")])
     assert found.result in (DmarcResult.FAIL, DmarcResult.TEMPERROR)
 
 
@@ -121,7 +122,11 @@ async def test_the_policy_is_that_for_the_domain_in_from(record: str, author: st
 
 async def test_the_domain_s_own_record_comes_before_that_of_its_organization() -> None:
     found = await dmarc(f'{REJECT}\n_dmarc.sub.example.com TXT "v=DMARC1; p=none"', "sub.example.com")
-    assert (Policy.NONE, "sub.example.com", "example.com") == (found.policy, found.record_domain, found.organizational)
+    assert (DmarcPolicy.NONE, "sub.example.com", "example.com") == (
+        found.policy,
+        found.record_domain,
+        found.organizational,
+    )
 
 
 # --- the tree walk
@@ -177,8 +182,8 @@ async def test_the_organizational_domain_is_found_by_the_walk(
 
 async def test_the_policy_of_a_public_suffix_holds_for_organizations_without_their_own() -> None:
     zone = '_dmarc.bank TXT "v=DMARC1; p=reject; sp=quarantine; np=reject; psd=y"\nacme.bank A 192.0.2.1'
-    assert (Policy.QUARANTINE, "bank") == ((found := await dmarc(zone, "acme.bank")).policy, found.record_domain)
-    assert Policy.REJECT == (await dmarc(zone, "no.bank")).policy
+    assert (DmarcPolicy.QUARANTINE, "bank") == ((found := await dmarc(zone, "acme.bank")).policy, found.record_domain)
+    assert DmarcPolicy.REJECT == (await dmarc(zone, "no.bank")).policy
 
 
 async def test_two_organizations_under_one_public_suffix_are_not_aligned() -> None:
@@ -245,10 +250,12 @@ async def test_trouble_with_one_identifier_does_not_matter_if_another_passes() -
 
 
 async def test_a_signature_that_could_not_be_checked_leaves_it_open_only_if_it_might_be_aligned() -> None:
-    unknown = [Dkim(DkimResult.TEMPERROR, "mail.example.com")]
+    unknown = [DkimFinding(DkimResult.TEMPERROR, "mail.example.com")]
     assert DmarcResult.TEMPERROR == (await dmarc(REJECT, dkim=unknown)).result
-    assert DmarcResult.FAIL == (await dmarc(REJECT, dkim=[Dkim(DkimResult.TEMPERROR, "example.net")])).result
-    assert DmarcResult.TEMPERROR == (await dmarc(REJECT, spf=Spf(SpfResult.TEMPERROR, domain="example.com"))).result
+    assert DmarcResult.FAIL == (await dmarc(REJECT, dkim=[DkimFinding(DkimResult.TEMPERROR, "example.net")])).result
+    assert (
+        DmarcResult.TEMPERROR == (await dmarc(REJECT, spf=SpfFinding(SpfResult.TEMPERROR, domain="example.com"))).result
+    )
 
 
 async def test_trouble_in_finding_out_whether_the_domain_exists_is_a_temporary_error() -> None:
@@ -276,7 +283,7 @@ async def test_trouble_in_finding_out_whether_the_domain_exists_is_a_temporary_e
     ],
 )
 def test_a_record_is_read_for_its_policy(text: bytes, policy: str | None) -> None:
-    record = the_record([text])
+    record = find_record([text])
     assert record is not None
     assert policy == record.policy
 
@@ -285,11 +292,11 @@ def test_a_record_is_read_for_its_policy(text: bytes, policy: str | None) -> Non
     "text", [b"", b"v=dmarc1; p=none", b"v=DMARC2; p=none", b"p=none; v=DMARC1", b"v=DMARC11; p=none", b"v=spf1 -all"]
 )
 def test_what_does_not_begin_with_the_version_is_no_record(text: bytes) -> None:
-    assert the_record([text]) is None
+    assert find_record([text]) is None
 
 
 def test_a_record_beside_other_texts_counts() -> None:
-    assert Record(policy=Policy.NONE) == the_record([b"hello", b"v=DMARC1; p=none", b"v=spf1 -all"])
+    assert DmarcRecord(policy=DmarcPolicy.NONE) == find_record([b"hello", b"v=DMARC1; p=none", b"v=spf1 -all"])
 
 
 async def test_a_record_without_policy_and_address_means_no_dmarc() -> None:
@@ -304,8 +311,8 @@ PARTS = st.sampled_from(
 
 @given(text=st.lists(PARTS, max_size=12).map(b"".join))
 def test_no_record_raises(text: bytes) -> None:
-    assert the_record([b"v=DMARC1;" + text]) is not None
-    the_record([text])
+    assert find_record([b"v=DMARC1;" + text]) is not None
+    find_record([text])
 
 
 # --- From
@@ -384,7 +391,7 @@ async def test_a_from_that_names_no_single_domain_is_refusable_and_never_passes(
     resolver = TableResolver(Zone.parse(REJECT))
     dkim = dkim_pass("example.com", "victim.example")
     found = await check_dmarc(resolver, [Header(b"From", value)], spf_pass("example.com"), dkim)
-    assert Dmarc(DmarcResult.PERMERROR, reason=problem) == found
+    assert DmarcFinding(DmarcResult.PERMERROR, reason=problem) == found
 
 
 @pytest.mark.parametrize(

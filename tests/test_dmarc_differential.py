@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.auth.dkim import Dkim, DkimResult
+from gatekeeper.auth.dkim import DkimFinding, DkimResult
 from gatekeeper.auth.dmarc import DmarcResult, check_dmarc
-from gatekeeper.auth.spf import Spf, SpfResult
-from gatekeeper.message import Header
-from gatekeeper.resolver import TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.auth.spf import SpfFinding, SpfResult
+from gatekeeper.core.message import Header
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from tests.conftest import missing
 from tests.test_spf import txt
 
@@ -82,8 +82,8 @@ def our_opinion(resolver: TableResolver, author: str, spf: str, dkim: str) -> st
         check_dmarc(
             resolver,
             [Header(b"From", f" a@{author}".encode())],
-            Spf(SpfResult.PASS if spf else SpfResult.NONE, domain=spf),
-            [Dkim(DkimResult.PASS, domain=dkim)] if dkim else [],
+            SpfFinding(SpfResult.PASS if spf else SpfResult.NONE, domain=spf),
+            [DkimFinding(DkimResult.PASS, domain=dkim)] if dkim else [],
         )
     )
     if found.result is not DmarcResult.FAIL:

@@ -7,12 +7,14 @@ from ipaddress import ip_address
 
 import pytest
 
-from gatekeeper.checks.dnslist import parse_list, reversed_address
-from gatekeeper.dnslists import Asking, DnsList, Kind, Lists, Question
+from gatekeeper.checks.dnslists.lookup import parse_list, reversed_address
+from gatekeeper.dnsclient.caching import CachingResolver
+from gatekeeper.dnsclient.resolver import Answer, TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.dnslists.dns_list import DnsList, ListKind
 from gatekeeper.dnslists.health import STRIKES
-from gatekeeper.resolver import Answer, TableResolver
-from gatekeeper.resolvers import CachingResolver
-from gatekeeper.zone import Zone
+from gatekeeper.dnslists.monitor import ListMonitor
+from gatekeeper.dnslists.queries import ListQueries, ListQuestion
 from tests.checking import World, rcpt
 
 V6 = "0.0.0.0.f.7.f.f.f.f" + 20 * ".0"
@@ -20,20 +22,20 @@ GOOD = """
 2.0.0.127.bl.example A 127.0.0.2
 9.2.0.192.bl.example A 127.0.0.4
 """
-LISTED = Question(parse_list("bl.example"), Kind.ADDRESS, "9.2.0.192")
+LISTED = ListQuestion(parse_list("bl.example"), ListKind.ADDRESS, "9.2.0.192")
 
 
-def lists(zone: str, *written: str, kind: Kind = Kind.ADDRESS) -> Lists:
-    return Lists(
+def lists(zone: str, *written: str, kind: ListKind = ListKind.ADDRESS) -> ListMonitor:
+    return ListMonitor(
         TableResolver(Zone.parse(zone)), uses=[(parse_list(text), kind) for text in written or ("bl.example",)]
     )
 
 
-def change(watched: Lists, zone: str) -> None:
+def change(watched: ListMonitor, zone: str) -> None:
     watched.resolver = TableResolver(Zone.parse(zone))
 
 
-async def why_off(zone: str, written: str = "bl.example", kind: Kind = Kind.ADDRESS, probes: int = 1) -> str:
+async def why_off(zone: str, written: str = "bl.example", kind: ListKind = ListKind.ADDRESS, probes: int = 1) -> str:
     watched = lists(zone, written, kind=kind)
     for _ in range(probes):
         await watched.probe()
@@ -43,39 +45,44 @@ async def why_off(zone: str, written: str = "bl.example", kind: Kind = Kind.ADDR
 @pytest.mark.parametrize(
     ("zone", "written", "kind"),
     [
-        (GOOD, "bl.example", Kind.ADDRESS),
-        (GOOD, "bl.example=127.0.0.9", Kind.ADDRESS),  # what the filter wants, no test point shows
-        (f"2.0.{V6}.bl.example A 127.0.0.2", "bl.example", Kind.ADDRESS),
-        ("test.bl.example A 127.0.1.2", "bl.example", Kind.NAME),
-        ("dbltest.com.dbl.spamhaus.org A 127.0.1.2", "dbl.spamhaus.org", Kind.NAME),
+        (GOOD, "bl.example", ListKind.ADDRESS),
+        (GOOD, "bl.example=127.0.0.9", ListKind.ADDRESS),  # what the filter wants, no test point shows
+        (f"2.0.{V6}.bl.example A 127.0.0.2", "bl.example", ListKind.ADDRESS),
+        ("test.bl.example A 127.0.1.2", "bl.example", ListKind.NAME),
+        ("dbltest.com.dbl.spamhaus.org A 127.0.1.2", "dbl.spamhaus.org", ListKind.NAME),
         # an answer that no use of the list counts harms nobody
-        (GOOD + "1.0.0.127.bl.example A 127.0.0.1", "bl.example=127.0.0.[2..9]", Kind.ADDRESS),
-        (f"{GOOD}2.0.{V6}.bl.example A !SERVFAIL", "bl.example", Kind.ADDRESS),
+        (GOOD + "1.0.0.127.bl.example A 127.0.0.1", "bl.example=127.0.0.[2..9]", ListKind.ADDRESS),
+        (f"{GOOD}2.0.{V6}.bl.example A !SERVFAIL", "bl.example", ListKind.ADDRESS),
     ],
 )
-async def test_a_list_that_is_well_stays_on(zone: str, written: str, kind: Kind) -> None:
+async def test_a_list_that_is_well_stays_on(zone: str, written: str, kind: ListKind) -> None:
     assert "" == await why_off(zone, written, kind, STRIKES)
 
 
 @pytest.mark.parametrize(
     ("zone", "written", "kind", "expected"),
     [
-        ("*.bl.example A 127.0.0.2", "bl.example", Kind.ADDRESS, "lists everything, even 127.0.0.1"),
-        (f"{GOOD}1.0.{V6}.bl.example A 127.0.0.2", "bl.example", Kind.ADDRESS, "lists everything"),
-        ("*.bl.example A 127.0.1.2", "bl.example=127.0.1.[2..99]", Kind.NAME, "lists everything, even invalid"),
-        ("*.bl.example A 203.0.113.7", "bl.example", Kind.ADDRESS, "answers what no list answers (203.0.113.7)"),
-        ("*.bl.example A 127.255.255.252", "bl.example", Kind.ADDRESS, "mistyped: check how it is spelled"),
-        ("*.bl.example A 127.255.255.254", "bl.example", Kind.ADDRESS, "public resolver: ask through a resolver of"),
-        ("*.bl.example A 127.255.255.255", "bl.example", Kind.ADDRESS, "too often: take it out, or ask"),
-        ("*.bl.example A 127.255.255.1", "bl.example", Kind.ADDRESS, "refuses to answer (127.255.255.1"),
-        ("*.list.dnswl.org A 127.0.0.255", "list.dnswl.org", Kind.ADDRESS, "127.0.0.255, it was asked too often"),
-        ("*.multi.uribl.com A 127.0.0.1", "multi.uribl.com", Kind.NAME, "127.0.0.1, it was asked too often"),
-        ("*.dbl.spamhaus.org A 127.0.1.255", "dbl.spamhaus.org", Kind.ADDRESS, "it lists names"),
-        ("", "bl.example", Kind.ADDRESS, "lists nothing, not even 127.0.0.2"),
-        ("", "bl.example", Kind.NAME, "lists nothing, not even test"),
+        ("*.bl.example A 127.0.0.2", "bl.example", ListKind.ADDRESS, "lists everything, even 127.0.0.1"),
+        (f"{GOOD}1.0.{V6}.bl.example A 127.0.0.2", "bl.example", ListKind.ADDRESS, "lists everything"),
+        ("*.bl.example A 127.0.1.2", "bl.example=127.0.1.[2..99]", ListKind.NAME, "lists everything, even invalid"),
+        ("*.bl.example A 203.0.113.7", "bl.example", ListKind.ADDRESS, "answers what no list answers (203.0.113.7)"),
+        ("*.bl.example A 127.255.255.252", "bl.example", ListKind.ADDRESS, "mistyped: check how it is spelled"),
+        (
+            "*.bl.example A 127.255.255.254",
+            "bl.example",
+            ListKind.ADDRESS,
+            "public resolver: ask through a resolver of",
+        ),
+        ("*.bl.example A 127.255.255.255", "bl.example", ListKind.ADDRESS, "too often: take it out, or ask"),
+        ("*.bl.example A 127.255.255.1", "bl.example", ListKind.ADDRESS, "refuses to answer (127.255.255.1"),
+        ("*.list.dnswl.org A 127.0.0.255", "list.dnswl.org", ListKind.ADDRESS, "127.0.0.255, it was asked too often"),
+        ("*.multi.uribl.com A 127.0.0.1", "multi.uribl.com", ListKind.NAME, "127.0.0.1, it was asked too often"),
+        ("*.dbl.spamhaus.org A 127.0.1.255", "dbl.spamhaus.org", ListKind.ADDRESS, "it lists names"),
+        ("", "bl.example", ListKind.ADDRESS, "lists nothing, not even 127.0.0.2"),
+        ("", "bl.example", ListKind.NAME, "lists nothing, not even test"),
     ],
 )
-async def test_a_list_that_is_ill_is_off_and_says_why(zone: str, written: str, kind: Kind, expected: str) -> None:
+async def test_a_list_that_is_ill_is_off_and_says_why(zone: str, written: str, kind: ListKind, expected: str) -> None:
     assert expected in await why_off(zone, written, kind)
 
 
@@ -113,7 +120,7 @@ async def test_a_list_that_is_off_is_not_asked_and_its_answers_do_not_count() ->
     watched = lists("*.bl.example A 127.0.0.2")
     await watched.probe()
     watched.resolver = counting = Counting(GOOD)
-    [reply] = await Asking(watched).ask([LISTED])
+    [reply] = await ListQueries(watched).ask([LISTED])
     assert ((), []) == (reply.records, counting.asked)
     assert reply.why.startswith("switched off: lists everything")
 
@@ -121,8 +128,8 @@ async def test_a_list_that_is_off_is_not_asked_and_its_answers_do_not_count() ->
 async def test_nothing_counts_before_the_first_probe_is_back() -> None:
     watched = lists("*.bl.example A 127.0.0.2\n*.late.example A 127.0.0.2")
     watching = watched.start()
-    late = Question(parse_list("late.example"), Kind.ADDRESS, "9.2.0.192")
-    replies = await Asking(watched).ask([LISTED]) + await Asking(watched).ask([late])
+    late = ListQuestion(parse_list("late.example"), ListKind.ADDRESS, "9.2.0.192")
+    replies = await ListQueries(watched).ask([LISTED]) + await ListQueries(watched).ask([late])
     assert [True, True] == [reply.why.startswith("switched off: lists everything") for reply in replies]
     watching.cancel()
 
@@ -140,15 +147,15 @@ async def test_going_and_coming_back_are_a_line_each(ill: str, caplog: pytest.Lo
     off, on = (record.getMessage() for record in caplog.records)
     assert off.startswith("DNS list bl.example is switched off: it ")
     assert "DNS list bl.example is switched on again: its test points are as they should be" == on
-    assert (("127.0.0.4",), "") == ((await Asking(watched).ask([LISTED]))[0].records, watched.why_off(LISTED.list))
+    assert (("127.0.0.4",), "") == ((await ListQueries(watched).ask([LISTED]))[0].records, watched.why_off(LISTED.list))
 
 
 async def test_a_private_list_without_test_points_comes_back_with_its_first_hit_and_stays() -> None:
     watched = lists("9.2.0.192.bl.example A 127.0.0.4")
     await watched.probe()
-    [reply] = await Asking(watched).ask([Question(LISTED.list, Kind.ADDRESS, "1.2.0.192")])
+    [reply] = await ListQueries(watched).ask([ListQuestion(LISTED.list, ListKind.ADDRESS, "1.2.0.192")])
     assert reply.why.startswith("not listed, but the list lists nothing, not even 127.0.0.2")
-    assert ("127.0.0.4",) == (await Asking(watched).ask([LISTED]))[0].records
+    assert ("127.0.0.4",) == (await ListQueries(watched).ask([LISTED]))[0].records
     for _ in range(3):
         await watched.probe()
     assert "" == watched.why_off(LISTED.list)
@@ -157,7 +164,7 @@ async def test_a_private_list_without_test_points_comes_back_with_its_first_hit_
 async def test_a_list_that_had_a_test_point_and_lost_it_is_off_once_it_hits_nobody() -> None:
     watched = lists(GOOD)
     await watched.probe()
-    await Asking(watched).ask([LISTED])
+    await ListQueries(watched).ask([LISTED])
     change(watched, "")
     await watched.probe()
     assert "" == watched.why_off(LISTED.list)  # it has listed somebody since
@@ -198,9 +205,9 @@ async def test_names_that_strangers_choose_switch_no_list_off() -> None:
     watched = lists(GOOD + "*.example.net.bl.example A !SERVFAIL\n*.evil.example.bl.example A 127.255.255.252")
     for number in range(20):
         names = (f"x{number}.example.net", f"x{number}.evil.example")
-        await Asking(watched).ask([Question(LISTED.list, Kind.NAME, name) for name in names])
+        await ListQueries(watched).ask([ListQuestion(LISTED.list, ListKind.NAME, name) for name in names])
     await watched.probe()
-    assert ("127.0.0.4",) == (await Asking(watched).ask([LISTED]))[0].records
+    assert ("127.0.0.4",) == (await ListQueries(watched).ask([LISTED]))[0].records
 
 
 async def test_an_operator_s_error_about_a_client_is_told_once_and_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
@@ -221,7 +228,7 @@ async def test_one_health_serves_all_uses_of_a_zone() -> None:
 
 
 async def test_lists_in_a_suspicion_of_greylisting_are_watched_too() -> None:
-    from gatekeeper.checks.greylist import Greylist
+    from gatekeeper.checks.greylisting.greylist import Greylist
 
     section = Greylist.model_validate({"lists": ["bl.example"]})
     world = World("greylist", "*.bl.example A 127.0.0.2", {"greylist": section})
@@ -258,27 +265,27 @@ class Slow:
         pass
 
 
-def questions(*zones: str) -> Sequence[Question]:
+def questions(*zones: str) -> Sequence[ListQuestion]:
     subject = reversed_address(ip_address("192.0.2.1"))
-    return [Question(DnsList(zone), Kind.ADDRESS, subject) for zone in zones]
+    return [ListQuestion(DnsList(zone), ListKind.ADDRESS, subject) for zone in zones]
 
 
 async def test_a_slow_list_costs_the_others_nothing_and_fills_the_cache_when_it_comes() -> None:
     slow = Slow()
     resolver = CachingResolver(slow)
-    watched = Lists(resolver, budget=0.05)
-    replies = await Asking(watched).ask(questions("one.example", "slow.example", "two.example"))
+    watched = ListMonitor(resolver, budget=0.05)
+    replies = await ListQueries(watched).ask(questions("one.example", "slow.example", "two.example"))
     assert [("127.0.0.2",), (), ("127.0.0.2",)] == [reply.records for reply in replies]
     assert ("no answer: not within 0.05s", True) == (replies[1].why, replies[1].unknown)
     slow.may.set()
     await asyncio.sleep(0)
-    [reply] = await Asking(watched).ask(questions("slow.example"))
+    [reply] = await ListQueries(watched).ask(questions("slow.example"))
     assert ("127.0.0.2",) == reply.records
 
 
 async def test_all_lists_of_a_request_share_one_budget() -> None:
     slow = Slow()
-    asking = Asking(Lists(slow, budget=0.05))
+    asking = ListQueries(ListMonitor(slow, budget=0.05))
     await asking.ask(questions("slow.example"))
     loop = asyncio.get_running_loop()
     asked = loop.create_task(asking.ask(questions("two.slow.example", "three.slow.example")))
@@ -293,5 +300,7 @@ async def test_all_lists_of_a_request_share_one_budget() -> None:
 async def test_a_question_that_two_lists_share_is_asked_once() -> None:
     counting = Counting(GOOD)
     sites = [parse_list("bl.example=127.0.0.2"), parse_list("bl.example=127.0.0.4")]
-    replies = await Asking(Lists(counting)).ask([Question(site, Kind.ADDRESS, "9.2.0.192") for site in sites])
+    replies = await ListQueries(ListMonitor(counting)).ask(
+        [ListQuestion(site, ListKind.ADDRESS, "9.2.0.192") for site in sites]
+    )
     assert (["9.2.0.192.bl.example"], 2) == (counting.asked, len(replies))

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.checks.dnslist import clean, parse_list
-from gatekeeper.dnslists import Asking, Kind, Lists, Question
+from gatekeeper.checks.dnslists.lookup import clean, parse_list
+from gatekeeper.dnsclient.caching import CachingResolver
+from gatekeeper.dnsclient.live import LiveResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.dnslists.dns_list import ListKind
 from gatekeeper.dnslists.health import STRIKES
-from gatekeeper.replay.lab.dns import DnsServer
-from gatekeeper.replay.lab.postfix import free_port
-from gatekeeper.resolvers import CachingResolver, LiveResolver
-from gatekeeper.zone import Zone
+from gatekeeper.dnslists.monitor import ListMonitor
+from gatekeeper.dnslists.queries import ListQueries, ListQuestion
 from tests.conftest import ROOT, require_program
+from tests.lab.dns import DnsServer
+from tests.lab.postfix import free_port
 from tests.service import Service, until
 
 KEY = "abcd1234efgh5678ijkl90mnop"
@@ -100,7 +103,9 @@ def nameserver(request: pytest.FixtureRequest, server: DnsServer) -> str:
 
 async def test_each_illness_is_told_from_the_others(nameserver: str) -> None:
     sites = {zone: parse_list(zone) for zone in EXPECTED}
-    watched = Lists(LiveResolver([nameserver], timeout=0.9), uses=[(site, Kind.ADDRESS) for site in sites.values()])
+    watched = ListMonitor(
+        LiveResolver([nameserver], timeout=0.9), uses=[(site, ListKind.ADDRESS) for site in sites.values()]
+    )
     for _ in range(STRIKES):
         await watched.probe()
     found = {zone: watched.why_off(site) for zone, site in sites.items()}
@@ -112,7 +117,7 @@ async def test_a_resolver_that_rewrites_nxdomain_is_found_out(
     server: DnsServer, unbound: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.zone = Zone.parse("*. A 203.0.113.7\ncom NS a.gtld-servers.example")
-    watched = Lists(LiveResolver([unbound]), uses=[(parse_list("zen.spamhaus.org"), Kind.ADDRESS)])
+    watched = ListMonitor(LiveResolver([unbound]), uses=[(parse_list("zen.spamhaus.org"), ListKind.ADDRESS)])
     await watched.probe()
     assert ["the DNS resolver invents answers"] == [message[:32] for message in caplog.messages]
     server.zone = Zone.parse("2.0.0.127.zen.spamhaus.org 0 A 127.0.0.2")
@@ -140,10 +145,12 @@ async def test_a_list_s_own_words_are_made_safe(server: DnsServer, text: str, ex
 
 
 async def test_a_silent_list_is_waited_for_no_longer_than_the_budget(nameserver: str) -> None:
-    watched = Lists(CachingResolver(LiveResolver([nameserver])), budget=0.3)
-    questions = [Question(parse_list(f"{zone}.example"), Kind.ADDRESS, "9.2.0.192") for zone in ("silent", "good")]
+    watched = ListMonitor(CachingResolver(LiveResolver([nameserver])), budget=0.3)
+    questions = [
+        ListQuestion(parse_list(f"{zone}.example"), ListKind.ADDRESS, "9.2.0.192") for zone in ("silent", "good")
+    ]
     await watched.resolver.query("9.2.0.192.good.example", "A")  # known by then, however busy this machine is
-    silent, good = await Asking(watched).ask(questions)
+    silent, good = await ListQueries(watched).ask(questions)
     assert (True, ("127.0.0.4",)) == (silent.unknown, good.records)
 
 
@@ -166,7 +173,7 @@ lists = ["good.example", "{key}.combined.mail.abusix.zone*3"]
 [log]
 level = "debug"
 """
-QUICK = "import gatekeeper.dnslists.watch as w; w.SOON = w.AGAIN = w.REGULAR = 0.2"
+QUICK = "import gatekeeper.dnslists.monitor as w; w.SOON = w.AGAIN = w.REGULAR = 0.2"
 QUESTION = (
     b"request=smtpd_access_policy\nprotocol_state=RCPT\nhelo_name=mail.example.net\nclient_address=%b\nsender=a@%b\n\n"
 )

@@ -11,9 +11,9 @@ import dns.zone
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gatekeeper.published.dkim import examine
-from gatekeeper.published.key_record import KeyRecord
-from gatekeeper.resolvers import LiveResolver
+from gatekeeper.dnsclient.live import LiveResolver
+from gatekeeper.records.dkim import examine
+from gatekeeper.records.key_record import KeyRecord
 from tests.authoritative_servers import free_port, servers
 from tests.conftest import require_program
 from tests.signing_world import rsa

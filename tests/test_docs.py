@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from gatekeeper import app, cli, config
-from gatekeeper.config import Config
-from gatekeeper.mistakes import section_of
+from gatekeeper import cli
+from gatekeeper.app import app
+from gatekeeper.config import config_file
+from gatekeeper.config.config_file import Config
+from gatekeeper.config.errors import section_of
 from tests.conftest import ROOT
 from tests.test_config import no_postfix
 
@@ -73,11 +75,11 @@ def test_the_shipped_configuration_shows_the_true_defaults(tmp_path: Path) -> No
     uncommented = re.sub(r"^#(?=\S|  )", "", text, flags=re.MULTILINE)
     (tmp_path / "gatekeeper.toml").write_text(uncommented, encoding="utf-8")
     assert text.count("\n#") > uncommented.count("\n#")
-    assert dict(config.defaults(no_postfix)) == dict(config.load(tmp_path / "gatekeeper.toml", no_postfix))
+    assert dict(config_file.defaults(no_postfix)) == dict(config_file.load(tmp_path / "gatekeeper.toml", no_postfix))
 
 
 def test_the_shipped_configuration_works_as_it_stands() -> None:
-    assert () == app.prepare(config.load(SHIPPED, no_postfix)).warnings
+    assert () == app.prepare(config_file.load(SHIPPED, no_postfix)).warnings
 
 
 def commands(parser: argparse.ArgumentParser | None = None, above: str = "") -> dict[str, argparse.ArgumentParser]:

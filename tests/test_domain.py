@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.auth.domain import is_within, normal
+from gatekeeper.auth.domains import is_within, normal_domain
 
 ODD = st.text() | st.text("aB0-_.。é\u00ad\ud800 \r\n@\\", max_size=20)
 
@@ -30,19 +30,19 @@ ODD = st.text() | st.text("aB0-_.。é\u00ad\ud800 \r\n@\\", max_size=20)
     ],
 )
 def test_a_domain_is_lower_case_a_labels_or_nothing(text: str, name: str) -> None:
-    assert name == normal(text)
+    assert name == normal_domain(text)
 
 
 @given(ODD)
 def test_no_text_raises_and_the_normal_form_is_safe_and_final(text: str) -> None:
-    name = normal(text)
+    name = normal_domain(text)
     assert re.fullmatch(r"[a-z0-9_.-]*", name)
-    assert name == normal(name)
+    assert name == normal_domain(name)
     if text.isascii():
-        assert name == normal(text.upper())
+        assert name == normal_domain(text.upper())
 
 
-@given(ODD.map(normal), ODD.map(normal))
+@given(ODD.map(normal_domain), ODD.map(normal_domain))
 def test_what_lies_within_ends_with_it_at_a_dot(name: str, domain: str) -> None:
     assert is_within(name, domain) == (name == domain or name.endswith(f".{domain}"))
     if name and domain:

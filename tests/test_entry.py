@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.checks.entries import Actions
-from gatekeeper.checks.tables import READERS
-from gatekeeper.entry import KINDS, Kind, Refused, allow, deny
-from gatekeeper.pipeline import Check
+from gatekeeper.checks.tables.reader import READERS
+from gatekeeper.checks.tables.table import Actions
+from gatekeeper.config.access_entry import KINDS, EntryRefused, Kind, allow, deny
+from gatekeeper.pipeline.pipeline import Check
 from tests.conftest import ROOT
 
 CONFIG = """\
@@ -99,7 +99,7 @@ def test_nonsense_is_refused(key: str) -> None:
     if key == "a@":
         assert "a@" == allow(key).key
         return
-    with pytest.raises(Refused):
+    with pytest.raises(EntryRefused):
         allow(key)
 
 
@@ -116,7 +116,7 @@ def test_whatever_is_accepted_is_one_line_that_reads_back(key: str, text: str, k
     for make in (allow, deny):
         try:
             entry = make(key, text, kind=kind)
-        except Refused:
+        except EntryRefused:
             continue
         line = f"{entry.key}\t{entry.action}"
         assert re.fullmatch(r"[ -~\t]+", line)

@@ -7,17 +7,17 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatekeeper import explain
-from gatekeeper.app import Plan, open_app, prepare
-from gatekeeper.config import load
-from gatekeeper.explain import Asked, NotingResolver
+from gatekeeper.app.app import Plan, open_app, prepare
+from gatekeeper.config.config_file import load
+from gatekeeper.core.request import parse_address
+from gatekeeper.core.verdict import Decision
+from gatekeeper.diagnose import explain
+from gatekeeper.diagnose.explain import AskedSession, NotingResolver
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.policy.protocol import encode_answer
-from gatekeeper.request import parse_address
-from gatekeeper.resolver import TableResolver
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore
-from gatekeeper.verdict import Decision
-from gatekeeper.zone import Zone
 from tests.test_config import no_postfix
 
 CONFIG = """\
@@ -61,7 +61,7 @@ example.org A 192.0.2.99
 """
 )
 SESSIONS = st.builds(
-    Asked,
+    AskedSession,
     address=st.sampled_from(["192.0.2.1", "192.0.2.7", "192.0.2.8", "198.51.100.1", "203.0.113.9", "10.0.0.1"]).map(
         parse_address
     ),
@@ -81,7 +81,7 @@ def said(decision: Decision) -> list[tuple[str, str]]:
     return [(step.check, step.verdict.reason) for step in decision.steps]
 
 
-async def check(plan: Plan, steps: list[tuple[Asked, int]]) -> None:
+async def check(plan: Plan, steps: list[tuple[AskedSession, int]]) -> None:
     now = 1e9
 
     def clock() -> float:
@@ -107,7 +107,7 @@ async def check(plan: Plan, steps: list[tuple[Asked, int]]) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(steps=STEPS)
-def test_what_explain_says_the_daemon_does(tmp_path: Path, steps: list[tuple[Asked, int]]) -> None:
+def test_what_explain_says_the_daemon_does(tmp_path: Path, steps: list[tuple[AskedSession, int]]) -> None:
     file = tmp_path / "gatekeeper.toml"
     file.write_text(CONFIG)
     asyncio.run(check(prepare(load(file, no_postfix)), steps))
@@ -121,7 +121,9 @@ async def test_what_lists_say_at_data_and_at_the_end_of_the_message_is_told_too(
     )
     resolver = NotingResolver(TableResolver(ZONE))
     app = await open_app(prepare(load(file, no_postfix)), resolver=resolver, store=MemoryStore())
-    asked = Asked(address=parse_address("192.0.2.1"), helo="x.example", sender="b@a.example", recipient="c@d.example")
+    asked = AskedSession(
+        address=parse_address("192.0.2.1"), helo="x.example", sender="b@a.example", recipient="c@d.example"
+    )
     told = await explain.explain(app, resolver, asked)
     assert ["action=DUNNO", "action=HOLD big"] == [one["answer"] for one in explain.as_json(told)["later"]]
     assert "Postfix is answered: action=HOLD big" == list(explain.sentences(told))[-1]

@@ -12,12 +12,12 @@ from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.iprev import IprevResult
 from gatekeeper.auth.results import authentication_results
 from gatekeeper.auth.spf import SpfResult
-from gatekeeper.facts import GRACE, Facts
-from gatekeeper.message import parse
+from gatekeeper.core.message import parse
+from gatekeeper.core.request import Client
+from gatekeeper.dnsclient.caching import CachingResolver
+from gatekeeper.dnsclient.resolver import Answer, Resolver, WouldWait, run_without_waiting
 from gatekeeper.milter.session import BUDGET
-from gatekeeper.request import Client
-from gatekeeper.resolver import Answer, Resolver, Waiting, at_once
-from gatekeeper.resolvers import CachingResolver
+from gatekeeper.pipeline.facts import GRACE, Facts
 from tests.conftest import ROOT
 from tests.service import need_milter
 from tests.test_dkim_verify import MESSAGE, NAME, NOW, RECORD, signed
@@ -81,11 +81,11 @@ async def test_what_is_remembered_is_found_out_in_any_thread_without_an_event_lo
     def field_of(known: Facts) -> bytes:
         assert known.recall_envelope()
         assert known.recall_message()
-        return at_once(authentication_results("mx.example.org", known)).value
+        return run_without_waiting(authentication_results("mx.example.org", known)).value
 
     cold = facts(remembering, signed())
-    with pytest.raises(Waiting):
-        await asyncio.to_thread(at_once, authentication_results("mx.example.org", cold))
+    with pytest.raises(WouldWait):
+        await asyncio.to_thread(run_without_waiting, authentication_results("mx.example.org", cold))
     slowly = (await authentication_results("mx.example.org", facts(remembering, signed()))).value
     before = len(asked.questions)
     assert slowly == await asyncio.to_thread(field_of, facts(remembering, signed()))
@@ -96,7 +96,7 @@ async def test_trouble_that_is_remembered_is_a_finding_in_any_thread() -> None:
     remembering = CachingResolver(Asked("example.com ANY !SERVFAIL"))
     await facts(remembering).spf()
     known = facts(remembering)
-    assert SpfResult.TEMPERROR == (await asyncio.to_thread(at_once, known.spf())).result
+    assert SpfResult.TEMPERROR == (await asyncio.to_thread(run_without_waiting, known.spf())).result
 
 
 async def test_what_was_fetched_ahead_is_not_fetched_again() -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatekeeper import fixture
-from gatekeeper.fixture import Case, Connection, Expected, ExpectedConnection, Message
-from gatekeeper.problem import ConfigError
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.replay import fixture
+from gatekeeper.replay.fixture import Case, Expected, ExpectedConnection, RecordedConnection, RecordedMessage
 
 SESSION = """\
 format = 1
@@ -125,16 +125,18 @@ def test_cases_are_found_at_and_below_a_path(tmp_path: Path) -> None:
 
 
 def test_a_name_given_is_also_the_reverse_name(tmp_path: Path) -> None:
-    assert None is fixture.client_names(Connection(client="192.0.2.1"))
-    assert ("a.example", "a.example") == fixture.client_names(Connection(client="192.0.2.1", name="a.example"))
-    assert ("unknown", "a.example") == fixture.client_names(Connection(client="192.0.2.1", reverse_name="a.example"))
+    assert None is fixture.client_names(RecordedConnection(client="192.0.2.1"))
+    assert ("a.example", "a.example") == fixture.client_names(RecordedConnection(client="192.0.2.1", name="a.example"))
+    assert ("unknown", "a.example") == fixture.client_names(
+        RecordedConnection(client="192.0.2.1", reverse_name="a.example")
+    )
 
 
 texts = st.text(st.characters(codec="utf-8"))
 recipients = st.lists(texts, min_size=1, max_size=2).map(tuple)
-messages = st.tuples(texts, recipients).map(lambda drawn: Message(sender=drawn[0], recipients=drawn[1]))
+messages = st.tuples(texts, recipients).map(lambda drawn: RecordedMessage(sender=drawn[0], recipients=drawn[1]))
 connections = st.builds(
-    Connection,
+    RecordedConnection,
     client=st.ip_addresses().map(str),
     name=st.none() | texts,
     helo=st.none() | texts,
@@ -148,7 +150,7 @@ outcomes = st.builds(Expected, reply=texts | items, reasons=items, headers_added
 
 @given(connections, outcomes)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_written_reads_back(tmp_path: Path, connection: Connection, outcome: Expected) -> None:
+def test_what_is_written_reads_back(tmp_path: Path, connection: RecordedConnection, outcome: Expected) -> None:
     wanted = (ExpectedConnection(messages=(outcome,) * len(connection.messages)),)
     case = Case(folder=tmp_path, connections=(connection,), expected=wanted)
     fixture.write(case)
@@ -156,14 +158,14 @@ def test_what_is_written_reads_back(tmp_path: Path, connection: Connection, outc
 
 
 def test_bytes_that_are_no_text_are_replaced_when_written(tmp_path: Path) -> None:
-    connection = Connection(client="192.0.2.1", helo="a\udcffb\x7f\n")
+    connection = RecordedConnection(client="192.0.2.1", helo="a\udcffb\x7f\n")
     fixture.write(Case(folder=tmp_path, connections=(connection,)))
     assert "a\N{REPLACEMENT CHARACTER}b\x7f\n" == fixture.read(tmp_path).connections[0].helo
 
 
 def test_a_message_is_written_byte_for_byte(tmp_path: Path) -> None:
     content = bytes(range(256))
-    message = Message(sender="", recipients=("a@b.example",), data="m.eml")
-    connection = Connection(client="192.0.2.1", messages=(message,))
+    message = RecordedMessage(sender="", recipients=("a@b.example",), data="m.eml")
+    connection = RecordedConnection(client="192.0.2.1", messages=(message,))
     fixture.write(Case(folder=tmp_path / "new", connections=(connection,), files={"m.eml": content}))
     assert content == fixture.read(tmp_path / "new").content(message)

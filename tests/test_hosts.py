@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.problem import Problem
-from gatekeeper.request import Client
-from gatekeeper.signing.hosts import HostList
+from gatekeeper.core.problem import Problem
+from gatekeeper.core.request import Client
+from gatekeeper.signing.host_list import HostList
 
 
 def client(address: str = "192.0.2.9", name: str = "unknown") -> Client:

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from gatekeeper import cli
-from gatekeeper.checks.greylist import Greylist
+from gatekeeper.checks.greylisting.greylist import Greylist
+from gatekeeper.core.request import parse_address
 from gatekeeper.postgrey import database, lists
-from gatekeeper.postgrey.bring import Brought, Target, bring_lists
 from gatekeeper.postgrey.database import DatabaseError, parse_dump
 from gatekeeper.postgrey.options import Options, parse_options, read_options
-from gatekeeper.postgrey.state import Triplet, Unusable, parse_client, parse_triplet
-from gatekeeper.request import parse_address
-from gatekeeper.store import Keys
-from gatekeeper.stores.sqlite import SqliteStore
+from gatekeeper.postgrey.state import Triplet, UnusableEntry, parse_client, parse_triplet
+from gatekeeper.postgrey.state_import import ImportedState, Target, import_lists
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import Keys
 from tests.checking import World, rcpt
 from tests.conftest import missing, require_program
 from tests.redis_server import free_port
@@ -125,13 +125,13 @@ def greylist(**options: object) -> Greylist:
     return Greylist.model_validate({"clients": "all", "learning": 0} | options)
 
 
-async def imported(folder: Path, path: Path, times: int = 1, **options: object) -> tuple[World, Brought]:
+async def imported(folder: Path, path: Path, times: int = 1, **options: object) -> tuple[World, ImportedState]:
     """A world that goes by what was imported, and what the last import said."""
     world = World("greylist", "", {"greylist": greylist(**options)}, now=NOW)
     world.store = SqliteStore(path / "state.db", lambda: world.now)
-    brought = Brought()
+    brought = ImportedState()
     for _ in range(times):
-        brought = Brought()
+        brought = ImportedState()
         target = Target(
             store=world.store, keys=Keys(b"secret"), greylist=greylist(**options), options=Options(), now=world.now
         )
@@ -287,8 +287,8 @@ def test_each_line_of_a_recipient_list_becomes_an_entry(line: str, expected: tup
 async def test_debians_own_lists_come_over_whole_and_hold(tmp_path: Path) -> None:
     clients, recipients = Path("/etc/postgrey/whitelist_clients"), Path("/etc/postgrey/whitelist_recipients")
     require_program("postgrey", "postgrey")
-    brought = Brought()
-    bring_lists(Options(clients=(clients,), recipients=(recipients,)), tmp_path, brought)
+    brought = ImportedState()
+    import_lists(Options(clients=(clients,), recipients=(recipients,)), tmp_path, brought)
     assert ([], 0) == (brought.remarks, brought.stayed["lines of allow lists"])
     allow = {"allow_clients": ["hash:postgrey_clients", "cidr:postgrey_clients.cidr", "pcre:postgrey_clients.pcre"]}
     section: dict[str, BaseModel] = {"greylist": greylist(allow_shipped=False, **allow)}
@@ -306,8 +306,8 @@ async def test_debians_own_lists_come_over_whole_and_hold(tmp_path: Path) -> Non
 def test_a_table_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("example.net\n")
     (tmp_path / "postgrey_clients").write_text("mine OK\n")
-    brought = Brought()
-    bring_lists(Options(clients=(tmp_path / "list",), recipients=()), tmp_path, brought)
+    brought = ImportedState()
+    import_lists(Options(clients=(tmp_path / "list",), recipients=()), tmp_path, brought)
     assert ("mine OK\n", [], []) == ((tmp_path / "postgrey_clients").read_text(), brought.files, brought.toml)
     assert "not ours" in brought.remarks[0]
 
@@ -333,7 +333,7 @@ def test_a_triplet_is_taken_apart(key: bytes, expected: tuple[str, str]) -> None
     [(b"", b"1,2"), (b"192.0.2.0", b"1,2"), (b"x/a@b/c@d", b"1,2"), (b"192.0.2.0/a@b/c@d", b"1"), (b"1" * 40, b"1,2")],
 )
 def test_an_entry_that_says_nothing_is_unusable(key: bytes, value: bytes) -> None:
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableEntry):
         parse_triplet(key, value)
 
 
@@ -342,7 +342,7 @@ def test_any_entry_is_an_entry_or_unusable(key: bytes, value: bytes) -> None:
     for parse in (parse_triplet, parse_client):
         try:
             parse(key, value)
-        except Unusable:
+        except UnusableEntry:
             pass
 
 

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.auth.iprev import Iprev, IprevResult, check_iprev, is_hostname
-from gatekeeper.resolver import TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.auth.iprev import IprevFinding, IprevResult, check_iprev, is_hostname
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
 
 V4 = "1.2.0.192.in-addr.arpa"
 V6 = ip_address("2001:db8::1").reverse_pointer
 
 
-async def iprev(zone: str, client: str = "192.0.2.1") -> Iprev:
+async def iprev(zone: str, client: str = "192.0.2.1") -> IprevFinding:
     return await check_iprev(TableResolver(Zone.parse(zone)), ip_address(client))
 
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from gatekeeper import cli
 from gatekeeper.auth.dkim_key import PublicKey, parse_key
 from gatekeeper.auth.tags import parse_tags
-from gatekeeper.published.dkim import examine, judge
-from gatekeeper.published.key_record import KeyRecord, Terms
-from gatekeeper.replay.lab.dns import DnsServer
-from gatekeeper.resolver import TableResolver
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.records.dkim import examine, judge
+from gatekeeper.records.key_record import KeyRecord, Terms
 from gatekeeper.signing.keys import PrivateKey
-from gatekeeper.zone import Zone
 from tests.conftest import require_program
+from tests.lab.dns import DnsServer
 from tests.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
 
 

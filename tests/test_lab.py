@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.replay.lab import Lab, why_not
-from gatekeeper.replay.lab.dns import DnsServer, answer
-from gatekeeper.replay.lab.postfix import Ports, master_services
-from gatekeeper.replay.lab.service import write_config
-from gatekeeper.replay.lab.sink import Delivery, Sink
-from gatekeeper.zone import Zone
+from gatekeeper.dnsclient.zone import Zone
 from tests.conftest import missing
+from tests.lab import Lab, why_not
+from tests.lab.dns import DnsServer, answer
+from tests.lab.postfix import Ports, master_services
+from tests.lab.service import write_config
+from tests.lab.sink import Delivery, Sink
 
 ZONE = Zone.parse(
     """

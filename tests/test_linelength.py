@@ -4,8 +4,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.message import Header
-from gatekeeper.signing.linelength import LineLimit, broken_field
+from gatekeeper.core.message import Header
+from gatekeeper.signing.line_length import LineLimit, broken_field
 from tests.signing_world import sent
 
 TEXT = st.lists(st.sampled_from([b"a", b"bcd", b" ", b"\r\n", b"\r", b"\n", b"\r\r\n"]), max_size=30).map(b"".join)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper import log
-from gatekeeper.request import Client, Request, Stage
-from gatekeeper.verdict import PASS, Decision, Step, Verdict, reject
+from gatekeeper.core import log
+from gatekeeper.core.request import Client, Request, Stage
+from gatekeeper.core.verdict import PASS, Decision, Step, Verdict, reject
 
 CLIENT = Client(address=ip_address("192.0.2.1"), name="mail.example.com", port=4711)
 REFUSED = reject("helo.non_fqdn", "504", "5.5.2", "<localhost>: need a fully qualified name")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.auth.author import parse_mailboxes
 from gatekeeper.auth.mailbox import usual_mailbox
-from gatekeeper.signing.sender import Sender, parse_senders
+from gatekeeper.signing.message_sender import MessageSender, parse_senders
 
 PIECES = [
     "joe",
@@ -56,7 +56,7 @@ def test_whatever_it_reads_the_parsers_read_alike(text: str) -> None:
     value = text.encode()
     if (usual := usual_mailbox(value)) is not None:
         assert [usual[1]] == parse_mailboxes(value)
-        assert [Sender(*usual)] == parse_senders(value + b"()")  # the comment is beyond the short way
+        assert [MessageSender(*usual)] == parse_senders(value + b"()")  # the comment is beyond the short way
 
 
 @pytest.mark.parametrize("value", [b'"' * 100_000, b"a." * 50_000, b" " * 100_000, b"a " * 250 + b"<", b"a@" * 250])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gatekeeper.message import Header, crlf, parse
+from gatekeeper.core.message import Header, crlf, parse
 
 PIECES = st.sampled_from([b"\r\n", b"\r", b"\n", b" ", b"\t", b":", b"A", b"from", b"\x00", b"\xff", b"A: b\r\n"])
 RAW = st.lists(PIECES, max_size=30).map(b"".join)

@@ -22,8 +22,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gatekeeper.replay.lab.dns import DnsServer
-from gatekeeper.zone import Found, Zone
+from gatekeeper.dnsclient.zone import Zone, ZoneAnswer
+from tests.lab.dns import DnsServer
 from tests.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, REPLY, MilterClient
 from tests.service import Service, need_milter
 
@@ -388,7 +388,7 @@ class Gated(Zone):
 
     gate: threading.Event
 
-    def lookup(self, name: str | dns.name.Name, rdtype: str | dns.rdatatype.RdataType) -> Found:
+    def lookup(self, name: str | dns.name.Name, rdtype: str | dns.rdatatype.RdataType) -> ZoneAnswer:
         if str(name).startswith("slow.example"):
             self.gate.wait(60)
         return super().lookup(name, rdtype)

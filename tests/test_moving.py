@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from gatekeeper import cli
-from gatekeeper.checks.greylist import Greylist
-from gatekeeper.store import Clock, Store
-from gatekeeper.stores import SqliteStore, redis_store
-from gatekeeper.stores.moving import Occupied, move
+from gatekeeper.checks.greylisting.greylist import Greylist
+from gatekeeper.stores.migration import StoreOccupied, migrate
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import Clock, Store
+from gatekeeper.stores.store_url import redis_store
 from tests.checking import World, rcpt
 from tests.redis_server import RedisServer, redis_cluster, redis_server
 
@@ -69,7 +70,7 @@ async def _moves(folder: Path, open_new: Callable[[Clock], Store]) -> None:
     new = world(old.now)
     target = open_new(lambda: new.now)
     await target.born()  # as a gatekeeper that runs there already would
-    assert [5, 5] == [await move(old.store, target) for _ in range(2)]  # once more does no harm
+    assert [5, 5] == [await migrate(old.store, target) for _ in range(2)]  # once more does no harm
     new.store = open_new(lambda: new.now)  # a new process: others believe their old secret for ten seconds more
     assert ["greylist.known", "greylist.early", "greylist.known_network", "greylist.passed"] == await told(new)
     assert await old.store.born() == await new.store.born()
@@ -82,8 +83,8 @@ async def test_a_store_with_state_of_its_own_is_left_alone(tmp_path: Path) -> No
     for number, subject in enumerate(worlds):
         subject.store = SqliteStore(tmp_path / f"{number}.db", lambda: 1_000_000.0)
         await learn(subject)
-    with pytest.raises(Occupied):
-        await move(worlds[0].store, worlds[1].store)
+    with pytest.raises(StoreOccupied):
+        await migrate(worlds[0].store, worlds[1].store)
     for subject in worlds:
         await subject.store.close()
 

@@ -17,14 +17,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper import app, config, sockets
+from gatekeeper.app import app
 from gatekeeper.cli import main
-from gatekeeper.opendkim import load, query, toml
+from gatekeeper.config import config_file
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.daemon import listening_sockets
+from gatekeeper.opendkim import query, toml
 from gatekeeper.opendkim.deviations import DEVIATIONS
+from gatekeeper.opendkim.mapping import load
 from gatekeeper.opendkim.options import OPTIONS, Fate
-from gatekeeper.problem import ConfigError
-from gatekeeper.replay.lab.postfix import free_port
 from tests.conftest import ROOT, require_program
+from tests.lab.postfix import free_port
 from tests.milter_client import MilterClient
 from tests.opendkim_cases import CASES, VERIFYING
 from tests.opendkim_world import serves
@@ -266,7 +269,7 @@ def test_a_reload_over_a_mistake_is_refused_in_the_log_and_the_old_configuration
 
 
 def holder(where: str) -> str:
-    return sockets.holder(int(where) if where.isdigit() else where)
+    return listening_sockets.holder(int(where) if where.isdigit() else where)
 
 
 def signs(socket: Path) -> bool:
@@ -311,7 +314,7 @@ def test_what_is_imported_is_the_same_configuration(folder: Path, name: str) -> 
     (folder / "ed.private").write_bytes(rsa_pem())
     relay = load(written(folder, f"{case.conf}Socket local:{{f}}/s\nSyslog yes\nUserID {{user}}\n"), ask=no_postfix)
     (folder / "gatekeeper.toml").write_text(toml.write(relay))
-    imported = config.load(folder / "gatekeeper.toml", no_postfix)
+    imported = config_file.load(folder / "gatekeeper.toml", no_postfix)
     assert dict(relay.config) | {"store": None} == dict(imported) | {"store": None}
 
 

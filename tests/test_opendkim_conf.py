@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatekeeper.core.problem import Problem
 from gatekeeper.opendkim import conf
 from gatekeeper.opendkim.conf import parse
-from gatekeeper.opendkim.options import OPTIONS, Fate, Kind, Option
-from gatekeeper.problem import Problem
+from gatekeeper.opendkim.options import OPTIONS, ConfOption, Fate, OptionKind
 from tests.conftest import require_program
 
 NEVER = "OpenDKIM never had it either; opendkim.conf(5) lists those that there are"
@@ -121,8 +121,12 @@ SEPARATORS = st.sampled_from([" ", "\t", "   ", " \t"])
 VALUES = st.text(st.sampled_from("abcXYZ019./:=,*@!-[] "), min_size=1).map(str.strip).filter(bool)
 
 
-@given(st.lists(st.tuples(st.sampled_from([o for o in OPTIONS.values() if o.kind is Kind.STRING]), SEPARATORS, VALUES)))
-def test_what_is_written_is_what_is_read(lines: list[tuple[Option, str, str]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([o for o in OPTIONS.values() if o.kind is OptionKind.STRING]), SEPARATORS, VALUES)
+    )
+)
+def test_what_is_written_is_what_is_read(lines: list[tuple[ConfOption, str, str]]) -> None:
     text = "".join(f"{option.name.swapcase()}{separator}{value}\n" for option, separator, value in lines)
     assert [(option.name, value) for option, _, value in lines] == settings(text)
 
@@ -147,14 +151,14 @@ def test_the_same_lines_are_mistakes_for_opendkim(tmp_path: Path, text: str) -> 
     assert (78 if problems else 0) == theirs(tmp_path, f"{text}\n")
 
 
-SUPPORTED_BY_DEBIAN = [option for option in OPTIONS.values() if option.kind is not Kind.INCLUDE]
+SUPPORTED_BY_DEBIAN = [option for option in OPTIONS.values() if option.kind is not OptionKind.INCLUDE]
 
 
 def test_the_table_has_the_kinds_of_opendkim(tmp_path: Path) -> None:
     """An integer that is no number and a boolean that is none are mistakes for both; a build may lack some options."""
     wrong = []
     for option in SUPPORTED_BY_DEBIAN:
-        if option.kind is Kind.STRING:
+        if option.kind is OptionKind.STRING:
             continue
         run = subprocess.run(
             [require_program("opendkim", "opendkim"), "-n", "-x", "/dev/stdin"],

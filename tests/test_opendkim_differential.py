@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.opendkim.deviations import DEVIATIONS, On
-from gatekeeper.replay.lab.dns import DnsServer
-from gatekeeper.zone import Zone
+from tests.lab.dns import DnsServer
 from tests.opendkim_cases import CASES, INBOUND, OUTBOUND, SHOWN_BY, VERIFYING, Case, keys, two_pem
 from tests.opendkim_world import Mail, Nursery, decided, deliver, opendkim, with_fields
 from tests.service import need_milter

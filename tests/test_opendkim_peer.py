@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.message import Header, parse
-from gatekeeper.request import Client, Request, Stage
-from gatekeeper.signing import dataset
-from gatekeeper.signing.hosts import HostList
+from gatekeeper.core.message import Header, parse
+from gatekeeper.core.request import Client, Request, Stage
+from gatekeeper.signing import data_set
+from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.policy import SigningChoice, SigningPolicy
-from gatekeeper.signing.signer import OPENDKIM_HEADERS, Identity, Signer, SignOptions
+from gatekeeper.signing.signer import OPENDKIM_HEADERS, Signer, SigningIdentity, SignOptions
 from gatekeeper.signing.tables import KeyTable, SigningTable
 from tests.conftest import require_program
 from tests.milter_client import MilterClient, Outcome
@@ -81,7 +81,7 @@ FORMS_OF_MESSAGES = [
 
 @pytest.mark.parametrize(("name", "options"), FORMS_OF_MESSAGES)
 def test_opendkim_verifies_what_we_sign(verifier: str, name: str, options: SignOptions) -> None:
-    for key in (identity(rsa()), Identity("example.com", "ed", ed25519(), "@lists.example.com")):
+    for key in (identity(rsa()), SigningIdentity("example.com", "ed", ed25519(), "@lists.example.com")):
         (result,) = milter_says(verifier, signed(MESSAGES[name], options, [key])).fields
         assert f"header.s={key.selector} " in result[1]
         assert "dkim=pass" in result[1]
@@ -322,7 +322,7 @@ def test_networks_with_host_bits_are_the_deviation_that_is_wanted(tmp_path: Path
 )
 def test_a_pattern_matches_what_it_matches_in_opendkim(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "table").write_text(f"{pattern} yes\n")
-    compiled = dataset.pattern(pattern, ignore_case=False)
+    compiled = data_set.pattern(pattern, ignore_case=False)
     texts = ("a.x", "a+x", "ax", "aax", "x", "a", "b", "bx", "0x", r"a\yx", "]x", "ab.x")
     run = subprocess.run(
         [require_program("opendkim", "opendkim"), "-Q"],

@@ -7,8 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.facts import Facts
-from gatekeeper.pipeline import (
+from gatekeeper.core.request import Client, Request, Stage, parse_address
+from gatekeeper.core.verdict import (
+    PASS,
+    Decision,
+    Mode,
+    Outcome,
+    Verdict,
+    defer_if_permit,
+    defer_if_reject,
+    permit,
+    reject,
+)
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import (
     CLIENT,
     DATA,
     END_OF_DATA,
@@ -21,22 +35,8 @@ from gatekeeper.pipeline import (
     Pipeline,
     Site,
 )
-from gatekeeper.request import Client, Request, Stage, parse_address
-from gatekeeper.resolver import TableResolver
-from gatekeeper.store import Keys
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import (
-    PASS,
-    Decision,
-    Mode,
-    Outcome,
-    Verdict,
-    defer_if_permit,
-    defer_if_reject,
-    permit,
-    reject,
-)
-from gatekeeper.zone import Zone
+from gatekeeper.stores.store import Keys
 
 PERMIT = permit("ok")
 ACCEPT = Verdict(Outcome.ACCEPT, "accept")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper import config
-from gatekeeper.app import App, Plan, open_app, prepare
+from gatekeeper.app.app import App, Plan, open_app, prepare
+from gatekeeper.config import config_file
+from gatekeeper.dnsclient.resolver import MX, Answer, DNSFailure, Record
 from gatekeeper.policy.protocol import LONGEST_REPLY, RequestParser, action, encode_answer, to_request
-from gatekeeper.resolver import MX, Answer, DNSFailure, Record
 from gatekeeper.stores.memory import MemoryStore
 
 LISTS = (
@@ -99,7 +99,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
             ]
         )
     )
-    return prepare(config.load(path, no_postfix))
+    return prepare(config_file.load(path, no_postfix))
 
 
 @settings(max_examples=200)

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatekeeper.core.request import Stage
+from gatekeeper.core.verdict import PASS, Outcome, Verdict, defer_if_permit, defer_if_reject, permit, reject
 from gatekeeper.policy.protocol import (
     LONGEST_REPLY,
     MAX_REQUEST,
@@ -16,8 +18,6 @@ from gatekeeper.policy.protocol import (
     encode_answer,
     to_request,
 )
-from gatekeeper.request import Stage
-from gatekeeper.verdict import PASS, Outcome, Verdict, defer_if_permit, defer_if_reject, permit, reject
 
 RCPT = {
     "request": "smtpd_access_policy",

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from gatekeeper.facts import Facts
-from gatekeeper.pipeline import RECIPIENT, Context, Pipeline, Site
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import PASS, Decision, Mode, Verdict, reject
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import RECIPIENT, Context, Pipeline, Site
+from gatekeeper.policy.connection_balance import ConnectionBalance
 from gatekeeper.policy.protocol import MAX_REQUEST
 from gatekeeper.policy.server import PolicyServer
-from gatekeeper.policy.share import Share
-from gatekeeper.request import Request
-from gatekeeper.resolver import TableResolver
-from gatekeeper.store import Keys
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import PASS, Decision, Mode, Verdict, reject
-from gatekeeper.zone import Zone
+from gatekeeper.stores.store import Keys
 
 # The hook that is to replace this fixture is not in all versions of pytest-asyncio that we accept.
 pytestmark = pytest.mark.filterwarnings('ignore:Overriding the "event_loop_policy" fixture')
@@ -415,7 +415,7 @@ async def test_a_request_under_way_is_answered_before_its_connection_changes_han
 
 
 async def test_who_holds_most_lets_the_others_go_first(listener: socket.socket) -> None:
-    share = Share(2)
+    share = ConnectionBalance(2)
     one, two = (PolicyServer(World(), seat=share.seat(number)) for number in range(2))
     with listener.dup() as same:
         await one.serve([listener])

@@ -15,15 +15,15 @@ from pathlib import Path
 import dkim
 import pytest
 
-from gatekeeper import fixture
-from gatekeeper.message import crlf, parse
+from gatekeeper.core.message import crlf, parse
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.replay import fixture
 from gatekeeper.replay.compare import differences
-from gatekeeper.replay.evidence import header_changes, outcomes
-from gatekeeper.replay.lab import Lab, why_not
 from gatekeeper.replay.smtp import Heard, Servers, SmtpClient, play
-from gatekeeper.resolver import TableResolver
-from gatekeeper.zone import Zone
 from tests.conftest import missing, require_program
+from tests.lab import Lab, why_not
+from tests.lab.evidence import header_changes, outcomes
 from tests.service import until
 
 CASES = Path(__file__).parent / "smtp_fixtures"

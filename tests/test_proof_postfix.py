@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.replay.lab import Lab, why_not
+from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.replay.smtp import SmtpClient
-from gatekeeper.zone import Zone
 from tests.conftest import ROOT, missing, require_program
+from tests.lab import Lab, why_not
 from tests.service import need_milter, until
 
 CASE = ROOT / "tests" / "smtp_fixtures" / "clean-signed-mail"

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.auth.dmarc_record import Policy, the_record
-from gatekeeper.published import dmarc, spf
-from gatekeeper.resolver import TableResolver
-from gatekeeper.zone import Zone
+from gatekeeper.auth.dmarc_record import DmarcPolicy, find_record
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.records import dmarc, spf
 from tests.test_spf import txt
 
 DNS = """
@@ -63,12 +63,14 @@ async def test_two_dmarc_records_are_none() -> None:
     assert [True] == [remark.error for remark in remarks]
 
 
-@pytest.mark.parametrize("policy", list(Policy))
-async def test_what_is_written_is_read_as_it_was_meant(policy: Policy) -> None:
-    wish = dmarc.Wish(policy=policy, subdomains=Policy.REJECT, rua=("d@example.com",), strict=True, testing=True)
-    record = the_record([dmarc.write(wish).encode()])
+@pytest.mark.parametrize("policy", list(DmarcPolicy))
+async def test_what_is_written_is_read_as_it_was_meant(policy: DmarcPolicy) -> None:
+    wish = dmarc.WantedRecord(
+        policy=policy, subdomains=DmarcPolicy.REJECT, rua=("d@example.com",), strict=True, testing=True
+    )
+    record = find_record([dmarc.write(wish).encode()])
     assert record is not None
-    assert (policy, Policy.REJECT, True, True, True) == (
+    assert (policy, DmarcPolicy.REJECT, True, True, True) == (
         record.policy,
         record.subdomains,
         record.strict_spf,
@@ -82,7 +84,7 @@ async def test_what_is_written_is_read_as_it_was_meant(policy: Policy) -> None:
 def test_no_record_raises(text: str) -> None:
     for remark in [
         *dmarc.lint("v=DMARC1; " + text),
-        *(one for one in spf.parse("v=spf1 " + text) if not isinstance(one, spf.Term)),
+        *(one for one in spf.parse("v=spf1 " + text) if not isinstance(one, spf.SpfTerm)),
     ]:
         assert remark.what.isprintable()
 

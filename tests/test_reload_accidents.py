@@ -28,7 +28,7 @@ restrictions = ["ratelimit", "check_helo_access hash:helo"]
 user_messages = "0/1h"
 exceptions = "user:{folder}/users"
 """
-QUICK = "from gatekeeper.sources import Watch; Watch.INTERVAL = Watch.SETTLED = 0.1"
+QUICK = "from gatekeeper.core.watched_files import FileWatch as W; W.INTERVAL = W.SETTLED = 0.1"
 
 
 def ask(connection: socket.socket, number: int = 0, user: bytes = b"") -> bytes:

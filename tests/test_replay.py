@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import fixture
-from gatekeeper.fixture import Case, Connection, Expected, ExpectedConnection, Message
-from gatekeeper.message import Header
-from gatekeeper.problem import ConfigError
+from gatekeeper.core.message import Header
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.replay import fixture
 from gatekeeper.replay.command import main
-from gatekeeper.replay.compare import ConnectionOutcome, Outcome, differences, updated
+from gatekeeper.replay.compare import ConnectionOutcome, MessageOutcome, differences, updated
+from gatekeeper.replay.fixture import Case, Expected, ExpectedConnection, RecordedConnection, RecordedMessage
 from gatekeeper.replay.in_process import play
 
 pytest_plugins = ["pytester"]
@@ -34,12 +34,16 @@ example.org MX 10 mail.example.org
 EARLY = "450 4.7.1 <bob@example.net>: Recipient address rejected: "
 
 
-def message(sender: str = "alice@example.org", data: str | None = None) -> Message:
-    return Message(sender=sender, recipients=("bob@example.net",), data=data)
+def message(sender: str = "alice@example.org", data: str | None = None) -> RecordedMessage:
+    return RecordedMessage(sender=sender, recipients=("bob@example.net",), data=data)
 
 
-def connection(*messages: Message, helo: str = "mail.example.org", wait: float = 0.0, user: str = "") -> Connection:
-    return Connection(client="192.0.2.1", helo=helo, wait=wait, sasl_user=user, messages=messages or (message(),))
+def connection(
+    *messages: RecordedMessage, helo: str = "mail.example.org", wait: float = 0.0, user: str = ""
+) -> RecordedConnection:
+    return RecordedConnection(
+        client="192.0.2.1", helo=helo, wait=wait, sasl_user=user, messages=messages or (message(),)
+    )
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "case"
 
 
-def case(folder: Path, *connections: Connection, **more: object) -> Case:
+def case(folder: Path, *connections: RecordedConnection, **more: object) -> Case:
     """A case on disk, as it reads back."""
     made = Case.model_validate({"folder": folder, "connections": connections, "zone": ZONE, **more})
     fixture.write(made)
@@ -59,7 +63,7 @@ async def replies(case: Case) -> list[tuple[str, ...]]:
     return [message.replies for connection in await play(case) for message in connection.messages]
 
 
-OUTCOME = Outcome(
+OUTCOME = MessageOutcome(
     replies=("250 2.1.5 Ok", "450 4.7.1 <b@c>: Recipient address rejected: too early"),
     reasons=("greylist.early", "dmarc.pass"),
     headers_added=(
@@ -69,7 +73,7 @@ OUTCOME = Outcome(
 )
 
 
-def check(expected: Expected, outcome: Outcome = OUTCOME) -> list[str]:
+def check(expected: Expected, outcome: MessageOutcome = OUTCOME) -> list[str]:
     """The differences of one message, without where it is."""
     case = Case(folder=Path("case"), connections=(connection(),), expected=(ExpectedConnection(messages=(expected,)),))
     found = differences(case, [ConnectionOutcome(replies=("220",), messages=(outcome,))])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gatekeeper import cli
 from gatekeeper.reports.aggregate import MAX_ROWS, Authenticated, Report, parse_report
-from gatekeeper.reports.summary import Kind, advise, sentences, summarise
+from gatekeeper.reports.summary import SourceKind, advise, sentences, summarise
 from gatekeeper.reports.unpack import ReportError, documents
 
 DAY = 86400
@@ -167,10 +167,14 @@ def reports(*rows: str, **about: object) -> list[Report]:
 
 def test_what_fails_is_sorted_by_what_to_do_about_it() -> None:
     (summary,) = summarise(reports(PASSED, SERVICE, BROKEN, FORWARDED, STRANGER, OURS))
-    assert {Kind.SERVICE: 20, Kind.BROKEN: 5, Kind.FORWARDED: 3, Kind.STRANGER: 7, Kind.OURS: 2} == {
-        kind: summary.count(kind) for kind in Kind
-    }
-    assert [("mailer.example", 20)] == [(source.name, source.count) for source in summary.sources(Kind.SERVICE)]
+    assert {
+        SourceKind.SERVICE: 20,
+        SourceKind.BROKEN: 5,
+        SourceKind.FORWARDED: 3,
+        SourceKind.STRANGER: 7,
+        SourceKind.OURS: 2,
+    } == {kind: summary.count(kind) for kind in SourceKind}
+    assert [("mailer.example", 20)] == [(source.name, source.count) for source in summary.sources(SourceKind.SERVICE)]
 
 
 def test_the_same_report_read_twice_counts_once() -> None:

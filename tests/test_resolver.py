@@ -20,11 +20,11 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.resolver import MX, Answer, DNSError, DNSFailure, DNSTimeout, Record, Resolver, TableResolver
-from gatekeeper.resolvers import CachingResolver, LiveResolver, parse_nameserver
-from gatekeeper.resolvers.caching import ERROR_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL
-from gatekeeper.resolvers.datagram import read
-from gatekeeper.zone import Fault, Zone
+from gatekeeper.dnsclient.caching import ERROR_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL, CachingResolver
+from gatekeeper.dnsclient.datagram import read
+from gatekeeper.dnsclient.live import LiveResolver, parse_nameserver
+from gatekeeper.dnsclient.resolver import MX, Answer, DNSError, DNSFailure, DNSTimeout, Record, Resolver, TableResolver
+from gatekeeper.dnsclient.zone import Fault, Zone
 
 BIG = " ".join(f'"{number:0250}"' for number in range(240))
 WORLD = Zone.parse(
@@ -389,7 +389,7 @@ def test_a_name_server_that_is_no_address_is_refused_with_what_is_allowed(text: 
 async def test_after_preload_nothing_is_imported_any_more() -> None:
     script = """
 import asyncio, sys
-from gatekeeper.resolvers import LiveResolver, preload
+from gatekeeper.dnsclient.live import LiveResolver, preload
 preload()
 class Refuse:
     def find_spec(self, name, path=None, target=None):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from gatekeeper.restrictions import Restrictions, split, unbraced
-from gatekeeper.sections import DEFAULT_RESTRICTIONS
+from gatekeeper.config.schema import DEFAULT_RESTRICTIONS
+from gatekeeper.postfix.restriction_list import Restrictions, split, unbraced
 
 MAIN_CF = """
     permit_mynetworks,

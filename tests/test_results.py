@@ -9,13 +9,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.auth.claims import tells
-from gatekeeper.auth.dkim import Dkim, DkimResult
-from gatekeeper.auth.dmarc import Dmarc, DmarcResult, Policy
-from gatekeeper.auth.iprev import Iprev, IprevResult
-from gatekeeper.auth.results import claims, results_field
-from gatekeeper.auth.spf import Spf, SpfResult
-from gatekeeper.message import Header
+from gatekeeper.auth.dkim import DkimFinding, DkimResult
+from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
+from gatekeeper.auth.dmarc_record import DmarcPolicy
+from gatekeeper.auth.forged_results import claims_to_be_ours, mentions_method
+from gatekeeper.auth.iprev import IprevFinding, IprevResult
+from gatekeeper.auth.results import results_field
+from gatekeeper.auth.spf import SpfFinding, SpfResult
+from gatekeeper.core.message import Header
 
 OURS = "mx.example.org"
 
@@ -27,20 +28,22 @@ def unfolded(field: Header) -> str:
 def test_all_methods_stand_in_one_folded_field() -> None:
     field = results_field(
         OURS,
-        iprev=Iprev(IprevResult.PASS, "a.example", "a.example", "192.0.2.1 is a.example", "192.0.2.1"),
+        iprev=IprevFinding(IprevResult.PASS, "a.example", "a.example", "192.0.2.1 is a.example", "192.0.2.1"),
         spf=[
-            Spf(SpfResult.PASS, "mailfrom", "example.com", "", "example.com lets 192.0.2.1 send: mx"),
-            Spf(SpfResult.NONE, "helo", "a.example", "", "a.example publishes no SPF record"),
+            SpfFinding(SpfResult.PASS, "mailfrom", "example.com", "", "example.com lets 192.0.2.1 send: mx"),
+            SpfFinding(SpfResult.NONE, "helo", "a.example", "", "a.example publishes no SPF record"),
         ],
         dkim=[
-            Dkim(DkimResult.PASS, "example.com", "sel", "@example.com", "rsa-sha256", 2048, "Ab+/cd==", "2048-bit key")
+            DkimFinding(
+                DkimResult.PASS, "example.com", "sel", "@example.com", "rsa-sha256", 2048, "Ab+/cd==", "2048-bit key"
+            )
         ],
-        dmarc=Dmarc(
+        dmarc=DmarcFinding(
             DmarcResult.FAIL,
             "sub.example.com",
             record_domain="example.com",
             record_policy="quarantine",
-            policy=Policy.REJECT,
+            policy=DmarcPolicy.REJECT,
             reason="neither passed",
         ),
     )
@@ -76,7 +79,7 @@ def test_an_odd_authserv_id_is_quoted() -> None:
     ],
 )
 def test_a_local_part_that_could_look_like_a_result_is_left_out(identity: str, shown: str) -> None:
-    text = unfolded(results_field(OURS, dkim=[Dkim(DkimResult.FAIL, "example.com", identity=identity)]))
+    text = unfolded(results_field(OURS, dkim=[DkimFinding(DkimResult.FAIL, "example.com", identity=identity)]))
     assert shown == "".join(re.findall(r"header\.i=(\S+)", text))
 
 
@@ -92,10 +95,10 @@ def test_no_word_of_a_stranger_adds_a_header_a_result_or_a_comment(words: list[s
     a, b, c, d, e, f, g, h, i, j, k, m = words
     field = results_field(
         OURS,
-        iprev=Iprev(IprevResult.FAIL, a, b, c, d),
-        spf=[Spf(SpfResult.FAIL, "mailfrom", e, f, g)],
-        dkim=[Dkim(result, h, i, j, k, 0, m, a), Dkim(result, b, c, f"x@{d}", e, 0, f, g)] * 4,
-        dmarc=Dmarc(DmarcResult.FAIL, h, i, j, Policy.NONE, Policy.NONE, k),
+        iprev=IprevFinding(IprevResult.FAIL, a, b, c, d),
+        spf=[SpfFinding(SpfResult.FAIL, "mailfrom", e, f, g)],
+        dkim=[DkimFinding(result, h, i, j, k, 0, m, a), DkimFinding(result, b, c, f"x@{d}", e, 0, f, g)] * 4,
+        dmarc=DmarcFinding(DmarcResult.FAIL, h, i, j, DmarcPolicy.NONE, DmarcPolicy.NONE, k),
     )
     value = field.value.decode("ascii")
     assert re.fullmatch(r"(?:[ -~]|\r\n\t)+", value)
@@ -112,7 +115,7 @@ def test_no_word_of_a_stranger_adds_a_header_a_result_or_a_comment(words: list[s
 
 def claimed(value: str | bytes, ours: str = OURS, name: bytes = b"Authentication-Results") -> bool:
     raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-    return claims(Header(name, raw), ours)
+    return claims_to_be_ours(Header(name, raw), ours)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +264,7 @@ def test_what_a_reader_finds_before_the_first_semicolon_when_it_drops_comments_i
 
 def test_our_own_field_claims_to_be_ours() -> None:
     for authserv_id in (OURS, 'Our "Mail" (one)', "MX.Example.org", "a b"):
-        assert claims(results_field(authserv_id), authserv_id)
+        assert claims_to_be_ours(results_field(authserv_id), authserv_id)
 
 
 @pytest.mark.parametrize(
@@ -275,11 +278,11 @@ def test_our_own_field_claims_to_be_ours() -> None:
     ],
 )
 def test_our_reasons_stay_readable_in_a_comment_and_nothing_looks_like_a_result(reason: str, comment: str) -> None:
-    field = results_field("mx.example.org", dkim=[Dkim(DkimResult.FAIL, reason=reason)])
+    field = results_field("mx.example.org", dkim=[DkimFinding(DkimResult.FAIL, reason=reason)])
     assert f"dkim=fail ({comment})" in " ".join(field.value.decode().split())
 
 
 @given(text=st.lists(SYNTAX | st.sampled_from(["dkim", "=pass", "; dkim = pass"]), max_size=10).map("".join))
 def test_no_result_of_a_method_is_overlooked(text: str) -> None:
-    found = tells(Header(b"Authentication-Results", text.encode("utf-8", "surrogateescape")), "dkim")
+    found = mentions_method(Header(b"Authentication-Results", text.encode("utf-8", "surrogateescape")), "dkim")
     assert found or "dkim" not in text

@@ -16,16 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper import cli, config
-from gatekeeper.published.key_record import KeyRecord
-from gatekeeper.resolver import TableResolver
-from gatekeeper.resolvers import LiveAuthorities, Voice
-from gatekeeper.rotation import Run, Wanted, World, rotate
-from gatekeeper.rotation.state import State, Which, locked
-from gatekeeper.rotation.tables import switched
-from gatekeeper.sign_plan import key_table
+from gatekeeper import cli
+from gatekeeper.app.signing_plan import key_table
+from gatekeeper.config import config_file
+from gatekeeper.dnsclient.authoritative import LiveAuthorities, ServerAnswer
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.records.key_record import KeyRecord
+from gatekeeper.rotation.configured_keys import Wanted, switched
+from gatekeeper.rotation.due import World
+from gatekeeper.rotation.run import Run, rotate
+from gatekeeper.rotation.state import RotationState, Which, locked
 from gatekeeper.signing.keys import PrivateKey
-from gatekeeper.zone import Zone
 from tests.authoritative_servers import Nsd, servers
 from tests.milter_client import MilterClient
 from tests.service import Service, need_milter, until
@@ -67,9 +69,9 @@ class Relay:
         return self.folder / "keys" / f"{NEW}.private"
 
     @property
-    def states(self) -> list[State]:
+    def states(self) -> list[RotationState]:
         paths = sorted((self.folder / "keys").glob("*.rotation.json"))
-        return [State.model_validate_json(path.read_bytes()) for path in paths]
+        return [RotationState.model_validate_json(path.read_bytes()) for path in paths]
 
 
 TABLES = 'key_table = "KeyTable"\nsigning_table = "refile:SigningTable"'
@@ -292,7 +294,7 @@ def test_a_rotation_survives_an_end_before_and_after_every_rename(relay: Relay) 
         arguments += [] if expected else ["--after", "0s"]
         for rename in range(1, 20):
             status = ended_at(rename, arguments)
-            keys, problems = key_table(config.load(relay.config))
+            keys, problems = key_table(config_file.load(relay.config))
             assert [] == problems  # whatever happened, the service has a key that it can use
             assert all(key.usable for key in keys)
             if status != 99:
@@ -318,7 +320,7 @@ def test_a_rotation_survives_an_end_before_and_after_every_rename(relay: Relay) 
     )
 )
 def test_a_table_changes_in_the_lines_of_the_old_key_alone(lines: list[str]) -> None:
-    state = State(
+    state = RotationState(
         domains=("example.com",), old=Which(selector="mail", path="/k.pem"), new=Which(selector="new", path="/n.pem")
     )
     lines = lines or [""]
@@ -378,7 +380,7 @@ def asking(nsd: dict[str, Nsd], world: str = WORLD) -> LiveAuthorities:
 async def test_a_rotation_waits_for_the_last_authoritative_server_and_names_it(
     nsd: dict[str, Nsd], relay: Relay
 ) -> None:
-    world = World(config=config.load(relay.config), authorities=asking(nsd))
+    world = World(config=config_file.load(relay.config), authorities=asking(nsd))
 
     async def run() -> Run:
         return await rotate(world, Wanted("example.com"))
@@ -405,11 +407,11 @@ async def test_delegations_and_cnames_are_followed_to_their_servers(nsd: dict[st
     held = f"{HELD}x._domainkey CNAME key.provider.example.\nbelow NS ns.provider.example.\n"
     nsd["127.0.0.2"].serve("example.com", held)
     nsd["127.0.0.3"].serve("example.com", held)
-    voice = Voice("ns.provider.example", "127.0.0.4", (b"here",))
+    voice = ServerAnswer("ns.provider.example", "127.0.0.4", (b"here",))
     assert (voice,) == await asking(nsd).texts("x._domainkey.example.com")
     assert ((b"below",),) == tuple(voice.records for voice in await asking(nsd).texts("s._domainkey.below.example.com"))
     nsd["127.0.0.3"].serve("example.com", HELD)
-    assert (Voice("ns2.example.com", "127.0.0.3"), voice) == await asking(nsd).texts("x._domainkey.example.com")
+    assert (ServerAnswer("ns2.example.com", "127.0.0.3"), voice) == await asking(nsd).texts("x._domainkey.example.com")
 
 
 async def test_servers_that_are_gone_lame_or_without_address_are_told_apart(nsd: dict[str, Nsd]) -> None:

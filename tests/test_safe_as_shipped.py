@@ -23,13 +23,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from gatekeeper import config
-from gatekeeper.app import App, open_app, prepare
-from gatekeeper.request import Client, Request, Stage
-from gatekeeper.resolver import Answer, DNSFailure, TableResolver
-from gatekeeper.resolvers import CachingResolver
-from gatekeeper.stores.sqlite import SqliteStore
-from gatekeeper.zone import Zone
+from gatekeeper.app.app import App, open_app, prepare
+from gatekeeper.config import config_file
+from gatekeeper.core.request import Client, Request, Stage
+from gatekeeper.dnsclient.caching import CachingResolver
+from gatekeeper.dnsclient.resolver import Answer, DNSFailure, TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.stores.sqlite.store import SqliteStore
 from tests.correct_senders import MESSAGES, SENDERS, SMALL, Sender
 
 START = 1_800_000_000.0
@@ -101,7 +101,7 @@ class Play:
         return self.world.now
 
     async def run(self) -> Tally:
-        plan = prepare(config.defaults(main_cf))
+        plan = prepare(config_file.defaults(main_cf))
         resolver = CachingResolver(self.world, self.clock)
         app = await open_app(plan, resolver=resolver, store=self.store, clock=self.clock)
         await self.store.born()

@@ -21,25 +21,26 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import config
-from gatekeeper.app import App, Plan, open_app, prepare
-from gatekeeper.pipeline import Context
+from gatekeeper.app.app import App, Plan, open_app, prepare
+from gatekeeper.config import config_file
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import Decision, Outcome
+from gatekeeper.dnsclient.caching import CachingResolver
+from gatekeeper.dnsclient.live import LiveResolver
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.pipeline import Context
 from gatekeeper.policy.protocol import to_request
 from gatekeeper.policy.server import PolicyServer
-from gatekeeper.replay.as_postfix import Restrictions, refusal
-from gatekeeper.replay.lab import why_not
-from gatekeeper.replay.lab.dns import DnsServer
-from gatekeeper.replay.lab.guard import Guard
-from gatekeeper.replay.lab.sasl import SaslServer
+from gatekeeper.replay.postfix_model import Restrictions, refusal
 from gatekeeper.replay.smtp import SmtpClient
-from gatekeeper.request import Request
-from gatekeeper.resolver import TableResolver
-from gatekeeper.resolvers import CachingResolver, LiveResolver
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import Decision, Outcome
-from gatekeeper.zone import Zone
 from tests.certificates import Certificate, make
 from tests.conftest import missing, require_program
+from tests.lab import why_not
+from tests.lab.dns import DnsServer
+from tests.lab.guard import Guard
+from tests.lab.sasl import SaslServer
 from tests.postfix_dns import Chooser, Judge, free_loopback, has_ipv6
 from tests.postfix_sessions import (
     CLASSES,
@@ -64,7 +65,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     for table in FOLDER.iterdir():
         (folder / table.name).symlink_to(table)
     (folder / "gatekeeper.toml").write_text(gatekeeper_config())
-    return prepare(config.load(folder / "gatekeeper.toml", no_postfix))
+    return prepare(config_file.load(folder / "gatekeeper.toml", no_postfix))
 
 
 def test_there_are_enough_sessions() -> None:
@@ -310,7 +311,9 @@ def test_certificates_are_judged_as_postfix_does(court: Court, tmp_path: Path) -
     contexts = [f"[policy.contexts.{name}]\nrestrictions = {json.dumps(text)}" for name, text in texts.items()]
     lines = ['hostname = "mx.example.org"', "[policy]", f"relay_clientcerts = {json.dumps(relay)}", *contexts]
     (tmp_path / "gatekeeper.toml").write_text("\n".join(lines))
-    app = asyncio.run(open_app(prepare(config.load(tmp_path / "gatekeeper.toml", no_postfix)), store=MemoryStore()))
+    app = asyncio.run(
+        open_app(prepare(config_file.load(tmp_path / "gatekeeper.toml", no_postfix)), store=MemoryStore())
+    )
     heard: dict[str, tuple[list[str], list[str]]] = {}
     for name in CERTIFIED:
         heard[name] = ([], [])

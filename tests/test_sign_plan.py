@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import config
-from gatekeeper.app import Plan, prepare
-from gatekeeper.message import Header
-from gatekeeper.problem import ConfigError
-from gatekeeper.request import Request, Stage
+from gatekeeper.app.app import Plan, prepare
+from gatekeeper.config import config_file
+from gatekeeper.core.message import Header
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.core.request import Request, Stage
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from tests.signing_world import ed25519_pem, rsa_pem, write_key
 from tests.test_config import no_postfix
@@ -22,7 +22,7 @@ signing_table = ["example.com a", "example.org b"]
 
 def plan(folder: Path, options: str, *, lenient: bool = False, old: Plan | None = None) -> Plan:
     (folder / "gatekeeper.toml").write_text(f"[signing]\n{options}")
-    return prepare(config.load(folder / "gatekeeper.toml", no_postfix), lenient=lenient, old=old)
+    return prepare(config_file.load(folder / "gatekeeper.toml", no_postfix), lenient=lenient, old=old)
 
 
 def complaints(folder: Path, options: str) -> list[str]:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.message import Header, parse
+from gatekeeper.core.message import Header, parse
 from gatekeeper.signing.keys import BadKey, PrivateKey
-from gatekeeper.signing.signer import OPENDKIM_HEADERS, Identity, Signer, SignOptions
+from gatekeeper.signing.signer import OPENDKIM_HEADERS, Signer, SigningIdentity, SignOptions
 from tests.signing_world import ed25519, rsa, sent, verifies
 
 NOW = 1_700_000_000
@@ -42,12 +42,12 @@ MESSAGES = {
 }
 
 
-def identity(key: PrivateKey | None = None, signer: str = "") -> Identity:
-    return Identity("example.com", "mail", key or rsa(), signer)
+def identity(key: PrivateKey | None = None, signer: str = "") -> SigningIdentity:
+    return SigningIdentity("example.com", "mail", key or rsa(), signer)
 
 
 def sign(
-    message: bytes, options: SignOptions = FORMS[0], identities: Sequence[Identity] = (), *, chunk: int = 65536
+    message: bytes, options: SignOptions = FORMS[0], identities: Sequence[SigningIdentity] = (), *, chunk: int = 65536
 ) -> list[Header]:
     headers, body = parse(message)
     signer = Signer(headers, identities or [identity()], options, NOW)
@@ -56,7 +56,7 @@ def sign(
     return signer.signatures()
 
 
-def signed(message: bytes, options: SignOptions = FORMS[0], identities: Sequence[Identity] = ()) -> bytes:
+def signed(message: bytes, options: SignOptions = FORMS[0], identities: Sequence[SigningIdentity] = ()) -> bytes:
     """The message as it leaves."""
     return b"".join(field.line + b"\r\n" for field in sign(message, options, identities)) + sent(message)
 

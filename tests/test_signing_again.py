@@ -3,19 +3,19 @@
 
 import pytest
 
-from gatekeeper.message import Header, parse
-from gatekeeper.signing.again import Again
+from gatekeeper.core.message import Header, parse
 from gatekeeper.signing.keys import PrivateKey
-from gatekeeper.signing.signer import Identity, Signer, SignOptions
+from gatekeeper.signing.resigning import Resigning
+from gatekeeper.signing.signer import Signer, SigningIdentity, SignOptions
 from tests.signing_world import ed25519, rsa_pem
 from tests.test_signer import MESSAGES, NOW, identity, signed
 
-RSA, ED = identity(), Identity("example.com", "ed", ed25519())
+RSA, ED = identity(), SigningIdentity("example.com", "ed", ed25519())
 
 
-def holding(message: bytes, identities: list[Identity], now: float = NOW + 60) -> list[Identity]:
+def holding(message: bytes, identities: list[SigningIdentity], now: float = NOW + 60) -> list[SigningIdentity]:
     headers, body = parse(message)
-    again = Again.seen(headers, identities, Signer(headers, identities, SignOptions(), NOW).names, now)
+    again = Resigning.seen(headers, identities, Signer(headers, identities, SignOptions(), NOW).names, now)
     if again is None:
         return []
     for byte in body:
@@ -24,7 +24,7 @@ def holding(message: bytes, identities: list[Identity], now: float = NOW + 60) -
 
 
 @pytest.mark.parametrize("who", [RSA, ED], ids=["rsa", "ed25519"])
-def test_who_has_signed_need_not_sign_again(who: Identity) -> None:
+def test_who_has_signed_need_not_sign_again(who: SigningIdentity) -> None:
     message = signed(MESSAGES["plain"], identities=[who])
     assert [who] == holding(message, [who])
 
@@ -68,4 +68,4 @@ def test_a_signature_that_has_expired_or_covers_a_part_does_not_count() -> None:
 
 def test_a_message_without_our_signature_costs_nothing() -> None:
     headers = [Header(b"DKIM-Signature", b" v=1; d=example.net"), Header(b"From", b" a@example.com")]
-    assert Again.seen(headers, [RSA], ["From"], NOW) is None
+    assert Resigning.seen(headers, [RSA], ["From"], NOW) is None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.signing.names import MacroList, NameSet
+from gatekeeper.signing.name_set import MacroList, NameSet
 
 
 def names(spec: str | list[str], base: Path = Path()) -> NameSet:

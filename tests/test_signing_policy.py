@@ -6,12 +6,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from gatekeeper.message import Header
-from gatekeeper.request import Client, Request, Stage
-from gatekeeper.signing.binding import Bind, Binding, Mismatch
-from gatekeeper.signing.hosts import HostList
-from gatekeeper.signing.names import MacroList, NameSet
+from gatekeeper.core.message import Header
+from gatekeeper.core.request import Client, Request, Stage
+from gatekeeper.signing.host_list import HostList
+from gatekeeper.signing.name_set import MacroList, NameSet
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice, SigningPolicy, WithoutKey
+from gatekeeper.signing.sender_binding import BindTo, Mismatch, SenderBinding
 from gatekeeper.signing.tables import KeyTable, SigningTable
 from tests.signing_world import ed25519_pem, rsa_pem
 
@@ -227,7 +227,7 @@ def test_mail_to_some_recipients_is_not_signed() -> None:
 
 @pytest.mark.parametrize(("mismatch", "reply"), [(Mismatch.UNSIGNED, ""), (Mismatch.REJECT, "550 5.7.1")])
 def test_who_is_bound_to_another_domain_is_not_signed_or_is_refused(mismatch: Mismatch, reply: str) -> None:
-    bound = replace(policy(), binding=Binding(Bind.LOGIN, mismatch=mismatch))
+    bound = replace(policy(), binding=SenderBinding(BindTo.LOGIN, mismatch=mismatch))
     assert "sign.ok" == choose(bound, "joe@example.com", client=OUTSIDE, sasl_user="ann@example.com").reason
     choice = choose(bound, "joe@example.com", client=OUTSIDE, sasl_user="eve@example.net")
     assert ("sign.unbound", (), True) == (choice.reason, choice.identities, choice.missed)

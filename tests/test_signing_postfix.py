@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import dkim
 import pytest
 
-from gatekeeper.replay.lab import Lab, why_not
+from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.replay.smtp import SmtpClient
-from gatekeeper.zone import Zone
 from tests.conftest import missing, require_program
+from tests.lab import Lab, why_not
 from tests.signing_world import ed25519, ed25519_pem, rsa, verifies, write_key
 
 HEADER = b"From: Bob <bob@example.org>\r\nTo: alice@good.example\r\nDate: Mon, 1 Jan 2024 00:00:00 +0000\r\n"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.signing.sender import Sender, parse_senders
+from gatekeeper.signing.message_sender import MessageSender, parse_senders
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_no_bytes_make_the_parser_raise_anything_but_value_error(value: bytes) -
     st.text(alphabet="abc ,<>@()", max_size=9),
 )
 def test_an_address_is_found_whatever_the_quoted_name_says(user: str, domain: str, name: str) -> None:
-    assert [Sender(user, domain)] == parse_senders(f'"{name}" <{user}@{domain}>'.encode())
+    assert [MessageSender(user, domain)] == parse_senders(f'"{name}" <{user}@{domain}>'.encode())

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gatekeeper.problem import Problem
-from gatekeeper.signing import dataset
+from gatekeeper.core.problem import Problem
+from gatekeeper.signing import data_set
 from gatekeeper.signing.tables import KeyTable, SigningTable, TableKey, _Ordered
 from tests.signing_world import ed25519_pem, rsa, rsa_pem, write_key
 
@@ -318,7 +318,7 @@ def test_the_index_of_a_refile_finds_what_trying_each_pattern_in_order_finds(
     expected = []
     for number, line in enumerate(lines):
         try:
-            if dataset.pattern(line).search(f"{user}@{domain}"):
+            if data_set.pattern(line).search(f"{user}@{domain}"):
                 expected.append(number)
             ordered.add(number, line)
         except ValueError:
@@ -328,8 +328,8 @@ def test_the_index_of_a_refile_finds_what_trying_each_pattern_in_order_finds(
 
 @given(st.text(max_size=20))
 def test_a_literal_pattern_matches_itself_and_nothing_else(text: str) -> None:
-    if dataset.is_literal(text):
-        pattern = dataset.pattern(text, ignore_case=False)
+    if data_set.is_literal(text):
+        pattern = data_set.pattern(text, ignore_case=False)
         assert pattern.search(text)
         assert not pattern.search(text + "x")
         assert not pattern.search(text.replace(".", "x").replace("+", "x")) or not re.search(r"[.+]", text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import fixture
+from gatekeeper.replay import fixture
 from gatekeeper.replay.compare import differences
 from gatekeeper.replay.in_process import play
 from tests.conftest import ROOT

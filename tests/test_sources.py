@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import sources
-from gatekeeper.sources import Watch
+from gatekeeper.core import watched_files
+from gatekeeper.core.watched_files import FileWatch
 
 
 class World:
@@ -16,10 +16,10 @@ class World:
 
     def __init__(self, *paths: Path) -> None:
         self.now = 100.0
-        with sources.noting() as noted:
+        with watched_files.recording() as noted:
             for path in paths:
-                sources.note(path)
-        self.watch = Watch(noted, lambda: self.now)
+                watched_files.record(path)
+        self.watch = FileWatch(noted, lambda: self.now)
 
     def look(self) -> list[str]:
         """What the next look tells."""
@@ -78,14 +78,14 @@ def test_nothing_is_looked_at_before_it_is_time(tmp_path: Path) -> None:
 def test_a_change_while_it_is_read_is_not_missed(tmp_path: Path) -> None:
     path = tmp_path / "table"
     path.write_text("old")
-    with sources.noting() as noted:
-        sources.note(path)
+    with watched_files.recording() as noted:
+        watched_files.record(path)
         path.write_text("newer")
-        sources.note(path)
-    assert noted[str(path)] != sources.mark(str(path))
+        watched_files.record(path)
+    assert noted[str(path)] != watched_files.file_state(str(path))
 
 
 def test_outside_of_a_reading_nothing_is_noted() -> None:
-    sources.note("/etc/passwd")
-    assert () == sources.mark("/no\0path")
-    assert len(sources.mark(os.devnull)) == 5
+    watched_files.record("/etc/passwd")
+    assert () == watched_files.file_state("/no\0path")
+    assert len(watched_files.file_state(os.devnull)) == 5

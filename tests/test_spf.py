@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.auth.spf import Spf, SpfResult, check_helo, check_mail_from
-from gatekeeper.resolver import Answer, Resolver, TableResolver
-from gatekeeper.resolvers import CachingResolver
-from gatekeeper.zone import Zone
+from gatekeeper.auth.spf import SpfFinding, SpfResult, check_helo, check_mail_from
+from gatekeeper.dnsclient.caching import CachingResolver
+from gatekeeper.dnsclient.resolver import Answer, Resolver, TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from tests.conftest import require_corpus
 
 
@@ -33,7 +33,7 @@ class Asked(TableResolver):
         return await super().query(name, type)
 
 
-async def mail_from(zone: str | Resolver, sender: str = "user@example.com", client: str = "192.0.2.1") -> Spf:
+async def mail_from(zone: str | Resolver, sender: str = "user@example.com", client: str = "192.0.2.1") -> SpfFinding:
     resolver = TableResolver(Zone.parse(zone)) if isinstance(zone, str) else zone
     return await check_mail_from(
         resolver, address=ip_address(client), helo="mail.example.net", sender=sender, receiver="mx.example.org"
@@ -119,7 +119,7 @@ async def test_a_record_with_macros_is_evaluated_for_each_sender() -> None:
 async def test_a_listed_client_passes_and_the_reason_names_the_mechanism() -> None:
     found = await mail_from('example.com TXT "v=spf1 ip4:192.0.2.0/24 -all"')
     reason, mechanism = "example.com lets 192.0.2.1 send: ip4:192.0.2.0/24", "ip4:192.0.2.0/24"
-    assert Spf(SpfResult.PASS, "mailfrom", "example.com", "", reason, mechanism) == found
+    assert SpfFinding(SpfResult.PASS, "mailfrom", "example.com", "", reason, mechanism) == found
 
 
 @pytest.mark.parametrize(

@@ -17,20 +17,24 @@ from pathlib import Path
 import pytest
 import redis
 
-from gatekeeper.store import Hit, Store, StoreError
-from gatekeeper.stores import GuardedStore, MemoryStore, SqliteStore, guarded, open_store, origin, redis_store
-from gatekeeper.stores import sqlite as sqlite_module
-from gatekeeper.stores.cluster import slot_of
+from gatekeeper.stores import circuit_breaker, shared_values
+from gatekeeper.stores.circuit_breaker import CircuitBreaker
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.redis.cluster import slot_of
+from gatekeeper.stores.sqlite import store as sqlite_module
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import CounterHit, Store, StoreError
+from gatekeeper.stores.store_url import open_store, redis_store
 from tests.conftest import missing, require_program
 from tests.redis_server import RedisServer, free_port, make_certificates, redis_cluster, redis_server
 
-HIT = [Hit("a", 600.0)]
+HIT = [CounterHit("a", 600.0)]
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody wants to wait a second for each probe here."""
-    monkeypatch.setattr(guarded, "PAUSE", 0.02)
+    monkeypatch.setattr(circuit_breaker, "PAUSE", 0.02)
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def cluster() -> Iterator[list[RedisServer]]:
 
 
 @asynccontextmanager
-async def opened(url: str, limit: float = 0.5) -> AsyncIterator[GuardedStore]:
+async def opened(url: str, limit: float = 0.5) -> AsyncIterator[CircuitBreaker]:
     store = await open_store(url, timeout=limit)
     try:
         yield store
@@ -64,7 +68,7 @@ async def until_back(store: Store) -> list[int]:
                 await asyncio.sleep(0.02)
 
 
-async def assert_gone(store: GuardedStore) -> None:
+async def assert_gone(store: CircuitBreaker) -> None:
     """Every call fails, and after the first one without asking the store."""
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: store.hit(HIT),
@@ -164,11 +168,11 @@ async def test_a_redis_out_of_memory_counts_all_hits_or_none(server: RedisServer
         await store.hit(HIT)
         server.admin.config_set("maxmemory", "1")
         with pytest.raises(StoreError, match="maxmemory"):
-            await store.hit([Hit("b", 600.0, 1, "m1"), *HIT])
+            await store.hit([CounterHit("b", 600.0, 1, "m1"), *HIT])
         await assert_gone(store)
         server.admin.config_set("maxmemory", "0")
         assert [2] == await until_back(store)
-        assert [1] == await store.hit([Hit("b", 600.0, 1, "m1")])
+        assert [1] == await store.hit([CounterHit("b", 600.0, 1, "m1")])
 
 
 async def test_a_full_redis_that_evicts_keeps_the_secret_and_the_day_of_birth(server: RedisServer) -> None:
@@ -195,7 +199,7 @@ async def test_an_emptied_redis_learns_again_under_the_same_secret(server: Redis
 async def test_a_secret_that_a_newcomer_made_in_an_emptied_redis_is_taken_over(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(origin, "RECHECK", -1.0)
+    monkeypatch.setattr(shared_values, "RECHECK", -1.0)
     old = redis_store(server.url)
     known = await old.secret()
     server.admin.flushall()
@@ -272,7 +276,7 @@ async def test_tls_wants_a_certificate_that_our_own_ca_has_signed(tmp_path: Path
 
 
 async def test_a_cluster_of_which_a_node_is_lost_comes_back_with_it(cluster: list[RedisServer]) -> None:
-    hits = [Hit(name, 600.0) for name in "abcdefgh"]
+    hits = [CounterHit(name, 600.0) for name in "abcdefgh"]
     async with opened(f"redis+cluster://127.0.0.1:{cluster[1].port}", 2.0) as store:
         assert [1] * 8 == await store.hit(hits)
         cluster[0].stop()
@@ -284,7 +288,7 @@ async def test_a_cluster_of_which_a_node_is_lost_comes_back_with_it(cluster: lis
                 await asyncio.sleep(0.02)
 
 
-async def sums_or_nothing(store: Store, hits: list[Hit]) -> list[int] | None:
+async def sums_or_nothing(store: Store, hits: list[CounterHit]) -> list[int] | None:
     try:
         return await store.hit(hits)
     except StoreError:
@@ -421,7 +425,7 @@ async def test_what_has_expired_is_swept_away_in_batches(tmp_path: Path, monkeyp
     store = SqliteStore(path, lambda: now)
     for number in range(50):
         await store.set(f"k{number}", b"", 10)
-        await store.hit([Hit(f"k{number}", 10.0, 1, "once")])
+        await store.hit([CounterHit(f"k{number}", 10.0, 1, "once")])
     await store.set("stays", b"", 1000)
     now += 100
     db = sqlite3.connect(path)
@@ -449,7 +453,7 @@ class Broken(MemoryStore):
 
 
 async def test_whatever_goes_wrong_is_a_store_error_and_one_clean_line(caplog: pytest.LogCaptureFixture) -> None:
-    store = GuardedStore(Broken(), name="memory:")
+    store = CircuitBreaker(Broken(), name="memory:")
     with pytest.raises(StoreError):
         await store.get("k")
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)

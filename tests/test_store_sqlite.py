@@ -14,19 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.store import Hit, StoreError
-from gatekeeper.stores import SqliteStore, dbfile
-from gatekeeper.stores import sqlite as sqlite_module
-from gatekeeper.stores.alarm import Alarm
-from gatekeeper.stores.turn import Turn
+from gatekeeper.stores.sqlite import files
+from gatekeeper.stores.sqlite import store as sqlite_module
+from gatekeeper.stores.sqlite.fair_lock import FairLock
+from gatekeeper.stores.sqlite.short_timer import ShortTimer
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import CounterHit, StoreError
 
 LIMIT = 0.2
 HAMMER = """
 import asyncio, sys, time
 from pathlib import Path
 import uvloop
-from gatekeeper.store import Hit
-from gatekeeper.stores import SqliteStore
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import CounterHit as Hit
 
 async def main(path, worker):
     store = SqliteStore(Path(path), timeout=2)
@@ -67,12 +68,12 @@ for suffix, first, count in (("", 2**30 + 2, 510), ("-shm", 128, 1)):
 STRUCK = """
 import asyncio, os, sqlite3, subprocess, sys
 from pathlib import Path
-from gatekeeper.stores import SqliteStore, sqlite
+from gatekeeper.stores.sqlite import store as sqlite
 
 sqlite.CHECKPOINT = 10**9
 
 async def main(path, other, blow, locked):
-    store = SqliteStore(Path(path), timeout=1)
+    store = sqlite.SqliteStore(Path(path), timeout=1)
     for number in range(4500):  # so many that -shm has a second part
         await store.set(f"{number}", b"", 600.0)
     db = store._db
@@ -134,7 +135,12 @@ async def test_many_tasks_of_many_processes_lose_nothing_and_exceed_nothing(path
     assert max(worst) < 2
     assert time.monotonic() - begun < 20
     store = SqliteStore(path)
-    asked = [Hit("all", 600.0, 0), Hit("few", 600.0, 0), Hit("limited", 600.0, 0), Hit("with it", 600.0, 0)]
+    asked = [
+        CounterHit("all", 600.0, 0),
+        CounterHit("few", 600.0, 0),
+        CounterHit("limited", 600.0, 0),
+        CounterHit("with it", 600.0, 0),
+    ]
     assert [3840, 3840, 1500, 1500] == await store.hit(asked)
     values = [f"{worker} {task} {n}" for worker in range(4) for task in range(16) for n in range(60)]
     assert ([], [b"1"] * 3840) == await store.ask([], values)
@@ -206,7 +212,7 @@ async def test_what_waits_when_the_store_is_closed_is_told(store: SqliteStore, o
 
 async def test_any_number_of_hits_and_keys_can_be_asked(store: SqliteStore) -> None:
     await store.set("k399", b"1", 60.0)
-    hits = [Hit(f"a{number}", 60.0, 1, f"m{number}") for number in range(250)]
+    hits = [CounterHit(f"a{number}", 60.0, 1, f"m{number}") for number in range(250)]
     for _ in range(2):
         sums, values = await store.ask(hits, [f"k{number}" for number in range(400)])
         assert ([1] * 250, [None] * 399 + [b"1"]) == (sums, values)
@@ -236,16 +242,16 @@ async def test_a_worker_survives_that_its_descriptors_are_duplicated_and_closed_
 
 
 async def test_a_path_is_one_file_as_long_as_it_is_open(path: Path) -> None:
-    dbfile.create(path)
-    first, second = dbfile.connect(path, 0.0), dbfile.connect(path, 0.0)
+    files.create(path)
+    first, second = files.connect(path, 0.0), files.connect(path, 0.0)
     os.rename(path, path.with_name("old"))
-    dbfile.create(path)
+    files.create(path)
     first.close()
     first.close()
-    with pytest.raises(dbfile.Replaced):
-        dbfile.connect(path, 0.0)
+    with pytest.raises(files.Replaced):
+        files.connect(path, 0.0)
     second.close()
-    dbfile.connect(path, 0.0).close()
+    files.connect(path, 0.0).close()
 
 
 @pytest.mark.parametrize("names", [["state.db-shm"], ["state.db-wal", "state.db-shm"]])
@@ -257,7 +263,7 @@ async def test_a_file_whose_companions_are_gone_is_opened_anew(
     await store.born()
     for name in names:
         path.with_name(name).unlink()
-    while store._files != dbfile.files(path):
+    while store._files != files.files(path):
         await asyncio.sleep(0.02)
     await store.set("k", b"1", 60.0)
     newcomer = SqliteStore(path, timeout=LIMIT)
@@ -278,7 +284,7 @@ async def test_the_log_of_writes_does_not_grow_without_end(
 
 
 def test_a_turn_is_one_processs_at_a_time(tmp_path: Path) -> None:
-    ours, theirs = Turn(tmp_path), Turn(tmp_path)
+    ours, theirs = FairLock(tmp_path), FairLock(tmp_path)
     ours.claim()
     theirs.claim()
     assert (False, True) == (ours.is_anothers(), theirs.is_anothers())
@@ -288,7 +294,7 @@ def test_a_turn_is_one_processs_at_a_time(tmp_path: Path) -> None:
     theirs.close()
     assert not ours.is_anothers()
     ours.close()
-    assert not Turn(tmp_path / "missing").is_anothers()
+    assert not FairLock(tmp_path / "missing").is_anothers()
 
 
 async def test_a_turn_that_is_never_used_does_not_keep_others_from_writing(store: SqliteStore, path: Path) -> None:
@@ -303,7 +309,7 @@ async def test_a_turn_that_is_never_used_does_not_keep_others_from_writing(store
 async def test_who_has_waited_for_long_claims_the_next_turn_and_gives_it_back(
     store: SqliteStore, other: sqlite3.Connection, path: Path
 ) -> None:
-    watcher = Turn(path.parent)
+    watcher = FairLock(path.parent)
     other.execute("BEGIN IMMEDIATE")
     writing = asyncio.create_task(store.set("k", b"1", 60.0))
     await asyncio.sleep(sqlite_module.PATIENCE * 3)
@@ -316,7 +322,7 @@ async def test_who_has_waited_for_long_claims_the_next_turn_and_gives_it_back(
 
 async def test_an_alarm_rings_once_each_time_it_is_set() -> None:
     rung: list[float] = []
-    alarm = Alarm(
+    alarm = ShortTimer(
         lambda: rung.append(time.monotonic()),
     )
     begun = time.monotonic()

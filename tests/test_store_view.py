@@ -5,15 +5,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from gatekeeper.checks.greylist import Greylist
-from gatekeeper.store import Hit, StoreError, Wants
-from gatekeeper.stores import MemoryStore, StoreView
-from gatekeeper.verdict import Mode
+from gatekeeper.checks.greylisting.greylist import Greylist
+from gatekeeper.core.verdict import Mode
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.read_ahead import ReadAheadStore
+from gatekeeper.stores.store import CounterHit, ReadAhead, StoreError
 from tests.checking import World, rcpt
 
-PEEK = Hit("p", 60.0, 0)
-COUNT = Hit("p", 60.0)
-WANTS = Wants(("k", "none"), (PEEK, COUNT), born=True)
+PEEK = CounterHit("p", 60.0, 0)
+COUNT = CounterHit("p", 60.0)
+WANTS = ReadAhead(("k", "none"), (PEEK, COUNT), born=True)
 
 
 class Trips(MemoryStore):
@@ -23,7 +24,7 @@ class Trips(MemoryStore):
         super().__init__(lambda: 1_000_000.0)
         self.trips: list[str] = []
 
-    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
         self.trips.append("ask")
         return await super().hit(hits), [await MemoryStore.get(self, key) for key in gets]
 
@@ -31,7 +32,7 @@ class Trips(MemoryStore):
         self.trips.append("get")
         return await super().get(key)
 
-    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+    async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
         self.trips.append("hit")
         return await super().hit(hits)
 
@@ -46,8 +47,8 @@ async def store() -> Trips:
 
 
 async def test_what_was_announced_is_answered_from_the_first_round_trip(store: Trips) -> None:
-    view = StoreView(store, lambda: [WANTS])
-    assert [1] == await view.hit([Hit("a", 60.0)])
+    view = ReadAheadStore(store, lambda: [WANTS])
+    assert [1] == await view.hit([CounterHit("a", 60.0)])
     assert (b"1", None) == (await view.get("k"), await view.get("none"))
     assert [0] == await view.hit([PEEK])
     assert ([], [b"1", None]) == await view.ask((), ["k", "none"])
@@ -57,7 +58,7 @@ async def test_what_was_announced_is_answered_from_the_first_round_trip(store: T
 
 @pytest.mark.parametrize("first", ["get", "hit", "born", "ask"])
 async def test_any_question_may_be_the_first(store: Trips, first: str) -> None:
-    view = StoreView(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS])
     question = {"get": lambda: view.get("k"), "hit": lambda: view.hit([PEEK]), "born": view.born}
     await question.get(first, lambda: view.ask((), ()))()
     assert (b"1", [0]) == (await view.get("k"), await view.hit([PEEK]))
@@ -65,22 +66,22 @@ async def test_any_question_may_be_the_first(store: Trips, first: str) -> None:
 
 
 async def test_nothing_is_counted_before_its_check_has_its_turn(store: Trips) -> None:
-    view = StoreView(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS])
     await view.get("k")
     assert [1] == await view.hit([COUNT])
     assert [1] == await view.hit([PEEK])
 
 
 async def test_what_was_not_announced_is_asked(store: Trips) -> None:
-    view = StoreView(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS])
     await view.set("other", b"2", 10)
     await view.get("k")
     assert b"2" == await view.get("other")
-    assert [5] == await view.hit([Hit("b", 60.0, 5)])
+    assert [5] == await view.hit([CounterHit("b", 60.0, 5)])
 
 
 async def test_what_is_written_meanwhile_is_seen(store: Trips) -> None:
-    view = StoreView(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS])
     await view.get("k")
     await view.set("k", b"2", 10)
     await view.delete("none")
@@ -88,7 +89,7 @@ async def test_what_is_written_meanwhile_is_seen(store: Trips) -> None:
 
 
 async def test_after_the_decision_the_store_itself_is_asked(store: Trips) -> None:
-    view = StoreView(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS])
     await view.get("k")
     view.end()
     await store.set("k", b"2", 10)
@@ -97,10 +98,10 @@ async def test_after_the_decision_the_store_itself_is_asked(store: Trips) -> Non
 
 async def test_a_store_that_fails_is_not_asked_ahead_again(store: Trips) -> None:
     class Down(Trips):
-        async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
             raise StoreError("down")
 
-    view = StoreView(Down(), lambda: [WANTS])
+    view = ReadAheadStore(Down(), lambda: [WANTS])
     with pytest.raises(StoreError):
         await view.hit([COUNT])
     assert await view.get("k") is None

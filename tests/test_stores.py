@@ -12,15 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.store import Hit, Keys, Lease, Store
-from gatekeeper.stores import MemoryStore, ReadOnlyStore, SqliteStore, check_url, describe, open_store, redis_store
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.readonly import ReadOnlyStore
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import CounterHit, Keys, Lease, Store
+from gatekeeper.stores.store_url import check_url, describe, open_store, redis_store
 from tests.redis_server import RedisServer, redis_cluster, redis_server
 
 MINUTE = 60.0
 WORKER = """
 import asyncio, sys
-from gatekeeper.store import Hit, Lease, StoreError
-from gatekeeper.stores import open_store, redis_store
+from gatekeeper.stores.store import CounterHit as Hit, Lease, StoreError
+from gatekeeper.stores.store_url import open_store, redis_store
 
 async def sure(call):
     while True:
@@ -120,9 +123,9 @@ async def test_a_deleted_value_is_gone_and_can_be_set_again(store: Store) -> Non
 
 
 async def test_hits_are_summed_by_key_and_window(store: Store) -> None:
-    assert [1, 5, 1] == await store.hit([Hit("a", MINUTE), Hit("b", MINUTE, 5), Hit("a", 3600)])
-    assert [2, 7, 3] == await store.hit([Hit("a", MINUTE), Hit("b", MINUTE, 2), Hit("a", 3600, 2)])
-    assert [3, 4] == await store.hit([Hit("a", MINUTE), Hit("a", MINUTE)])
+    assert [1, 5, 1] == await store.hit([CounterHit("a", MINUTE), CounterHit("b", MINUTE, 5), CounterHit("a", 3600)])
+    assert [2, 7, 3] == await store.hit([CounterHit("a", MINUTE), CounterHit("b", MINUTE, 2), CounterHit("a", 3600, 2)])
+    assert [3, 4] == await store.hit([CounterHit("a", MINUTE), CounterHit("a", MINUTE)])
 
 
 async def test_values_of_a_kind_are_told_page_by_page(store: Store, time: Time) -> None:
@@ -133,7 +136,7 @@ async def test_values_of_a_kind_are_told_page_by_page(store: Store, time: Time) 
     await store.set("kind-b:1", b"also", 60.0)
     await store.set("kinder", b"also", 5.0)
     await store.set("other:1", b"not", 60.0)
-    await store.hit([Hit("kind:counted", 60.0)])
+    await store.hit([CounterHit("kind:counted", 60.0)])
     time.now += 10
     found, after = await store.page("kind")
     while after:
@@ -152,7 +155,7 @@ async def test_hits_are_counted_and_keys_read_in_one_go(store: Store, time: Time
     await store.set("k", b"1", 10)
     await store.set("old", b"2", 1)
     time.now += 5
-    hits = [Hit("a", MINUTE, 2, "m1"), Hit("a", MINUTE, 0)]
+    hits = [CounterHit("a", MINUTE, 2, "m1"), CounterHit("a", MINUTE, 0)]
     assert ([2, 2], [b"1", None, None, b"1"]) == await store.ask(hits, ["k", "old", "none", "k"])
     assert ([2, 2], []) == await store.ask(hits, [])
     assert ([], [b"1"]) == await store.ask([], ["k"])
@@ -160,77 +163,83 @@ async def test_hits_are_counted_and_keys_read_in_one_go(store: Store, time: Time
 
 
 async def test_an_amount_of_zero_asks_without_counting(store: Store) -> None:
-    await store.hit([Hit("a", MINUTE, 3)])
-    assert [3, 0] == await store.hit([Hit("a", MINUTE, 0, "m1"), Hit("b", MINUTE, 0)])
-    assert [4] == await store.hit([Hit("a", MINUTE, 1, "m1")])
+    await store.hit([CounterHit("a", MINUTE, 3)])
+    assert [3, 0] == await store.hit([CounterHit("a", MINUTE, 0, "m1"), CounterHit("b", MINUTE, 0)])
+    assert [4] == await store.hit([CounterHit("a", MINUTE, 1, "m1")])
 
 
 @pytest.mark.parametrize("window", [1.0, MINUTE, 86400.0, 1_000_000.5])
 async def test_an_event_counts_for_its_window_and_hardly_longer(store: Store, time: Time, window: float) -> None:
-    await store.hit([Hit("a", window)])
+    await store.hit([CounterHit("a", window)])
     time.now += window * 0.999
-    assert [1] == await store.hit([Hit("a", window, 0)])
+    assert [1] == await store.hit([CounterHit("a", window, 0)])
     time.now += window * (0.001 + 1.01 / 60)
-    assert [0] == await store.hit([Hit("a", window, 0)])
+    assert [0] == await store.hit([CounterHit("a", window, 0)])
 
 
 async def test_the_window_slides(store: Store, time: Time) -> None:
     sums = []
     for _ in range(12):
-        sums += await store.hit([Hit("a", MINUTE)])
+        sums += await store.hit([CounterHit("a", MINUTE)])
         time.now += 10
     assert [1, 2, 3, 4, 5, 6, 7, 7, 7, 7, 7, 7] == sums
 
 
 async def test_a_token_counts_a_single_time_while_the_window_lasts(store: Store, time: Time) -> None:
-    message = [Hit("a", MINUTE, 2, "m1"), Hit("a", 3600, 1, "m1")]
+    message = [CounterHit("a", MINUTE, 2, "m1"), CounterHit("a", 3600, 1, "m1")]
     assert [2, 1] == await store.hit(message)
     time.now += 59
     assert [2, 1] == await store.hit(message)
-    assert [4] == await store.hit([Hit("a", MINUTE, 2, "m2")])
+    assert [4] == await store.hit([CounterHit("a", MINUTE, 2, "m2")])
     time.now += 3
     assert [4, 1] == await store.hit(message)
 
 
 async def test_what_is_given_back_does_not_count(store: Store, time: Time) -> None:
-    await store.hit([Hit("a", MINUTE, 3), Hit("b", MINUTE, 2, "m1")])
+    await store.hit([CounterHit("a", MINUTE, 3), CounterHit("b", MINUTE, 2, "m1")])
     time.now += 5
-    await store.hit([Hit("a", MINUTE, 1)])
-    await store.unhit([Hit("a", MINUTE, 2), Hit("b", MINUTE, 2, "m1")])
-    assert [2, 0] == await store.hit([Hit("a", MINUTE, 0), Hit("b", MINUTE, 0)])
-    assert [2] == await store.hit([Hit("b", MINUTE, 2, "m1")])
+    await store.hit([CounterHit("a", MINUTE, 1)])
+    await store.unhit([CounterHit("a", MINUTE, 2), CounterHit("b", MINUTE, 2, "m1")])
+    assert [2, 0] == await store.hit([CounterHit("a", MINUTE, 0), CounterHit("b", MINUTE, 0)])
+    assert [2] == await store.hit([CounterHit("b", MINUTE, 2, "m1")])
 
 
 async def test_never_more_is_given_back_than_was_counted(store: Store) -> None:
-    await store.hit([Hit("a", MINUTE, 1), Hit("b", MINUTE, 1, "m1")])
-    await store.unhit([Hit("a", MINUTE, 5), Hit("b", MINUTE, 1, "m2"), Hit("c", MINUTE)])
-    await store.unhit([Hit("b", MINUTE, 1, "m1"), Hit("b", MINUTE, 1, "m1")])
-    assert [1, 1, 1] == await store.hit([Hit("a", MINUTE), Hit("b", MINUTE), Hit("c", MINUTE)])
+    await store.hit([CounterHit("a", MINUTE, 1), CounterHit("b", MINUTE, 1, "m1")])
+    await store.unhit([CounterHit("a", MINUTE, 5), CounterHit("b", MINUTE, 1, "m2"), CounterHit("c", MINUTE)])
+    await store.unhit([CounterHit("b", MINUTE, 1, "m1"), CounterHit("b", MINUTE, 1, "m1")])
+    assert [1, 1, 1] == await store.hit([CounterHit("a", MINUTE), CounterHit("b", MINUTE), CounterHit("c", MINUTE)])
 
 
 async def test_a_hit_that_would_be_too_much_counts_nothing_of_its_call(store: Store) -> None:
-    await store.hit([Hit("a", MINUTE, 2)])
-    assert [3, 1] == await store.hit([Hit("a", MINUTE, most=3), Hit("b", MINUTE, once="m1")])
-    assert [4, 2, 1] == await store.hit([Hit("a", MINUTE, most=3), Hit("b", MINUTE), Hit("c", MINUTE, once="m2")])
-    assert [3, 1, 0] == await store.hit([Hit("a", MINUTE, 0), Hit("b", MINUTE, 0), Hit("c", MINUTE, 0)])
-    assert [1] == await store.hit([Hit("c", MINUTE, once="m2", most=1)])
-    assert [1] == await store.hit([Hit("c", MINUTE, once="m2", most=1)])
+    await store.hit([CounterHit("a", MINUTE, 2)])
+    assert [3, 1] == await store.hit([CounterHit("a", MINUTE, most=3), CounterHit("b", MINUTE, once="m1")])
+    assert [4, 2, 1] == await store.hit(
+        [CounterHit("a", MINUTE, most=3), CounterHit("b", MINUTE), CounterHit("c", MINUTE, once="m2")]
+    )
+    assert [3, 1, 0] == await store.hit(
+        [CounterHit("a", MINUTE, 0), CounterHit("b", MINUTE, 0), CounterHit("c", MINUTE, 0)]
+    )
+    assert [1] == await store.hit([CounterHit("c", MINUTE, once="m2", most=1)])
+    assert [1] == await store.hit([CounterHit("c", MINUTE, once="m2", most=1)])
 
 
 async def test_hits_of_one_call_share_their_limit(store: Store) -> None:
-    assert [1, 2] == await store.hit([Hit("a", MINUTE, most=1), Hit("a", MINUTE, most=1)])
-    assert [0] == await store.hit([Hit("a", MINUTE, 0)])
-    assert [1, 1] == await store.hit([Hit("a", MINUTE, once="m1", most=1), Hit("a", MINUTE, once="m1", most=1)])
+    assert [1, 2] == await store.hit([CounterHit("a", MINUTE, most=1), CounterHit("a", MINUTE, most=1)])
+    assert [0] == await store.hit([CounterHit("a", MINUTE, 0)])
+    assert [1, 1] == await store.hit(
+        [CounterHit("a", MINUTE, once="m1", most=1), CounterHit("a", MINUTE, once="m1", most=1)]
+    )
 
 
 async def test_a_spread_tells_when_amounts_cease_to_count(store: Store, time: Time) -> None:
-    assert [] == await store.spread(Hit("a", MINUTE))
-    await store.hit([Hit("a", MINUTE, 2)])
+    assert [] == await store.spread(CounterHit("a", MINUTE))
+    await store.hit([CounterHit("a", MINUTE, 2)])
     time.now += 10
-    await store.hit([Hit("a", MINUTE, 1), Hit("a", 3600, 9)])
-    assert [(51.0, 2), (61.0, 1)] == await store.spread(Hit("a", MINUTE))
+    await store.hit([CounterHit("a", MINUTE, 1), CounterHit("a", 3600, 9)])
+    assert [(51.0, 2), (61.0, 1)] == await store.spread(CounterHit("a", MINUTE))
     time.now += 51
-    assert [(10.0, 1)] == await store.spread(Hit("a", MINUTE))
+    assert [(10.0, 1)] == await store.spread(CounterHit("a", MINUTE))
 
 
 async def test_there_are_no_more_leases_than_places(store: Store) -> None:
@@ -261,9 +270,9 @@ async def test_a_lease_ends_unless_it_is_renewed(store: Store, time: Time) -> No
 
 async def test_what_a_wrong_clock_counted_in_the_future_does_not_count(store: Store, time: Time) -> None:
     time.now += 1e6
-    await store.hit([Hit("a", MINUTE, 5, "m1")])
+    await store.hit([CounterHit("a", MINUTE, 5, "m1")])
     time.now -= 1e6
-    assert [1] == await store.hit([Hit("a", MINUTE, 1, "m1")])
+    assert [1] == await store.hit([CounterHit("a", MINUTE, 1, "m1")])
 
 
 async def test_the_day_of_birth_and_the_secret_stay(store: Store, time: Time) -> None:
@@ -303,7 +312,9 @@ def test_sums_are_those_of_a_list_of_events(server: RedisServer, steps: list[tup
         for wait, amount in steps:
             time.now += wait
             expected = model.hit(int(time.now), amount)
-            assert [[expected]] * len(stores) == [await store.hit([Hit("a", MINUTE, amount)]) for store in stores]
+            assert [[expected]] * len(stores) == [
+                await store.hit([CounterHit("a", MINUTE, amount)]) for store in stores
+            ]
         for store in stores:
             await store.close()
 
@@ -341,12 +352,12 @@ def test_every_store_comes_to_the_same_sums_whatever_the_clocks_of_the_relays(
             # With clocks that differ, what leaves the window leaves it at other times: that is left out.
             elapsed += tenths / (200 if skewed else 10)
             time.now = start + elapsed + (0.0, -3.0, 2.5)[relay if skewed else 0]
-            hit = Hit(key, MINUTE, amount, once, most)
+            hit = CounterHit(key, MINUTE, amount, once, most)
             if what == "hit":
-                sums.append(await store.hit([hit, Hit("both", MINUTE, 1)]))
+                sums.append(await store.hit([hit, CounterHit("both", MINUTE, 1)]))
             elif what == "unhit":
-                await store.unhit([Hit(key, MINUTE, 1, once)])
-            sums.append((await store.ask([Hit(name, MINUTE, 0) for name in ("a", "b", "both")], ()))[0])
+                await store.unhit([CounterHit(key, MINUTE, 1, once)])
+            sums.append((await store.ask([CounterHit(name, MINUTE, 0) for name in ("a", "b", "both")], ()))[0])
         await store.close()
         return sums
 
@@ -379,7 +390,7 @@ async def test_processes_that_share_a_store_count_exactly(kind: str, server: Red
     assert 60 == max(c for _, _, c in sums)
     assert 1 == len({line for line in lines if line.startswith("secret")})
     store = await open_store(url)
-    assert [100, 100] == await store.hit([Hit("limited", 600.0, 0), Hit("with it", 600.0, 0)])
+    assert [100, 100] == await store.hit([CounterHit("limited", 600.0, 0), CounterHit("with it", 600.0, 0)])
     assert [51] == await store.lease([Lease("places", "one more", 50)], 600.0)
     await store.close()
 
@@ -387,31 +398,31 @@ async def test_processes_that_share_a_store_count_exactly(kind: str, server: Red
 async def test_a_read_only_store_answers_as_if_and_leaves_no_trace(time: Time) -> None:
     inner = MemoryStore(time)
     await inner.set("old", b"1", 100)
-    await inner.hit([Hit("a", MINUTE, 4)])
+    await inner.hit([CounterHit("a", MINUTE, 4)])
     store = ReadOnlyStore(inner, time)
     assert not await store.set("old", b"2", 10, absent=True)
     assert await store.set("new", b"2", 10, absent=True)
     await store.delete("old")
-    assert [5] == await store.hit([Hit("a", MINUTE)])
+    assert [5] == await store.hit([CounterHit("a", MINUTE)])
     assert (None, b"2") == (await store.get("old"), await store.get("new"))
     assert (b"1", None) == (await inner.get("old"), await inner.get("new"))
-    assert [4] == await inner.hit([Hit("a", MINUTE, 0)])
+    assert [4] == await inner.hit([CounterHit("a", MINUTE, 0)])
 
 
 async def test_a_read_only_store_respects_limits_that_it_does_not_use_up(time: Time) -> None:
     inner = MemoryStore(time)
-    await inner.hit([Hit("a", MINUTE, 4)])
+    await inner.hit([CounterHit("a", MINUTE, 4)])
     await inner.lease([Lease("k", "other")], 60)
     store = ReadOnlyStore(inner, time)
-    assert [[5], [6]] == [await store.hit([Hit("a", MINUTE, most=5)]) for _ in range(2)]
+    assert [[5], [6]] == [await store.hit([CounterHit("a", MINUTE, most=5)]) for _ in range(2)]
     assert [[2], [3]] == [await store.lease([Lease("k", holder, 2)], 60) for holder in "ab"]
-    assert ([4], [2]) == (await inner.hit([Hit("a", MINUTE, 0)]), await inner.lease([Lease("k", "c")], 60))
-    assert [(61.0, 4), (61.0, 1)] == sorted(await store.spread(Hit("a", MINUTE)), reverse=True)
+    assert ([4], [2]) == (await inner.hit([CounterHit("a", MINUTE, 0)]), await inner.lease([Lease("k", "c")], 60))
+    assert [(61.0, 4), (61.0, 1)] == sorted(await store.spread(CounterHit("a", MINUTE)), reverse=True)
 
 
 async def test_reading_only_creates_no_file(tmp_path: Path) -> None:
     store = await open_store(f"sqlite:{tmp_path}/state/state.db", read_only=True)
-    assert [1] == await store.hit([Hit("a", MINUTE)])
+    assert [1] == await store.hit([CounterHit("a", MINUTE)])
     assert await store.born()
     await store.close()
     assert [] == os.listdir(tmp_path)
@@ -420,11 +431,11 @@ async def test_reading_only_creates_no_file(tmp_path: Path) -> None:
 async def test_reading_only_sees_what_a_running_service_wrote(tmp_path: Path) -> None:
     url = f"sqlite:{tmp_path}/state/state.db"
     service = await open_store(url)
-    await service.hit([Hit("a", MINUTE, 4)])
+    await service.hit([CounterHit("a", MINUTE, 4)])
     store = await open_store(url, read_only=True)
-    assert [5] == await store.hit([Hit("a", MINUTE)])
+    assert [5] == await store.hit([CounterHit("a", MINUTE)])
     assert await service.secret() == await store.secret()
-    assert [5] == await service.hit([Hit("a", MINUTE)])
+    assert [5] == await service.hit([CounterHit("a", MINUTE)])
     for each in (store, service):
         await each.close()
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from gatekeeper.message import crlf
-from gatekeeper.replay.lab.dns import DnsServer
+from gatekeeper.core.message import crlf
 from tests.conftest import require_corpus
+from tests.lab.dns import DnsServer
 from tests.milter_client import MilterClient
 from tests.service import Service, need_milter, until
 from tests.test_arc import expected, suite

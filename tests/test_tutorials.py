@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper import app
-from gatekeeper.config import examine, load
-from gatekeeper.problem import ConfigError
+from gatekeeper.app import app
+from gatekeeper.config.config_file import examine, load
+from gatekeeper.core.problem import ConfigError
 
 UNAUTH = "only Postfix knows where it would send the mail"
 SERVICE = "gatekeeper is a policy service"

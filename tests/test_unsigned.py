@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.unsigned import as_json, read_unsigned, sentences
+from gatekeeper.diagnose.unsigned_mail import as_json, read_unsigned_mail, sentences
 from tests.milter_client import MilterClient
 from tests.service import Service, need_milter
 from tests.signing_world import write_key
@@ -64,7 +64,7 @@ def log() -> Iterator[list[str]]:
 
 
 def test_what_looked_ours_and_was_not_signed_is_counted_by_its_cause(log: list[str]) -> None:
-    found = read_unsigned(log)
+    found = read_unsigned_mail(log)
     assert (1, 3) == (found.signed, found.missed)
     expected = {"sign.ok": 1, "sign.bad_key": 2, "sign.no_match": 2, "sign.external": 1}
     assert expected == found.reasons
@@ -89,6 +89,6 @@ def test_the_report_is_for_people_and_for_programs(
 
 @given(st.lists(st.text()))
 def test_any_lines_can_be_a_log(lines: list[str]) -> None:
-    found = read_unsigned([*lines, *(f" side=milter reasons=sign.external why={line}" for line in lines)])
+    found = read_unsigned_mail([*lines, *(f" side=milter reasons=sign.external why={line}" for line in lines)])
     assert all(line.isprintable() for line in sentences(found))
     assert as_json(found)["missed"] == 0

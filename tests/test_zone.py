@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.dnsname import to_name, to_text
-from gatekeeper.problem import ConfigError, Problem
-from gatekeeper.zone import Fault, Found, Zone
+from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.dnsclient.names import to_name, to_text
+from gatekeeper.dnsclient.zone import Fault, Zone, ZoneAnswer
 
 WORLD = r"""
 ; what this world is for
@@ -42,7 +42,7 @@ def zone() -> Zone:
     return Zone.parse(WORLD)
 
 
-def data(found: Found) -> list[str]:
+def data(found: ZoneAnswer) -> list[str]:
     return [str(item) for rrset in found.rrsets for item in rrset]
 
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from gatekeeper import canonical
+from gatekeeper.auth import canonicalization
 from gatekeeper.auth.arc_set import ArcSet, BadChain, parse_chain
 from gatekeeper.auth.digests import Digests, unsigned
 from gatekeeper.auth.dkim import CLOCK_SKEW
 from gatekeeper.auth.dkim_key import PublicKey, parse_key
-from gatekeeper.auth.stated import Stated, parse_stated
-from gatekeeper.message import Header
-from gatekeeper.resolver import Answer, DNSError, Resolver, ask, recall
+from gatekeeper.auth.received_results import ReceivedResults, parse_received_results
+from gatekeeper.core.message import Header
+from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver, known_answer, query_or_error
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,11 @@ class Hop:
 
     domain: str
     selector: str
-    stated: Stated
+    stated: ReceivedResults
 
 
 @dataclass(frozen=True, slots=True)
-class Arc:
+class ArcFinding:
     """The chain: its `hops` from the first instance on, filled only if it passes.
 
     `oldest_pass` is the lowest instance whose ARC-Message-Signature still verifies, 0 if all do (RFC 8617 section
@@ -66,7 +66,7 @@ class Arc:
     signs_from: bool = False
 
 
-NO_CHAIN = Arc(ArcResult.NONE, "the message has no ARC sets")
+NO_CHAIN = ArcFinding(ArcResult.NONE, "the message has no ARC sets")
 
 
 class _Stop(Exception):
@@ -74,7 +74,7 @@ class _Stop(Exception):
 
     def __init__(self, reason: str, result: ArcResult = ArcResult.FAIL) -> None:
         super().__init__(reason)
-        self.arc = Arc(result, reason)
+        self.arc = ArcFinding(result, reason)
 
 
 class ArcVerifier:
@@ -88,7 +88,7 @@ class ArcVerifier:
         self._digests = digests
         self._now = now
         self._keys: dict[str, Answer | DNSError] = {}
-        self._arc: Arc | None = None
+        self._arc: ArcFinding | None = None
         self._sets: tuple[ArcSet, ...] = ()
         try:
             self._sets = parse_chain(headers)
@@ -96,7 +96,7 @@ class ArcVerifier:
                 self._arc = NO_CHAIN
             self._check_statuses()
         except BadChain as error:
-            self._arc = Arc(ArcResult.FAIL, str(error))
+            self._arc = ArcFinding(ArcResult.FAIL, str(error))
         if self._arc is None:
             for arc in self._sets:
                 digests.want(arc.signature)
@@ -115,7 +115,7 @@ class ArcVerifier:
         if self._arc is None:
             await self._fetch(resolver, [*self._key_names()][:_AHEAD])
 
-    async def result(self, resolver: Resolver) -> Arc:
+    async def result(self, resolver: Resolver) -> ArcFinding:
         """What the chain says. Ends the body."""
         if self._arc is None:
             try:
@@ -124,7 +124,7 @@ class ArcVerifier:
                 self._arc = stop.arc
             except Exception:
                 logger.exception("validating an ARC chain failed")
-                self._arc = Arc(ArcResult.FAIL, "it could not be processed")
+                self._arc = ArcFinding(ArcResult.FAIL, "it could not be processed")
         return self._arc
 
     def _key_names(self) -> Iterator[str]:
@@ -135,15 +135,15 @@ class ArcVerifier:
     async def _fetch(self, resolver: Resolver, names: Iterable[str]) -> None:
         wanted = []
         for name in names:
-            if name not in self._keys and (found := recall(resolver, name, "TXT")) is not None:
+            if name not in self._keys and (found := known_answer(resolver, name, "TXT")) is not None:
                 self._keys[name] = found
             elif name not in self._keys:
                 wanted.append(name)
         if wanted:
-            answers = await asyncio.gather(*(ask(resolver, name, "TXT") for name in wanted))
+            answers = await asyncio.gather(*(query_or_error(resolver, name, "TXT") for name in wanted))
             self._keys.update(zip(wanted, answers, strict=True))
 
-    async def _validate(self, resolver: Resolver) -> Arc:
+    async def _validate(self, resolver: Resolver) -> ArcFinding:
         """RFC 8617 section 5.2, steps 4 to 6. Raises _Stop."""
         await self.fetch(resolver)
         newest = len(self._sets)
@@ -154,12 +154,12 @@ class ArcVerifier:
         for instance in range(newest - 1, 0, -1):
             self._verify_seal(instance, seals[instance - 1])
         hops = tuple(
-            Hop(arc.seal.domain, arc.seal.selector, parse_stated(self._headers[arc.results_place].value))
+            Hop(arc.seal.domain, arc.seal.selector, parse_received_results(self._headers[arc.results_place].value))
             for arc in self._sets
         )
         reason = f"i={newest}, sealed by {hops[-1].domain}"
         signs_from = b"from" in self._sets[-1].signature.names
-        return Arc(ArcResult.PASS, reason, hops, self._oldest_pass(), signs_from)
+        return ArcFinding(ArcResult.PASS, reason, hops, self._oldest_pass(), signs_from)
 
     def _verify_signature(self, instance: int) -> None:
         arc = self._sets[instance - 1]
@@ -211,7 +211,7 @@ class ArcVerifier:
             for place in (arc.results_place, arc.signature_place):
                 so_far.update(self._digests.canonical(place, relaxed=True) + b"\r\n")
             own = so_far.copy()
-            own.update(canonical.header(unsigned(self._headers[arc.seal_place]), relaxed=True))
+            own.update(canonicalization.header(unsigned(self._headers[arc.seal_place]), relaxed=True))
             digests.append(own.digest())
             so_far.update(self._digests.canonical(arc.seal_place, relaxed=True) + b"\r\n")
         return digests

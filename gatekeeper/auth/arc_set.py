@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from gatekeeper.auth.dkim_signature import Signature, parse_domain_tags, parse_signed_parts
 from gatekeeper.auth.tags import parse_base64, parse_tags
-from gatekeeper.message import Header
+from gatekeeper.core.message import Header
 
 MAX_INSTANCE = 50
 """RFC 8617 section 4.2.1."""

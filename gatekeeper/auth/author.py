@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from gatekeeper.auth.domain import normal
+from gatekeeper.auth.domains import normal_domain
 from gatekeeper.auth.mailbox import usual_mailbox
-from gatekeeper.message import Header
+from gatekeeper.core.message import Header
 
 _MAX_LENGTH = 65536  # characters of a From field
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
@@ -156,7 +156,7 @@ def _addr_spec(tokens: list[_Token]) -> str:
     if [token.kind for token in right] == ["literal"]:
         raise ValueError("From has an address literal for a domain")
     alternate = all(token.kind == "atom" if n % 2 == 0 else token.is_special(".") for n, token in enumerate(right))
-    domain = normal("".join(token.text for token in right)) if alternate and len(right) % 2 else ""
+    domain = normal_domain("".join(token.text for token in right)) if alternate and len(right) % 2 else ""
     if not domain:
         raise ValueError("From has an address with a malformed domain")
     return domain

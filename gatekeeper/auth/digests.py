@@ -8,9 +8,9 @@ wants it, not once a signature; DKIM and ARC share it. Knows neither keys nor DN
 import hashlib
 from collections.abc import Sequence
 
-from gatekeeper import canonical
+from gatekeeper.auth import canonicalization
 from gatekeeper.auth.dkim_signature import Signature, without_signature
-from gatekeeper.message import Header
+from gatekeeper.core.message import Header
 
 
 class Digests:
@@ -18,7 +18,7 @@ class Digests:
 
     def __init__(self, headers: Sequence[Header]) -> None:
         self._headers = headers
-        self._bodies: dict[bool, canonical.BodyHash] = {}  # by whether it is relaxed
+        self._bodies: dict[bool, canonicalization.BodyHash] = {}  # by whether it is relaxed
         self._places: dict[bytes, list[int]] = {}
         self._forms: dict[tuple[int, bool], bytes] = {}  # signatures mostly cover the same fields
 
@@ -28,7 +28,7 @@ class Digests:
         if relaxed in self._bodies:
             self._bodies[relaxed].want(limit)
         else:
-            self._bodies[relaxed] = canonical.BodyHash(relaxed, limit)
+            self._bodies[relaxed] = canonicalization.BodyHash(relaxed, limit)
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -59,14 +59,14 @@ class Digests:
                 places = left[name] = [place for place in self._places.get(name, ()) if place != index]
             if places:
                 lines.append(self.canonical(places.pop(), relaxed))
-        lines.append(canonical.header(unsigned(self._headers[index]), relaxed))
+        lines.append(canonicalization.header(unsigned(self._headers[index]), relaxed))
         return hashlib.sha256(b"\r\n".join(lines)).digest()
 
     def canonical(self, place: int, relaxed: bool) -> bytes:
         """The canonical form of the field at `place`, without the final CRLF."""
         form = self._forms.get((place, relaxed))
         if form is None:
-            form = self._forms[place, relaxed] = canonical.header(self._headers[place], relaxed)
+            form = self._forms[place, relaxed] = canonicalization.header(self._headers[place], relaxed)
         return form
 
 

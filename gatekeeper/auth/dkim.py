@@ -17,8 +17,8 @@ from enum import StrEnum
 from gatekeeper.auth.digests import Digests
 from gatekeeper.auth.dkim_key import MINIMUM_RSA_BITS, PublicKey, parse_key
 from gatekeeper.auth.dkim_signature import Signature, parse_signature
-from gatekeeper.message import Header
-from gatekeeper.resolver import Answer, DNSError, Resolver, ask, recall
+from gatekeeper.core.message import Header
+from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver, known_answer, query_or_error
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class DkimResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Dkim:
+class DkimFinding:
     """What came out for one signature. `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008).
 
     `testing` is the key's t=y; `no_key` means that its name does not exist in the DNS,
@@ -61,7 +61,7 @@ class Dkim:
     tried: bool = False
 
 
-NOT_SIGNED = Dkim(DkimResult.NONE, reason="the message is not signed")
+NOT_SIGNED = DkimFinding(DkimResult.NONE, reason="the message is not signed")
 
 
 class DkimVerifier:
@@ -95,7 +95,7 @@ class DkimVerifier:
             if not signature.problem:
                 self.digests.want(signature)
         self._keys: dict[str, Answer | DNSError] = {}
-        self._results: tuple[Dkim, ...] | None = None
+        self._results: tuple[DkimFinding, ...] | None = None
         self._twice: dict[bytes, int] | None = None
 
     @property
@@ -112,7 +112,7 @@ class DkimVerifier:
         names = {_key_name(signature) for _, signature in self._signatures if not self._objection(signature)}
         wanted = []
         for name in sorted(names - self._keys.keys()):
-            if (found := recall(resolver, name, "TXT")) is None:
+            if (found := known_answer(resolver, name, "TXT")) is None:
                 wanted.append(name)
             else:
                 self._keys[name] = found
@@ -122,25 +122,25 @@ class DkimVerifier:
             await asyncio.gather(*(self._fetch(resolver, name) for name in wanted))
 
     async def _fetch(self, resolver: Resolver, name: str) -> None:
-        self._keys[name] = await ask(resolver, name, "TXT")
+        self._keys[name] = await query_or_error(resolver, name, "TXT")
 
-    async def results(self, resolver: Resolver) -> tuple[Dkim, ...]:
+    async def results(self, resolver: Resolver) -> tuple[DkimFinding, ...]:
         """One finding for each signature, from the top; a single `none` if there is none. Ends the body."""
         await self.fetch(resolver)
         if self._results is None:
             self._results = self._verify_all()
         return self._results
 
-    def results_so_far(self) -> tuple[Dkim, ...]:
+    def results_so_far(self) -> tuple[DkimFinding, ...]:
         """The findings by the keys that are known; `temperror` for those that are not. Ends the body."""
         return self._verify_all()
 
-    def results_with(self, keys: Mapping[str, Answer]) -> tuple[Dkim, ...]:
+    def results_with(self, keys: Mapping[str, Answer]) -> tuple[DkimFinding, ...]:
         """The findings by `keys`, the key records by their names, instead of the DNS. Ends the body."""
         self._keys = dict(keys)
         return self._verify_all()
 
-    def _verify_all(self) -> tuple[Dkim, ...]:
+    def _verify_all(self) -> tuple[DkimFinding, ...]:
         found = []
         for index, signature in self._signatures:
             finding = _describe(signature)
@@ -150,10 +150,10 @@ class DkimVerifier:
                 logger.exception("verifying a signature of %s failed", signature.domain)
                 found.append(replace(finding, result=DkimResult.NEUTRAL, reason="it could not be processed"))
         if self._ignored:
-            found.append(Dkim(DkimResult.NEUTRAL, reason=f"{self._ignored} more signatures were not looked at"))
+            found.append(DkimFinding(DkimResult.NEUTRAL, reason=f"{self._ignored} more signatures were not looked at"))
         return tuple(found) or (NOT_SIGNED,)
 
-    def _verify(self, finding: Dkim, index: int, signature: Signature) -> Dkim:
+    def _verify(self, finding: DkimFinding, index: int, signature: Signature) -> DkimFinding:
         objection = self._objection(signature)
         if objection:
             result = DkimResult.PERMERROR if signature.problem else DkimResult.FAIL
@@ -209,7 +209,9 @@ _PREFERRED = (DkimResult.PASS, DkimResult.POLICY, DkimResult.FAIL, DkimResult.PE
 """Of several keys at one name, the one that says most (RFC 6376 section 6.1.2)."""
 
 
-def _judge(finding: Dkim, signature: Signature, key: PublicKey | str, digest: bytes, intact: bool, length: int) -> Dkim:
+def _judge(
+    finding: DkimFinding, signature: Signature, key: PublicKey | str, digest: bytes, intact: bool, length: int
+) -> DkimFinding:
     """The finding with one key: `digest` of the header, whether the body is `intact`, its canonical `length`."""
     if isinstance(key, str):
         return replace(finding, tried=True, result=DkimResult.PERMERROR, reason=key)
@@ -240,9 +242,9 @@ def _with(key: PublicKey, signature: Signature, digest: bytes, intact: bool, len
     return DkimResult.PASS, reason
 
 
-def _describe(signature: Signature) -> Dkim:
+def _describe(signature: Signature) -> DkimFinding:
     """What is known of a signature before it is judged."""
-    return Dkim(
+    return DkimFinding(
         DkimResult.NEUTRAL,
         signature.domain,
         signature.selector,

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from gatekeeper.auth.domain import is_within, normal
+from gatekeeper.auth.domains import is_within, normal_domain
 from gatekeeper.auth.tags import parse_base64, parse_list, parse_tags
-from gatekeeper.message import Header
-from gatekeeper.verdict import printable
+from gatekeeper.core.message import Header
+from gatekeeper.core.verdict import printable
 
 _NUMBER = re.compile(rb"[0-9]{1,15}\Z")
 _LENGTH = re.compile(rb"[0-9]{1,76}\Z")
@@ -129,8 +129,8 @@ def parse_signed_parts(
 
 def _partial(tags: dict[bytes, bytes]) -> Signature:
     return Signature(
-        domain=normal(_text(tags.get(b"d", b""))),
-        selector=normal(_text(tags.get(b"s", b""))),
+        domain=normal_domain(_text(tags.get(b"d", b""))),
+        selector=normal_domain(_text(tags.get(b"s", b""))),
         algorithm=printable(_text(tags.get(b"a", b"")), 20),
     )
 
@@ -142,7 +142,7 @@ def _identity(value: bytes | None, domain: str) -> tuple[str, str]:
     # dkim-quoted-printable (RFC 6376 section 2.11), where white space means nothing
     plain = _QUOTED.sub(lambda match: bytes([int(match[1], 16)]), value.translate(None, b" \t\r\n"))
     local, at, host = plain.rpartition(b"@")
-    name = normal(_text(host))
+    name = normal_domain(_text(host))
     if not at or not name or not is_within(name, domain):
         raise ValueError("the identity (i=) does not lie within the domain (d=)")
     return f"{printable(_text(local), 64)}@{name}", name

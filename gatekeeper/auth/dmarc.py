@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from gatekeeper.auth.author import from_domain
-from gatekeeper.auth.dkim import Dkim, DkimResult
-from gatekeeper.auth.dmarc_record import Policy, Record, the_record
-from gatekeeper.auth.domain import is_within
-from gatekeeper.auth.spf import Spf, SpfResult
-from gatekeeper.message import Header
-from gatekeeper.resolver import DNSError, Resolver
+from gatekeeper.auth.dkim import DkimFinding, DkimResult
+from gatekeeper.auth.dmarc_record import DmarcPolicy, DmarcRecord, find_record
+from gatekeeper.auth.domains import is_within
+from gatekeeper.auth.spf import SpfFinding, SpfResult
+from gatekeeper.core.message import Header
+from gatekeeper.dnsclient.resolver import DNSError, Resolver
 
-__all__ = ["Dmarc", "DmarcResult", "Policy", "check_dmarc", "discover", "from_domain"]
+__all__ = ["DmarcFinding", "DmarcPolicy", "DmarcResult", "check_dmarc", "discover", "from_domain"]
 
 _MAX_LABELS = 8
 """A longer name is cut to one label less after the first question, so that no walk takes more than 8."""
@@ -34,7 +34,7 @@ class DmarcResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Dmarc:
+class DmarcFinding:
     """What came out. `domain` is that of From, `record_domain` the name whose record applies. `organizational` is
     empty where it made no difference and so was not looked for.
 
@@ -47,14 +47,14 @@ class Dmarc:
     domain: str = ""
     organizational: str = ""
     record_domain: str = ""
-    policy: Policy = Policy.NONE
-    published: Policy = Policy.NONE
+    policy: DmarcPolicy = DmarcPolicy.NONE
+    published: DmarcPolicy = DmarcPolicy.NONE
     reason: str = ""
     spf_aligned: bool = False
     dkim_aligned: bool = False
     testing: bool = False
     record_policy: str = ""
-    record: Record | None = field(default=None, compare=False)
+    record: DmarcRecord | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Walk:
     """One tree walk: the records on the way up, and whether DNS trouble ended it."""
 
     start: str
-    records: list[tuple[str, Record]] = field(default_factory=list)
+    records: list[tuple[str, DmarcRecord]] = field(default_factory=list)
     broken: bool = False
 
     @property
@@ -75,7 +75,7 @@ class _Walk:
                 return _last_labels(self.start, name.count(".") + 2)
         return self.records[-1][0] if self.records else self.start
 
-    def applicable(self) -> tuple[str, Record] | None:
+    def applicable(self) -> tuple[str, DmarcRecord] | None:
         """The record whose policy applies: at the domain, else at its organizational domain, else at its public
         suffix domain (section 4.10.1)."""
         by_name = dict(self.records)
@@ -86,18 +86,20 @@ class _Walk:
         return None
 
 
-async def check_dmarc(resolver: Resolver, headers: Sequence[Header], spf: Spf, dkim: Sequence[Dkim]) -> Dmarc:
+async def check_dmarc(
+    resolver: Resolver, headers: Sequence[Header], spf: SpfFinding, dkim: Sequence[DkimFinding]
+) -> DmarcFinding:
     """The finding for a message with these fields. `spf` is the finding for MAIL FROM (for the null sender, that is
     the HELO identity). Nothing is raised."""
     author = from_domain(headers)
     if author.problem:
-        return Dmarc(DmarcResult.PERMERROR, reason=author.problem)
+        return DmarcFinding(DmarcResult.PERMERROR, reason=author.problem)
     walks = _Walks(resolver)
     passed = (_passed(spf), _passed(*dkim))
     if passing := await walks.without_walking(author.domain, *passed):
         return passing
     walk = await walks.walk(author.domain)
-    finding = Dmarc(DmarcResult.NONE, author.domain, walk.organizational)
+    finding = DmarcFinding(DmarcResult.NONE, author.domain, walk.organizational)
     found = walk.applicable()
     if walk.broken and (found is None or found[0] != author.domain):
         return replace(finding, result=DmarcResult.TEMPERROR, reason="the DMARC record could not be looked up")
@@ -137,12 +139,12 @@ async def discover(resolver: Resolver, headers: Sequence[Header]) -> None:
             pass
 
 
-def _passed(*findings: Spf | Dkim) -> list[str]:
+def _passed(*findings: SpfFinding | DkimFinding) -> list[str]:
     """The domains that passed."""
     return [one.domain for one in findings if one.result in (SpfResult.PASS, DkimResult.PASS) and one.domain]
 
 
-def _pass(finding: Dmarc, spf_aligned: bool, dkim_aligned: bool) -> Dmarc:
+def _pass(finding: DmarcFinding, spf_aligned: bool, dkim_aligned: bool) -> DmarcFinding:
     methods = " and ".join(name for name, yes in (("SPF", spf_aligned), ("DKIM", dkim_aligned)) if yes)
     return replace(
         finding,
@@ -153,7 +155,7 @@ def _pass(finding: Dmarc, spf_aligned: bool, dkim_aligned: bool) -> Dmarc:
     )
 
 
-def _published(domain: str, record_domain: str, record: Record, *, exists: bool = True) -> Policy:
+def _published(domain: str, record_domain: str, record: DmarcRecord, *, exists: bool = True) -> DmarcPolicy:
     """The policy that the record has for `domain`, which does or does not exist in the DNS."""
     assert record.policy is not None
     if domain == record_domain:
@@ -163,7 +165,7 @@ def _published(domain: str, record_domain: str, record: Record, *, exists: bool 
     return record.subdomains or record.policy
 
 
-def _undecided(walk: _Walk, record: Record, spf: Spf, dkim: Sequence[Dkim]) -> bool:
+def _undecided(walk: _Walk, record: DmarcRecord, spf: SpfFinding, dkim: Sequence[DkimFinding]) -> bool:
     """True if something could not be checked that, had it passed, might have been aligned."""
 
     def might_align(domain: str, strict: bool) -> bool:
@@ -179,7 +181,7 @@ class _Walks:
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
-        self._records: dict[str, Record | None] = {}
+        self._records: dict[str, DmarcRecord | None] = {}
 
     async def walk(self, start: str) -> _Walk:
         """Walk from `start` to the top, or to a record that ends it (section 4.10)."""
@@ -198,7 +200,7 @@ class _Walks:
             walk.broken = True
         return walk
 
-    async def without_walking(self, author: str, spf: Sequence[str], dkim: Sequence[str]) -> Dmarc | None:
+    async def without_walking(self, author: str, spf: Sequence[str], dkim: Sequence[str]) -> DmarcFinding | None:
         """The finding for most mail: the author's domain has a record, and what passed has passed for that very name.
 
         Where the organizational domain is makes no difference then, so nobody above is asked: a name server of a top
@@ -212,7 +214,7 @@ class _Walks:
             return None
         if record is None or record.policy is None:
             return None
-        finding = Dmarc(
+        finding = DmarcFinding(
             DmarcResult.PASS,
             author,
             record_domain=author,
@@ -241,9 +243,9 @@ class _Walks:
                 return True
         return None if unknown else False
 
-    async def _at(self, name: str) -> Record | None:
+    async def _at(self, name: str) -> DmarcRecord | None:
         if name not in self._records:
-            self._records[name] = the_record((await self._resolver.query(f"_dmarc.{name}", "TXT")).records)
+            self._records[name] = find_record((await self._resolver.query(f"_dmarc.{name}", "TXT")).records)
         return self._records[name]
 
 

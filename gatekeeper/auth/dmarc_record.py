@@ -14,28 +14,28 @@ _VERSION = re.compile(rb"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 _URI = re.compile(r"(?!mailto:)[a-z][a-z0-9+.-]*:[^\s,!]+|mailto:[^\s,!@]+@[^\s,!@]+", re.IGNORECASE)
 
 
-class Policy(StrEnum):
+class DmarcPolicy(StrEnum):
     """What the domain asks to be done with mail that fails."""
 
     NONE = "none"
     QUARANTINE = "quarantine"
     REJECT = "reject"
 
-    def lowered(self) -> "Policy":
+    def lowered(self) -> "DmarcPolicy":
         """One step milder, for a policy in testing (`t=y`)."""
-        return Policy.QUARANTINE if self is Policy.REJECT else Policy.NONE
+        return DmarcPolicy.QUARANTINE if self is DmarcPolicy.REJECT else DmarcPolicy.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class DmarcRecord:
     """What a record says. `policy` is None if there is neither a valid `p` nor a `rua`: then DMARC does not apply.
 
     `subdomains` is `sp`, `nonexistent` is `np`, None if not said. `psd` is y, n or u.
     """
 
-    policy: Policy | None
-    subdomains: Policy | None = None
-    nonexistent: Policy | None = None
+    policy: DmarcPolicy | None
+    subdomains: DmarcPolicy | None = None
+    nonexistent: DmarcPolicy | None = None
     strict_dkim: bool = False
     strict_spf: bool = False
     testing: bool = False
@@ -43,14 +43,14 @@ class Record:
     rua: tuple[str, ...] = ()
 
 
-def the_record(texts: Iterable[object]) -> Record | None:
+def find_record(texts: Iterable[object]) -> DmarcRecord | None:
     """The record among the TXT records of one name; None if there is none, or more than one (section 4.10)."""
     found = [text for text in texts if isinstance(text, bytes) and _VERSION.match(text)]
     return _parse(found[0]) if len(found) == 1 else None
 
 
 @lru_cache(maxsize=256)
-def _parse(text: bytes) -> Record:
+def _parse(text: bytes) -> DmarcRecord:
     tags: dict[str, str] = {}
     for part in text.decode("ascii", "replace").split(";")[1:]:
         name, equals, value = part.partition("=")
@@ -60,9 +60,9 @@ def _parse(text: bytes) -> Record:
     policies = {name: _policy(tags[name]) for name in ("p", "sp", "np") if name in tags}
     if "p" not in policies or None in policies.values():
         # section 4.10.1: act as if it said p=none, and nothing else, or leave the message alone
-        policies = {"p": Policy.NONE if rua else None}
+        policies = {"p": DmarcPolicy.NONE if rua else None}
     psd = tags.get("psd", "").lower()
-    return Record(
+    return DmarcRecord(
         policy=policies["p"],
         subdomains=policies.get("sp"),
         nonexistent=policies.get("np"),
@@ -74,8 +74,8 @@ def _parse(text: bytes) -> Record:
     )
 
 
-def _policy(value: str) -> Policy | None:
+def _policy(value: str) -> DmarcPolicy | None:
     try:
-        return Policy(value.lower())
+        return DmarcPolicy(value.lower())
     except ValueError:
         return None

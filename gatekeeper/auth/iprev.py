@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address
 
-from gatekeeper.request import Address
-from gatekeeper.resolver import DNSError, Resolver
-from gatekeeper.verdict import printable
+from gatekeeper.core.request import Address
+from gatekeeper.core.verdict import printable
+from gatekeeper.dnsclient.resolver import DNSError, Resolver
 
 _HOSTNAME = re.compile(r"(?=.{1,255}\Z)(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\Z", re.IGNORECASE)
 
@@ -27,7 +27,7 @@ class IprevResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Iprev:
+class IprevFinding:
     """What came out. `name` is set only if it is confirmed; `reverse` is what the first PTR record says, if usable;
     `address` is the client as text."""
 
@@ -38,28 +38,30 @@ class Iprev:
     address: str = ""
 
 
-async def check_iprev(resolver: Resolver, address: Address | None) -> Iprev:
+async def check_iprev(resolver: Resolver, address: Address | None) -> IprevFinding:
     """Look the client up, there and back. DNS trouble is `temperror`; nothing is raised."""
     if address is None:
-        return Iprev(IprevResult.PERMERROR, reason="the client's address is not known")
+        return IprevFinding(IprevResult.PERMERROR, reason="the client's address is not known")
     if isinstance(address, IPv6Address):
         address = address.ipv4_mapped or IPv6Address(int(address))  # without a zone index
     client = str(address)
     try:
         pointers = (await resolver.query(address.reverse_pointer, "PTR")).records
     except DNSError:
-        return Iprev(IprevResult.TEMPERROR, "", "", f"the name of {client} could not be looked up", client)
+        return IprevFinding(IprevResult.TEMPERROR, "", "", f"the name of {client} could not be looked up", client)
     name = str(pointers[0]) if pointers else ""
     if not is_hostname(name):
         why = f"{printable(name, 80)} is no host name" if name else "it has no PTR record"
-        return Iprev(IprevResult.PERMERROR, "", "", f"{client} has no name: {why}", client)
+        return IprevFinding(IprevResult.PERMERROR, "", "", f"{client} has no name: {why}", client)
     try:
         found = (await resolver.query(name, "A" if address.version == 4 else "AAAA")).records
     except DNSError:
-        return Iprev(IprevResult.TEMPERROR, "", name, f"{name} could not be looked up", client)
+        return IprevFinding(IprevResult.TEMPERROR, "", name, f"{name} could not be looked up", client)
     if address in map(_address, found):
-        return Iprev(IprevResult.PASS, name, name, f"{client} is {name}", client)
-    return Iprev(IprevResult.FAIL, "", name, f"{client} is called {name}, which does not lead back to it", client)
+        return IprevFinding(IprevResult.PASS, name, name, f"{client} is {name}", client)
+    return IprevFinding(
+        IprevResult.FAIL, "", name, f"{client} is called {name}, which does not lead back to it", client
+    )
 
 
 def is_hostname(name: str) -> bool:

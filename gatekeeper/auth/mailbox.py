@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The most usual form of From, `Name <user@example.com>` or the address alone, read by one regular expression.
 
-The parsers of From (author.py, signing/sender.py) read tokens, strictly and each in its own way: 60 µs a message. What
-this accepts all of them read alike; anything odd is left to them.
+The parsers of From (author.py, signing/message_sender.py) read tokens, strictly and each in its own way: 60 µs a
+message. What this accepts all of them read alike; anything odd is left to them.
 """
 
 import re
 
-from gatekeeper.auth.domain import normal
+from gatekeeper.auth.domains import normal_domain
 
 _ATOM = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ADDRESS = rb"(" + _ATOM + rb"(?:\.?" + _ATOM + rb")*)@([A-Za-z0-9.-]+)"
@@ -22,5 +22,5 @@ def usual_mailbox(value: bytes) -> tuple[str, str] | None:
     match = _USUAL.fullmatch(value) if len(value) <= _LONGEST else None
     if match is None:
         return None
-    user, domain = match[1] or match[3], normal((match[2] or match[4]).decode("ascii"))
+    user, domain = match[1] or match[3], normal_domain((match[2] or match[4]).decode("ascii"))
     return (user.decode("ascii"), domain) if domain and len(user) <= _LONGEST_USER else None

@@ -15,16 +15,16 @@ from typing import Protocol
 
 from authres.core import AuthenticationResult, AuthenticationResultProperty
 
-from gatekeeper.auth.arc import Arc, ArcResult
-from gatekeeper.auth.claims import claims
-from gatekeeper.auth.dkim import NOT_SIGNED, Dkim
-from gatekeeper.auth.dmarc import Dmarc, DmarcResult
-from gatekeeper.auth.iprev import Iprev
-from gatekeeper.auth.spf import Spf
-from gatekeeper.message import Header
-from gatekeeper.verdict import printable
+from gatekeeper.auth.arc import ArcFinding, ArcResult
+from gatekeeper.auth.dkim import NOT_SIGNED, DkimFinding
+from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
+from gatekeeper.auth.forged_results import claims_to_be_ours
+from gatekeeper.auth.iprev import IprevFinding
+from gatekeeper.auth.spf import SpfFinding
+from gatekeeper.core.message import Header
+from gatekeeper.core.verdict import printable
 
-__all__ = ["Findings", "Method", "authentication_results", "claims", "results_field"]
+__all__ = ["AllFindings", "Method", "authentication_results", "claims_to_be_ours", "results_field"]
 
 
 class Method(StrEnum):
@@ -53,19 +53,19 @@ _LOCAL_PART = re.compile(r"[A-Za-z0-9._+-]{0,64}\Z")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=]{1,8}\Z")
 
 
-class Findings(Protocol):
-    """Where the findings of one message come from: gatekeeper.facts."""
+class AllFindings(Protocol):
+    """Where the findings of one message come from: gatekeeper.pipeline.facts."""
 
-    def iprev(self) -> Coroutine[object, object, Iprev]: ...
-    def spf(self) -> Coroutine[object, object, Spf]: ...
-    def helo_spf(self) -> Coroutine[object, object, Spf]: ...
-    def dkim(self) -> Coroutine[object, object, tuple[Dkim, ...]]: ...
-    def dmarc(self) -> Coroutine[object, object, Dmarc]: ...
-    def arc(self) -> Coroutine[object, object, Arc]: ...
+    def iprev(self) -> Coroutine[object, object, IprevFinding]: ...
+    def spf(self) -> Coroutine[object, object, SpfFinding]: ...
+    def helo_spf(self) -> Coroutine[object, object, SpfFinding]: ...
+    def dkim(self) -> Coroutine[object, object, tuple[DkimFinding, ...]]: ...
+    def dmarc(self) -> Coroutine[object, object, DmarcFinding]: ...
+    def arc(self) -> Coroutine[object, object, ArcFinding]: ...
 
 
 async def authentication_results(
-    authserv_id: str, findings: Findings, methods: Collection[Method] = ALL_METHODS
+    authserv_id: str, findings: AllFindings, methods: Collection[Method] = ALL_METHODS
 ) -> Header:
     """Our field for one message, with what `methods` find out about it; waits for what is not known yet."""
     iprev = await findings.iprev() if Method.IPREV in methods else None
@@ -80,7 +80,7 @@ async def authentication_results(
     return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim, dmarc=dmarc, arc=chain)
 
 
-async def says_nothing(findings: Findings, methods: Collection[Method]) -> bool:
+async def is_empty_result(findings: AllFindings, methods: Collection[Method]) -> bool:
     """True if DKIM is all that is told, and the message is not signed."""
     return tuple(methods) == (Method.DKIM,) and await findings.dkim() == (NOT_SIGNED,)
 
@@ -88,11 +88,11 @@ async def says_nothing(findings: Findings, methods: Collection[Method]) -> bool:
 def results_field(
     authserv_id: str,
     *,
-    iprev: Iprev | None = None,
-    spf: Sequence[Spf] = (),
-    dkim: Sequence[Dkim] = (),
-    dmarc: Dmarc | None = None,
-    arc: Arc | None = None,
+    iprev: IprevFinding | None = None,
+    spf: Sequence[SpfFinding] = (),
+    dkim: Sequence[DkimFinding] = (),
+    dmarc: DmarcFinding | None = None,
+    arc: ArcFinding | None = None,
 ) -> Header:
     """One Authentication-Results field with all methods: printable ASCII, folded with CRLF and a tab."""
     results = [] if iprev is None else [_iprev(iprev)]
@@ -108,16 +108,16 @@ def results_field(
 
 # The same client, domain and policy come again and again, and words, checks and authres take 30 µs a result.
 @lru_cache(maxsize=512)
-def _iprev(found: Iprev) -> str:
+def _iprev(found: IprevFinding) -> str:
     return _result("iprev", found.result, found.reason, ("policy", "iprev", found.address, _ADDRESS))
 
 
 @lru_cache(maxsize=512)
-def _spf(found: Spf) -> str:
+def _spf(found: SpfFinding) -> str:
     return _result("spf", found.result, found.reason, ("smtp", found.identity, found.domain, _TOKEN))
 
 
-def _dkim(found: Dkim) -> str:
+def _dkim(found: DkimFinding) -> str:
     local, at, domain = found.identity.rpartition("@")
     # the local part is the signer's to choose, and it may look like a result
     identity = (local if _LOCAL_PART.match(local) else "") + at + domain if _TOKEN.match(domain) else ""
@@ -134,7 +134,7 @@ def _dkim(found: Dkim) -> str:
 
 
 @lru_cache(maxsize=512)
-def _dmarc(found: Dmarc) -> str:
+def _dmarc(found: DmarcFinding) -> str:
     """With what RFC 9989 registers: `p=` of the record, and where that was found if not at the From domain itself.
 
     `policy.dmarc` is what is to be applied after `sp`, `np` and `t`, as other verifiers tell it.
@@ -152,7 +152,7 @@ def _dmarc(found: Dmarc) -> str:
     )
 
 
-def _arc(found: Arc) -> str:
+def _arc(found: ArcFinding) -> str:
     """RFC 8617 sections 10.2 and 10.3; who wants to seal needs this result in our field."""
     oldest = str(found.oldest_pass) if found.result is ArcResult.PASS else ""
     return _result("arc", found.result, found.reason, ("header", "oldest-pass", oldest, _TOKEN))

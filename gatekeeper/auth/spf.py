@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import spf
 
-from gatekeeper.auth.domain import normal
-from gatekeeper.request import Address
-from gatekeeper.resolver import MX, Answer, DNSError, Record, Resolver, ask, recall
-from gatekeeper.verdict import printable
+from gatekeeper.auth.domains import normal_domain
+from gatekeeper.core.request import Address
+from gatekeeper.core.verdict import printable
+from gatekeeper.dnsclient.resolver import MX, Answer, DNSError, Record, Resolver, known_answer, query_or_error
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class SpfResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Spf:
+class SpfFinding:
     """What came out. `domain` is the one that was judged, `reason` a sentence of ours, and `explanation` the domain's
     own words for a `fail` (empty if it has none): printable ASCII on one line. `mechanism` is the term of the domain's
     own record that matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did."""
@@ -75,7 +75,9 @@ class Spf:
         return not _HALF_THE_WORLD.search(self.mechanism)
 
 
-async def check_mail_from(resolver: Resolver, *, address: Address | None, helo: str, sender: str, receiver: str) -> Spf:
+async def check_mail_from(
+    resolver: Resolver, *, address: Address | None, helo: str, sender: str, receiver: str
+) -> SpfFinding:
     """SPF for the MAIL FROM identity; for the null sender that is `postmaster@helo` (RFC 7208 section 2.4).
 
     `receiver` is our host name, for the `%{r}` macro. DNS trouble is `temperror`; nothing is raised.
@@ -86,29 +88,29 @@ async def check_mail_from(resolver: Resolver, *, address: Address | None, helo: 
     return await _check(resolver, "mailfrom", address, local or "postmaster", domain, helo, receiver)
 
 
-async def check_helo(resolver: Resolver, *, address: Address | None, helo: str, receiver: str) -> Spf:
+async def check_helo(resolver: Resolver, *, address: Address | None, helo: str, receiver: str) -> SpfFinding:
     """SPF for the HELO identity (RFC 7208 section 2.3). DNS trouble is `temperror`; nothing is raised."""
     return await _check(resolver, "helo", address, "postmaster", helo, helo, receiver)
 
 
 async def _check(
     resolver: Resolver, identity: Identity, address: Address | None, local: str, domain: str, helo: str, receiver: str
-) -> Spf:
-    name = normal(domain.removesuffix("."))
-    nothing = Spf(SpfResult.NONE, identity, name)
+) -> SpfFinding:
+    name = normal_domain(domain.removesuffix("."))
+    nothing = SpfFinding(SpfResult.NONE, identity, name)
     if address is None:
         return replace(nothing, reason="the client's address is not known")
     # RFC 7208 section 4.3: neither a literal, nor a name of one label, nor a malformed one has a policy
     if "." not in name or name.rpartition(".")[2].isdigit():
         return replace(nothing, reason=f"{printable(domain, 80) or 'the empty name'} is no domain that could have one")
     if remembered := _recall(resolver, address, name):
-        return Spf(remembered[0], identity, name, *remembered[1:])
-    answer = await ask(resolver, name, "TXT")
+        return SpfFinding(remembered[0], identity, name, *remembered[1:])
+    answer = await query_or_error(resolver, name, "TXT")
     if isinstance(answer, Answer) and not any(
         isinstance(text, bytes) and _RECORD.match(text) for text in answer.records
     ):
         return replace(nothing, reason=f"{name} publishes no SPF record")  # most often so, and pyspf takes its time
-    evaluation = _Evaluation(address, local, name, normal(helo) or "unknown", receiver, resolver)
+    evaluation = _Evaluation(address, local, name, normal_domain(helo) or "unknown", receiver, resolver)
     evaluation.answers[name, "TXT"] = answer
     try:
         result, explanation, reason = evaluation.outcome()
@@ -120,7 +122,7 @@ async def _check(
             result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
     outcome = (result, explanation, printable(reason, 200), printable(evaluation.mechanism or "", 200))
     _keep(outcome, evaluation, address)
-    return Spf(result, identity, name, *outcome[1:])
+    return SpfFinding(result, identity, name, *outcome[1:])
 
 
 _Outcome = tuple[SpfResult, str, str, str]
@@ -135,7 +137,7 @@ def _recall(resolver: Resolver, address: Address, name: str) -> _Outcome | None:
     that `resolver` remembers: 5 µs instead of 250 for what pyspf takes."""
     outcome, answers = _outcomes.get((address, name), _NO_OUTCOME)
     for (asked, type), answer in answers.items():
-        if recall(resolver, asked, type) is not answer:
+        if known_answer(resolver, asked, type) is not answer:
             return None
     return outcome
 
@@ -225,9 +227,9 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
     async def gather(self, resolver: Resolver, questions: tuple[tuple[str, str], ...]) -> None:
         """Ask what is missing, all at once; trouble is kept as the answer."""
         if len(questions) == 1:  # mostly so, and a task costs more than a warm answer
-            self.answers[questions[0]] = await ask(resolver, *questions[0])
+            self.answers[questions[0]] = await query_or_error(resolver, *questions[0])
         else:
-            answers = await asyncio.gather(*(ask(resolver, *question) for question in questions))
+            answers = await asyncio.gather(*(query_or_error(resolver, *question) for question in questions))
             self.answers.update(zip(questions, answers, strict=True))
 
     def explanation(self, text: object) -> str:
@@ -264,7 +266,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
 
     def _answer(self, name: str, qtype: str) -> Answer | DNSError | None:
         """What was gathered, or is remembered, and then holds for this whole evaluation."""
-        answer = self.answers.get((name, qtype)) or recall(self._resolver, name, qtype)
+        answer = self.answers.get((name, qtype)) or known_answer(self._resolver, name, qtype)
         if answer is not None:
             self.answers[name, qtype] = answer
         return answer

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from gatekeeper.cli import access, dkim, greylist, opendkim, questions, records, rotate, services, sessions
-from gatekeeper.cli.shared import CONFIGURATION, OK, TEMPORARY, USAGE
+from gatekeeper.cli import access, diagnose, dkim, dkim_rotate, greylist, opendkim, records, replay, run
+from gatekeeper.cli.common import CONFIGURATION, OK, TEMPORARY, USAGE
 
 FAMILIES = {
     "dkim": "the keys that we sign with: make, publish, test and change them",
@@ -50,8 +50,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    from gatekeeper.problem import ConfigError
-    from gatekeeper.store import StoreError
+    from gatekeeper.core.problem import ConfigError
+    from gatekeeper.stores.store import StoreError
 
     try:
         return command(options)
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (services, questions, sessions, opendkim, dkim, rotate, records, greylist, access):
+    for group in (run, diagnose, replay, opendkim, dkim, dkim_rotate, records, greylist, access):
         group.add_to(add)
     return top
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gatekeeper.cli.shared import FINDING, OK, TEMPORARY, USAGE, Add, config_path, print_lines
+from gatekeeper.cli.common import FINDING, OK, TEMPORARY, USAGE, Add, config_path, print_lines
 
 if TYPE_CHECKING:
-    from gatekeeper.entry import Entry
+    from gatekeeper.config.access_entry import AccessEntry
 
 
 def add_to(add: Add) -> None:
@@ -31,33 +31,33 @@ def _add_key(command: argparse.ArgumentParser) -> None:
 
 def allow(options: argparse.Namespace) -> int:
     """Add an OK."""
-    from gatekeeper import entry
+    from gatekeeper.config import access_entry
 
-    return _add(options, lambda: entry.allow(options.key, options.reason, options.condition, options.kind))
+    return _add(options, lambda: access_entry.allow(options.key, options.reason, options.condition, options.kind))
 
 
 def deny(options: argparse.Namespace) -> int:
     """Add a REJECT."""
-    from gatekeeper import entry
+    from gatekeeper.config import access_entry
 
-    return _add(options, lambda: entry.deny(options.key, options.text, options.kind))
+    return _add(options, lambda: access_entry.deny(options.key, options.text, options.kind))
 
 
-def _add(options: argparse.Namespace, make: "Callable[[], Entry]") -> int:
+def _add(options: argparse.Namespace, make: "Callable[[], AccessEntry]") -> int:
     """Write the entry and say what it does. 1 if an earlier line stands in its way, or nothing asks its table yet."""
-    from gatekeeper import config, entry
+    from gatekeeper.config import access_entry, config_file
 
     try:
         wanted = make()
-    except entry.Refused as refused:
+    except access_entry.EntryRefused as refused:
         print(f"gatekeeper: {refused}", file=sys.stderr)
         return USAGE
     path = config_path(options)
-    loaded = config.load(path) if path else config.defaults()
-    folder = (path or config.DEFAULT_PATH).resolve().parent
+    loaded = config_file.load(path) if path else config_file.defaults()
+    folder = (path or config_file.DEFAULT_PATH).resolve().parent
     try:
-        added = entry.add(loaded, wanted, folder)
-    except entry.Refused as refused:
+        added = access_entry.add(loaded, wanted, folder)
+    except access_entry.EntryRefused as refused:
         print(f"gatekeeper: {refused}", file=sys.stderr)
         return FINDING
     except OSError as error:

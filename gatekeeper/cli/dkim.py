@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from gatekeeper.cli.shared import (
+from gatekeeper.cli.common import (
     FINDING,
     OK,
     TEMPORARY,
@@ -23,12 +23,13 @@ from gatekeeper.cli.shared import (
     print_lines,
     resolving,
 )
+from gatekeeper.opendkim import mapping
 
 if TYPE_CHECKING:
-    from gatekeeper.config import Config
-    from gatekeeper.published.dkim import Published
-    from gatekeeper.published.key_record import KeyRecord
-    from gatekeeper.resolver import Resolver
+    from gatekeeper.config.config_file import Config
+    from gatekeeper.dnsclient.resolver import Resolver
+    from gatekeeper.records.dkim import PublishedKey
+    from gatekeeper.records.key_record import KeyRecord
     from gatekeeper.signing.keys import PrivateKey
     from gatekeeper.signing.tables import TableKey
 
@@ -113,10 +114,10 @@ def add_opendkim(command: argparse.ArgumentParser) -> None:
 
 def genkey(options: argparse.Namespace) -> int:
     """The two files of opendkim-genkey, and the lines for the tables."""
-    from gatekeeper import config
-    from gatekeeper.published import new_key
-    from gatekeeper.published.key_record import Terms
-    from gatekeeper.sign_plan import key_owners
+    from gatekeeper.app.signing_plan import key_owners
+    from gatekeeper.config import config_file
+    from gatekeeper.records import new_key
+    from gatekeeper.records.key_record import Terms
 
     domain, selector = domain_name(options.domain), selector_name(options.selector)
 
@@ -124,7 +125,7 @@ def genkey(options: argparse.Namespace) -> int:
         if options.verbose:
             print(f"gatekeeper: {what}", file=sys.stderr)
 
-    path = config.find(options.config)
+    path = config_file.find(options.config)
     step(f"making an {options.type} key")
     try:
         made = new_key.write(
@@ -141,7 +142,7 @@ def genkey(options: argparse.Namespace) -> int:
                 subdomains=options.subdomains,
             ),
             absolute=options.append_domain,
-            owners=key_owners(config.load(path) if path else config.defaults()),
+            owners=key_owners(config_file.load(path) if path else config_file.defaults()),
             replace=options.overwrite,
         )
     except FileExistsError as error:
@@ -162,15 +163,15 @@ def genkey(options: argparse.Namespace) -> int:
 
 def testkey(options: argparse.Namespace) -> int:
     """Each key in a line with what there is to know about it."""
-    from gatekeeper.published import Remark
-    from gatekeeper.published.dkim import examine
+    from gatekeeper.records.dkim import examine
+    from gatekeeper.records.remark import Remark
 
     config, keys = _chosen(options)
 
     async def work(resolver: "Resolver") -> int:
         limit = asyncio.Semaphore(_AT_ONCE)
 
-        async def one_of(key: _Key) -> "Published":
+        async def one_of(key: _Key) -> "PublishedKey":
             async with limit:
                 return await examine(resolver, key.domain, key.selector, key.private)
 
@@ -192,8 +193,8 @@ def testkey(options: argparse.Namespace) -> int:
     return resolving(options, config.dns, work)
 
 
-def _tell(found: "Published", private: "PrivateKey | None", verbose: int) -> None:
-    from gatekeeper.verdict import printable
+def _tell(found: "PublishedKey", private: "PrivateKey | None", verbose: int) -> None:
+    from gatekeeper.core.verdict import printable
 
     word = "cannot tell" if found.trouble else "OK" if found.good else "WRONG"
     about = [f"{found.key.kind}, {found.key.bits} bits"] if found.key else []
@@ -210,7 +211,7 @@ def _tell(found: "Published", private: "PrivateKey | None", verbose: int) -> Non
             print(f"  TXT {printable(record.decode('utf-8', 'replace'), 2000)}")
 
 
-def _as_json(found: "Published") -> dict[str, object]:
+def _as_json(found: "PublishedKey") -> dict[str, object]:
     return {
         "name": found.name,
         "domain": found.domain,
@@ -227,7 +228,7 @@ def _as_json(found: "Published") -> dict[str, object]:
 
 def dns(options: argparse.Namespace) -> int:
     """The records in one of their forms."""
-    from gatekeeper.published.key_record import KeyRecord
+    from gatekeeper.records.key_record import KeyRecord
     from gatekeeper.signing.keys import BadKey
 
     status, records = OK, []
@@ -265,13 +266,13 @@ def _written(records: "list[KeyRecord]", options: argparse.Namespace) -> Iterato
 
 def report(options: argparse.Namespace) -> int:
     """The sum over all logs; 1 if mail that looked ours was not signed."""
-    from gatekeeper import unsigned
+    from gatekeeper.diagnose import unsigned_mail
 
-    found = unsigned.read_unsigned(line for path in options.logs for line in log_lines(path))
+    found = unsigned_mail.read_unsigned_mail(line for path in options.logs for line in log_lines(path))
     if options.json:
-        print_json(unsigned.as_json(found))
+        print_json(unsigned_mail.as_json(found))
     else:
-        print_lines(unsigned.sentences(found))
+        print_lines(unsigned_mail.sentences(found))
     return FINDING if found.missed else OK
 
 
@@ -283,7 +284,7 @@ def _chosen(options: argparse.Namespace) -> "tuple[Config, list[_Key]]":
     if options.key and not (domain and selector):
         usage("-k needs -d and -s: a key does not know where its record stands")
     if options.key:
-        from gatekeeper.sign_plan import key_owners
+        from gatekeeper.app.signing_plan import key_owners
         from gatekeeper.signing.keys import read_key
 
         private, problems = read_key(options.key.absolute(), owners=key_owners(config), require_safe=False)
@@ -310,7 +311,7 @@ def _chosen(options: argparse.Namespace) -> "tuple[Config, list[_Key]]":
 
 def table_keys(config: "Config") -> "list[TableKey]":
     """The keys of the configured tables; what is wrong with them goes to stderr."""
-    from gatekeeper.sign_plan import key_table
+    from gatekeeper.app.signing_plan import key_table
 
     keys, problems = key_table(config)
     for problem in problems:
@@ -320,22 +321,20 @@ def table_keys(config: "Config") -> "list[TableKey]":
 
 def the_config(options: argparse.Namespace) -> "Config":
     """What -x or --config names. Raises ConfigError."""
-    from gatekeeper import config
-    from gatekeeper.cli.shared import config_path
+    from gatekeeper.cli.common import config_path
+    from gatekeeper.config import config_file
 
     if options.opendkim:
-        from gatekeeper import opendkim
-
-        return opendkim.load(options.opendkim, need_socket=False, tolerant=True).config
+        return mapping.load(options.opendkim, need_socket=False, tolerant=True).config
     path = config_path(options)
-    return config.load(path) if path else config.defaults()
+    return config_file.load(path) if path else config_file.defaults()
 
 
 def domain_name(text: str) -> str:
     """A domain in normal form. Raises SystemExit with a sentence."""
-    from gatekeeper.auth.domain import normal
+    from gatekeeper.auth.domains import normal_domain
 
-    return normal(text.removesuffix(".")) or usage(f"{text!a} is no domain")
+    return normal_domain(text.removesuffix(".")) or usage(f"{text!a} is no domain")
 
 
 def selector_name(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gatekeeper.cli.shared import (
+from gatekeeper.cli.common import (
     FINDING,
     OK,
     TEMPORARY,
@@ -22,7 +22,7 @@ from gatekeeper.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from gatekeeper.config import Config
+    from gatekeeper.config.config_file import Config
 
 T = TypeVar("T")
 
@@ -59,21 +59,21 @@ def _add_import(command: argparse.ArgumentParser) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """The sum over all logs, which are to be given in order of time."""
-    from gatekeeper import delays
+    from gatekeeper.diagnose import greylisting_cost
 
-    found = delays.read_delays(line for path in options.logs for line in log_lines(path))
+    found = greylisting_cost.read_greylisting_cost(line for path in options.logs for line in log_lines(path))
     if options.json:
-        print_json(delays.as_json(found))
+        print_json(greylisting_cost.as_json(found))
     else:
-        print_lines(delays.sentences(found))
+        print_lines(greylisting_cost.sentences(found))
     return OK
 
 
 def copy(options: argparse.Namespace) -> int:
     """From one store to another; a finding if that has state of its own."""
-    from gatekeeper.store import StoreError
-    from gatekeeper.stores import check_url, describe, open_store
-    from gatekeeper.stores.moving import Occupied, move
+    from gatekeeper.stores.migration import StoreOccupied, migrate
+    from gatekeeper.stores.store import StoreError
+    from gatekeeper.stores.store_url import check_url, describe, open_store
 
     source = options.source or _config(options).store.url
     for url in (source, options.to):
@@ -89,14 +89,14 @@ def copy(options: argparse.Namespace) -> int:
         try:
             if there.gone:
                 raise StoreError(there.gone)
-            return await move(here, there)
+            return await migrate(here, there)
         finally:
             await here.close()
             await there.close()
 
     try:
         count = _run(work())
-    except Occupied:
+    except StoreOccupied:
         print(f"gatekeeper: {describe(options.to)} has state of its own; empty it, or copy from there", file=sys.stderr)
         return FINDING
     print(f"{count} entries copied to {describe(options.to)}; name it in store.url and restart")
@@ -107,11 +107,11 @@ def import_postgrey(options: argparse.Namespace) -> int:
     """State into the store, lists into tables, and a report of what came and what did not."""
     import time
 
-    from gatekeeper.postgrey import bring
+    from gatekeeper.postgrey import state_import
     from gatekeeper.postgrey.database import DatabaseError
     from gatekeeper.postgrey.options import read_options
-    from gatekeeper.store import Keys, StoreError
-    from gatekeeper.stores import open_store
+    from gatekeeper.stores.store import Keys, StoreError
+    from gatekeeper.stores.store_url import open_store
 
     config = _config(options)
     greylist = config.checks.greylist
@@ -120,7 +120,9 @@ def import_postgrey(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"gatekeeper: {options.options}: {error}", file=sys.stderr)
         return FINDING
-    brought = bring.Brought(toml=list(theirs.as_toml()), remarks=list(bring.remarks(theirs, greylist)))
+    brought = state_import.ImportedState(
+        toml=list(theirs.as_toml()), remarks=list(state_import.remarks(theirs, greylist))
+    )
     folder = options.folder or theirs.folder or Path("/var/lib/postgrey")
     observed = config.mode == "observe" or greylist.mode == "observe"
 
@@ -131,29 +133,29 @@ def import_postgrey(options: argparse.Namespace) -> int:
                 raise StoreError(store.gone)
             for prefix in ("", "observe:") if observed else ("",):
                 keys = Keys(await store.secret(), prefix)
-                target = bring.Target(store=store, keys=keys, greylist=greylist, options=theirs, now=time.time())
-                await target.bring(folder, bring.Brought() if prefix else brought)
+                target = state_import.Target(store=store, keys=keys, greylist=greylist, options=theirs, now=time.time())
+                await target.bring(folder, state_import.ImportedState() if prefix else brought)
         finally:
             await store.close()
 
     try:
         _run(work())
-        bring.bring_lists(theirs, options.tables or config.folder, brought)
+        state_import.import_lists(theirs, options.tables or config.folder, brought)
     except (DatabaseError, OSError) as error:
         print(f"gatekeeper: {error}", file=sys.stderr)
         return TEMPORARY
     if options.json:
-        print_json(bring.as_json(brought))
+        print_json(state_import.as_json(brought))
     else:
-        print_lines(bring.sentences(brought))
+        print_lines(state_import.sentences(brought))
     return OK
 
 
 def _config(options: argparse.Namespace) -> "Config":
-    from gatekeeper import config
+    from gatekeeper.config import config_file
 
     path = config_path(options)
-    return config.load(path) if path else config.defaults()
+    return config_file.load(path) if path else config_file.defaults()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatekeeper.cli.shared import CONFIGURATION, FINDING, OK, TEMPORARY, Add, print_lines
+from gatekeeper.cli.common import CONFIGURATION, FINDING, OK, TEMPORARY, Add, print_lines
 
 if TYPE_CHECKING:
-    from gatekeeper.config import Config
-    from gatekeeper.opendkim import Relay
-    from gatekeeper.opendkim.conf import Setting
-    from gatekeeper.problem import Problem
+    from gatekeeper.config.config_file import Config
+    from gatekeeper.core.problem import Problem
+    from gatekeeper.opendkim.conf import ConfSetting
+    from gatekeeper.opendkim.mapping import ImportedConfig
 
 EX_USAGE, EX_DATA, EX_NO_INPUT, EX_UNAVAILABLE, EX_SOFTWARE = 64, 65, 66, 69, 70  # sysexits(3)
 
@@ -73,8 +73,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
 
 def opendkim(options: argparse.Namespace) -> int:
     """The milter alone, as opendkim would run it, or one of opendkim's questions."""
-    from gatekeeper.opendkim import load
-    from gatekeeper.opendkim.mapping import DEFAULT_PATH
+    from gatekeeper.opendkim.mapping import DEFAULT_PATH, load
 
     if options.show_version:
         return _version()
@@ -88,7 +87,7 @@ def opendkim(options: argparse.Namespace) -> int:
     if options.extract:
         return _extract(path, options.extract)
 
-    def again() -> "Relay":
+    def again() -> "ImportedConfig":
         return load(path, overrides, need_socket=not (options.check or options.test), testing=bool(options.test))
 
     relay = again()
@@ -99,10 +98,10 @@ def opendkim(options: argparse.Namespace) -> int:
     return _serve(relay, again)
 
 
-def _overrides(options: argparse.Namespace) -> "tuple[list[Setting], list[Problem]]":
+def _overrides(options: argparse.Namespace) -> "tuple[list[ConfSetting], list[Problem]]":
     """What the command line says, as settings; and what is wrong with it."""
+    from gatekeeper.core.problem import Problem
     from gatekeeper.opendkim.conf import of_command_line
-    from gatekeeper.problem import Problem
 
     pairs = [(name, getattr(options, name)) for name, _, _ in _VALUES.values() if getattr(options, name) is not None]
     pairs += [(name, value) for name, value, _ in _FLAGS.values() if getattr(options, name)]
@@ -120,9 +119,9 @@ def _version() -> int:
 
 
 def _extract(path: Path | None, name: str) -> int:
-    from gatekeeper.opendkim import read
+    from gatekeeper.core.problem import ConfigError
+    from gatekeeper.opendkim.conf import read
     from gatekeeper.opendkim.options import OPTIONS, unknown
-    from gatekeeper.problem import ConfigError
 
     if name.lower() not in OPTIONS:
         print(f"unknown option {name!r}; {unknown(name)}", file=sys.stderr)
@@ -135,9 +134,9 @@ def _extract(path: Path | None, name: str) -> int:
     return OK if values else CONFIGURATION
 
 
-def _check(relay: "Relay") -> int:
+def _check(relay: "ImportedConfig") -> int:
     """Errors end it with 78, as they do here; what is said besides goes to stderr."""
-    from gatekeeper import app
+    from gatekeeper.app import app
 
     for problem in app.prepare(relay.config, thorough=True).warnings:
         print(problem, file=sys.stderr)
@@ -166,17 +165,18 @@ def _ask(prompt: str) -> str:
     return sys.stdin.readline()
 
 
-def _test(relay: "Relay", options: argparse.Namespace) -> int:
+def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
     """What would be done with each message, if it came from 127.0.0.1."""
     import asyncio
 
-    from gatekeeper import app, report
-    from gatekeeper.request import Client, Request, Stage, parse_address
+    from gatekeeper.app import app
+    from gatekeeper.core.request import Client, Request, Stage, parse_address
+    from gatekeeper.diagnose import message_report
 
     mails = {}
     for name in filter(None, options.test.split(",")):
         try:
-            mails[name] = report.Mail.read(sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
+            mails[name] = message_report.Mail.read(sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
         except OSError as error:
             print(f"opendkim: {name}: {error.strerror}", file=sys.stderr)
             return EX_NO_INPUT
@@ -189,9 +189,11 @@ def _test(relay: "Relay", options: argparse.Namespace) -> int:
         opened = await app.open_app(plan, clock=clock)
         try:
             for name, mail in mails.items():
-                told = await report.explain(opened, request, mail)
+                told = await message_report.explain(opened, request, mail)
                 print(f"{name}:")
-                print_lines(report.told_sentences(told) if options.verbose else report.changes(told.edits))
+                print_lines(
+                    message_report.told_sentences(told) if options.verbose else message_report.changes(told.edits)
+                )
         finally:
             await opened.close()
 
@@ -199,9 +201,9 @@ def _test(relay: "Relay", options: argparse.Namespace) -> int:
     return OK
 
 
-def _serve(relay: "Relay", load: "Callable[[], Relay]") -> int:
-    from gatekeeper import supervisor
-    from gatekeeper.background import in_background, pid_file
+def _serve(relay: "ImportedConfig", load: "Callable[[], ImportedConfig]") -> int:
+    from gatekeeper.daemon import supervisor
+    from gatekeeper.daemon.background import in_background, write_pid_file
 
     first = [relay.config]  # what was read already need not be read again, but at a reload
 
@@ -209,7 +211,7 @@ def _serve(relay: "Relay", load: "Callable[[], Relay]") -> int:
         return first.pop() if first else load().config
 
     def serve(up: Callable[[], None]) -> int:
-        with pid_file(relay.pid_file) as write:
+        with write_pid_file(relay.pid_file) as write:
 
             def serving(_: object) -> None:
                 write()
@@ -223,16 +225,16 @@ def _serve(relay: "Relay", load: "Callable[[], Relay]") -> int:
 
 def import_opendkim(options: argparse.Namespace) -> int:
     """The TOML to OUT or stdout, the report to stdout or, if the TOML goes there, to stderr; 1 if anything is lost."""
-    from gatekeeper import app
-    from gatekeeper.opendkim import report, toml
+    from gatekeeper.app import app
+    from gatekeeper.opendkim import import_report, toml
 
-    relay = report.read(options.file)
+    relay = import_report.read(options.file)
     text = toml.write(relay)
     if options.out is None:
         sys.stdout.write(text)
     else:
         options.out.write_text(text, encoding="utf-8")
     found = [problem for problem in app.prepare(relay.config).warnings if problem not in relay.config.warnings]
-    for line in report.lines(relay, found):
+    for line in import_report.lines(relay, found):
         print(line, file=sys.stdout if options.out else sys.stderr)
-    return FINDING if report.unsupported(relay) else OK
+    return FINDING if import_report.unsupported(relay) else OK

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatekeeper.cli.shared import (
+from gatekeeper.cli.common import (
     FINDING,
     OK,
     TEMPORARY,
@@ -22,7 +22,7 @@ from gatekeeper.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from gatekeeper.resolver import Resolver
+    from gatekeeper.dnsclient.resolver import Resolver
 
 _POLICIES = ("none", "quarantine", "reject")
 
@@ -63,9 +63,9 @@ def _add_spf(command: argparse.ArgumentParser) -> None:
 
 def _domain(options: argparse.Namespace) -> str:
     """The domain that the command line names, in normal form. Raises SystemExit with a sentence."""
-    from gatekeeper.auth.domain import normal
+    from gatekeeper.auth.domains import normal_domain
 
-    domain = normal(options.domain.removesuffix("."))
+    domain = normal_domain(options.domain.removesuffix("."))
     if not domain:
         print(f"gatekeeper: {options.domain!a} is no domain", file=sys.stderr)
         raise SystemExit(USAGE)
@@ -99,19 +99,19 @@ def dmarc_read(options: argparse.Namespace) -> int:
 
 def dmarc_record(options: argparse.Namespace) -> int:
     """The record with everything to know about it; with --policy, a new one."""
-    from gatekeeper.auth.dmarc_record import Policy
-    from gatekeeper.published import dmarc
-    from gatekeeper.resolver import DNSError
+    from gatekeeper.auth.dmarc_record import DmarcPolicy
+    from gatekeeper.dnsclient.resolver import DNSError
+    from gatekeeper.records import dmarc
 
     domain = _domain(options)
 
-    def policy(text: str | None) -> Policy | None:
-        return Policy(text) if text else None
+    def policy(text: str | None) -> DmarcPolicy | None:
+        return DmarcPolicy(text) if text else None
 
     async def work(resolver: "Resolver") -> int:
         texts = [options.record] if options.record else []
         if wanted := policy(options.policy):
-            wish = dmarc.Wish(
+            wish = dmarc.WantedRecord(
                 policy=wanted,
                 subdomains=policy(options.subdomains),
                 nonexistent=policy(options.nonexistent),
@@ -139,7 +139,7 @@ def dmarc_record(options: argparse.Namespace) -> int:
 
 def spf_check(options: argparse.Namespace) -> int:
     """The tree of the record, its cost, and what is wrong with it."""
-    from gatekeeper.published import spf
+    from gatekeeper.records import spf
 
     domain = _domain(options)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How one list does: the state that probes (points.py) put it in, and what its answers to live questions add.
+"""How one list does: the state that probes (probes.py) put it in, and what its answers to live questions add.
 
 - Lists everything, refuses to answer, answers nonsense: off at once. Its answers do not count, and it is not asked.
 - Does not answer: off after three probes in a row.
@@ -11,24 +11,24 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gatekeeper import zonekey
-from gatekeeper.dnslists.list import DnsList, Kind, refusal
-from gatekeeper.dnslists.points import GOOD, Finding, State
+from gatekeeper.core import redaction
+from gatekeeper.dnslists.dns_list import DnsList, ListKind, refusal
+from gatekeeper.dnslists.probes import GOOD, ListFinding, ListState
 
 STRIKES = 3
 """Probes in a row without an answer, after which a list is off."""
 
-_NOT_ASKED = {State.EVERYTHING, State.FOREIGN, State.REFUSES, State.TROUBLE}
+_NOT_ASKED = {ListState.EVERYTHING, ListState.FOREIGN, ListState.REFUSES, ListState.TROUBLE}
 
 
 @dataclass(slots=True)
-class Health:
+class ListHealth:
     """One zone: in which ways it is used, and how it does. `proven` is set unless its first probe is still out."""
 
     zone: str
     lists: set[DnsList] = field(default_factory=set)
-    kinds: set[Kind] = field(default_factory=set)
-    finding: Finding = GOOD
+    kinds: set[ListKind] = field(default_factory=set)
+    finding: ListFinding = GOOD
     strikes: int = 0
     proven: asyncio.Event = field(default_factory=asyncio.Event)
     quiet: bool = False
@@ -40,14 +40,14 @@ class Health:
     @property
     def shown(self) -> str:
         """The zone as people may see it."""
-        return zonekey.shown(self.zone)
+        return redaction.without_key(self.zone)
 
     @property
     def asked(self) -> bool:
         """Whether live questions go to it."""
         if self.finding is GOOD:
             return True
-        lost_its_point = self.finding.state is State.NOTHING and self._tested
+        lost_its_point = self.finding.state is ListState.NOTHING and self._tested
         return self.finding.state not in _NOT_ASKED and not lost_its_point
 
     @property
@@ -55,14 +55,14 @@ class Health:
         """Whether the next probe may switch it off."""
         return 0 < self.strikes < STRIKES
 
-    def take(self, finding: Finding) -> bool:
+    def take(self, finding: ListFinding) -> bool:
         """Take in what a probe found; True if that changes the state."""
-        self.strikes = self.strikes + 1 if finding.state is State.TROUBLE else 0
+        self.strikes = self.strikes + 1 if finding.state is ListState.TROUBLE else 0
         if self.doubtful:
             return False
-        if finding.state is State.GOOD:
+        if finding.state is ListState.GOOD:
             self._tested = True
-        elif finding.state is State.NOTHING and self._alive:
+        elif finding.state is ListState.NOTHING and self._alive:
             self._alive = not self._tested
             finding = GOOD
         changed = finding.state is not self.finding.state
@@ -72,7 +72,7 @@ class Health:
     def lists_somebody(self) -> bool:
         """A live question had a hit; True if that brings the list back."""
         self._alive = True
-        back = self.finding.state is State.NOTHING
+        back = self.finding.state is ListState.NOTHING
         if back:
             self.finding, self.quiet = GOOD, False
         return back

@@ -8,9 +8,9 @@ fault in OpenDKIM that lets forged fields survive), and before insertions, which
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from gatekeeper.auth.claims import claims, tells
-from gatekeeper.message import Header
-from gatekeeper.verdict import Decision, Verdict
+from gatekeeper.auth.forged_results import claims_to_be_ours, mentions_method
+from gatekeeper.core.message import Header
+from gatekeeper.core.verdict import Decision, Verdict
 
 _RESULTS = b"authentication-results"
 
@@ -57,8 +57,8 @@ def forged_results(
     for field in headers:
         if field.name.lower() == _RESULTS:
             index += 1
-            ours = any(claims(field, authserv_id) for authserv_id in authserv_ids)
-            if ours and (methods is None or any(tells(field, method) for method in methods)):
+            ours = any(claims_to_be_ours(field, authserv_id) for authserv_id in authserv_ids)
+            if ours and (methods is None or any(mentions_method(field, method) for method in methods)):
                 removals.append(Remove("Authentication-Results", index))
     return tuple(reversed(removals))
 

@@ -32,10 +32,10 @@ from typing import Any, Concatenate, ParamSpec
 
 import milter
 
-from gatekeeper.app import App
+from gatekeeper.app.app import App
+from gatekeeper.core.verdict import Verdict, printable
 from gatekeeper.milter.edits import Edits
-from gatekeeper.milter.session import Ahead, Session
-from gatekeeper.verdict import Verdict, printable
+from gatekeeper.milter.session import Ahead, MilterSession
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _sockets() -> Iterator[tuple[int, socket.socket]]:
     """Every socket of this process, by descriptor, each as a duplicate that is closed at the next.
 
     Nothing else is duplicated: closing the duplicate of a file would end all locks that this process has on it
-    (fcntl(2)), and SQLite lives by its own (stores/dbfile.py).
+    (fcntl(2)), and SQLite lives by its own (stores/sqlite/files.py).
     """
     for entry in list(Path("/proc/self/fd").iterdir()):
         try:
@@ -203,12 +203,12 @@ def _connections(address: Any) -> int:
     return count
 
 
-class _Connection:
+class _MilterConnection:
     """One connection of Postfix: its Session, and whether this Postfix wants no replies."""
 
     __slots__ = ("no_reply", "session")
 
-    def __init__(self, session: Session, no_reply: bool) -> None:
+    def __init__(self, session: MilterSession, no_reply: bool) -> None:
         self.session = session
         self.no_reply: int = milter.NOREPLY if no_reply else milter.CONTINUE
 
@@ -225,11 +225,11 @@ def _macro(ctx: Any, name: str) -> str:
         return ""
 
 
-def _guarded(callback: Callable[Concatenate[Any, _Connection, P], None]) -> Callable[Concatenate[Any, P], int]:
+def _guarded(callback: Callable[Concatenate[Any, _MilterConnection, P], None]) -> Callable[Concatenate[Any, P], int]:
     """`callback` with the connection's state, its accidents logged: libmilter must never see an exception."""
 
     def call(ctx: Any, /, *args: P.args, **kwargs: P.kwargs) -> int:
-        connection: _Connection | None = ctx.getpriv()
+        connection: _MilterConnection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
         try:
@@ -242,18 +242,18 @@ def _guarded(callback: Callable[Concatenate[Any, _Connection, P], None]) -> Call
 
 
 @_guarded
-def _helo(ctx: Any, connection: _Connection, name: str) -> None:
+def _helo(ctx: Any, connection: _MilterConnection, name: str) -> None:
     connection.session.helo(name)
 
 
 @_guarded
-def _rcpt(ctx: Any, connection: _Connection, recipient: bytes, *parameters: bytes) -> None:
+def _rcpt(ctx: Any, connection: _MilterConnection, recipient: bytes, *parameters: bytes) -> None:
     connection.session.rcpt(_text(recipient))
 
 
 def _header(ctx: Any, name: str, value: bytes) -> int:
     # Called a dozen times a message, so _guarded written out: without its second call, 1 µs instead of 2.
-    connection: _Connection | None = ctx.getpriv()
+    connection: _MilterConnection | None = ctx.getpriv()
     if connection is None:
         return int(milter.CONTINUE)
     try:
@@ -265,7 +265,7 @@ def _header(ctx: Any, name: str, value: bytes) -> int:
 
 
 @_guarded
-def _body(ctx: Any, connection: _Connection, chunk: bytes) -> None:
+def _body(ctx: Any, connection: _MilterConnection, chunk: bytes) -> None:
     connection.session.body(chunk)
 
 
@@ -295,18 +295,20 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         options[2] = options[3] = 0
         no_reply = options[1] & not_answered == not_answered
         options[1] &= ~_NO_REPLY | (not_answered if no_reply else 0)
-        ctx.setpriv(_Connection(Session(app, leading_space=bool(options[1] & milter.P_HDR_LEADSPC)), no_reply))
+        ctx.setpriv(
+            _MilterConnection(MilterSession(app, leading_space=bool(options[1] & milter.P_HDR_LEADSPC)), no_reply)
+        )
         return int(milter.CONTINUE)
 
     @_guarded
-    def connect(ctx: Any, connection: _Connection, name: str, family: int, address: Any) -> None:
+    def connect(ctx: Any, connection: _MilterConnection, name: str, family: int, address: Any) -> None:
         host, port = (address[0], address[1]) if isinstance(address, tuple) else ("", None)
         connection.session.connect(name, host, port, daemon_name=_macro(ctx, "{daemon_name}"))
 
     def admit(ctx: Any, name: str, family: int, address: Any) -> int:
         """`connect`, and an answer."""
         connect(ctx, name, family, address)
-        connection: _Connection | None = ctx.getpriv()
+        connection: _MilterConnection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
         opened = asyncio.run_coroutine_threadsafe(connection.session.opened(), loop)
@@ -321,26 +323,26 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
             opened.cancel()  # of no effect if it is done
         return int(milter.CONTINUE)
 
-    def forget(session: Session) -> None:
+    def forget(session: MilterSession) -> None:
         if (facts := session.abort()) is not None:
             loop.call_soon_threadsafe(facts.close)
 
     @_guarded
-    def abort(ctx: Any, connection: _Connection) -> None:
+    def abort(ctx: Any, connection: _MilterConnection) -> None:
         forget(connection.session)
 
     @_guarded
-    def mail(ctx: Any, connection: _Connection, sender: bytes, *parameters: bytes) -> None:
+    def mail(ctx: Any, connection: _MilterConnection, sender: bytes, *parameters: bytes) -> None:
         forget(connection.session)
         user, method = _macro(ctx, "{auth_authen}"), _macro(ctx, "{auth_type}")
         session = connection.session
         ahead(session.mail(_text(sender), sasl_user=user, sasl_method=method, macros=macros(ctx)))
 
     @_guarded
-    def end_of_header(ctx: Any, connection: _Connection) -> None:
+    def end_of_header(ctx: Any, connection: _MilterConnection) -> None:
         ahead(connection.session.end_of_header(queue_id=_macro(ctx, "i"), macros=macros(ctx)))
 
-    def judge(session: Session) -> Edits:
+    def judge(session: MilterSession) -> Edits:
         judged = asyncio.run_coroutine_threadsafe(session.end_of_judged(), loop)
         try:
             return judged.result(END_OF_MESSAGE_TIMEOUT)
@@ -349,13 +351,13 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
 
     settling: set[asyncio.Task[None]] = set()
 
-    def settle(session: Session) -> None:
+    def settle(session: MilterSession) -> None:
         task = loop.create_task(session.settle())
         settling.add(task)
         task.add_done_callback(settling.discard)
 
     def end_of_message(ctx: Any) -> int:
-        connection: _Connection | None = ctx.getpriv()
+        connection: _MilterConnection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
         try:
@@ -373,7 +375,7 @@ def _register(app: App, loop: asyncio.AbstractEventLoop) -> None:
         return int(milter.CONTINUE)
 
     def close(ctx: Any) -> int:
-        connection: _Connection | None = ctx.getpriv()
+        connection: _MilterConnection | None = ctx.getpriv()
         if connection is not None:
             forget(connection.session)
             if limited:

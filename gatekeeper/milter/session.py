@@ -16,20 +16,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 
-from gatekeeper.app import App
+from gatekeeper.app.app import App
 from gatekeeper.auth.dkim import DkimVerifier
-from gatekeeper.auth.results import Method, authentication_results, says_nothing
-from gatekeeper.facts import Facts
-from gatekeeper.log import write_decision
-from gatekeeper.message import Header
+from gatekeeper.auth.results import Method, authentication_results, is_empty_result
+from gatekeeper.core.log import write_decision
+from gatekeeper.core.message import Header
+from gatekeeper.core.request import UNKNOWN, Client, Request, Stage, parse_address
+from gatekeeper.core.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict, printable
+from gatekeeper.dnsclient.resolver import WouldWait, run_without_waiting
 from gatekeeper.milter.edits import Edits, Insert, Remove, every, forged_results, insertion
-from gatekeeper.pipeline import END_OF_DATA, Context
-from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
-from gatekeeper.resolver import Waiting, at_once
-from gatekeeper.signing.again import Again
+from gatekeeper.pipeline.facts import Facts
+from gatekeeper.pipeline.pipeline import END_OF_DATA, Context
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
+from gatekeeper.signing.resigning import Resigning
 from gatekeeper.signing.signer import Signer
-from gatekeeper.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict, printable
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ Ahead = Callable[[], None]
 """Begins to find something out; to be called on the event loop, and not waited for."""
 
 
-class Message:
+class MilterMessage:
     """One message: the envelope as far as it is known, the header, and the hashes of the body so far."""
 
     def __init__(self, facts: Facts, request: Request) -> None:
@@ -54,13 +54,13 @@ class Message:
         self.headers: list[Header] = []
         self.edits: Edits | None = None  # known at the end of the header, whatever else the message is
         self.asking = False
-        self.again: Again | None = None
+        self.again: Resigning | None = None
         self.choice: SigningChoice | None = None
         self.signer: Signer | None = None
         self.verifier: DkimVerifier | None = None
 
 
-class Session:
+class MilterSession:
     """One connection. `leading_space` tells whether header values come with the space behind the colon."""
 
     def __init__(self, app: App, *, leading_space: bool = True) -> None:
@@ -70,7 +70,7 @@ class Session:
         self._helo = ""
         self._macros: Mapping[str, str] = {}
         self._peer = False
-        self._message: Message | None = None
+        self._message: MilterMessage | None = None
         self._name = ""
         self._unsettled: list[tuple[Context, Decision]] = []
 
@@ -114,7 +114,7 @@ class Session:
             sasl_user=sasl_user,
             sasl_method=sasl_method,
         )
-        message = self._message = Message(self._app.facts(request), request)
+        message = self._message = MilterMessage(self._app.facts(request), request)
         message.macros = {**self._macros, **macros}
         envelope = {Method.SPF, Method.IPREV, Method.DMARC} & set(self._app.plan.config.verify.methods)
         if envelope and self._judges(message) and not message.facts.recall_envelope():
@@ -158,7 +158,7 @@ class Session:
             return message.facts.start_prefetch
         return None
 
-    def _judge_header(self, message: Message) -> None:
+    def _judge_header(self, message: MilterMessage) -> None:
         """Whether the form of its header alone decides what becomes of the message."""
         check = self._app.plan.config.checks.dkim
         verdict = PASS if check.mode is Mode.OFF else check.of_header(message.headers)
@@ -171,7 +171,7 @@ class Session:
         if applied:
             message.edits = self._in_this_mode(_edits(decision, (), ()))
 
-    def _choose(self, message: Message) -> None:
+    def _choose(self, message: MilterMessage) -> None:
         """Find the identities that sign."""
         plan, headers, now = self._app.plan, message.headers, self._app.clock()
         choice = plan.signing.choose(message.request, headers, message.macros, message.recipients)
@@ -179,7 +179,7 @@ class Session:
         if choice.identities:
             signer = message.signer = Signer(headers, choice.identities, plan.sign_options, now)
             if not plan.sign_options.remove_old:
-                message.again = Again.seen(headers, choice.identities, signer.names, now)
+                message.again = Resigning.seen(headers, choice.identities, signer.names, now)
 
     def body(self, chunk: bytes) -> None:
         """The next bytes of the body."""
@@ -210,8 +210,8 @@ class Session:
         if message.asking or self._app.keeps_proofs:
             return None
         try:
-            edits = message.edits or self._in_this_mode(at_once(self._judge(message)))
-        except Waiting:
+            edits = message.edits or self._in_this_mode(run_without_waiting(self._judge(message)))
+        except WouldWait:
             return None
         self._message = None
         return edits
@@ -248,23 +248,23 @@ class Session:
         message, self._message = self._message, None
         return message.facts if message is not None else None
 
-    def _judges(self, message: Message) -> bool:
+    def _judges(self, message: MilterMessage) -> bool:
         plan = self._app.plan
         return "v" in plan.config.milter.mode and not plan.signing.origin(message.request, message.macros)
 
-    def _judges_ours(self, message: Message) -> bool:
+    def _judges_ours(self, message: MilterMessage) -> bool:
         """OpenDKIM also verifies what is ours when it finds no key to sign it with."""
         config, choice = self._app.plan.config, message.choice
         unsigned = choice is None or not (choice.identities or choice.reply)
         return config.verify.unsigned_ours and "v" in config.milter.mode and unsigned
 
-    async def _judge(self, message: Message) -> Edits:
+    async def _judge(self, message: MilterMessage) -> Edits:
         """Tell what SPF, DKIM and DMARC say, and do what the checks make of it."""
         verify = self._app.plan.config.verify
         removals = self._forged(message)
         decision, context = await self._app.decide_message(message.request, message.facts)
         results = await authentication_results(self._authserv_id(message), message.facts, verify.methods)
-        silent = not verify.tell_none and await says_nothing(message.facts, verify.methods)
+        silent = not verify.tell_none and await is_empty_result(message.facts, verify.methods)
         told = decision
         if message.choice is not None and message.choice.reason != "sign.not_origin":
             told = replace(decision, steps=(*decision.steps, _step(message.choice, PASS)))
@@ -273,11 +273,11 @@ class Session:
             self._unsettled.append((context, decision))
         return _edits(told, removals, (*(() if silent else (insertion(results),)), *self._software(message)))
 
-    def _authserv_id(self, message: Message) -> str:
+    def _authserv_id(self, message: MilterMessage) -> str:
         ours, queue_id = self._app.site.authserv_id, message.request.queue_id
         return f"{ours}/{queue_id}" if queue_id and self._app.plan.config.verify.job_id else ours
 
-    def _forged(self, message: Message) -> tuple[Remove, ...]:
+    def _forged(self, message: MilterMessage) -> tuple[Remove, ...]:
         """Removals of Authentication-Results that speak in our name, as far as the configuration wants it."""
         verify = self._app.plan.config.verify
         if verify.remove_results == "none":
@@ -285,14 +285,14 @@ class Session:
         names = (self._app.site.authserv_id, *verify.remove_results_of)
         return forged_results(message.headers, names, verify.methods if verify.remove_results == "told" else None)
 
-    def _software(self, message: Message) -> tuple[Insert, ...]:
+    def _software(self, message: MilterMessage) -> tuple[Insert, ...]:
         """OpenDKIM's SoftwareHeader, in our name."""
         if not self._app.plan.config.milter.software_header:
             return ()
         text = f"gatekeeper v{version('gatekeeper')} {self._app.site.hostname} {message.request.queue_id}"
         return (Insert("DKIM-Filter", f" {printable(text).rstrip()}"),)
 
-    def _sign(self, message: Message) -> Edits:
+    def _sign(self, message: MilterMessage) -> Edits:
         """Add our signatures, or defer what should have been signed and cannot be."""
         request, choice = message.request, message.choice
         removals: tuple[Remove, ...] = ()

@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatekeeper.opendkim.options import OPTIONS, Kind, Option, unknown
-from gatekeeper.problem import Problem
-from gatekeeper.verdict import printable
+from gatekeeper.core.problem import Problem
+from gatekeeper.core.verdict import printable
+from gatekeeper.opendkim.options import OPTIONS, ConfOption, OptionKind, unknown
 
 DEEPEST = 5
 """How deep `Include` nests."""
@@ -24,10 +24,10 @@ _NUMBER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ConfSetting:
     """One option as it is written; `line` is 0 for one of the command line. `value` is never empty."""
 
-    option: Option
+    option: ConfOption
     value: str
     file: str
     line: int
@@ -47,18 +47,18 @@ class Setting:
         return Problem(self.file, self.line, f"{self.option.name}: {what}", warning)
 
 
-def read(path: Path) -> tuple[list[Setting], list[Problem]]:
+def read(path: Path) -> tuple[list[ConfSetting], list[Problem]]:
     """Every setting in the order in which it counts, and every mistake. Raises nothing: a file that cannot be read is a
     mistake too."""
     return _read(path, None, 0)
 
 
-def parse(data: bytes, name: str = "opendkim.conf") -> tuple[list[Setting], list[Problem]]:
+def parse(data: bytes, name: str = "opendkim.conf") -> tuple[list[ConfSetting], list[Problem]]:
     """The same for the contents of a file called `name`."""
     return _parse(data, name, 0)
 
 
-def _read(path: Path, by: Setting | None, depth: int) -> tuple[list[Setting], list[Problem]]:
+def _read(path: Path, by: ConfSetting | None, depth: int) -> tuple[list[ConfSetting], list[Problem]]:
     try:
         return _parse(path.read_bytes(), str(path), depth)
     except (OSError, ValueError) as error:
@@ -67,8 +67,8 @@ def _read(path: Path, by: Setting | None, depth: int) -> tuple[list[Setting], li
         return [], [by.problem(what) if by else Problem(str(path), 0, f"cannot be read: {reason}")]
 
 
-def _parse(data: bytes, name: str, depth: int) -> tuple[list[Setting], list[Problem]]:
-    settings: list[Setting] = []
+def _parse(data: bytes, name: str, depth: int) -> tuple[list[ConfSetting], list[Problem]]:
+    settings: list[ConfSetting] = []
     problems: list[Problem] = []
     for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
         words = re.split(r"[ \t]+", re.split("[#\r\0]", line, maxsplit=1)[0].strip(" \t"), maxsplit=1)
@@ -77,7 +77,7 @@ def _parse(data: bytes, name: str, depth: int) -> tuple[list[Setting], list[Prob
         found = _setting(words, name, number)
         if isinstance(found, Problem):
             problems.append(found)
-        elif found.option.kind is not Kind.INCLUDE:
+        elif found.option.kind is not OptionKind.INCLUDE:
             settings.append(found)
         elif depth == DEEPEST:
             problems.append(found.problem(f"files include each other more than {DEEPEST} deep"))
@@ -88,7 +88,7 @@ def _parse(data: bytes, name: str, depth: int) -> tuple[list[Setting], list[Prob
     return settings, problems
 
 
-def _setting(words: list[str], name: str, number: int) -> Setting | Problem:
+def _setting(words: list[str], name: str, number: int) -> ConfSetting | Problem:
     shown = printable(words[0], 60)
     option = OPTIONS.get(words[0].lower())
     if option is None and len(words) == 1:
@@ -99,21 +99,21 @@ def _setting(words: list[str], name: str, number: int) -> Setting | Problem:
         return Problem(name, number, f"unknown option {shown!r}; {unknown(words[0])}")
     if len(words) < 2:
         return Problem(name, number, f"{option.name} has no value; write {option.name} VALUE on one line")
-    setting = Setting(option, words[1], name, number)
-    if option.kind is Kind.BOOLEAN and words[1][0] not in "tTyY1fFnN0":
+    setting = ConfSetting(option, words[1], name, number)
+    if option.kind is OptionKind.BOOLEAN and words[1][0] not in "tTyY1fFnN0":
         return setting.problem(
             f"{printable(words[1], 60)!r} is neither yes nor no; allowed: yes, true, 1, no, false, 0"
         )
-    if option.kind is Kind.INTEGER and not _NUMBER.fullmatch(words[1]):
+    if option.kind is OptionKind.INTEGER and not _NUMBER.fullmatch(words[1]):
         return setting.problem(f"{printable(words[1], 60)!r} is no number; allowed: digits, 0 before them for octal")
-    if option.kind is Kind.INTEGER and not _is_c_integer(words[1]):
+    if option.kind is OptionKind.INTEGER and not _is_c_integer(words[1]):
         return setting.problem(
             f"{printable(words[1], 60)!r}: a number that starts with 0 is octal, with digits up to 7"
         )
     return setting
 
 
-def of_command_line(name: str, value: str) -> Setting | Problem:
+def of_command_line(name: str, value: str) -> ConfSetting | Problem:
     """The setting that a flag of the command line stands for."""
     return _setting([name, value] if value else [name], COMMAND_LINE, 0)
 

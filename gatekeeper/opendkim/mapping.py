@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gatekeeper import config, postconf
-from gatekeeper.config import Config
-from gatekeeper.listen import parse_listen
+from gatekeeper.config import config_file
+from gatekeeper.config.config_file import Config
+from gatekeeper.config.locations import KeyLocations, KeyPath
+from gatekeeper.core.problem import Problem
 from gatekeeper.opendkim import conf
-from gatekeeper.opendkim.conf import Setting
-from gatekeeper.opendkim.options import Fate, Kind
-from gatekeeper.places import Path as KeyPath
-from gatekeeper.places import Places
-from gatekeeper.problem import Problem
-from gatekeeper.signing import dataset
+from gatekeeper.opendkim.conf import ConfSetting
+from gatekeeper.opendkim.options import Fate, OptionKind
+from gatekeeper.postfix import postconf
+from gatekeeper.postfix.listen_address import parse_listen_address
+from gatekeeper.signing import data_set
 from gatekeeper.signing.signer import OMITTED, OPENDKIM_HEADERS
 
 DEFAULT_PATH = Path("/etc/opendkim.conf")
@@ -41,34 +41,34 @@ Tree = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relay:
+class ImportedConfig:
     """What an opendkim.conf says. `origins` are the settings by the key of the tree that came of them; `settings` is
     everything that is set, by lower-case name; the last setting of a name counts."""
 
     config: Config
     tree: Mapping[str, Any]
-    origins: Mapping[KeyPath, Setting]
-    settings: Mapping[str, Setting]
+    origins: Mapping[KeyPath, ConfSetting]
+    settings: Mapping[str, ConfSetting]
     pid_file: Path | None
     background: bool
 
 
 def load(
     path: Path | None,
-    overrides: Sequence[Setting] = (),
+    overrides: Sequence[ConfSetting] = (),
     *,
     ask: postconf.Ask = postconf.ask_postfix,
     need_socket: bool = True,
     testing: bool = False,
     tolerant: bool = False,
-) -> Relay:
+) -> ImportedConfig:
     """The relay that the file at `path` describes, with `overrides` of the command line.
 
     When `testing`, mail is only verified unless a Mode is set; `tolerant` makes a warning of an option that is not
     supported. Raises ConfigError with every mistake.
     """
     written, problems = conf.read(path) if path else ([], [])
-    settings: dict[str, Setting] = {}
+    settings: dict[str, ConfSetting] = {}
     for setting in (*written, *overrides):
         name = setting.option.name.lower()
         before = settings.pop(name, None)
@@ -81,10 +81,10 @@ def load(
     mapper.map(need_socket=need_socket, tolerant=tolerant)
     file = str(path or "opendkim.conf")
     origins = _Origins(mapper.origins)
-    built = config.from_tree(mapper.tree, file, origins, base=mapper.base, found=problems, ask=ask)
+    built = config_file.from_tree(mapper.tree, file, origins, base=mapper.base, found=problems, ask=ask)
     pid_file = settings.get("pidfile")
     background = settings.get("background")
-    return Relay(
+    return ImportedConfig(
         config=built,
         tree=mapper.tree,
         origins=mapper.origins,
@@ -94,10 +94,10 @@ def load(
     )
 
 
-class _Origins(Places):
+class _Origins(KeyLocations):
     """Places in an opendkim.conf: problems of a key are said of the option that it comes from."""
 
-    def __init__(self, origins: Mapping[KeyPath, Setting]) -> None:
+    def __init__(self, origins: Mapping[KeyPath, ConfSetting]) -> None:
         super().__init__("")
         self._origins = origins
 
@@ -134,10 +134,10 @@ def _defaults() -> Tree:
 class _Mapper:
     """`settings` by lower-case name; `tree`, `origins` and `problems` grow."""
 
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, ConfSetting]
     problems: list[Problem]
     tree: Tree = field(default_factory=_defaults)
-    origins: dict[KeyPath, Setting] = field(default_factory=dict)
+    origins: dict[KeyPath, ConfSetting] = field(default_factory=dict)
 
     def map(self, *, need_socket: bool, tolerant: bool) -> None:
         """Everything."""
@@ -163,7 +163,7 @@ class _Mapper:
         """A path as the relay means it."""
         return self.base / value
 
-    def table(self, setting: Setting) -> str:
+    def table(self, setting: ConfSetting) -> str:
         """A data set, spelled so that it means the same in gatekeeper.toml."""
         match = re.match(r"(file|refile):(?!:)(.*)", setting.value, re.IGNORECASE)
         if match:
@@ -172,15 +172,15 @@ class _Mapper:
             return setting.value
         return "csl:" + re.sub("^csl:", "", setting.value, flags=re.IGNORECASE)
 
-    def names(self, setting: Setting) -> list[str]:
+    def names(self, setting: ConfSetting) -> list[str]:
         """The entries of a data set, where gatekeeper.toml has a list."""
-        data, problems = dataset.read(self.table(setting), setting.option.name, self.base)
+        data, problems = data_set.read(self.table(setting), setting.option.name, self.base)
         for problem in problems:
             in_file = problem.file != setting.option.name
             self.problems.append(problem if in_file else setting.problem(problem.what, warning=problem.warning))
         return [entry.key for entry in data.entries]
 
-    def headers(self, setting: Setting, default: Sequence[str]) -> list[str]:
+    def headers(self, setting: ConfSetting, default: Sequence[str]) -> list[str]:
         """A set of header fields: a list, or with `*` the default with `+name` and `-name`."""
         names = self.names(setting)
         if "*" not in names:
@@ -189,7 +189,7 @@ class _Mapper:
         gone = {name[1:].lower() for name in names if name.startswith("-")}
         return [name for name in (*default, *added) if name.lower() not in gone]
 
-    def _put(self, key: KeyPath, value: object, setting: Setting) -> None:
+    def _put(self, key: KeyPath, value: object, setting: ConfSetting) -> None:
         *sections, name = map(str, key)
         inner = self.tree
         for section in sections:
@@ -201,13 +201,13 @@ class _Mapper:
         setting = self.settings.get(name)
         return setting is not None and setting.flag
 
-    def _error(self, setting: Setting, what: str, *, warning: bool = False) -> None:
+    def _error(self, setting: ConfSetting, what: str, *, warning: bool = False) -> None:
         self.problems.append(setting.problem(what, warning=warning))
 
     def _fates(self, *, tolerant: bool) -> None:
         for setting in self.settings.values():
             option = setting.option
-            if option.kind is Kind.BOOLEAN and not setting.flag:
+            if option.kind is OptionKind.BOOLEAN and not setting.flag:
                 continue
             if option.fate is Fate.REFUSED:
                 self._error(setting, f"not supported: {option.word}", warning=tolerant)
@@ -228,7 +228,7 @@ class _Mapper:
         if ":" not in text or re.match(r"(local|unix):(?!/)", text):  # OpenDKIM takes a lone path, and a relative one
             text = f"unix:{self.path(text.rpartition(':')[2])}"
         try:
-            parse_listen(text)
+            parse_listen_address(text)
         except ValueError as error:
             self._error(setting, str(error))
             return
@@ -262,7 +262,7 @@ class _Mapper:
         self._put(("user",), user.pw_name, setting)
         self._put(("group",), found.gr_name, setting)
         listen = self.tree["milter"].get("listen")
-        if listen and parse_listen(listen).family == "unix" and os.geteuid() == 0:
+        if listen and parse_listen_address(listen).family == "unix" and os.geteuid() == 0:
             self._put(("milter", "socket_group"), found.gr_name, setting)
 
     def _log(self) -> None:
@@ -353,33 +353,33 @@ _ON = {
     "on-security": "long_header",
 }
 
-_Value = Callable[[_Mapper, Setting], object]
+_Value = Callable[[_Mapper, ConfSetting], object]
 
 
-def _text(mapper: _Mapper, setting: Setting) -> object:
+def _text(mapper: _Mapper, setting: ConfSetting) -> object:
     return setting.value
 
 
-def _flag(mapper: _Mapper, setting: Setting) -> object:
+def _flag(mapper: _Mapper, setting: ConfSetting) -> object:
     return setting.flag
 
 
-def _number(mapper: _Mapper, setting: Setting) -> object:
+def _number(mapper: _Mapper, setting: ConfSetting) -> object:
     return setting.number
 
 
-def _mode(mapper: _Mapper, setting: Setting) -> object:
+def _mode(mapper: _Mapper, setting: ConfSetting) -> object:
     if set(setting.value) <= set("sv"):
         return "".join(letter for letter in "sv" if letter in setting.value)
     mapper.problems.append(setting.problem(f"{setting.value!r} is no mode; allowed: s (sign), v (verify), sv"))
     return "sv"
 
 
-def _canonicalization(mapper: _Mapper, setting: Setting) -> object:
+def _canonicalization(mapper: _Mapper, setting: ConfSetting) -> object:
     return setting.value.lower()
 
 
-def _algorithm(mapper: _Mapper, setting: Setting) -> object:
+def _algorithm(mapper: _Mapper, setting: ConfSetting) -> object:
     value = setting.value.lower()
     if value != "rsa-sha1":
         return value
@@ -388,31 +388,31 @@ def _algorithm(mapper: _Mapper, setting: Setting) -> object:
     return "rsa-sha256"
 
 
-def _drift(mapper: _Mapper, setting: Setting) -> object:
+def _drift(mapper: _Mapper, setting: ConfSetting) -> object:
     return f"{setting.number or 300}s"
 
 
-def _signatures(mapper: _Mapper, setting: Setting) -> object:
+def _signatures(mapper: _Mapper, setting: ConfSetting) -> object:
     return min(setting.number, _MOST_SIGNATURES) if setting.number > 0 else _MOST_SIGNATURES
 
 
-def _seconds(mapper: _Mapper, setting: Setting) -> object:
+def _seconds(mapper: _Mapper, setting: ConfSetting) -> object:
     return f"{setting.number}s" if setting.number else _LONGEST_DNS
 
 
-def _authserv_id(mapper: _Mapper, setting: Setting) -> object:
+def _authserv_id(mapper: _Mapper, setting: ConfSetting) -> object:
     return socket.gethostname() if setting.value == "HOSTNAME" else setting.value
 
 
-def _servers(mapper: _Mapper, setting: Setting) -> object:
+def _servers(mapper: _Mapper, setting: ConfSetting) -> object:
     return [server.strip() for server in setting.value.split(",") if server.strip()]
 
 
-def _sign_headers(mapper: _Mapper, setting: Setting) -> object:
+def _sign_headers(mapper: _Mapper, setting: ConfSetting) -> object:
     return mapper.headers(setting, OPENDKIM_HEADERS)
 
 
-def _omit_headers(mapper: _Mapper, setting: Setting) -> object:
+def _omit_headers(mapper: _Mapper, setting: ConfSetting) -> object:
     # "." and "-" are OpenDKIM's ways to omit nothing: any text that no field is called by
     return [name for name in mapper.headers(setting, OMITTED) if name not in (".", "-")]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class OptionKind(StrEnum):
     """How OpenDKIM reads the value."""
 
     BOOLEAN = "boolean"
@@ -34,17 +34,17 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class ConfOption:
     """`word` says what it did and what to use instead; for one that works, what is different, if anything."""
 
     name: str
-    kind: Kind
+    kind: OptionKind
     fate: Fate
     word: str = ""
 
 
 _WORKS = {
-    Kind.BOOLEAN: {
+    OptionKind.BOOLEAN: {
         "AlwaysAddARHeader": "",
         "AuthservIDWithJobID": "",
         "Background": "it ends once the workers serve, and with an error if they do not",
@@ -63,7 +63,7 @@ _WORKS = {
         "SyslogSuccess": "",
         "X-Header": "the same as SoftwareHeader",
     },
-    Kind.INTEGER: {
+    OptionKind.INTEGER: {
         "ClockDrift": "",
         "DNSTimeout": "0 (for ever) is 60 s",
         "MaximumHeaders": "without it, and without On-Security, there is no limit but Postfix's header_size_limit",
@@ -73,7 +73,7 @@ _WORKS = {
         "SignatureTTL": "",
         "UMask": "",
     },
-    Kind.STRING: {
+    OptionKind.STRING: {
         "AuthservID": "",
         "BaseDirectory": "",
         "Canonicalization": "",
@@ -110,7 +110,7 @@ _WORKS = {
         "SyslogName": "",
         "UserID": "without it workers become gatekeeper or nobody; OpenDKIM stays root",
     },
-    Kind.INCLUDE: {"Include": ""},
+    OptionKind.INCLUDE: {"Include": ""},
 }
 
 _LDAP = "there are no LDAP tables; write their contents to a text file"
@@ -125,7 +125,7 @@ _DEBUGGING = "for debugging OpenDKIM; `gatekeeper explain --message FILE` tells 
 _RESIGN = "mail is signed or verified, never both; sign as the mailing list with a SigningTable line for it"
 
 _NEEDLESS = {
-    Kind.BOOLEAN: {
+    OptionKind.BOOLEAN: {
         "AllowSHA1Only": "SHA-256 is always there",
         "AutoRestart": "a worker that dies is always replaced",
         "CheckSigningTable": "the tables are always checked",
@@ -145,11 +145,11 @@ _NEEDLESS = {
         "StrictTestMode": "files are read as Postfix would send them",
         "WeakSyntaxChecks": "a malformed From never keeps signatures from being verified",
     },
-    Kind.INTEGER: {
+    OptionKind.INTEGER: {
         "AutoRestartCount": "a worker that dies is always replaced",
         "MilterDebug": _DEBUGGING,
     },
-    Kind.STRING: {
+    OptionKind.STRING: {
         "AutoRestartRate": "a worker that keeps dying waits up to 30 s before it is started again",
         "TemporaryDirectory": "no temporary files are written",
         "TrustAnchorFile": "DNSSEC is validated by the resolver that is asked; name one of yours in Nameservers",
@@ -172,7 +172,7 @@ _NEEDLESS = {
 }
 
 _IGNORED = {
-    Kind.BOOLEAN: {
+    OptionKind.BOOLEAN: {
         "AddAllSignatureResults": "the result of every signature is always told",
         "ADSPNoSuchDomain": _ADSP,
         "CaptureUnknownErrors": "a message that we fail to process goes on; On-InternalError quarantine holds it",
@@ -190,7 +190,7 @@ _IGNORED = {
         "VBR-PurgeFields": _VBR,
         "VBR-TrustedCertifiersOnly": _VBR,
     },
-    Kind.INTEGER: {
+    OptionKind.INTEGER: {
         "DKIMReputationFail": _REPUTATION,
         "DKIMReputationPass": _REPUTATION,
         "DKIMReputationReject": _REPUTATION,
@@ -202,7 +202,7 @@ _IGNORED = {
         "ReputationTimeFactor": _REPUTATION,
         "ReputationTimeout": _REPUTATION,
     },
-    Kind.STRING: {
+    OptionKind.STRING: {
         "ADSPAction": _ADSP,
         "AddCanonicalizedData": _DEBUGGING,
         "ATPSDomains": _ATPS,
@@ -254,9 +254,9 @@ _IGNORED = {
 
 _TESTING = "for tests of OpenDKIM; use `gatekeeper verify --dns FILE`, or name a test resolver in Nameservers"
 _REFUSED = {
-    Kind.BOOLEAN: {"LuaOnlySigning": _LUA, "ResignAll": _RESIGN},
-    Kind.INTEGER: {},
-    Kind.STRING: {
+    OptionKind.BOOLEAN: {"LuaOnlySigning": _LUA, "ResignAll": _RESIGN},
+    OptionKind.INTEGER: {},
+    OptionKind.STRING: {
         "ChangeRootDirectory": "take it out and give Socket its full path: workers have no rights and read no files",
         "ConditionalSignatures": "conditional signatures never became a standard; take it out",
         "DefaultSender": "mail without a From that can be read is not signed; take it out",
@@ -276,7 +276,7 @@ _REFUSED = {
 }
 
 
-def _options() -> Iterator[Option]:
+def _options() -> Iterator[ConfOption]:
     for fate, kinds in (
         (Fate.WORKS, _WORKS),
         (Fate.NEEDLESS, _NEEDLESS),
@@ -285,7 +285,7 @@ def _options() -> Iterator[Option]:
     ):
         for kind, options in kinds.items():
             for name, word in options.items():
-                yield Option(name, kind, fate, word)
+                yield ConfOption(name, kind, fate, word)
 
 
 OPTIONS = {option.name.lower(): option for option in _options()}

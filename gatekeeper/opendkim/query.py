@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gatekeeper.signing import dataset
-from gatekeeper.signing.dataset import DataSet, Entry
+from gatekeeper.signing import data_set
+from gatekeeper.signing.data_set import DataSet, DataSetEntry
 
 PROMPT = "opendkim: enter data set description\n\tcsl:entry1[,entry2[,...]]\n\tfile:path\n\trefile:path\n> "
 NEXT = "opendkim: enter 'query/n' where 'n' is number of fields to request\n> "
@@ -22,7 +22,7 @@ class BadQuery(Exception):
 
 def open_set(description: str) -> DataSet:
     """The data set. Raises BadQuery."""
-    data, problems = dataset.read(description.strip(), "the data set", Path.cwd())
+    data, problems = data_set.read(description.strip(), "the data set", Path.cwd())
     for problem in problems:
         if not problem.warning:
             raise BadQuery(str(problem))
@@ -54,10 +54,10 @@ def _answer(data: DataSet, asked: str) -> Iterator[str]:
     yield from (f"'{field}'" for field in fields[:wanted])
 
 
-def _matches(data: DataSet, entry: Entry, key: str) -> bool:
+def _matches(data: DataSet, entry: DataSetEntry, key: str) -> bool:
     if data.kind != "refile":
         return entry.key == key
     try:
-        return dataset.pattern(entry.key, ignore_case=False).search(key) is not None
+        return data_set.pattern(entry.key, ignore_case=False).search(key) is not None
     except ValueError:
         return False

@@ -6,17 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gatekeeper import config
-from gatekeeper.config import Config
-from gatekeeper.opendkim.mapping import Relay
-from gatekeeper.places import Path as KeyPath
+from gatekeeper.config import config_file
+from gatekeeper.config.config_file import Config
+from gatekeeper.config.locations import KeyPath
+from gatekeeper.opendkim.mapping import ImportedConfig
 
 _LEFT_OUT = {("store", "url")}
 """What only serves a milter that runs alone."""
 _WIDTH = 120
 
 
-def write(relay: Relay) -> str:
+def write(relay: ImportedConfig) -> str:
     """The whole file."""
     shown = [(path, value) for path, value in _leaves(relay.tree) if path not in _LEFT_OUT and _differs(relay, path)]
     lines = ["# Written by gatekeeper import-opendkim; what is not here has gatekeeper's default."]
@@ -53,7 +53,7 @@ def _assignment(name: str, plain: object) -> Iterator[str]:
     yield "]"
 
 
-def _comment(relay: Relay, path: KeyPath) -> Iterator[str]:
+def _comment(relay: ImportedConfig, path: KeyPath) -> Iterator[str]:
     setting = relay.origins.get(path)
     if setting is not None:
         yield f"# {setting.option.name}, {setting.file}:{setting.line}"
@@ -73,9 +73,11 @@ def _section_order(path: KeyPath) -> tuple[str, ...]:
     return tuple(map(str, path[:-1]))
 
 
-def _differs(relay: Relay, path: KeyPath) -> bool:
+def _differs(relay: ImportedConfig, path: KeyPath) -> bool:
     """Whether the option is another than it would be without this file, on any machine."""
-    return path in (("user",), ("authserv_id",)) or _at(relay.config, path) != _at(config.defaults(lambda _: {}), path)
+    return path in (("user",), ("authserv_id",)) or _at(relay.config, path) != _at(
+        config_file.defaults(lambda _: {}), path
+    )
 
 
 def _at(built: Config, path: KeyPath) -> object:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from itertools import repeat
 
-from gatekeeper.request import UNKNOWN, Client, Request, Stage, parse_address
-from gatekeeper.verdict import Outcome, Verdict, printable
+from gatekeeper.core.request import UNKNOWN, Client, Request, Stage, parse_address
+from gatekeeper.core.verdict import Outcome, Verdict, printable
 
 MAX_REQUEST = 64 * 1024
 """Bytes of one request, and so of one line. Postfix's own values end at 2048 (`line_length_limit`); certificates' names

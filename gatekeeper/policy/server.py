@@ -13,10 +13,13 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, cast
 
-from gatekeeper.begun import begin, rest, together
-from gatekeeper.log import write_decision
-from gatekeeper.pipeline import Context
-from gatekeeper.policy.budget import Budget
+from gatekeeper.core.gather import finish as finish_coroutine
+from gatekeeper.core.gather import gather_in_task, start
+from gatekeeper.core.log import write_decision
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import Decision
+from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.policy.connection_balance import BalanceSlot
 from gatekeeper.policy.protocol import (
     DUNNO,
     MAX_REQUEST,
@@ -26,9 +29,7 @@ from gatekeeper.policy.protocol import (
     encode_answer,
     to_request,
 )
-from gatekeeper.policy.share import Seat
-from gatekeeper.request import Request
-from gatekeeper.verdict import Decision
+from gatekeeper.policy.shared_deadline import SharedDeadline
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _PAUSE = 0.2
 
 
 class Decider(Protocol):
-    """What is asked: gatekeeper.app.App."""
+    """What is asked: gatekeeper.app.app.App."""
 
     async def decide(self, request: Request) -> tuple[Decision, Context]:
         """The decision, and the context whose side effects are to be settled after the answer."""
@@ -60,14 +61,14 @@ class PolicyServer:
     """Serves policy connections with the decisions of `app`; `budget` is in seconds. With a `seat` it shares the
     connections evenly with the other workers on its listeners."""
 
-    def __init__(self, app: Decider, *, budget: float = BUDGET, seat: Seat | None = None) -> None:
+    def __init__(self, app: Decider, *, budget: float = BUDGET, seat: BalanceSlot | None = None) -> None:
         self._app = app
         self._seat = seat
         self._held = 0
         self._give: Give | None = None
-        self._budget = Budget(budget)
+        self._budget = SharedDeadline(budget)
         self._listeners: list[socket.socket] = []
-        self._connections: set[_Connection] = set()
+        self._connections: set[_PolicyConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsettled: list[tuple[Decision, Context]] = []
         self._settling = False
@@ -171,7 +172,7 @@ class PolicyServer:
             asyncio.get_running_loop().add_reader(listener, self._offered, listener)
 
     async def _connect(self, sock: socket.socket, unread: bytes) -> None:
-        connection = _Connection(self, unread)
+        connection = _PolicyConnection(self, unread)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError:
@@ -190,7 +191,7 @@ class PolicyServer:
         self._tasks.discard(task)
         self._changed.set()
 
-    async def _answer(self, attributes: dict[str, str], connection: "_Connection") -> None:
+    async def _answer(self, attributes: dict[str, str], connection: "_PolicyConnection") -> None:
         """Answer one request. Never raises."""
         try:
             request = to_request(attributes)
@@ -236,20 +237,20 @@ class PolicyServer:
         if not self._unsettled:
             return
         unsettled, self._unsettled = self._unsettled, []
-        begun = begin(_settle(unsettled))
+        begun = start(_settle(unsettled))
         if begun.ended:
             self._changed.set()
         else:
-            self._start(rest(begun))
+            self._start(finish_coroutine(begun))
 
 
 async def _settle(unsettled: Sequence[tuple[Decision, Context]]) -> None:
-    for error in await together([context.settle(decision) for decision, context in unsettled]):
+    for error in await gather_in_task([context.settle(decision) for decision, context in unsettled]):
         if isinstance(error, Exception):
             logger.error("after the answer", exc_info=error)
 
 
-class _Connection(asyncio.Protocol):
+class _PolicyConnection(asyncio.Protocol):
     """One connection of Postfix."""
 
     __slots__ = ("_busy", "_finishing", "_parser", "_paused", "_server", "_transport", "_unread", "task")

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 
-from gatekeeper.checks.regex import compile_perl
-from gatekeeper.problem import Problem
+from gatekeeper.checks.tables.regex import compile_perl
+from gatekeeper.core.problem import Problem
 
 INDEXED, CIDR, PCRE = "hash", "cidr", "pcre"
 
@@ -28,7 +28,7 @@ Convert = Callable[[str], tuple[str, str]]
 
 
 @dataclass(slots=True)
-class Tables:
+class AllowTables:
     """What becomes of one kind of list: lines by type of table, comments among them, and what was not understood."""
 
     lines: dict[str, list[str]] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def _pattern(text: str) -> str:
     return f"/{_BARE_SLASH.sub(lambda match: match[1] or chr(92) + '/', text)}/"
 
 
-def table_names(kind: str, tables: Tables) -> Iterator[tuple[str, str, list[str]]]:
+def table_names(kind: str, tables: AllowTables) -> Iterator[tuple[str, str, list[str]]]:
     """For each table that is not empty its type, the name of its file, and its lines. `kind`: clients or recipients."""
     for type in (INDEXED, CIDR, PCRE):
         if lines := tables.lines.get(type):

@@ -9,7 +9,7 @@ A triplet is `network/sender/recipient` with `first,last` in seconds since the e
 import re
 from dataclasses import dataclass
 
-from gatekeeper.request import Address, parse_address
+from gatekeeper.core.request import Address, parse_address
 
 _HASH = re.compile(rb"[0-9a-f]{40}")
 _TIMES = re.compile(rb"(\d{1,12}),(\d{1,12})(?:,.*)?", re.DOTALL)
@@ -17,7 +17,7 @@ PRIVACY = "written with --privacy, so nobody can tell what they are"
 DAMAGED = "not in postgrey's format"
 
 
-class Unusable(ValueError):
+class UnusableEntry(ValueError):
     """An entry that cannot be brought over; says why."""
 
 
@@ -51,7 +51,7 @@ def parse_triplet(key: bytes, value: bytes) -> Triplet:
     address = parse_address(network)
     sender, divider, recipient = _divide(rest)
     if not slash or address is None or not divider or not recipient:
-        raise Unusable(DAMAGED)
+        raise UnusableEntry(DAMAGED)
     return Triplet(address, sender, recipient, first, last)
 
 
@@ -60,16 +60,16 @@ def parse_client(key: bytes, value: bytes) -> KnownClient:
     count, last = _numbers(key, value)
     address = parse_address(key.decode("ascii", "replace"))
     if address is None:
-        raise Unusable(DAMAGED)
+        raise UnusableEntry(DAMAGED)
     return KnownClient(address, count, last)
 
 
 def _numbers(key: bytes, value: bytes) -> tuple[int, int]:
     if _HASH.fullmatch(key):
-        raise Unusable(PRIVACY)
+        raise UnusableEntry(PRIVACY)
     match = _TIMES.fullmatch(value)
     if match is None:
-        raise Unusable(DAMAGED)
+        raise UnusableEntry(DAMAGED)
     return int(match[1]), int(match[2])
 
 

@@ -5,8 +5,8 @@ import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
-from gatekeeper import fixture
-from gatekeeper.problem import ConfigError
+from gatekeeper.core.problem import ConfigError
+from gatekeeper.replay import fixture
 from gatekeeper.replay.compare import differences, updated
 from gatekeeper.replay.in_process import play
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What came of a case, beside what was expected of it: differences as sentences, and new expectations from outcomes.
 
-The rules of comparison are those of fixture.py. Knows nothing of how a case was played.
+The rules of comparison are those of replay/fixture.py. Knows nothing of how a case was played.
 """
 
 import re
@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gatekeeper.fixture import Case, Expected, ExpectedConnection
-from gatekeeper.message import Header
-from gatekeeper.verdict import printable
+from gatekeeper.core.message import Header
+from gatekeeper.core.verdict import printable
+from gatekeeper.replay.fixture import Case, Expected, ExpectedConnection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class MessageOutcome:
     """What came of a message: a reply for each recipient and then, if it came to that, for the data.
 
     Of a connection: one reply, its greeting or what refused it.
@@ -28,10 +28,10 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionOutcome(Outcome):
+class ConnectionOutcome(MessageOutcome):
     """What came of a connection and of its messages, in order."""
 
-    messages: tuple[Outcome, ...] = ()
+    messages: tuple[MessageOutcome, ...] = ()
 
 
 def differences(case: Case, outcomes: Sequence[ConnectionOutcome]) -> list[str]:
@@ -70,7 +70,7 @@ def _fields(expected: Expected) -> dict[str, Any]:
     return {key: getattr(expected, key) for key in _KEYS}
 
 
-def _updated(wanted: Expected, came: Outcome, *, whole: bool = False) -> Expected:
+def _updated(wanted: Expected, came: MessageOutcome, *, whole: bool = False) -> Expected:
     fields, seen = _fields(wanted), _fields(_seen(came))
     if whole and not any(value is not None for value in fields.values()):
         return Expected(**seen)
@@ -78,7 +78,7 @@ def _updated(wanted: Expected, came: Outcome, *, whole: bool = False) -> Expecte
     return Expected(**{key: seen[key] if key in wrong else value for key, value in fields.items()})
 
 
-def _seen(came: Outcome) -> Expected:
+def _seen(came: MessageOutcome) -> Expected:
     """The outcome in the words of an expectation: codes without texts, header fields without what changes each time."""
     replies = tuple(_codes(reply) for reply in came.replies)
     return Expected(
@@ -105,12 +105,12 @@ def _codes(reply: str) -> str:
     return code if code.startswith("2") else f"{code} {enhanced}".strip()
 
 
-def _differences(wanted: Expected, came: Outcome) -> Iterator[str]:
+def _differences(wanted: Expected, came: MessageOutcome) -> Iterator[str]:
     for _, text in _compare(wanted, came):
         yield text
 
 
-def _compare(wanted: Expected, came: Outcome) -> Iterator[tuple[str, str]]:
+def _compare(wanted: Expected, came: MessageOutcome) -> Iterator[tuple[str, str]]:
     """For each expectation that is not met, its key and a sentence."""
     replies = came.replies[-1:] if isinstance(wanted.reply, str) else came.replies
     if wanted.reply is not None and not _reply_fits(wanted.reply, replies):

@@ -3,29 +3,30 @@
 production, in a world of the case's own. DNS is dns.zone, the store starts empty, and the clock jumps where a client
 waits.
 
-What Postfix does in between is as_postfix.py's. The service is also asked at DATA and at the end of the message, where
-it says nothing unless it has restrictions for them. The milter hears of messages that come to data, and of no others.
+What Postfix does in between is postfix_model.py's. The service is also asked at DATA and at the end of the message,
+where it says nothing unless it has restrictions for them. The milter hears of messages that come to data, and of no
+others.
 """
 
 import time
 from pathlib import Path
 
-from gatekeeper import config
-from gatekeeper.app import App, open_app, prepare
-from gatekeeper.fixture import Case, Connection, Message, client_names
-from gatekeeper.message import Header, crlf, parse
+from gatekeeper.app.app import App, open_app, prepare
+from gatekeeper.config import config_file
+from gatekeeper.core.message import Header, crlf, parse
+from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.core.request import UNKNOWN, Client, Stage, parse_address
+from gatekeeper.core.verdict import printable
+from gatekeeper.dnsclient.resolver import TableResolver
+from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.milter.edits import Edits
-from gatekeeper.milter.session import Session
+from gatekeeper.milter.session import MilterSession
 from gatekeeper.policy.protocol import action, to_request
-from gatekeeper.problem import ConfigError, Problem
-from gatekeeper.replay.as_postfix import Envelope, Restrictions, refusal
-from gatekeeper.replay.compare import ConnectionOutcome, Outcome
+from gatekeeper.replay.compare import ConnectionOutcome, MessageOutcome
+from gatekeeper.replay.fixture import Case, RecordedConnection, RecordedMessage, client_names
+from gatekeeper.replay.postfix_model import Envelope, Restrictions, refusal
 from gatekeeper.replay.smtp import look_up
-from gatekeeper.request import UNKNOWN, Client, Stage, parse_address
-from gatekeeper.resolver import TableResolver
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.verdict import printable
-from gatekeeper.zone import Zone
 
 FIRST_PORT = 50001
 """The port of a case's first connection; the next has the next. A trace id is made of it."""
@@ -53,7 +54,7 @@ async def play(case: Case, config_path: Path | None = None) -> tuple[ConnectionO
         )
     clock = JumpingClock()
     resolver = TableResolver(Zone.parse(case.zone))
-    app = await open_app(prepare(config.load(path)), resolver=resolver, store=MemoryStore(clock), clock=clock)
+    app = await open_app(prepare(config_file.load(path)), resolver=resolver, store=MemoryStore(clock), clock=clock)
     try:
         outcomes = []
         for number, connection in enumerate(case.connections):
@@ -64,11 +65,11 @@ async def play(case: Case, config_path: Path | None = None) -> tuple[ConnectionO
         await app.close()
 
 
-async def _connection(app: App, case: Case, connection: Connection, number: int) -> ConnectionOutcome:
+async def _connection(app: App, case: Case, connection: RecordedConnection, number: int) -> ConnectionOutcome:
     name, reverse_name = client_names(connection) or await look_up(app.resolver, connection.client)
     address = parse_address(connection.client)
     client = Client(address=address, name=name, reverse_name=reverse_name, port=FIRST_PORT + number)
-    milter = Session(app)
+    milter = MilterSession(app)
     daemon_name = "ORIGINATING" if connection.sasl_user else "smtpd"
     host = f"[{connection.client}]" if name == UNKNOWN else name
     milter.connect(host, connection.client, client.port, daemon_name=daemon_name)
@@ -83,8 +84,8 @@ async def _connection(app: App, case: Case, connection: Connection, number: int)
 
 
 async def _messages(
-    app: App, case: Case, connection: Connection, number: int, client: Client, milter: Session
-) -> list[Outcome]:
+    app: App, case: Case, connection: RecordedConnection, number: int, client: Client, milter: MilterSession
+) -> list[MessageOutcome]:
     """What comes of the messages of the `number`-th connection."""
     if connection.helo is not None:
         milter.helo(connection.helo)
@@ -104,7 +105,7 @@ async def _messages(
 class _Transaction:
     """One message on its way through: what was answered so far, and why."""
 
-    def __init__(self, app: App, envelope: Envelope, milter: Session) -> None:
+    def __init__(self, app: App, envelope: Envelope, milter: MilterSession) -> None:
         self._app = app
         self._envelope = envelope
         self._milter = milter
@@ -112,7 +113,7 @@ class _Transaction:
         self._reasons: dict[str, None] = {}
         self._prepended: list[Header] = []
 
-    async def play(self, message: Message, content: bytes | None) -> Outcome:
+    async def play(self, message: RecordedMessage, content: bytes | None) -> MessageOutcome:
         replies, accepted = [], []
         for recipient in message.recipients:
             refused = await self._ask(Stage.RCPT, Restrictions.RECIPIENT, recipient, recipient=recipient)
@@ -125,7 +126,7 @@ class _Transaction:
         if accepted and content is not None:
             reply, added, removed = await self._data(accepted, content)
             replies.append(reply)
-        return Outcome(
+        return MessageOutcome(
             replies=tuple(replies), reasons=tuple(self._reasons), headers_added=added, headers_removed=removed
         )
 

@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from gatekeeper.auth.iprev import check_iprev
-from gatekeeper.fixture import Case, Connection, Message, client_names
-from gatekeeper.message import crlf
-from gatekeeper.request import UNKNOWN, Client, parse_address
-from gatekeeper.resolver import Resolver
+from gatekeeper.core.message import crlf
+from gatekeeper.core.request import UNKNOWN, Client, parse_address
+from gatekeeper.dnsclient.resolver import Resolver
+from gatekeeper.replay.fixture import Case, RecordedConnection, RecordedMessage, client_names
 
 TIMEOUT = 30.0
 """Seconds to wait for one reply: longer than any answer of gatekeeper's may take."""
@@ -137,7 +137,7 @@ def play(case: Case, servers: Servers, resolver: Resolver) -> list[HeardConnecti
     return [_connect(case, connection, servers, resolver) for connection in case.connections]
 
 
-def _connect(case: Case, connection: Connection, servers: Servers, resolver: Resolver) -> HeardConnection:
+def _connect(case: Case, connection: RecordedConnection, servers: Servers, resolver: Resolver) -> HeardConnection:
     time.sleep(connection.wait)
     names = client_names(connection) or asyncio.run(look_up(resolver, connection.client))
     port = servers.submission if connection.sasl_user else servers.smtp
@@ -171,7 +171,7 @@ def _attributes(client: Client, sasl_user: str) -> dict[str, str]:
     return {**attributes, "LOGIN": sasl_user} if sasl_user else attributes
 
 
-def _send(smtp: SmtpClient, message: Message, content: bytes | None) -> Heard:
+def _send(smtp: SmtpClient, message: RecordedMessage, content: bytes | None) -> Heard:
     """One transaction; RSET at its end if it came to nothing, so that the next one starts anew."""
     utf8 = "" if (message.sender + "".join(message.recipients)).isascii() else " SMTPUTF8"
     begun = smtp.command(f"MAIL FROM:<{message.sender}>{utf8}")

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from xml.parsers import expat
 
-from gatekeeper.auth.domain import normal
+from gatekeeper.auth.domains import normal_domain
+from gatekeeper.core.verdict import printable
 from gatekeeper.reports.unpack import ReportError
-from gatekeeper.verdict import printable
 
 MAX_ROWS = 200_000
 _MAX_DEPTH = 12
@@ -34,7 +34,7 @@ class Authenticated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ReportRow:
     """`count` messages that were alike. `spf` and `dkim` tell whether an aligned one passed."""
 
     source: str
@@ -58,7 +58,7 @@ class Report:
     policy: str
     begin: datetime
     end: datetime
-    rows: tuple[Row, ...]
+    rows: tuple[ReportRow, ...]
     published: tuple[tuple[str, str], ...] = ()
     """The tags of the record, but for `rua` and `ruf`."""
 
@@ -89,7 +89,7 @@ def parse_report(document: bytes) -> Report:
     if root.name != "feedback":
         raise ReportError("it is XML, but no aggregate report")
     about, published = root.one("report_metadata"), root.one("policy_published")
-    domain = normal(published.word("domain"))
+    domain = normal_domain(published.word("domain"))
     if not domain:
         raise ReportError("it does not say which domain it is about")
     dates = about.one("date_range")
@@ -104,19 +104,19 @@ def parse_report(document: bytes) -> Report:
     )
 
 
-def _row(record: _Element) -> Row:
+def _row(record: _Element) -> ReportRow:
     row, names = record.one("row"), record.one("identifiers")
     evaluated = row.one("policy_evaluated")
-    return Row(
+    return ReportRow(
         source=_address(row.word("source_ip")),
         count=_number(row.word("count")),
         disposition=evaluated.word("disposition").lower(),
         spf=evaluated.word("spf").lower() == "pass",
         dkim=evaluated.word("dkim").lower() == "pass",
         reasons=tuple(dict.fromkeys(reason.word("type").lower() for reason in evaluated.all("reason"))),
-        header_from=normal(names.word("header_from")),
+        header_from=normal_domain(names.word("header_from")),
         found=tuple(
-            Authenticated(one.name, normal(one.word("domain")), one.word("result").lower(), one.word("selector"))
+            Authenticated(one.name, normal_domain(one.word("domain")), one.word("result").lower(), one.word("selector"))
             for one in record.one("auth_results").children
             if one.name in ("spf", "dkim")
         ),
@@ -148,7 +148,7 @@ class _Reader:
     """The document as elements, but its rows as `rows`: memory is for what is kept. No recursion; all has limits."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[ReportRow] = []
         self._root = _NOTHING
         self._open: list[_Element] = []
         self._elements = 0

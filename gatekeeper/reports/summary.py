@@ -14,8 +14,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from gatekeeper.auth.domain import is_within
-from gatekeeper.reports.aggregate import Report, Row
+from gatekeeper.auth.domains import is_within
+from gatekeeper.reports.aggregate import Report, ReportRow
 
 MINIMUM_DAYS = 14
 """Of mail, before a stricter policy is called safe: services that send once a month need longer still."""
@@ -26,7 +26,7 @@ _NAMED = 10  # sources of each kind that are named
 _NEXT = {"none": "quarantine", "": "quarantine", "quarantine": "reject"}
 
 
-class Kind(StrEnum):
+class SourceKind(StrEnum):
     """Why a message failed, as far as a report can tell."""
 
     SERVICE = "service"
@@ -64,23 +64,23 @@ class Summary:
     dkim: int = 0
     passed: int = 0
     dispositions: Counter[str] = field(default_factory=Counter)
-    failed: dict[Kind, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    failed: dict[SourceKind, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     @property
     def days(self) -> float:
         """How long the reports cover, in days."""
         return (self.end - self.begin).total_seconds() / 86400 if self.begin and self.end else 0.0
 
-    def count(self, *kinds: Kind) -> int:
+    def count(self, *kinds: SourceKind) -> int:
         """Messages that failed for one of these reasons."""
         return sum(self.failed[kind].total() for kind in kinds if kind in self.failed)
 
     @property
     def wanted(self) -> int:
         """Failing mail that a stricter policy would probably hurt."""
-        return self.count(Kind.SERVICE, Kind.BROKEN, Kind.OURS)
+        return self.count(SourceKind.SERVICE, SourceKind.BROKEN, SourceKind.OURS)
 
-    def sources(self, kind: Kind) -> list[Source]:
+    def sources(self, kind: SourceKind) -> list[Source]:
         """The largest sources of one kind."""
         found = self.failed.get(kind, Counter())
         return [Source(name, count) for name, count in found.most_common(_NAMED)]
@@ -109,7 +109,7 @@ def _summary(domain: str, reports: Sequence[Report]) -> Summary:
     return summary
 
 
-def _add(summary: Summary, row: Row, good: set[str]) -> None:
+def _add(summary: Summary, row: ReportRow, good: set[str]) -> None:
     summary.total += row.count
     summary.spf += row.count * row.spf
     summary.dkim += row.count * row.dkim
@@ -121,15 +121,15 @@ def _add(summary: Summary, row: Row, good: set[str]) -> None:
     summary.failed[kind][name] += row.count
 
 
-def _why(row: Row, domain: str, good: set[str]) -> tuple[Kind, str]:
+def _why(row: ReportRow, domain: str, good: set[str]) -> tuple[SourceKind, str]:
     others = [one.domain for one in row.found if one.result == "pass" and one.domain]
     if {"forwarded", "mailing_list", "trusted_forwarder"} & set(row.reasons):
-        return Kind.FORWARDED, others[0] if others else row.source
+        return SourceKind.FORWARDED, others[0] if others else row.source
     if any(one.method == "dkim" and is_within(one.domain, domain) for one in row.found):
-        return Kind.BROKEN, others[0] if others else row.source
+        return SourceKind.BROKEN, others[0] if others else row.source
     if others:
-        return Kind.SERVICE, others[0]
-    return (Kind.OURS if row.source in good else Kind.STRANGER), row.source
+        return SourceKind.SERVICE, others[0]
+    return (SourceKind.OURS if row.source in good else SourceKind.STRANGER), row.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +160,13 @@ def advise(summary: Summary) -> Advice:
 
 
 _MEND = {
-    Kind.SERVICE: "authenticate as somebody else: have them sign with your domain (DKIM), or let them go on if they "
-    "forward",
-    Kind.BROKEN: "carry a signature of yours that no longer verifies: mailing lists and forwarders, or a gateway that "
-    "changes mail after it is signed",
-    Kind.OURS: "come from addresses that also send mail that passes: sign everything there",
-    Kind.FORWARDED: "were forwarded, as the receivers say: nothing to mend",
-    Kind.STRANGER: "authenticate as nobody: forged, unless you know an address here as one of yours",
+    SourceKind.SERVICE: "authenticate as somebody else: have them sign with your domain (DKIM), or let them go "
+    "on if they forward",
+    SourceKind.BROKEN: "carry a signature of yours that no longer verifies: mailing lists and forwarders, or a gateway "
+    "that changes mail after it is signed",
+    SourceKind.OURS: "come from addresses that also send mail that passes: sign everything there",
+    SourceKind.FORWARDED: "were forwarded, as the receivers say: nothing to mend",
+    SourceKind.STRANGER: "authenticate as nobody: forged, unless you know an address here as one of yours",
 }
 
 
@@ -180,7 +180,7 @@ def sentences(summary: Summary) -> Iterator[str]:
         return
     for what, count in (("DMARC passed", summary.passed), ("by SPF", summary.spf), ("by DKIM", summary.dkim)):
         yield f"  {what:13} {count:9}  {count / summary.total:6.1%}"
-    for kind in Kind:
+    for kind in SourceKind:
         if count := summary.count(kind):
             yield f"  {_many(count, 'message')} {_MEND[kind]}"
             for source in summary.sources(kind):
@@ -203,7 +203,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "spf": summary.spf,
         "dkim": summary.dkim,
         "dispositions": dict(summary.dispositions),
-        "failed": {kind: [asdict(source) for source in summary.sources(kind)] for kind in Kind if summary.count(kind)},
+        "failed": {
+            kind: [asdict(source) for source in summary.sources(kind)] for kind in SourceKind if summary.count(kind)
+        },
         "next_policy": advice.policy,
         "safe": advice.safe,
         "reasons": advice.reasons,

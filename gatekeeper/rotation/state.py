@@ -17,20 +17,20 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gatekeeper.signing import make
+from gatekeeper.signing import key_generation
 
 SUFFIX = ".rotation.json"
 
 
-class Refused(Exception):
+class RotationRefused(Exception):
     """A rotation cannot be begun or go on; the text says why and what to do."""
 
 
-class Busy(Refused):
+class Busy(RotationRefused):
     """Another one is at it."""
 
 
-class Stage(StrEnum):
+class RotationStage(StrEnum):
     """The last step that has been done."""
 
     PLANNED = "planned"
@@ -51,14 +51,14 @@ class Which(_Frozen):
     path: str
 
 
-class State(_Frozen):
+class RotationState(_Frozen):
     """The key `new` takes the place of `old`; `domains` are several where one key is configured for all of them."""
 
     version: Literal[1] = 1
     domains: tuple[str, ...]
     old: Which
     new: Which
-    kind: make.Kind = "rsa"
+    kind: key_generation.Kind = "rsa"
     bits: int = 2048
     generated: datetime | None = None
     published: datetime | None = None
@@ -66,12 +66,12 @@ class State(_Frozen):
     retired: datetime | None = None
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> RotationStage:
         """How far it has come."""
-        for stage in (Stage.RETIRED, Stage.ACTIVE, Stage.PUBLISHED, Stage.GENERATED):
+        for stage in (RotationStage.RETIRED, RotationStage.ACTIVE, RotationStage.PUBLISHED, RotationStage.GENERATED):
             if getattr(self, stage.value) is not None:
                 return stage
-        return Stage.PLANNED
+        return RotationStage.PLANNED
 
     @property
     def file_name(self) -> str:
@@ -81,18 +81,18 @@ class State(_Frozen):
     def save(self, folder: Path) -> None:
         """Write it. Raises OSError."""
         text = json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
-        make.write(folder / self.file_name, text.encode(), mode=0o644, replace=True)
+        key_generation.write_key(folder / self.file_name, text.encode(), mode=0o644, replace=True)
 
 
-def load(folder: Path) -> Iterator[State]:
+def load(folder: Path) -> Iterator[RotationState]:
     """Every rotation whose keys are in `folder`. Raises Refused for a file that makes no sense."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            yield State.model_validate_json(path.read_bytes())
+            yield RotationState.model_validate_json(path.read_bytes())
         except (ValidationError, OSError, ValueError):
             # The library's words would be about JSON; it is no file that people write.
             what = "is no state of a rotation that can be read; look at it, and remove it to begin anew"
-            raise Refused(f"{path} {what}") from None
+            raise RotationRefused(f"{path} {what}") from None
 
 
 @contextmanager

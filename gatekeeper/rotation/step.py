@@ -16,24 +16,24 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from gatekeeper.published.dkim import judge
-from gatekeeper.published.key_record import KeyRecord, name_of, revoked
-from gatekeeper.resolver import DNSError
-from gatekeeper.resolvers import Voice
-from gatekeeper.rotation.plan import World
-from gatekeeper.rotation.state import Refused, Stage, State
-from gatekeeper.rotation.tables import Tables
-from gatekeeper.sign_plan import key_owners
-from gatekeeper.signing import make
+from gatekeeper.app.signing_plan import key_owners
+from gatekeeper.core.units import duration_text
+from gatekeeper.dnsclient.authoritative import ServerAnswer
+from gatekeeper.dnsclient.resolver import DNSError
+from gatekeeper.records.dkim import judge
+from gatekeeper.records.key_record import KeyRecord, name_of, revoked
+from gatekeeper.rotation.configured_keys import KeyConfiguration
+from gatekeeper.rotation.due import World
+from gatekeeper.rotation.state import RotationRefused, RotationStage, RotationState
+from gatekeeper.signing import key_generation
 from gatekeeper.signing.keys import BadKey, PrivateKey, read_key
-from gatekeeper.units import duration_text
 
 
 @dataclass(slots=True)
-class Outcome:
+class StepResult:
     """What came of one rotation in this run. `waits` are reasons; without any it is done."""
 
-    state: State
+    state: RotationState
     did: list[str] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
@@ -47,29 +47,29 @@ class Outcome:
 class Rotation:
     """One rotation on its way. Whatever was done before is found done, and the rest is done."""
 
-    def __init__(self, world: World, tables: Tables, folder: Path, state: State) -> None:
+    def __init__(self, world: World, tables: KeyConfiguration, folder: Path, state: RotationState) -> None:
         self._world = world
         self._tables = tables
         self._folder = folder
-        self._out = Outcome(state)
+        self._out = StepResult(state)
         self._was_active = state.active is not None
 
     @property
-    def _state(self) -> State:
+    def _state(self) -> RotationState:
         return self._out.state
 
-    async def advance(self) -> Outcome:
+    async def advance(self) -> StepResult:
         """As far as it goes now."""
         try:
             if self._generate() and await self._publish() and self._activate():
                 self._retire()
-        except Refused as refused:
+        except RotationRefused as refused:
             self._out.waits.append(str(refused))
         except BadKey as bad:
             self._out.waits.append(f"{self._state.new.path}: {bad}")
         return self._out
 
-    def _reached(self, stage: Stage, *what: str) -> None:
+    def _reached(self, stage: RotationStage, *what: str) -> None:
         """Write down that `stage` has been reached now, and say what was done."""
         self._out.did += [f"{stage}: {line}" if number == 0 else line for number, line in enumerate(what)]
         self._out.state = self._state.model_copy(update={stage.value: self._world.now()})
@@ -91,9 +91,9 @@ class Rotation:
         state.save(self._folder)
         mode, owner = self._as_the_old_one()
         if not path.exists():  # else the last run was interrupted just here
-            make.write(path, make.generate(state.kind, state.bits), mode=mode, owner=owner)
+            key_generation.write_key(path, key_generation.generate_key(state.kind, state.bits), mode=mode, owner=owner)
         self._write_record(self._key())
-        self._reached(Stage.GENERATED, f"{path}, and its DNS record in {path.with_suffix('.txt')}")
+        self._reached(RotationStage.GENERATED, f"{path}, and its DNS record in {path.with_suffix('.txt')}")
         return True
 
     def _as_the_old_one(self) -> tuple[int, tuple[int, int] | None]:
@@ -101,13 +101,13 @@ class Rotation:
         try:
             status = os.stat(self._state.old.path)
         except OSError:
-            return 0o600, make.owner_in(self._folder, key_owners(self._world.config))
+            return 0o600, key_generation.owner_in(self._folder, key_owners(self._world.config))
         return status.st_mode & 0o640 | 0o600, (status.st_uid, status.st_gid) if os.geteuid() == 0 else None
 
     def _write_record(self, key: PrivateKey) -> None:
         state = self._state
         text = "".join(KeyRecord.of(state.new.selector, domain, key).zone() for domain in state.domains)
-        make.write(Path(state.new.path).with_suffix(".txt"), text.encode(), mode=0o644, replace=True)
+        key_generation.write_key(Path(state.new.path).with_suffix(".txt"), text.encode(), mode=0o644, replace=True)
 
     def _key(self) -> PrivateKey:
         """The new key, as the service will read it. Raises Refused with what keeps it from that, BadKey."""
@@ -115,7 +115,7 @@ class Rotation:
         safe = config.signing.safe_keys
         key, problems = read_key(self._state.new.path, owners=key_owners(config), require_safe=safe)
         if key is None:
-            raise Refused("; ".join(map(str, problems)))
+            raise RotationRefused("; ".join(map(str, problems)))
         key.public()
         return key
 
@@ -140,7 +140,7 @@ class Rotation:
             return False
         if state.published is None and not self._world.dry:
             servers = "1 authoritative server has" if good == 1 else f"all {good} authoritative servers have"
-            self._reached(Stage.PUBLISHED, f"{servers} {name_of(state.new.selector, state.domains[0])}")
+            self._reached(RotationStage.PUBLISHED, f"{servers} {name_of(state.new.selector, state.domains[0])}")
         return True
 
     def _say_what_to_publish(self, key: PrivateKey, *, whole: bool) -> None:
@@ -163,7 +163,7 @@ class Rotation:
             if not tables.has(state.domains, state.old):
                 file = self._folder / state.file_name
                 what = f"the tables have no key of {state.domains[0]} with selector {state.old.selector} any more"
-                raise Refused(f"{what}; if that is meant, remove {file}")
+                raise RotationRefused(f"{what}; if that is meant, remove {file}")
             if self._only_said(f"put selector {state.new.selector} into the place of {state.old.selector}"):
                 return False
             changed = tables.switch(state)
@@ -171,7 +171,7 @@ class Rotation:
             if self._only_said(f"note that the tables name {state.new.selector}"):
                 return False
             changed = [f"the tables name {state.new.selector}"]
-        self._reached(Stage.ACTIVE, *changed)
+        self._reached(RotationStage.ACTIVE, *changed)
         return True
 
     def _retire(self) -> None:
@@ -187,7 +187,7 @@ class Rotation:
             return
         if self._only_said(f"take {state.old.selector} for retired"):
             return
-        self._reached(Stage.RETIRED, f"nothing needs selector {state.old.selector} any more")
+        self._reached(RotationStage.RETIRED, f"nothing needs selector {state.old.selector} any more")
         self._out.next += ["the old record may now be emptied, which tells receivers that the key is withdrawn:"]
         self._out.next += [revoked(state.old.selector, domain) for domain in state.domains]
         if state.old.path:
@@ -203,10 +203,10 @@ class Rotation:
             what = f"the tables do not name selector {state.new.selector} any more"
         else:
             return
-        raise Refused(f"{what}; mend them, or remove {file} to give this rotation up")
+        raise RotationRefused(f"{what}; mend them, or remove {file} to give this rotation up")
 
 
-def _lagging(voices: Iterable[Voice], key: PrivateKey, name: str) -> Iterator[str]:
+def _lagging(voices: Iterable[ServerAnswer], key: PrivateKey, name: str) -> Iterator[str]:
     """Which servers do not have the record of `key` at `name`, and what they have."""
     for voice in voices:
         if voice.trouble:
@@ -218,7 +218,7 @@ def _lagging(voices: Iterable[Voice], key: PrivateKey, name: str) -> Iterator[st
                 yield f"{voice} has a wrong record at {name}: {wrong}"
 
 
-def _described(state: State) -> str:
+def _described(state: RotationState) -> str:
     return f"rsa, {state.bits} bits" if state.kind == "rsa" else state.kind
 
 

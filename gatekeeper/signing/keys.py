@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
-from gatekeeper import sources
-from gatekeeper.problem import Problem
+from gatekeeper.core import watched_files
+from gatekeeper.core.problem import Problem
 
 ALGORITHMS = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
 """The signature algorithms (`a=`), and the key type (`k=`) that each needs. rsa-sha1 is never valid (RFC 8301)."""
@@ -46,7 +46,7 @@ class BadKey(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Demands:
+class KeyDemands:
     """What a key must be to be used: how long an RSA key, and which `a=` (empty: any)."""
 
     minimum_bits: int = MINIMUM_BITS
@@ -62,7 +62,7 @@ class PrivateKey:
 
     __slots__ = ("_bits", "_data", "_demands", "_key", "origin")
 
-    def __init__(self, data: bytes, origin: str, demands: Demands = Demands()) -> None:
+    def __init__(self, data: bytes, origin: str, demands: KeyDemands = KeyDemands()) -> None:
         self.origin = origin
         self._data = data
         self._demands = demands
@@ -166,7 +166,7 @@ def _load(data: bytes, *, validate: bool) -> RSAPrivateKey | Ed25519PrivateKey:
     return key
 
 
-def _demand(demands: Demands, key: RSAPrivateKey | Ed25519PrivateKey) -> None:
+def _demand(demands: KeyDemands, key: RSAPrivateKey | Ed25519PrivateKey) -> None:
     kind = "rsa" if isinstance(key, RSAPrivateKey) else "ed25519"
     if demands.algorithm and ALGORITHMS[demands.algorithm] != kind:
         raise BadKey(f"it is an {kind} key, and signing.algorithm wants {demands.algorithm}")
@@ -197,7 +197,7 @@ class KeyFiles:
     """
 
     def __init__(
-        self, owners: Collection[int] | None = None, *, require_safe: bool = True, demands: Demands = Demands()
+        self, owners: Collection[int] | None = None, *, require_safe: bool = True, demands: KeyDemands = KeyDemands()
     ) -> None:
         self.demands = demands
         self._owners = frozenset({os.geteuid()} if owners is None else owners)
@@ -221,7 +221,7 @@ class KeyFiles:
         return self._keys[name]
 
     def _read(self, name: str, named: str) -> tuple[PrivateKey | None, list[Problem]]:
-        sources.note(name)
+        watched_files.record(name)
         try:
             # Not blocking: a FIFO in place of the file must not hold up the start.
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

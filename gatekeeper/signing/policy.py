@@ -4,7 +4,7 @@
 A message is ours if the daemon's name says so (`{daemon_name}`, by custom ORIGINATING in the submission service), if a
 macro of MacroList does, if its sender has authenticated, or if the client is internal. It is signed if the SigningTable
 has a rule for the address in From (or in another of `sender_headers`) and the KeyTable the key. The envelope sender is
-consulted only if a binding asks for it (binding.py).
+consulted only if a binding asks for it (sender_binding.py).
 
 Never signed: several From fields, and what could be read as being from several domains.
 
@@ -12,24 +12,24 @@ Reason codes: sign.ok, sign.previous_key (with the key before the last reload), 
 it ours, but it uses a domain of ours), sign.no_from, sign.ambiguous_from, sign.exempt, sign.peer, sign.no_match (no
 rule for this sender), sign.recipient (mail to it is never signed), sign.unbound (the user may not sign for this
 sender), sign.no_key (the rule's key is not in the KeyTable), sign.bad_key (it is, but cannot be used), sign.already
-(see again.py).
+(see resigning.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gatekeeper.auth.domain import is_within
-from gatekeeper.message import Header
-from gatekeeper.request import Request
-from gatekeeper.signing.binding import Binding, Mismatch
-from gatekeeper.signing.hosts import HostList
+from gatekeeper.auth.domains import is_within
+from gatekeeper.core.message import Header
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import Note, Verdict, reject
+from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.keys import BadKey
-from gatekeeper.signing.names import MacroList, NameSet
-from gatekeeper.signing.sender import Sender, parse_senders
-from gatekeeper.signing.signer import Identity
-from gatekeeper.signing.tables import KeyTable, Rule, SigningTable, TableKey
-from gatekeeper.verdict import Note, Verdict, reject
+from gatekeeper.signing.message_sender import MessageSender, parse_senders
+from gatekeeper.signing.name_set import MacroList, NameSet
+from gatekeeper.signing.sender_binding import Mismatch, SenderBinding
+from gatekeeper.signing.signer import SigningIdentity
+from gatekeeper.signing.tables import KeyTable, SigningRule, SigningTable, TableKey
 
 DAEMON_NAME = "{daemon_name}"
 """The milter macro with the name of the service, set with milter_macro_daemon_name in master.cf."""
@@ -52,7 +52,7 @@ class SigningChoice:
     is to be verified. With a `reply` it is to be deferred or refused. `missed` marks a message that looks as if it
     should have been signed, and is not."""
 
-    identities: tuple[Identity, ...]
+    identities: tuple[SigningIdentity, ...]
     reason: str
     notes: tuple[Note, ...]
     origin: str = ""
@@ -95,7 +95,7 @@ class SigningPolicy:
     exempt: NameSet = field(default_factory=NameSet)
     never_to: NameSet = field(default_factory=NameSet)
     sender_headers: tuple[str, ...] = ("From",)
-    binding: Binding = field(default_factory=Binding)
+    binding: SenderBinding = field(default_factory=SenderBinding)
     multiple: bool = False
     without_key: WithoutKey = WithoutKey.TEMPFAIL
     local_domains: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ class SigningPolicy:
         rule = next(self.signing_table.match(sender.user, sender.domain), None)
         return sender.domain if rule is not None and not rule.is_for_all else ""
 
-    def _sender(self, headers: Sequence[Header]) -> Sender:
+    def _sender(self, headers: Sequence[Header]) -> MessageSender:
         if not (authors := _values(headers, "From")):
             raise _NotSigned("sign.no_from", "From", "there is none")
         if len(authors) > 1:
@@ -191,7 +191,7 @@ class SigningPolicy:
                 return _one_sender(name, values[0])
         return _one_sender("From", authors[0])
 
-    def _rules(self, sender: Sender) -> list[Rule]:
+    def _rules(self, sender: MessageSender) -> list[SigningRule]:
         rules = list(self.signing_table.match(sender.user, sender.domain))
         if not rules:
             local = self._is_local(sender.domain)
@@ -205,7 +205,7 @@ class SigningPolicy:
             for name in self.local_domains
         )
 
-    def _may_sign(self, request: Request, sender: Sender, recipients: Iterable[str]) -> None:
+    def _may_sign(self, request: Request, sender: MessageSender, recipients: Iterable[str]) -> None:
         """Raise what forbids to sign for a sender who is in the table."""
         for recipient in recipients if self.never_to else ():
             if entry := self.never_to.find(recipient):
@@ -215,9 +215,11 @@ class SigningPolicy:
             reply = refused if self.binding.mismatch is Mismatch.REJECT else None
             raise _NotSigned("sign.unbound", f"bind = {self.binding.bind}", objection, reply=reply)
 
-    def _identities(self, rules: Sequence[Rule], domain: str, notes: list[Note]) -> tuple[tuple[Identity, ...], str]:
+    def _identities(
+        self, rules: Sequence[SigningRule], domain: str, notes: list[Note]
+    ) -> tuple[tuple[SigningIdentity, ...], str]:
         """The identities that can sign, and the reason code of the first that cannot, or nothing."""
-        identities: dict[tuple[str, str], Identity] = {}
+        identities: dict[tuple[str, str], SigningIdentity] = {}
         broken = ""
         for rule in rules:
             notes.append(Note("signing table", f"{rule.place}: {rule.pattern}"))
@@ -233,7 +235,7 @@ class SigningPolicy:
                 identities.setdefault((identity.domain, identity.selector), identity)
         return tuple(identities.values()), broken
 
-    def _identity(self, name: str, rule: Rule, domain: str, notes: list[Note]) -> Identity:
+    def _identity(self, name: str, rule: SigningRule, domain: str, notes: list[Note]) -> SigningIdentity:
         key = self.key_table.find(name, domain)
         try:
             return _usable(name, key, rule.signer_for(domain))
@@ -246,7 +248,7 @@ class SigningPolicy:
             return _usable(name, previous, rule.signer_for(domain), previous=True)
 
 
-def _usable(name: str, key: TableKey | None, signer: str, *, previous: bool = False) -> Identity:
+def _usable(name: str, key: TableKey | None, signer: str, *, previous: bool = False) -> SigningIdentity:
     """The identity that signs with `key`; raises _NotSigned."""
     if key is None:
         raise _NotSigned("sign.no_key", f"key {name}", "not in the KeyTable")
@@ -256,7 +258,7 @@ def _usable(name: str, key: TableKey | None, signer: str, *, previous: bool = Fa
         key.private.kind  # noqa: B018  # parses the key, at its first use
     except BadKey as bad:
         raise _NotSigned("sign.bad_key", f"key {name}", f"{key.private.origin}: {bad}") from None
-    return Identity(key.domain, key.selector, key.private, signer, previous)
+    return SigningIdentity(key.domain, key.selector, key.private, signer, previous)
 
 
 def _later(reason: str) -> Verdict:
@@ -268,7 +270,7 @@ def _values(headers: Sequence[Header], name: str) -> list[bytes]:
     return [field.value for field in headers if field.name.lower() == wanted]
 
 
-def _one_sender(name: str, value: bytes) -> Sender:
+def _one_sender(name: str, value: bytes) -> MessageSender:
     try:
         senders = parse_senders(value)
     except ValueError as error:

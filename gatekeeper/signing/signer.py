@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 
-from gatekeeper import canonical
-from gatekeeper.auth.domain import is_within
-from gatekeeper.message import Header
+from gatekeeper.auth import canonicalization as canonical
+from gatekeeper.auth.domains import is_within
+from gatekeeper.core.message import Header
 from gatekeeper.signing.keys import PrivateKey
-from gatekeeper.signing.linelength import LineLimit, broken_field
+from gatekeeper.signing.line_length import LineLimit, broken_field
 
 OPENDKIM_HEADERS = (
     "From",
@@ -67,7 +67,7 @@ class SignOptions:
     names is the default list, to which `+name` adds and from which `-name` takes; in any other name it is any text.
     `lifetime` is how many seconds a signature is valid (`x=`), None for ever; `body_length` how many bytes of the
     canonical body are signed at most (`l=`), None for all. `line_length_limit` is how long a line leaves
-    (linelength.py). `remove_old`: signatures from before are taken out.
+    (line_length.py). `remove_old`: signatures from before are taken out.
     """
 
     header_canonicalization: str = "relaxed"
@@ -89,7 +89,7 @@ class SignOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class SigningIdentity:
     """Who signs: `d=`, `s=`, the key, and `i=`, which is left out unless it is in the domain. `previous`: the key is
     one that was meant to be replaced."""
 
@@ -108,7 +108,7 @@ class Signer:
     """
 
     def __init__(
-        self, headers: Sequence[Header], identities: Sequence[Identity], options: SignOptions, now: float
+        self, headers: Sequence[Header], identities: Sequence[SigningIdentity], options: SignOptions, now: float
     ) -> None:
         self._identities = identities
         self._options = options
@@ -124,13 +124,13 @@ class Signer:
         """Take the next bytes of the body."""
         self._body.update(self._lines.feed(chunk))
 
-    def signatures(self, without: Collection[Identity] = ()) -> list[Header]:
+    def signatures(self, without: Collection[SigningIdentity] = ()) -> list[Header]:
         """The DKIM-Signature fields, in the order of the identities, some left out. Raises BadKey."""
         self._body.update(self._lines.end())
         body_hash = b64encode(self._body.digest(self._options.body_length)).decode()
         return [self._signature(identity, body_hash) for identity in self._identities if identity not in without]
 
-    def _signature(self, identity: Identity, body_hash: str) -> Header:
+    def _signature(self, identity: SigningIdentity, body_hash: str) -> Header:
         tags = [
             "v=1",
             f"a={identity.key.algorithm}",

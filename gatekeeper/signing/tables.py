@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from gatekeeper import sources
-from gatekeeper.problem import Problem
-from gatekeeper.signing import dataset
-from gatekeeper.signing.dataset import DataSet, Entry
+from gatekeeper.core import watched_files
+from gatekeeper.core.problem import Problem
+from gatekeeper.signing import data_set
+from gatekeeper.signing.data_set import DataSet, DataSetEntry
 from gatekeeper.signing.keys import ALGORITHMS, BadKey, KeyFiles, PrivateKey
 
 _DOMAIN = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
@@ -91,7 +91,7 @@ class KeyTable:
         cls, spec: str | Sequence[str], where: str = "KeyTable", *, base: Path = Path(), files: KeyFiles | None = None
     ) -> "tuple[KeyTable, list[Problem]]":
         """Read the table and the keys it names. `where` is the option's name, `base` where relative paths start."""
-        data, problems = dataset.read(spec, where, base)
+        data, problems = data_set.read(spec, where, base)
         files = files or KeyFiles()
         table = cls(data, base, files, problems)
         table.unusable += files.problems
@@ -152,7 +152,7 @@ class KeyTable:
                     return self._keys[text]
         return key
 
-    def _parse(self, data: DataSet, entry: Entry, problems: list[Problem]) -> TableKey | None:
+    def _parse(self, data: DataSet, entry: DataSetEntry, problems: list[Problem]) -> TableKey | None:
         fields = entry.value.split(":", 2)
         if len(fields) < 3 or not all(part.strip() for part in fields):
             what = f"key {entry.key}: expected domain:selector:key, with a path or the key itself behind the second :"
@@ -176,7 +176,7 @@ class KeyTable:
             self.unusable += _wrong_algorithm(data, entry, algorithm, key.private)
         return key
 
-    def _load(self, data: DataSet, entry: Entry, domain: str, text: str) -> tuple[str, PrivateKey | None]:
+    def _load(self, data: DataSet, entry: DataSetEntry, domain: str, text: str) -> tuple[str, PrivateKey | None]:
         """Where the key lies, and the key; a path that waits for the From domain has none yet."""
         if not is_path(text):
             key = PrivateKey(text.encode("utf-8", "surrogateescape"), data.place(entry), self._files.demands)
@@ -192,19 +192,19 @@ class KeyTable:
 
     def _load_all(self, template: str) -> None:
         """Read the keys of all domains for which there is a file of this name: a worker could not read them."""
-        sources.note(Path(template.partition("%")[0]).parent if "/" in template else ".")
+        watched_files.record(Path(template.partition("%")[0]).parent if "/" in template else ".")
         for found in glob.glob("*".join(map(glob.escape, template.split("%")))):
             if _domain_in(template, found):
                 self._by_domain[found] = self._files.read(found)
 
-    def _add(self, data: DataSet, entry: Entry, key: TableKey, problems: list[Problem]) -> None:
+    def _add(self, data: DataSet, entry: DataSetEntry, key: TableKey, problems: list[Problem]) -> None:
         if entry.key in self._keys:
             what = f"key {entry.key}: an earlier line has this name; this one is unused"
             problems.append(data.problem(entry, what, warning=True))
             return
-        if data.kind == "refile" and not dataset.is_literal(entry.key):
+        if data.kind == "refile" and not data_set.is_literal(entry.key):
             try:
-                self._patterns.append((dataset.pattern(entry.key, ignore_case=False), entry.key))
+                self._patterns.append((data_set.pattern(entry.key, ignore_case=False), entry.key))
             except ValueError as error:
                 problems.append(data.problem(entry, str(error)))
                 return
@@ -233,7 +233,7 @@ def _filled_in(key: TableKey, domain: str, by_domain: Mapping[str, PrivateKey | 
     return replace(key, domain=domain, location=location, private=by_domain.get(location))
 
 
-def _wrong_algorithm(data: DataSet, entry: Entry, algorithm: str, key: PrivateKey) -> list[Problem]:
+def _wrong_algorithm(data: DataSet, entry: DataSetEntry, algorithm: str, key: PrivateKey) -> list[Problem]:
     try:
         if key.algorithm == algorithm:
             return []
@@ -244,7 +244,7 @@ def _wrong_algorithm(data: DataSet, entry: Entry, algorithm: str, key: PrivateKe
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SigningRule:
     """One line of the SigningTable; `key_name` and `signer` may hold a `%` for the From domain."""
 
     place: str
@@ -267,7 +267,7 @@ class Rule:
 
 
 _Candidates = dict[str, list[tuple[int, str]]]
-_compiled = lru_cache(maxsize=1024)(dataset.pattern)
+_compiled = lru_cache(maxsize=1024)(data_set.pattern)
 
 
 @dataclass(slots=True)
@@ -283,21 +283,21 @@ class _Ordered:
     def add(self, number: int, pattern: str) -> None:
         user, at, domain = pattern.lower().rpartition("@")
         parent = domain.startswith("*.")
-        if dataset.is_literal(pattern):
+        if data_set.is_literal(pattern):
             self.literal.setdefault(pattern.lower(), []).append(number)
-        elif at and "|" not in user and dataset.is_literal(domain.removeprefix("*") if parent else domain):
-            if not dataset.is_literal(user.replace("*", "")):
-                dataset.pattern(pattern)  # it may be no regular expression
+        elif at and "|" not in user and data_set.is_literal(domain.removeprefix("*") if parent else domain):
+            if not data_set.is_literal(user.replace("*", "")):
+                data_set.pattern(pattern)  # it may be no regular expression
             by_domain = self.parent if parent else self.domain
             by_domain.setdefault(domain.removeprefix("*"), []).append((number, "" if user == "*" else pattern))
         else:
-            self.other.append((number, dataset.pattern(pattern)))
+            self.other.append((number, data_set.pattern(pattern)))
 
     def match(self, user: str, domain: str) -> list[int]:
         address = f"{user}@{domain}"
         found = list(self.literal.get(address.lower(), ()))
         candidates = list(self.domain.get(domain, ()))
-        for parent in dataset.parents(domain):
+        for parent in data_set.parents(domain):
             candidates += self.parent.get(parent, ())
         found += [number for number, pattern in candidates if not pattern or _compiled(pattern).search(address)]
         found += [number for number, expression in self.other if expression.search(address)]
@@ -309,7 +309,7 @@ class SigningTable:
 
     def __init__(self, data: DataSet, keys: KeyTable, problems: list[Problem]) -> None:
         self.unusable: list[Problem] = []
-        self._rules: list[Rule] = []
+        self._rules: list[SigningRule] = []
         self._plain: dict[str, int] = {}
         self._ordered = _Ordered() if data.kind == "refile" else None
         for entry in data.entries:
@@ -319,7 +319,7 @@ class SigningTable:
                 continue
             if name != "%" and name not in keys:
                 self.unusable.append(data.problem(entry, f"{entry.key}: there is no key {name} in the KeyTable"))
-            self._rules.append(Rule(data.place(entry), entry.key, name, signer))
+            self._rules.append(SigningRule(data.place(entry), entry.key, name, signer))
             if self._ordered is not None:
                 problems += self._add_pattern(self._ordered, data, entry)
             else:
@@ -331,14 +331,14 @@ class SigningTable:
     ) -> "tuple[SigningTable, list[Problem]]":
         """Read the table. A key name that `keys` does not know is a problem, but its line still matches: such mail is
         not to leave unsigned by a mistake."""
-        data, problems = dataset.read(spec, where, base)
+        data, problems = data_set.read(spec, where, base)
         table = cls(data, keys, problems)
         return table, sorted(problems + table.unusable, key=lambda problem: problem.line)
 
     def __len__(self) -> int:
         return len(self._rules)
 
-    def match(self, user: str, domain: str) -> Iterator[Rule]:
+    def match(self, user: str, domain: str) -> Iterator[SigningRule]:
         """The rules for mail from `user@domain` (`domain` in lower case), best first."""
         if self._ordered is not None:
             numbers: Sequence[int] = self._ordered.match(user, domain)
@@ -347,7 +347,7 @@ class SigningTable:
         for number in numbers:
             yield self._rules[number]
 
-    def _add_pattern(self, ordered: _Ordered, data: DataSet, entry: Entry) -> list[Problem]:
+    def _add_pattern(self, ordered: _Ordered, data: DataSet, entry: DataSetEntry) -> list[Problem]:
         try:
             ordered.add(len(self._rules) - 1, entry.key)
         except ValueError as error:
@@ -355,12 +355,12 @@ class SigningTable:
         if "\\" in entry.key:
             what = "a backslash stands for itself here; . and + need none"
             return [data.problem(entry, what, warning=True)]
-        if dataset.is_literal(entry.key) and "@" not in entry.key:
+        if data_set.is_literal(entry.key) and "@" not in entry.key:
             what = f"{entry.key} matches nothing: a refile compares whole addresses; write *@{entry.key.lstrip('.')}"
             return [data.problem(entry, what, warning=True)]
         return []
 
-    def _add_plain(self, data: DataSet, entry: Entry) -> list[Problem]:
+    def _add_plain(self, data: DataSet, entry: DataSetEntry) -> list[Problem]:
         key = entry.key.lower()
         found = []
         if "*" in key.removesuffix("*"):
@@ -378,7 +378,7 @@ class SigningTable:
         return found
 
 
-def _mistakes(data: DataSet, entry: Entry, name: str, signer: str) -> Iterator[Problem]:
+def _mistakes(data: DataSet, entry: DataSetEntry, name: str, signer: str) -> Iterator[Problem]:
     if not name:
         yield data.problem(entry, f"{entry.key}: the name of a key is missing")
         return
@@ -392,7 +392,7 @@ def probes(user: str, domain: str) -> Iterator[str]:
     yield f"{user}@{domain}"
     yield domain
     yield f"*@{domain}"
-    for parent in dataset.parents(domain):
+    for parent in data_set.parents(domain):
         yield f"{user}@{parent}"
         yield parent
     yield f"{user}@*"

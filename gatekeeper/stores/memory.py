@@ -8,9 +8,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gatekeeper.store import Clock, Hit, Kept, Lease
-from gatekeeper.stores.origin import Origin
-from gatekeeper.stores.window import Place, place, spread
+from gatekeeper.stores.shared_values import SharedValues
+from gatekeeper.stores.sliding_window import SlotPosition, slot_position, spread
+from gatekeeper.stores.store import Clock, CounterHit, Lease, StoredValue
 
 _SWEEP_EVERY = 5000
 """Writes between two looks for what has expired."""
@@ -28,9 +28,9 @@ class MemoryStore:
         self._leases: dict[str, dict[str, float]] = {}  # by key: holders, and until when
         self._tallies: dict[str, dict[bytes, int]] = {}
         self._writes = 0
-        self._origin = Origin(self, clock)
+        self._origin = SharedValues(self, clock)
 
-    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
         return await self.hit(hits), [await self.get(key) for key in gets]
 
     async def get(self, key: str) -> bytes | None:
@@ -48,12 +48,12 @@ class MemoryStore:
     async def delete(self, key: str) -> None:
         self._values.pop(key, None)
 
-    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+    async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
         now = self._clock()
-        places = [place(hit, now) for hit in hits]
+        places = [slot_position(hit, now) for hit in hits]
         sums = []
         added: defaultdict[str, int] = defaultdict(int)
-        counting: dict[str | int, Place] = {}  # by token, so that each comes once
+        counting: dict[str | int, SlotPosition] = {}  # by token, so that each comes once
         for number, at in enumerate(places):
             if at.amount and at.token not in counting and not self._is_counted(at):
                 counting[at.token or number] = at
@@ -64,14 +64,14 @@ class MemoryStore:
                 self._count(at, now)
         return sums
 
-    async def unhit(self, hits: Sequence[Hit]) -> None:
+    async def unhit(self, hits: Sequence[CounterHit]) -> None:
         now = self._clock()
         for hit in hits:
-            self._unhit(place(hit, now))
+            self._unhit(slot_position(hit, now))
 
-    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+    async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
         now = self._clock()
-        return spread(hit, now, self._sums.get(place(hit, now).name, {}))
+        return spread(hit, now, self._sums.get(slot_position(hit, now).name, {}))
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         now = self._clock()
@@ -95,10 +95,10 @@ class MemoryStore:
             if not holders:
                 self._leases.pop(lease.key, None)
 
-    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+    async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
         now = self._clock()
         kept = ((key, value, expires - now) for key, (value, expires) in self._values.items() if key.startswith(kind))
-        return [Kept(key, value, ttl) for key, value, ttl in kept if ttl > 0], ""
+        return [StoredValue(key, value, ttl) for key, value, ttl in kept if ttl > 0], ""
 
     async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
         now = self._clock()
@@ -124,13 +124,13 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
-    def _is_counted(self, at: Place) -> bool:
+    def _is_counted(self, at: SlotPosition) -> bool:
         return bool(at.token) and at.first <= self._tokens.get(at.token, at.first - 1) <= at.last
 
-    def _sum(self, at: Place) -> int:
+    def _sum(self, at: SlotPosition) -> int:
         return sum(amount for slot, amount in self._sums.get(at.name, {}).items() if at.first <= slot <= at.last)
 
-    def _count(self, at: Place, now: float) -> None:
+    def _count(self, at: SlotPosition, now: float) -> None:
         sums = self._sums[at.name]
         sums[at.slot] = sums.get(at.slot, 0) + at.amount
         self._expiry[at.name] = now + at.ttl
@@ -141,7 +141,7 @@ class MemoryStore:
             self._expiry[at.token] = now + at.ttl
         self._wrote(now)
 
-    def _unhit(self, at: Place) -> None:
+    def _unhit(self, at: SlotPosition) -> None:
         sums = self._sums.get(at.name, {})
         slots = sorted(sums, reverse=True)
         if at.token:

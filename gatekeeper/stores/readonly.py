@@ -9,9 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from gatekeeper.store import Clock, Hit, Kept, Lease, Store
 from gatekeeper.stores.memory import MemoryStore
-from gatekeeper.stores.origin import Origin
+from gatekeeper.stores.shared_values import SharedValues
+from gatekeeper.stores.store import Clock, CounterHit, Lease, Store, StoredValue
 
 
 class ReadOnlyStore:
@@ -21,9 +21,9 @@ class ReadOnlyStore:
         self._inner = inner
         self._written = MemoryStore(clock)
         self._deleted: set[str] = set()
-        self._origin = Origin(self, clock)
+        self._origin = SharedValues(self, clock)
 
-    async def ask(self, hits: Sequence[Hit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
         return await self.hit(hits), [await self.get(key) for key in gets]
 
     async def get(self, key: str) -> bytes | None:
@@ -42,16 +42,16 @@ class ReadOnlyStore:
         self._deleted.add(key)
         await self._written.delete(key)
 
-    async def hit(self, hits: Sequence[Hit]) -> list[int]:
+    async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
         real = await self._inner.hit([hit._replace(amount=0, once="", most=None) for hit in hits])
         left = [hit if hit.most is None else hit._replace(most=hit.most - a) for hit, a in zip(hits, real, strict=True)]
         pretended = await self._written.hit(left)
         return [a + b for a, b in zip(real, pretended, strict=True)]
 
-    async def unhit(self, hits: Sequence[Hit]) -> None:
+    async def unhit(self, hits: Sequence[CounterHit]) -> None:
         await self._written.unhit(hits)
 
-    async def spread(self, hit: Hit) -> list[tuple[float, int]]:
+    async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
         return sorted([*await self._inner.spread(hit), *await self._written.spread(hit)])
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
@@ -67,7 +67,7 @@ class ReadOnlyStore:
     async def release(self, leases: Sequence[Lease]) -> None:
         await self._written.release(leases)
 
-    async def page(self, kind: str, after: str = "") -> tuple[list[Kept], str]:
+    async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
         return await self._inner.page(kind, after)
 
     async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Domains as SPF, DKIM and DMARC compare them: lower-case A-labels without a final dot (RFC 8616).
+
+What cannot be the domain of a mailbox or of a signature becomes the empty string, so that no one compares, looks up
+or prints what a stranger made up.
+"""
+
+import re
+
+from gatekeeper.dnsclient.names import to_name, to_text
+
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z")
+
+
+def normal_domain(text: str) -> str:
+    """`text` as lower-case A-labels; empty if it is no domain name of letters, digits, hyphens and underscores."""
+    if not text.isascii():
+        name = to_name(text)
+        text = "" if name is None else to_text(name)
+    text = text.lower()
+    return text if _DOMAIN.match(text) else ""
+
+
+def is_within(name: str, domain: str) -> bool:
+    """True if `name` is `domain` or lies below it; both in normal form."""
+    return name == domain or name.endswith("." + domain)

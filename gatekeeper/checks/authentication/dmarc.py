@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`dmarc`: whether the policy that a From domain publishes is obeyed (RFC 9989). Asked by the milter.
+
+False positives of enforcement: mailing lists and forwarders that change a message whose author's domain says
+`reject`. So whom this relay trusts is asked before mail is refused or quarantined, and only on proof: a forwarder by
+its address or confirmed name, a mailing list by its own SPF or DKIM, a sealer by a valid ARC chain.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from gatekeeper.auth.arc import ArcResult
+from gatekeeper.auth.dkim import DkimResult
+from gatekeeper.auth.dmarc import DmarcFinding as Finding
+from gatekeeper.auth.dmarc import DmarcResult
+from gatekeeper.auth.dmarc_record import DmarcPolicy
+from gatekeeper.auth.domains import is_within
+from gatekeeper.auth.spf import SpfResult
+from gatekeeper.checks.base.check_types import ConfiguredCheck
+from gatekeeper.core.request import Request, Stage
+from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable, reject
+from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.signing.host_list import HostList
+
+QUARANTINE_FIELD = "X-Gatekeeper-Quarantine"
+"""What is written on top of quarantined mail where it is not held, for a delivery filter to file it by."""
+
+
+class DmarcCheck(ConfiguredCheck):
+    """550 5.7.1 or quarantine, at most as much as `obey` says; DNS trouble decides nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    name: ClassVar[str] = "dmarc"
+
+    obey: Literal["observe", "quarantine", "reject"] = Field(
+        default="observe",
+        description="observe: only written down; quarantine: held where the domain says quarantine or reject; "
+        "reject: as the domain says",
+    )
+    quarantine: Literal["hold", "header"] = Field(default="hold", description="what quarantine means here")
+    malformed_from: Literal["accept", "quarantine", "reject"] = Field(
+        default="accept", description="what becomes of mail whose From names no single domain"
+    )
+    overrides: Mapping[str, DmarcPolicy] = Field(
+        default_factory=dict, description="what is done with mail of a domain that fails, whatever the domain says"
+    )
+    forwarders: HostList = Field(default_factory=HostList, description="clients whose mail fails DMARC for a reason")
+    sealers: tuple[str, ...] = Field(default=(), description="domains whose ARC seals are believed")
+    lists: tuple[str, ...] = Field(default=(), description="domains of mailing lists that may change mail")
+
+    async def judge(self, request: Request, context: Context) -> Verdict:
+        """What the domain asks for, as far as it is obeyed."""
+        if request.stage is not Stage.END_OF_MESSAGE:
+            return PASS
+        found = await context.facts.dmarc()
+        domain = printable(found.domain, 255)
+        context.note(f"DMARC of {domain or 'nobody'}", f"{found.result} {found.reason}".strip())
+        if found.result is DmarcResult.PERMERROR:
+            return self._malformed(found)
+        if found.result is not DmarcResult.FAIL:
+            return Verdict(Outcome.PASS, f"dmarc.{found.result}")
+        policy, why = self._policy(found)
+        if policy is DmarcPolicy.NONE:
+            return Verdict(Outcome.PASS, f"dmarc.{why or 'fail'}")
+        if exception := await self._exception(request, context):
+            return Verdict(Outcome.PASS, f"dmarc.{exception}")
+        if policy is DmarcPolicy.REJECT:
+            text = f"{why or 'DMARC'} policy of {domain} refuses mail that neither SPF nor DKIM proves to be its own"
+            return reject("dmarc.reject", "550", "5.7.1", text[0].upper() + text[1:])
+        return self._quarantined(f"{why or 'DMARC'} policy of {domain}")
+
+    def _policy(self, found: Finding) -> tuple[DmarcPolicy, str]:
+        """What is to be done: an override in its own right, else what the domain asks for, as far as it is obeyed."""
+        for ours, policy in self.overrides.items():
+            if found.domain == ours or (ours.startswith(".") and found.domain.endswith(ours)):
+                return policy, "override"
+        if self.obey == "observe":
+            return DmarcPolicy.NONE, ""
+        if found.policy is DmarcPolicy.REJECT and self.obey == "quarantine":
+            return DmarcPolicy.QUARANTINE, ""
+        return found.policy, ""
+
+    def _malformed(self, found: Finding) -> Verdict:
+        if self.malformed_from == "reject":
+            return reject("dmarc.permerror", "550", "5.7.1", f"From must name one author's domain: {found.reason}")
+        if self.malformed_from == "quarantine":
+            return self._quarantined(f"From must name one author's domain: {found.reason}", "dmarc.permerror")
+        return Verdict(Outcome.PASS, "dmarc.permerror")
+
+    def _quarantined(self, why: str, reason: str = "dmarc.quarantine") -> Verdict:
+        text = f"HOLD {why}" if self.quarantine == "hold" else f"PREPEND {QUARANTINE_FIELD}: {why}"
+        return Verdict(Outcome.ACTION, reason, text=text)
+
+    async def _exception(self, request: Request, context: Context) -> str:
+        """Whom we trust to have had a reason: the last part of the reason code, or empty."""
+        if entry := self.forwarders.find(request.client):
+            context.note("trusted forwarder", entry)
+            return "forwarder"
+        if self.lists and (mailing_list := await self._list(context)):
+            context.note("trusted mailing list", mailing_list)
+            return "list"
+        if self.sealers and (sealer := await self._sealer(context)):
+            context.note("trusted ARC sealer", sealer)
+            return "sealer"
+        return ""
+
+    async def _list(self, context: Context) -> str:
+        """The trusted mailing list that SPF or DKIM proves this message to come from."""
+        spf = await context.facts.spf()
+        proven = [spf.domain] if spf.result is SpfResult.PASS else []
+        proven += [one.domain for one in await context.facts.dkim() if one.result is DkimResult.PASS]
+        return next((domain for domain in proven if any(is_within(domain, ours) for ours in self.lists)), "")
+
+    async def _sealer(self, context: Context) -> str:
+        """The trusted sealer who says that DMARC passed when the message came to it.
+
+        Everybody after it in the chain must be trusted as well: whoever comes later may have changed the message and
+        sealed that. And the newest signature must cover From, or the chain says nothing about whose mail this is.
+        """
+        arc = await context.facts.arc()
+        if arc.result is not ArcResult.PASS or not arc.signs_from:
+            return ""
+        for hop in reversed(arc.hops):
+            if not any(is_within(hop.domain, ours) for ours in self.sealers):
+                return ""
+            if hop.stated.passed("dmarc"):
+                return hop.domain
+        return ""

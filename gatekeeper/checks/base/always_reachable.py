@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`permit_always_reachable`, beyond Postfix: our postmaster and abuse mailboxes, to which a refused stranger must be
+able to write (RFC 5321 section 4.5.1, RFC 2142). It stands near the head of the default list, so that nothing there
+refuses such mail; our own opinions spare it wherever they stand.
+"""
+
+from gatekeeper.core.request import Request, domain_of
+from gatekeeper.core.verdict import PASS, Verdict, permit
+from gatekeeper.pipeline.pipeline import Context, Site
+
+_MAILBOXES = ("postmaster", "abuse")
+
+
+async def permit_always_reachable(request: Request, context: Context) -> Verdict:
+    """Permit mail to these mailboxes, whoever sends it."""
+    return permit("always_reachable") if always_reachable(request.recipient, context.site) else PASS
+
+
+def always_reachable(recipient: str | None, site: Site) -> bool:
+    """True for our postmaster and abuse mailboxes.
+
+    A relay that has not said what its domains are takes every domain for its own here: this only spares refusals.
+    """
+    if recipient is None:
+        return False
+    local, _, domain = recipient.rpartition("@")
+    if (local or domain).lower() not in _MAILBOXES:
+        return False
+    return not local or site.is_ours(domain_of(recipient)) or not (site.local_domains or site.relay_domains)

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Clients taken together by network: large senders retry from other addresses of the same one."""
+
+from functools import lru_cache
+from ipaddress import ip_network
+from typing import Annotated
+
+from pydantic import Field, StrictInt
+
+from gatekeeper.core.request import Address
+
+Prefix4 = Annotated[StrictInt, Field(ge=8, le=32)]
+Prefix6 = Annotated[StrictInt, Field(ge=16, le=128)]
+
+
+@lru_cache(maxsize=4096)  # limits and greylisting ask it several times a request, and a network takes 20 µs to make
+def network_of(address: Address, ipv4_prefix: int, ipv6_prefix: int) -> str:
+    """The network of `address`; a single address without its `/32`."""
+    length = ipv4_prefix if address.version == 4 else ipv6_prefix
+    if length == address.max_prefixlen:
+        return str(address)
+    return str(ip_network((address, length), strict=False))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the client says its name is: Postfix's reject_{invalid,non_fqdn,unknown}_helo_hostname.
+
+An address literal gets the same syntax check from all three, and no other.
+"""
+
+from gatekeeper.checks.base.dns_lookups import ask, exists, is_null_mx
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, permit, printable, reject
+from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal, without_final_dot
+
+
+def _text(helo: str, why: str) -> str:
+    return f"<{printable(helo, 255)}>: Helo command rejected: {why}"
+
+
+def _literal(helo: str) -> Verdict:
+    if is_literal(helo[1:-1] if len(helo) > 2 and helo[-1] == "]" else helo):
+        return PASS
+    return reject("helo.invalid", "501", "5.5.2", _text(helo, "invalid ip address"))
+
+
+async def reject_invalid_helo_hostname(request: Request, context: Context) -> Verdict:
+    """501 5.5.2 for bad syntax. A bare IP address passes, as it always did in Postfix."""
+    helo = request.helo or ""
+    if not helo or helo[0] == "[":
+        return _literal(helo) if helo else PASS
+    name = without_final_dot(helo)
+    if is_hostname(name) or is_address(name):
+        return PASS
+    return reject("helo.invalid", "501", "5.5.2", _text(helo, "Invalid name"))
+
+
+async def reject_non_fqdn_helo_hostname(request: Request, context: Context) -> Verdict:
+    """504 5.5.2 for a name without a dot, or that is no name; so also for a bare IP address."""
+    helo = request.helo or ""
+    if not helo or helo[0] == "[":
+        return _literal(helo) if helo else PASS
+    name = without_final_dot(helo)
+    if is_hostname(name) and "." in name:
+        return PASS
+    return reject("helo.non_fqdn", "504", "5.5.2", _text(helo, "need fully-qualified hostname"))
+
+
+async def reject_unknown_helo_hostname(request: Request, context: Context) -> Verdict:
+    """`unknown_hostname_reject_code` 4.7.1 for a name with neither A, AAAA nor MX; a null MX is an MX here.
+
+    DNS trouble defers and never rejects.
+    """
+    helo = request.helo or ""
+    if not helo or helo[0] == "[":
+        return _literal(helo) if helo else PASS
+    found = await exists(context, helo, ("A", "AAAA"))
+    if not found and is_hostname(helo):
+        mx = await ask(context, helo, "MX")
+        # A null MX is an MX here, but no more than that: trouble with the addresses outweighs it.
+        known = bool(mx and mx.records)
+        found = None if mx is None or (found is None and is_null_mx(mx)) else known or found
+    if found:
+        return PASS
+    text = _text(helo, "Host not found")
+    if found is None:
+        return defer_if_permit("helo.unknown_temporary", "4.7.1", text)
+    code = context.site.unknown_hostname_reject_code
+    return reject("helo.unknown", code, f"{code[0]}.7.1", text)
+
+
+async def permit_naked_ip_address(request: Request, context: Context) -> Verdict:
+    """Permit a client whose HELO is a bare address, as Postfix still does under a warning; a bad one is 501 5.5.2."""
+    helo = request.helo or ""
+    if not helo or helo.strip("0123456789.:"):
+        return PASS
+    verdict = _literal(helo)
+    return permit("helo.naked_address") if verdict is PASS else verdict

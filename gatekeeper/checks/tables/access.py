@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look-ups in access tables, in Postfix's order: check_{client,helo,sender,recipient}_access and our own `access`.
+
+Client: the name, its parent domains down to the top level, then the address, shortened. Mailbox: `user+ext@domain`,
+`user@domain`, `domain` (and, only here, `@domain`), parent domains, `user+ext@`, `user@`; the null sender is `<>`. The
+first entry found is the answer, DUNNO too. (smtpd_check.c, check_namadr_access() and check_mail_access(); access(5).)
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gatekeeper.checks.base.nested import SERVER_ERROR
+from gatekeeper.checks.tables.action import Subject, TableAction, apply
+from gatekeeper.checks.tables.table import Table
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import PASS, Mode, Outcome, Verdict
+from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.postfix.hostname_syntax import is_address
+from gatekeeper.postfix.restriction_list import TableNames
+
+_DOT_ATOM = re.compile(
+    r"[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+(?:\.[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+)*|\".*\"", re.DOTALL
+)
+"""A local part that needs no quotes, or has them already (RFC 5322 section 3.2.3; RFC 6531 adds all but ASCII)."""
+
+Find = Callable[[Table, Request, str], tuple[TableAction | None, Subject]]
+"""Looks up one thing of a request; the string is the recipient delimiter."""
+
+
+def domain_keys(name: str) -> Iterator[str]:
+    """The name and its parent domains, in the case as given, since patterns see it; a numeric address has none."""
+    if is_address(name):
+        yield name
+        return
+    while name:
+        yield name
+        name = name[1:].partition(".")[2]
+
+
+def mailbox_keys(mailbox: str, delimiter: str) -> Iterator[str]:
+    """What is looked up for a sender or a recipient. `delimiter` is any of these characters, as in Postfix."""
+    local, at, domain = mailbox.lower().rpartition("@")
+    if not at:  # Postfix appends its own domain before it looks; what is before the @ is looked up all the same
+        yield from (domain, f"{domain}@", f"{without_extension(domain, delimiter)}@")
+        return
+    domain = domain.removesuffix(".")
+    if not _DOT_ATOM.fullmatch(local):  # Postfix looks up what would be written, quotes and all
+        local = '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    mailbox = f"{local}@{domain}"
+    bare = without_extension(local, delimiter)
+    yield mailbox
+    if bare != local:
+        yield f"{bare}@{domain}"
+    parents = domain_keys(domain)
+    yield from (key for key in (next(parents, ""), f"@{domain}") if key)
+    yield from parents
+    yield f"{local}@"
+    if bare != local:
+        yield f"{bare}@"
+
+
+def without_extension(local: str, delimiter: str) -> str:
+    """`user` of `user+ext`: cut at the first delimiter that is not at the start (strip_addr(3)).
+
+    Postfix never takes mailer-daemon, double-bounce and owner-... apart.
+    """
+    if local in ("mailer-daemon", "double-bounce") or (
+        "-" in delimiter and (local.startswith("owner-") or local.endswith("-request"))
+    ):
+        return local
+    ends = [at for char in delimiter if (at := local.find(char, 1)) > 0]
+    return local[: min(ends)] if ends else local
+
+
+def find_client(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+    """check_client_access: by confirmed name, then by address."""
+    client = request.client
+    action = table.search(domain_keys(client.name))
+    if action is None and client.address is not None:
+        action = table.search_address(client.address)
+    what = f"{client.name}[{client.address or 'unknown'}]" if action is not None else ""
+    return action, Subject(what, "Client host")
+
+
+def find_reverse_client(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+    """check_reverse_client_hostname_access: by PTR, confirmed or not, then by address."""
+    client = request.client
+    action = table.search(domain_keys(client.reverse_name))
+    if action is None and client.address is not None:
+        action = table.search_address(client.address)
+    return action, Subject(client.reverse_name, "Unverified Client host")
+
+
+def find_helo(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+    """check_helo_access."""
+    helo = request.helo or ""
+    return table.search(domain_keys(helo)), Subject(helo, "Helo command")
+
+
+def find_sender(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+    """check_sender_access."""
+    sender = request.sender or ""
+    keys = mailbox_keys(sender, delimiter) if sender else iter(["<>"])
+    return table.search(keys), Subject(sender, "Sender address")
+
+
+def find_recipient(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+    """check_recipient_access."""
+    recipient = request.recipient or ""
+    return table.search(mailbox_keys(recipient, delimiter)), Subject(recipient, "Recipient address")
+
+
+def find_sasl(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+    """check_sasl_access: the login name as it is, nothing else."""
+    user = request.sasl_user
+    return (table.search([user]) if user else None), Subject(user, "SASL login name")
+
+
+def find_etrn(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+    """check_etrn_access: the domain that ETRN asks mail for."""
+    domain = request.etrn_domain
+    return (table.search(domain_keys(domain)) if domain else None), Subject(domain, "Etrn command")
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """One table, asked about one thing; `what` is for the explanation. Where not `may_allow`, an OK is an error."""
+
+    what: str
+    find: Find
+    table: Table
+    may_allow: bool = True
+
+    async def __call__(self, request: Request, context: Context) -> Verdict:
+        action, subject = self.find(self.table, request, context.site.recipient_delimiter)
+        if action is None:
+            return PASS
+        verdict = await apply(action, subject, request, context)
+        context.note(f"{self.what} {subject.what or '<>'}", verdict.text or verdict.reason or verdict.outcome)
+        if verdict.outcome is Outcome.PERMIT and not self.may_allow:
+            return replace(SERVER_ERROR, kept=verdict.kept)
+        return verdict
+
+
+class AccessOptions(BaseModel):
+    """The section of `access`: tables that are asked in this order, the first that decides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str] = "access"
+
+    mode: Mode = Field(
+        default=Mode.ENFORCE,
+        description="enforce: the verdict counts; observe: it is only written down; off: it is not asked for",
+    )
+    client: TableNames = Field(default=(), description="tables (TYPE:FILE) asked for the client's name and address")
+    helo: TableNames = Field(default=(), description="tables asked for the HELO name")
+    sender: TableNames = Field(default=(), description="tables asked for the sender; <> is the null sender")
+    recipient: TableNames = Field(default=(), description="tables asked for the recipient")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`access`: several look-ups as one check."""
+
+    lookups: tuple[tuple[str, LookUp], ...]
+    """With the Request attribute that each needs, or an empty string."""
+    mode: Mode = Mode.ENFORCE
+    name: str = "access"
+    needs: tuple[str, ...] = ()
+
+    async def check(self, request: Request, context: Context) -> Verdict:
+        """The first verdict that is more than PASS; of several PASS the last that says why."""
+        said = PASS
+        for need, look_up in self.lookups:
+            if need and getattr(request, need) is None:
+                continue
+            verdict = await look_up(request, context)
+            if verdict.outcome is not Outcome.PASS or verdict.kept:
+                return verdict
+            said = verdict if verdict.reason else said
+        return said

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The right-hand side of an access table, access(5): what an entry says is to be done.
+
+Replies are what Postfix makes of them: default codes, an enhanced code at the head of the text, and the mapping of
+x.1.y codes to the thing that is refused (smtpd_dsn_fix.c). Restriction names on the right side are checks of their own.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gatekeeper.checks.base.nested import ask
+from gatekeeper.checks.tables.sender_proof import CONDITIONS, holds
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable
+from gatekeeper.pipeline.pipeline import Check, Context
+
+_ENHANCED = re.compile(r"([245](?:\.\d{1,3}){2})(?:\s+|$)", re.ASCII)
+_CODE = re.compile(r"[45]\d\d", re.ASCII)
+_HEADER = re.compile(r"[!-9;-~]+[ \t]*:.*", re.ASCII)
+_IF = re.compile(r"if=(\S*)", re.ASCII)
+
+_REPLIES = {
+    "REJECT": (Outcome.REJECT, "554", "5.7.1", "Access denied"),
+    "DEFER": (Outcome.REJECT, "450", "4.7.1", "Access denied"),
+    "DEFER_IF_PERMIT": (Outcome.DEFER_IF_PERMIT, "450", "4.7.1", "Service unavailable"),
+    "DEFER_IF_REJECT": (Outcome.DEFER_IF_REJECT, "450", "4.7.1", "Service unavailable"),
+}
+_ARGUMENT = {
+    "BCC": (re.compile(r"\S*@\S+"), "an address, user@domain"),
+    "DISCARD": (re.compile(".*"), ""),
+    "FILTER": (re.compile(r"[^:\s]+:\S*"), "transport:destination"),
+    "HOLD": (re.compile(".*"), ""),
+    "INFO": (re.compile(".*"), ""),
+    "PREPEND": (_HEADER, "a header field, Name: value"),
+    "REDIRECT": (re.compile(r"\S*@\S+"), "an address, user@domain"),
+    "WARN": (re.compile(".*"), ""),
+}
+"""What Postfix does itself, and what has to stand behind the word."""
+
+ACTIONS = ("OK", "RELAY", "DUNNO", *_REPLIES, *_ARGUMENT)
+"""The words that an entry may begin with, besides codes and restrictions."""
+
+ALLOWED = (
+    "allowed: OK, DUNNO, REJECT, DEFER, 4xx or 5xx with a text, DEFER_IF_PERMIT, DEFER_IF_REJECT, HOLD, DISCARD, "
+    "REDIRECT, BCC, FILTER, PREPEND, INFO, WARN, or restrictions"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableAction:
+    """What an entry says. `verdict` lacks only the name of the thing that is refused; `checks` are asked instead of it.
+
+    `condition` is what an allow entry demands (sender_proof.py): without it the entry does not count.
+    """
+
+    verdict: Verdict
+    checks: tuple[Check, ...] = ()
+    condition: str = ""
+
+    @property
+    def allows(self) -> bool:
+        """True for OK: ends the list in favour of the client."""
+        return self.verdict.outcome is Outcome.PERMIT
+
+
+Restrictions = Callable[[str], tuple[Check, ...]]
+"""Makes checks of restriction names. Raises ValueError with what is wrong."""
+
+
+def parse_action(text: str, restrictions: Restrictions) -> TableAction:
+    """What `text` says. Raises ValueError with what is allowed."""
+    word, rest = [*text.split(None, 1), "", ""][:2]
+    rest = rest.strip()
+    upper = word.upper()
+    if not word:
+        raise ValueError(f"the entry has no action; {ALLOWED}")
+    if upper in _REPLIES:
+        return TableAction(_reply(upper.lower(), *_REPLIES[upper], rest))
+    if upper in ("OK", "RELAY"):
+        return _allow(rest)
+    if text.strip().isdigit():
+        return _allow("")
+    if upper == "DUNNO":
+        return TableAction(replace(PASS, reason="access.dunno"))
+    if _CODE.fullmatch(word):
+        return TableAction(_reply(word, Outcome.REJECT, word, f"{word[0]}.7.1", "Access denied", rest))
+    if upper in _ARGUMENT:
+        pattern, needed = _ARGUMENT[upper]
+        if not pattern.fullmatch(rest):
+            raise ValueError(f"{upper} needs {needed} behind it")
+        return TableAction(Verdict(Outcome.ACTION, f"access.{upper.lower()}", text=f"{upper} {rest}".strip()))
+    if ":" in text:
+        raise ValueError(f"{text!r}: a table cannot name another table; {ALLOWED}")
+    return TableAction(PASS, restrictions(text))
+
+
+def plain(text: str) -> TableAction:
+    """A right-hand side that is no action but a text, such as the owners of an address: the verdict's text."""
+    return TableAction(replace(PASS, text=text))
+
+
+def _allow(rest: str) -> TableAction:
+    """OK; text behind it is ignored, as in Postfix, but for our own `if=`."""
+    allowed = Verdict(Outcome.PERMIT, "access.ok")
+    match = _IF.search(rest)
+    if match is None:
+        return TableAction(allowed)
+    if match[1] not in CONDITIONS:
+        raise ValueError(f"{match[0]!r} is no condition; allowed: {', '.join(f'if={name}' for name in CONDITIONS)}")
+    return TableAction(allowed, condition=match[1])
+
+
+def _reply(word: str, outcome: Outcome, code: str, enhanced: str, default: str, rest: str) -> Verdict:
+    if match := _ENHANCED.match(rest):
+        enhanced, rest = code[0] + match[1][1:], rest[match.end() :]
+    return Verdict(outcome, f"access.{word}", code, enhanced, rest or default)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The thing that was looked up, and what Postfix calls it: `Client host`, `Helo command`, `Sender address`, ..."""
+
+    what: str
+    label: str
+
+
+async def apply(action: TableAction, subject: Subject, request: Request, context: Context) -> Verdict:
+    """The verdict of an entry that was found for `subject`."""
+    if action.condition and not await holds(action.condition, request, context):
+        return Verdict(Outcome.PASS, "access.unproven")
+    if action.checks:
+        return await ask(action.checks, request, context)
+    verdict = action.verdict
+    if not verdict.code:
+        return verdict
+    text = f"<{printable(subject.what, 320)}>: {subject.label} rejected: {printable(verdict.text)}"
+    return replace(verdict, enhanced=_fix(verdict.enhanced, subject.label), text=text)
+
+
+_MAPPED = {
+    # detail of x.1.detail: for a sender, for a recipient
+    "1": ("7", "1"),
+    "2": ("8", "2"),
+    "3": ("7", "3"),
+    "4": ("7", "4"),
+    "5": ("0", "5"),
+    "6": ("7", "6"),
+    "7": ("7", "3"),
+    "8": ("8", "2"),
+}
+
+
+def _fix(enhanced: str, label: str) -> str:
+    """An address status (x.1.y) made to fit what is refused; any other stays."""
+    first, _, rest = enhanced.partition(".")
+    if not rest.startswith("1."):
+        return enhanced
+    sender, recipient = _MAPPED.get(rest[2:], ("0", "0"))
+    if label == "Sender address":
+        return f"{first}.1.{sender}"
+    if label == "Recipient address":
+        return f"{first}.1.{recipient}"
+    return f"{first}.0.0"

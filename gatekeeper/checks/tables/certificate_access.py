@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Clients with a TLS certificate: Postfix's check_ccert_access, permit_tls_clientcerts, permit_tls_all_clientcerts.
+
+Postfix tells the fingerprints of a certificate, trusted or not, if `smtpd_tls_ask_ccert` is on, and the names in it
+only if it trusts the certificate: that is how the last one knows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gatekeeper.checks.tables.action import Subject, apply
+from gatekeeper.checks.tables.sender_login import search
+from gatekeeper.checks.tables.table import Table
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import PASS, Verdict, permit
+from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.postfix.restriction_list import cut, unbraced
+
+KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}
+"""What may be searched for, by the name in `search_order`, in its default order: the Request's attributes."""
+
+
+def parse_search(argument: str) -> tuple[str, tuple[str, ...]]:
+    """Table and attributes of `TYPE:FILE` or `{ TYPE:FILE, { search_order = KEY, KEY } }`. Raises ValueError."""
+    inner = unbraced(argument)
+    if inner is None:
+        return argument, tuple(KEYS.values())
+    table, *options = [word for _, word in cut(inner)] or [""]
+    keys = list(KEYS.values())
+    if options:
+        text = " ".join(options)
+        name, equals, value = (unbraced(text) or text).partition("=")
+        keys = [KEYS.get(word, "") for _, word in cut(value)]
+        if not equals or name.strip() != "search_order" or not keys or "" in keys:
+            raise ValueError(f"{text!r} is no search order; allowed: {{ search_order = {', '.join(KEYS)} }}")
+    return table, tuple(keys)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateAccess:
+    """One table, asked for the fingerprints in `attributes` until an entry decides."""
+
+    table: Table
+    attributes: tuple[str, ...]
+
+    async def __call__(self, request: Request, context: Context) -> Verdict:
+        for attribute in self.attributes:
+            fingerprint: str = getattr(request, attribute)
+            action = self.table.search([fingerprint.lower()]) if fingerprint else None
+            if action is None:
+                continue
+            subject = Subject(request.ccert_subject, "Client certificate")
+            verdict = await apply(action, subject, request, context)
+            context.note(f"certificate {fingerprint}", verdict.text or verdict.reason or verdict.outcome)
+            if verdict.outcome is not PASS.outcome or verdict.kept:
+                return verdict
+        return PASS
+
+
+@dataclass(frozen=True, slots=True)
+class PermitCertificates:
+    """Permit a client whose fingerprint is in `policy.relay_clientcerts`, with whatever beside it; `trusted`: also one
+    whose certificate Postfix trusts."""
+
+    tables: Sequence[Table]
+    trusted: bool
+
+    async def __call__(self, request: Request, context: Context) -> Verdict:
+        if self.trusted and (request.ccert_subject or request.ccert_issuer):
+            return permit("certificate.trusted")
+        for attribute in KEYS.values():
+            fingerprint: str = getattr(request, attribute).lower()
+            if fingerprint and search(self.tables, fingerprint) is not None:
+                return permit("certificate.listed")
+        return PASS

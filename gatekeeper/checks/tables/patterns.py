@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tables of patterns, first match wins: `cidr:`, `regexp:`, `pcre:` (cidr_table(5), regexp_table(5), pcre_table(5)).
+
+Each applies to the whole thing that is looked up, never to parts of it. `!pattern`, `if` and `endif` work in all three,
+`$1` in the texts of regexp and pcre. A cidr: table without conditions is indexed: a million networks cost no more
+than ten.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network
+
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.tables.action import TableAction
+from gatekeeper.checks.tables.indexed import Networks
+from gatekeeper.checks.tables.pcre2 import MatchLimitReached, PcrePattern
+from gatekeeper.checks.tables.regex import MAX_SUBJECT, compile_perl, compile_posix, is_risky
+from gatekeeper.checks.tables.table import Actions, text_lines
+from gatekeeper.core.request import Address, parse_address
+from gatekeeper.core.units import parse_network
+from gatekeeper.core.verdict import printable
+
+logger = logging.getLogger(__name__)
+
+Found = tuple[bytes, ...] | None
+"""The groups of what matched; none if nothing did."""
+Matcher = Callable[[str], Found]
+
+_SUBSTITUTE = re.compile(r"\$(?:(\$)|(\d{1,2})|\{(\d{1,2})\}|\((\d{1,2})\))", re.ASCII)
+_KEYWORD = re.compile(r"(if|endif)(?:\s+|$)", re.IGNORECASE)
+_CONDITION = re.compile(rb"^(?:!|if\s|endif\b)", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(slots=True)
+class PatternRule:
+    """One line. With an action it is a pattern; without one an `if`, and `skip_to` is where its `endif` stands."""
+
+    matches: Matcher
+    negated: bool
+    action: TableAction | None = None
+    substitutes: bool = False
+    skip_to: int = 0
+
+
+class NoAddress(Exception):
+    """A network is asked about a name, or about an address of the other IP version (cidr_match_execute())."""
+
+
+@dataclass(slots=True)
+class RuleTable:
+    """Rules in order."""
+
+    rules: list[PatternRule] = field(default_factory=list)
+    allows: list[SourceLine] = field(default_factory=list)
+
+    def search(self, keys: Iterable[str]) -> TableAction | None:
+        """The action of the first rule that matches the first of `keys`."""
+        key = next(iter(keys), "")
+        if not key:
+            return None
+        at = 0
+        while at < len(self.rules):
+            rule = self.rules[at]
+            at += 1
+            try:
+                found = rule.matches(key)
+                applies = (found is not None) is not rule.negated
+            except (MatchLimitReached, NoAddress):
+                applies = False  # whether negated or not, as in Postfix
+            if not applies:
+                at = rule.skip_to if rule.action is None else at
+            elif rule.action is not None:
+                return _substitute(rule.action, found) if rule.substitutes else rule.action
+        return None
+
+    def search_address(self, address: Address) -> TableAction | None:
+        """The action of the first rule that matches the address as text."""
+        return self.search([str(address)])
+
+
+@dataclass(slots=True)
+class NetworkTable:
+    """A cidr: table without conditions."""
+
+    networks: Networks
+    allows: list[SourceLine] = field(default_factory=list)
+
+    def search(self, keys: Iterable[str]) -> TableAction | None:
+        """The entry for the first key, if that is an address."""
+        address = parse_address(next(iter(keys), ""))
+        return None if address is None else self.networks.first(address)
+
+    def search_address(self, address: Address) -> TableAction | None:
+        """The first entry whose network holds `address`."""
+        return self.networks.first(address)
+
+
+def _substitute(action: TableAction, found: Found) -> TableAction:
+    """`action` with the groups of the match in its text. They are the client's words, so they are made harmless."""
+    groups = [group.decode("utf-8", "surrogateescape") for group in found or ()]
+
+    def text_of(match: re.Match[str]) -> str:
+        if match[1]:
+            return "$"
+        number = int(match[2] or match[3] or match[4])
+        return printable(groups[number - 1], 255) if 0 < number <= len(groups) else ""
+
+    return replace(action, verdict=replace(action.verdict, text=_SUBSTITUTE.sub(text_of, action.verdict.text)))
+
+
+def parse_cidr(data: bytes, actions: Actions) -> NetworkTable | RuleTable:
+    """The cidr: table written in `data`."""
+    if _CONDITION.search(data):
+        return _parse_rules(data, actions, _read_network)
+    table = NetworkTable(Networks(data.count(b"\n") + 1, actions), allows=actions.allows)
+    for line, content in text_lines(data):
+        pattern, rest = _cut(content)
+        fine = bool(rest) and actions.check(line, rest)
+        if fine and table.networks.add_plain(pattern, rest):
+            continue
+        network = _network(line, pattern, actions)
+        if not rest:
+            actions.mistake(line, f"{pattern!r} has no action; allowed: NETWORK ACTION")
+        elif network is not None and fine:
+            table.networks.add(network, rest)
+    return table
+
+
+def parse_regexp(data: bytes, actions: Actions) -> RuleTable:
+    """The regexp: table written in `data`."""
+    return _parse_rules(data, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_posix))
+
+
+def parse_pcre(data: bytes, actions: Actions) -> RuleTable:
+    """The pcre: table written in `data`."""
+    return _parse_rules(data, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_perl))
+
+
+_Reader = Callable[[int, str, Actions], tuple[Matcher, str, int] | None]
+"""Takes a pattern off the front of a line: how it matches, what is left, and how many groups it has."""
+
+
+def _parse_rules(data: bytes, actions: Actions, read: _Reader) -> RuleTable:
+    table = RuleTable(allows=actions.allows)
+    open_ifs: list[tuple[int, PatternRule]] = []
+    for line, content in text_lines(data):
+        keyword = match[1].lower() if (match := _KEYWORD.match(content)) else ""
+        if keyword == "endif":
+            if not open_ifs:
+                actions.mistake(line, "endif without if")
+            else:
+                open_ifs.pop()[1].skip_to = len(table.rules)
+            continue
+        source = content[match.end() :] if match else content
+        pattern = source.lstrip("! \t")
+        negated = source[: len(source) - len(pattern)].count("!") % 2 == 1
+        taken = read(line, pattern, actions)
+        if taken is None:
+            continue
+        matches, rest, groups = taken
+        rule = PatternRule(matches, negated)
+        if keyword:
+            if rest:
+                actions.mistake(line, f"{rest!r} stands behind the pattern of an if", warning=True)
+            open_ifs.append((line, rule))
+        elif not _read_action(line, rest, 0 if negated else groups, rule, actions):
+            continue
+        table.rules.append(rule)
+    for line, rule in open_ifs:
+        actions.mistake(line, "if without endif")
+        rule.skip_to = len(table.rules)
+    return table
+
+
+def _read_action(line: int, text: str, groups: int, rule: PatternRule, actions: Actions) -> bool:
+    """Fill in what a rule does. False, and a problem, if that cannot be done."""
+    if not text:
+        actions.mistake(line, "the pattern has no action; allowed: PATTERN ACTION, with white space between")
+        return False
+    action = actions.action(line, text)
+    if action is None:
+        return False
+    if "$" in text:
+        if action.checks or not action.verdict.text:
+            actions.mistake(line, "a substitution ($1) is only allowed in the text of an action")
+            return False
+        numbers = [int(m[2] or m[3] or m[4]) for m in _SUBSTITUTE.finditer(text) if not m[1]]
+        if "$" in _SUBSTITUTE.sub("", text) or any(not 0 < number <= groups for number in numbers):
+            allowed = f"allowed: $1 to ${groups}" if groups else "the pattern has no groups to substitute"
+            actions.mistake(line, f"{text!r} has a substitution that cannot be made; {allowed}; $$ for a dollar")
+            return False
+        rule.substitutes = True
+    rule.action = action
+    return True
+
+
+def _read_regex(
+    line: int, source: str, actions: Actions, compile: Callable[[str, str], PcrePattern]
+) -> tuple[Matcher, str, int] | None:
+    delimiter = source[:1]
+    if not delimiter or delimiter.isalnum():
+        actions.mistake(line, f"{source[:40]!r} is no pattern; allowed: /PATTERN/FLAGS ACTION, if /PATTERN/, endif")
+        return None
+    end = 1
+    while end < len(source) and source[end] != delimiter:
+        end += 2 if source[end] == "\\" else 1
+    if end >= len(source):
+        actions.mistake(line, f"the pattern does not end; it needs a second {delimiter!r}")
+        return None
+    pattern = source[1:end]
+    flags, rest = _cut(source[end + 1 :])
+    if "!" in flags:
+        actions.mistake(
+            line, "two patterns in one rule are not supported; write if /PATTERN/ ... endif around the other"
+        )
+        return None
+    try:
+        compiled = compile(pattern, flags)
+    except ValueError as error:
+        actions.mistake(line, f"/{pattern}/{flags} {error}")
+        return None
+    if is_risky(pattern):
+        what = (
+            f"/{pattern}/ has a repeat directly inside a repeat: on a hostile name it is given up and matches nothing"
+        )
+        actions.mistake(line, what, warning=True)
+    return _matcher(compiled, SourceLine(actions.file, line)), rest, compiled.groups
+
+
+def _matcher(pattern: PcrePattern, place: SourceLine) -> Matcher:
+    def matches(key: str) -> Found:
+        subject = key.encode("utf-8", "surrogateescape")
+        if len(subject) > MAX_SUBJECT:
+            return None
+        try:
+            return pattern.search(subject)
+        except MatchLimitReached as error:
+            logger.warning("%s:%d: given up on a name, and passed over: %s", place.file, place.line, error)
+            raise
+
+    return matches
+
+
+def _read_network(line: int, source: str, actions: Actions) -> tuple[Matcher, str, int] | None:
+    pattern, rest = _cut(source)
+    network = _network(line, pattern, actions)
+    if network is None:
+        return None
+
+    def matches(key: str) -> Found:
+        address = parse_address(key)
+        if address is None or address.version != network.version:
+            raise NoAddress
+        return () if address in network else None
+
+    return matches, rest, 0
+
+
+def _network(line: int, pattern: str, actions: Actions) -> IPv4Network | IPv6Network | None:
+    try:
+        return parse_network(pattern)
+    except ValueError as error:
+        actions.mistake(line, str(error))
+        return None
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """The first word of `text`, which may be empty, and the rest."""
+    head, *rest = re.split(r"\s+", text, maxsplit=1)
+    return head, rest[0].strip() if rest else ""

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an allow entry may demand, `OK if=spf|dkim|dmarc`: proof that the sender's domain is not forged.
+
+SPF is known at RCPT. DKIM and DMARC are known at the end of a message only, when the entry has long been asked. So the
+milter remembers, for LIFETIME, from which client network (/24, /64) mail of a sender's domain came that was signed by
+that domain or a parent of it (dkim), or whose From passed DMARC in that domain or its organizational domain (dmarc).
+An entry holds if that was seen; `if=dmarc` also if SPF passes now. So the first mail from a network never passes by
+dkim: it is judged like everybody's.
+
+Known limit: who shares the network with a proven sender may forge that sender there. Nothing is written unless some
+entry demands it; keys are keyed hashes.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+
+from gatekeeper.auth.dkim import DkimResult
+from gatekeeper.auth.dmarc import DmarcResult
+from gatekeeper.auth.domains import is_within
+from gatekeeper.auth.spf import SpfResult
+from gatekeeper.checks.base.check_types import ConfiguredCheck
+from gatekeeper.checks.base.client_network import network_of
+from gatekeeper.core.request import Request, Stage, domain_of
+from gatekeeper.core.verdict import PASS, Verdict
+from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.stores.store import Keys, StoreError
+
+CONDITIONS = ("spf", "dkim", "dmarc")
+LIFETIME = 36 * 86400.0
+"""Seconds since the last mail with proof: as long as greylisting knows a client."""
+
+
+async def holds(condition: str, request: Request, context: Context) -> bool:
+    """Whether the sender of `request` is proven as `condition` demands; says why in a note."""
+    what = f"if={condition}"
+    if condition in ("spf", "dmarc"):
+        spf = await context.facts.spf()
+        if spf.result is SpfResult.PASS:
+            context.note(what, f"SPF of {spf.domain} passes")
+            return True
+        if condition == "spf":
+            context.note(what, f"SPF: {spf.result}; the entry does not count")
+            return False
+    key, where = _key(condition, request, context)
+    try:
+        seen = bool(key) and await context.store.get(key) is not None
+    except StoreError:
+        context.note(what, "the store does not answer; the entry does not count")
+        return False
+    said = "seen lately" if seen else f"not seen in {LIFETIME / 86400:.0f} days; the entry does not count"
+    context.note(what, f"proof of {where} {said}")
+    return seen
+
+
+class ProofRecorder(ConfiguredCheck):
+    """Remembers what was proven at the end of a message; no opinion of its own."""
+
+    name: ClassVar[str] = "remember"
+    needs: ClassVar[tuple[str, ...]] = ("sender",)
+
+    conditions: tuple[str, ...] = ()
+
+    async def judge(self, request: Request, context: Context) -> Verdict:
+        """Always PASS."""
+        if request.stage is not Stage.END_OF_MESSAGE:
+            return PASS
+        proofs: dict[str, Callable[[str, Context], Coroutine[Any, Any, bool]]] = {"dkim": _signed, "dmarc": _passes}
+        for condition in self.conditions:
+            key, _ = _key(condition, request, context)
+            if key and await proofs[condition](domain_of(request.sender or ""), context):
+                self._keep(key, context)
+        return PASS
+
+    def _keep(self, key: str, context: Context) -> None:
+        context.after(
+            lambda decision: context.store.set(key, b"1", LIFETIME), lambda decision: not decision.verdict.refuses
+        )
+
+
+async def _signed(domain: str, context: Context) -> bool:
+    return any(
+        found.result is DkimResult.PASS and not found.testing and is_within(domain, found.domain)
+        for found in await context.facts.dkim()
+    )
+
+
+async def _passes(domain: str, context: Context) -> bool:
+    found = await context.facts.dmarc()
+    return found.result is DmarcResult.PASS and (
+        is_within(domain, found.domain) or (found.organizational != "" and is_within(domain, found.organizational))
+    )
+
+
+def _key(condition: str, request: Request, context: Context) -> tuple[str, str]:
+    """The key of a proof, empty if there can be none, and what it is a proof of."""
+    domain, address = domain_of(request.sender or ""), request.client.address
+    if not domain or address is None:
+        return "", "a sender without domain"
+    network = network_of(address, 24, 64)
+    # Facts are the same in observe mode, so they are not kept apart.
+    return Keys(context.keys.secret)("proof", condition, domain, network), f"{domain} from {network}"

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Access by the servers behind a name: Postfix's check_{client,reverse_client_hostname,helo,sender,recipient}_*_access.
+
+`a`: the addresses of the name; `mx`: its mail exchangers, names first, then their addresses, the name itself where it
+has none; `ns`: its name servers likewise, those of the nearest parent domain where it has none. The first entry found
+is the answer. An OK may not permit: whoever owns a name chooses its servers (forbid_allowlist()).
+
+As in Postfix (smtpd_check.c, check_server_access()) DNS trouble and a null MX decide nothing here. Known difference: of
+several addresses the IPv4 ones are looked up first; Postfix has them in the order of RFC 6724.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+from gatekeeper.checks.base.dns_lookups import a_label, ask, is_null_mx, servers_of
+from gatekeeper.checks.base.nested import SERVER_ERROR
+from gatekeeper.checks.tables.access import domain_keys
+from gatekeeper.checks.tables.action import Subject, TableAction, apply
+from gatekeeper.checks.tables.table import Table
+from gatekeeper.core.request import UNKNOWN, Address, Request, parse_address
+from gatekeeper.core.verdict import PASS, Outcome, Verdict
+from gatekeeper.dnsclient.resolver import Answer
+from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal
+
+MAX_ADDRESSES = 100
+"""Addresses of servers that are looked up for one name (`dns_rr_list_limit` of newer Postfix)."""
+
+Named = Callable[[Request], tuple[str, Subject]]
+"""The name whose servers are meant, and what is refused because of them."""
+
+
+def of_client(request: Request) -> tuple[str, Subject]:
+    """The confirmed name of the client."""
+    name = request.client.name
+    return "" if name == UNKNOWN else name, Subject(f"{name}[{request.client.address or UNKNOWN}]", "Client host")
+
+
+def of_reverse_client(request: Request) -> tuple[str, Subject]:
+    """The client's PTR, confirmed or not."""
+    name = request.client.reverse_name
+    return "" if name == UNKNOWN else name, Subject(name, "Unverified Client host")
+
+
+def of_helo(request: Request) -> tuple[str, Subject]:
+    """The HELO name."""
+    return request.helo or "", Subject(request.helo or "", "Helo command")
+
+
+def of_sender(request: Request) -> tuple[str, Subject]:
+    """The sender's domain."""
+    return request.sender or "", Subject(request.sender or "", "Sender address")
+
+
+def of_recipient(request: Request) -> tuple[str, Subject]:
+    """The recipient's domain."""
+    return request.recipient or "", Subject(request.recipient or "", "Recipient address")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """One table, asked about the servers of one name; `type` is A, MX or NS."""
+
+    named: Named
+    type: str
+    table: Table
+
+    async def __call__(self, request: Request, context: Context) -> Verdict:
+        name, subject = self.named(request)
+        action = await self._find(name.rpartition("@")[2], context) if name else None
+        if action is None:
+            return PASS
+        verdict = await apply(action, subject, request, context)
+        if verdict.outcome is Outcome.PERMIT:
+            return replace(SERVER_ERROR, kept=verdict.kept)
+        return verdict
+
+    async def _find(self, domain: str, context: Context) -> TableAction | None:
+        if domain.startswith("["):
+            # a literal is its own mail exchanger, and has no name servers
+            inner = domain[1:-1] if domain.endswith("]") and self.type != "NS" else ""
+            address = parse_address(inner[5:] if inner[:5].lower() == "ipv6:" else inner) if is_literal(inner) else None
+            return None if address is None else self._found(self.table.search_address(address), str(address), context)
+        async for server in self._servers(a_label(domain) if domain else "", context):
+            if is_address(server):
+                address = parse_address(server)
+                action = None if address is None else self.table.search_address(address)
+            else:
+                action = self.table.search(domain_keys(server)) if self.type != "A" else None
+            if action is not None:
+                return self._found(action, server, context)
+        return None
+
+    @staticmethod
+    def _found(action: TableAction | None, server: str, context: Context) -> TableAction | None:
+        if action is not None:
+            context.note(f"server {server}", "is in the table")
+        return action
+
+    async def _servers(self, domain: str, context: Context) -> AsyncIterator[str]:
+        """Each server's name, then its addresses as text."""
+        left = MAX_ADDRESSES
+        for host in await self._hosts(domain, context):
+            yield host
+            if is_address(host):
+                continue
+            for address in await _addresses(host, context):
+                if not left:
+                    return
+                left -= 1
+                yield str(address)
+
+    async def _hosts(self, domain: str, context: Context) -> tuple[str, ...]:
+        """The names of the servers; none if DNS does not tell."""
+        if self.type == "A":
+            return (domain,)
+        if self.type == "MX":
+            answer = await _ask(context, domain, "MX")
+            if answer is None or is_null_mx(answer):
+                return ()
+            return servers_of(answer) or (() if answer.records else (domain,))
+        while True:
+            answer = await _ask(context, domain, "NS")
+            if answer is None or answer.records:
+                return () if answer is None else servers_of(answer)
+            domain = domain.partition(".")[2]
+            if not domain:
+                return ()
+
+
+async def _ask(context: Context, name: str, type: str) -> Answer | None:
+    """The answer; what is no host name does not exist, unasked (dns_lookup(3))."""
+    return await ask(context, name, type) if is_hostname(name) else Answer(name, type, exists=False)
+
+
+async def _addresses(host: str, context: Context) -> list[Address]:
+    """A and AAAA of a server; a question that fails counts as none, unless the other one brings addresses."""
+    found: list[Address] = []
+    for type in ("A", "AAAA"):
+        answer = await _ask(context, host, type)
+        records = answer.records if answer else ()
+        found += [address for record in records if (address := parse_address(str(record))) is not None]
+    return found

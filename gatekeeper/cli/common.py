@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What commands have in common: exit statuses, options, files that the command line names, an app that changes nothing,
+and output. Imports are late: `--version` and a usage error need not load DNS, cryptography and the like.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from gatekeeper.app.app import App
+    from gatekeeper.config.schema import DnsSection
+    from gatekeeper.diagnose.explain import AskedSession, NotingResolver
+    from gatekeeper.dnsclient.resolver import Resolver
+    from gatekeeper.dnsclient.zone import Zone
+
+OK, FINDING, USAGE, TEMPORARY, CONFIGURATION = 0, 1, 2, 75, 78
+
+
+class Add(Protocol):
+    """Adds a command: its name (of two words for one of a family), the function that runs it, what it does in short."""
+
+    def __call__(
+        self, name: str, function: Callable[[argparse.Namespace], int], does: str
+    ) -> argparse.ArgumentParser: ...
+
+
+def add_json(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--json", action="store_true", help="for a program to read")
+
+
+def add_dns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dns", metavar="FILE", type=Path, help="the only DNS there is, instead of the real one")
+
+
+def add_logs(command: argparse.ArgumentParser) -> None:
+    text = "a log with gatekeeper's lines, .gz too; - for standard input (journalctl -u gatekeeper -o cat | …)"
+    command.add_argument("logs", metavar="LOG", type=Path, nargs="+", help=text)
+
+
+def add_session(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--client", metavar="ADDR[,NAME]", type=client_address, help="the client's address and name")
+    command.add_argument("--helo", metavar="NAME", help="what the client says in HELO or EHLO")
+    command.add_argument("--from", metavar="ADDR", dest="sender", help="the envelope sender; <> for none")
+    add_dns(command)
+
+
+def client_address(text: str) -> tuple[str, str]:
+    """`ADDR[,NAME]` in its parts; the address as the request has it."""
+    from gatekeeper.core.request import parse_address
+
+    address, _, name = text.partition(",")
+    if parse_address(address) is None:
+        raise argparse.ArgumentTypeError(f"{address!r} is no IP address")
+    return address, name
+
+
+def config_path(options: argparse.Namespace) -> Path | None:
+    """The configuration that the command line means, with a word if there is none."""
+    from gatekeeper.config import config_file
+
+    path = config_file.find(options.config)
+    if path is None:
+        print(f"there is no {config_file.DEFAULT_PATH}: going by the defaults", file=sys.stderr)
+    return path
+
+
+def with_resolver(options: argparse.Namespace, work: "Callable[[Resolver], Coroutine[Any, Any, int]]") -> int:
+    """Run `work` with the resolver that the configuration names, or `--dns`. Raises ConfigError."""
+    from gatekeeper.config import config_file
+
+    path = config_file.find(options.config)
+    return resolving(options, (config_file.load(path) if path else config_file.defaults()).dns, work)
+
+
+def resolving(
+    options: argparse.Namespace, dns: "DnsSection", work: "Callable[[Resolver], Coroutine[Any, Any, int]]"
+) -> int:
+    """Run `work` with the resolver of the section `dns`, or `--dns`."""
+    from gatekeeper.dnsclient.caching import CachingResolver
+
+    inner = _resolver(options, dns)
+
+    async def run() -> int:
+        resolver = CachingResolver(inner)
+        try:
+            return await work(resolver)
+        finally:
+            await resolver.close()
+
+    return asyncio.run(run())
+
+
+def _resolver(options: argparse.Namespace, dns: "DnsSection") -> "Resolver":
+    from gatekeeper.dnsclient.live import LiveResolver
+    from gatekeeper.dnsclient.resolver import TableResolver
+
+    file = getattr(options, "dns", None)
+    return TableResolver(_zone(file)) if file else LiveResolver(dns.nameservers, dns.timeout)
+
+
+def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:
+    """Run `work` on an app that changes no state. Raises ConfigError."""
+    from gatekeeper.app import app
+    from gatekeeper.config import config_file
+    from gatekeeper.diagnose.explain import NotingResolver
+    from gatekeeper.dnsclient.caching import CachingResolver
+    from gatekeeper.stores.store_url import open_store
+
+    path = config_path(options)
+    plan = app.prepare(config_file.load(path) if path else config_file.defaults(), lenient=True)
+    for warning in plan.warnings:
+        print(warning, file=sys.stderr)
+    inner = _resolver(options, plan.config.dns)
+
+    async def run() -> int:
+        store = await open_store(plan.config.store.url, timeout=plan.config.store.timeout, read_only=True)
+        resolver = NotingResolver(CachingResolver(inner))
+        opened = await app.open_app(plan, resolver=resolver, store=store)
+        try:
+            return await work(opened, resolver)
+        finally:
+            await opened.close()
+
+    return asyncio.run(run())
+
+
+def asked_session(options: argparse.Namespace) -> "AskedSession":
+    """The session that the command line describes."""
+    from gatekeeper.core.request import parse_address
+    from gatekeeper.diagnose.explain import AskedSession
+
+    address, name = options.client or ("", "")
+    return AskedSession(
+        address=parse_address(address),
+        name=name,
+        helo=options.helo,
+        sender=None if options.sender is None else options.sender.removeprefix("<").removesuffix(">"),
+        recipient=getattr(options, "recipient", None),
+        sasl_user=getattr(options, "sasl_user", ""),
+        context=getattr(options, "context", ""),
+    )
+
+
+def read(path: Path) -> bytes:
+    """A file that the command line names. Raises SystemExit with a sentence and the status of a usage error."""
+    try:
+        return path.read_bytes() if str(path) != "-" else sys.stdin.buffer.read()
+    except OSError as error:
+        print(f"gatekeeper: cannot read {path}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(USAGE) from error
+
+
+def _zone(file: Path) -> "Zone":
+    """The DNS that a file holds. Raises SystemExit with its mistakes."""
+    from gatekeeper.core.problem import ConfigError
+    from gatekeeper.dnsclient.zone import Zone
+
+    try:
+        return Zone.read(file)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(USAGE) from error
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def log_lines(path: Path) -> Iterator[str]:
+    """The lines of a log, one after the other: it may be large. Raises SystemExit with a sentence."""
+    import gzip
+
+    try:
+        if str(path) == "-":
+            yield from sys.stdin
+            return
+        with gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace") as log:
+            yield from log
+    except OSError as error:
+        print(f"gatekeeper: cannot read {path}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(USAGE) from None

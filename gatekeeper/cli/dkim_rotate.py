@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A new key in the place of an old one, step by step: dkim rotate."""
+
+import argparse
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from gatekeeper.cli.common import FINDING, OK, TEMPORARY, Add, add_dns, add_json, print_json, resolving
+from gatekeeper.cli.dkim import add_opendkim, domain_name, selector_name, the_config, usage
+
+if TYPE_CHECKING:
+    from gatekeeper.dnsclient.resolver import Resolver
+    from gatekeeper.rotation.step import StepResult
+
+
+def add_to(add: Add) -> None:
+    """The command of this file."""
+    command = add("dkim rotate", rotate, "put new keys into the place of old ones, as far as that goes now")
+    command.add_argument("domain", metavar="DOMAIN", nargs="?", help="rotate the keys of this domain")
+    command.add_argument("-s", "--selector", metavar="NAME", help="only the key with this selector")
+    text = "rotate every key that is older (180d), or with DOMAIN only if it is"
+    command.add_argument("--older", metavar="TIME", type=_seconds, help=text)
+    text = "how long mail is on its way before the old key counts as retired (7d)"
+    command.add_argument("--after", metavar="TIME", type=_seconds, default=7 * 86400.0, help=text)
+    command.add_argument(
+        "--type", choices=("rsa", "ed25519"), help="the kind of the new keys, instead of the old ones'"
+    )
+    command.add_argument("-b", "--bits", metavar="N", type=int, help="the size of new RSA keys")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    add_opendkim(command)
+    add_dns(command)
+    add_json(command)
+
+
+def rotate(options: argparse.Namespace) -> int:
+    """0 if nothing is left to do, 75 while something is waited for, 1 if it cannot go on."""
+    from gatekeeper.dnsclient.authoritative import Authorities, LiveAuthorities, TableAuthorities
+    from gatekeeper.rotation.configured_keys import Wanted
+    from gatekeeper.rotation.due import World
+    from gatekeeper.rotation.run import rotate as rotate_due
+    from gatekeeper.rotation.state import Busy, RotationRefused
+
+    config = the_config(options)
+    domain = domain_name(options.domain) if options.domain else ""
+    selector = selector_name(options.selector) if options.selector else ""
+    if options.bits is not None and not 1024 <= options.bits <= 4096:
+        usage("an RSA key must have 1024 to 4096 bits (RFC 8301)")
+
+    async def work(resolver: "Resolver") -> int:
+        authorities: Authorities = LiveAuthorities(resolver)
+        if options.dns:
+            authorities = TableAuthorities(resolver, str(options.dns))
+        world = World(
+            config=config,
+            authorities=authorities,
+            in_flight=timedelta(seconds=options.after),
+            kind=options.type,
+            bits=options.bits,
+            dry=options.dry_run,
+        )
+        try:
+            run = await rotate_due(world, Wanted(domain, selector, options.older))
+        except (RotationRefused, OSError) as error:
+            print(f"gatekeeper: {error}", file=sys.stderr)
+            return TEMPORARY if isinstance(error, Busy) else FINDING
+        _tell(run.outcomes, options)
+        for refused in run.refused:
+            print(f"gatekeeper: {refused}", file=sys.stderr)
+        if run.refused:
+            return FINDING
+        return OK if all(outcome.done for outcome in run.outcomes) else TEMPORARY
+
+    return resolving(options, config.dns, work)
+
+
+def _tell(outcomes: "list[StepResult]", options: argparse.Namespace) -> None:
+    if options.json:
+        print_json([{**one.state.model_dump(mode="json"), **_json(one)} for one in outcomes])
+        return
+    for outcome in outcomes:
+        state = outcome.state
+        print(f"{', '.join(state.domains)}: {state.old.selector} -> {state.new.selector}: {state.stage}")
+        for line in outcome.did:
+            print(f"  {line}")
+        for line in outcome.waits:
+            print(f"  waiting: {line}")
+        for number, line in enumerate(outcome.next):
+            print(f"  next: {line}" if not number else f"    {line}")
+    if not outcomes:
+        print("nothing to do: no rotation is on its way" + (", and no key is that old" if options.older else ""))
+
+
+def _json(outcome: "StepResult") -> dict[str, object]:
+    return {"stage": outcome.state.stage, "did": outcome.did, "waits": outcome.waits, "next": outcome.next}
+
+
+def _seconds(text: str) -> float:
+    from gatekeeper.core.units import seconds
+
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The service itself, and its configuration: run, policy, milter, check-config."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from gatekeeper.cli.common import CONFIGURATION, OK, Add, add_json, config_path, print_json
+
+
+def add_to(add: Add) -> None:
+    """The commands of this file."""
+    add("run", run, "policy daemon and milter under one supervisor, in the foreground")
+    add("policy", run_policy, "the policy daemon alone, in the foreground")
+    add("milter", run_milter, "the milter alone, in the foreground")
+    add_json(add("check-config", check_config, "read the configuration with every table and key; print every error"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Policy daemon and milter, until a signal."""
+    return _serve(options, policy=True, milter=True)
+
+
+def run_policy(options: argparse.Namespace) -> int:
+    """The policy daemon, until a signal."""
+    return _serve(options, policy=True, milter=False)
+
+
+def run_milter(options: argparse.Namespace) -> int:
+    """The milter, until a signal."""
+    return _serve(options, policy=False, milter=True)
+
+
+def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
+    import sys
+
+    from gatekeeper.config import config_file
+    from gatekeeper.daemon import supervisor
+    from gatekeeper.daemon.startup_message import startup_message
+    from gatekeeper.daemon.worker import WorkerKind
+    from gatekeeper.postfix.listen_address import ListenAddress
+
+    path = config_path(options)
+
+    def up(addresses: Mapping[WorkerKind, ListenAddress]) -> None:
+        print(startup_message(addresses, path), file=sys.stderr, flush=True)
+
+    return supervisor.run(
+        lambda: config_file.load(path) if path else config_file.defaults(), up, policy=policy, milter=milter
+    )
+
+
+def check_config(options: argparse.Namespace) -> int:
+    """Every mistake and warning, or a word on what is fine. The findings are the output, so they go to stdout."""
+    from gatekeeper.app import app
+    from gatekeeper.config import config_file
+    from gatekeeper.core.problem import ConfigError, Problem
+
+    path = config_path(options)
+    plan: app.Plan | None = None
+    try:
+        found: list[Problem] = []
+        usable, found = config_file.examine(path) if path else (config_file.defaults(), found)
+        plan = app.prepare(usable, thorough=True, found=[*found, *usable.drift])
+        problems = plan.warnings
+    except ConfigError as error:
+        problems = error.problems
+    if options.json:
+        print_json({"ok": plan is not None, "problems": [asdict(problem) for problem in problems]})
+    else:
+        for problem in problems:
+            print(problem)
+        if plan is not None:
+            print(f"{path or 'the default configuration'} is fine: {app.summary(plan)}")
+    return OK if plan is not None else CONFIGURATION

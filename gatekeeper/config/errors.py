@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what pydantic says about a configuration to what a person can act on: the key, what is wrong, what is allowed.
+
+An unknown key is answered with the key that was probably meant, in the same section or in another.
+"""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from gatekeeper.config.locations import KeyPath
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "string_type": "a string in quotes",
+    "tuple_type": "a list",
+    "dict_type": "a section of its own, in [brackets]",
+    "mapping_type": "a section of its own, in [brackets]",
+    "model_type": "a section of its own, in [brackets]",
+    "model_attributes_type": "a section of its own, in [brackets]",
+    "float_type": "a number",
+}
+_TYPE_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "a section",
+}
+
+
+def validation_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[KeyPath, str]]:
+    """For each mistake the path of its key and the sentence about it."""
+    for detail in error.errors(include_url=False):
+        path: KeyPath = tuple(detail["loc"])
+        yield path, _sentence(path, detail, model)
+
+
+def key_name(path: KeyPath) -> str:
+    """`policy.listen` for `("policy", "listen", 0)`: how a person names an option."""
+    return ".".join(str(part) for part in path if isinstance(part, str))
+
+
+def _sentence(path: KeyPath, detail: ErrorDetails, model: type[BaseModel]) -> str:
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return _unknown(path, model)
+    if kind == "value_error":
+        return f"{key_name(path)}: {detail['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    if kind in _EXPECTED:
+        return f"{key_name(path)} is {_TYPE_NAMES.get(type(value), 'something else')}; allowed: {_EXPECTED[kind]}"
+    if kind in ("literal_error", "enum"):
+        return f"{key_name(path)} is {value!r}; allowed: {detail['ctx']['expected'].replace(chr(39), chr(34))}"
+    if kind == "missing":
+        return f"{key_name(path)} is missing"
+    return f"{key_name(path)} is {value!r}; {detail['msg'].replace('Input should', 'it must')}"
+
+
+def _unknown(path: KeyPath, model: type[BaseModel]) -> str:
+    """What to say about a key that does not exist: the nearest one here, else where else it exists, else what does."""
+    *above, key = path
+    here = f"[{key_name(tuple(above))}]" if above else "the top level"
+    known = _options(model, tuple(above))
+    if str(key).removeprefix("smtpd_") == "relay_restrictions":
+        return f"{key!r} stays in main.cf: who may relay is Postfix's decision"
+    if near := difflib.get_close_matches(str(key), known, n=1, cutoff=0.6):
+        return f"unknown key {key!r} in {here}; did you mean {near[0]!r}?"
+    everywhere = {name: section for section, name in _all_options(model)}
+    if key in everywhere:
+        section = everywhere[str(key)]
+        return f"unknown key {key!r} in {here}; it belongs in {f'[{section}]' if section else 'the top level'}"
+    return f"unknown key {key!r} in {here}; allowed: {', '.join(sorted(known))}"
+
+
+def _options(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """The option names of the section at `path`; a mapping of sections (`policy.contexts`) takes any name."""
+    for part in path:
+        found = section_of(model, str(part))
+        if found is None:
+            continue
+        model = found
+    return list(_fields(model))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by the names that stand in the file: `from` cannot be a name in Python."""
+    return {str(field.validation_alias or name): field for name, field in model.model_fields.items()}
+
+
+def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of the section that field `name` holds, itself or by name; None if it holds a plain value."""
+    field = _fields(model).get(name)
+    return _model_in(field.annotation) if field else None
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_in(part))), None)
+
+
+def _all_options(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, str]]:
+    for name in _fields(model):
+        if section := section_of(model, name):
+            yield from _all_options(section, f"{above}.{name}".removeprefix("."))
+        else:
+            yield above, name

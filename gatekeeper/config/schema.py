@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sections of the configuration file: a model each. An option is declared here, or in the check or signer whose
+options these are, and nowhere else; `config/gatekeeper.toml` explains each, and a test proves that it does.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from gatekeeper.auth.dkim import CLOCK_SKEW, MAX_SIGNATURES
+from gatekeeper.auth.results import ALL_METHODS, Method
+from gatekeeper.checks.authentication.dkim import DkimCheck
+from gatekeeper.checks.authentication.spf import SpfCheck
+from gatekeeper.checks.dnslists.dnsbl import Dnsbl
+from gatekeeper.checks.greylisting.greylist import Greylist
+from gatekeeper.checks.limits.ratelimit import RateLimit
+from gatekeeper.checks.tables.access import AccessOptions
+from gatekeeper.config.values import (
+    Addresses,
+    Canonicalization,
+    Domain,
+    Domains,
+    Facility,
+    FileMode,
+    Headers,
+    HeaderSet,
+    Hostnames,
+    Nameservers,
+    RejectCode,
+    Table,
+    Workers,
+)
+from gatekeeper.core.units import Duration, PositiveDuration
+from gatekeeper.dnslists.monitor import BUDGET
+from gatekeeper.pipeline.pipeline import LISTS, RECIPIENT
+from gatekeeper.postfix.listen_address import ListenAddress
+from gatekeeper.postfix.restriction_list import Restriction, Restrictions, TableNames, split
+from gatekeeper.signing.policy import WithoutKey
+from gatekeeper.signing.sender_binding import BindTo, Mismatch
+from gatekeeper.signing.signer import SignOptions
+
+DEFAULT_RESTRICTIONS = (
+    "permit_mynetworks, permit_always_reachable, ratelimit, permit_sasl_authenticated, reject_invalid_helo_hostname, "
+    "reject_non_fqdn_helo_hostname, reject_helo_ours, reject_non_fqdn_sender, reject_non_fqdn_recipient, access, "
+    "reject_unknown_sender_domain, reject_unknown_recipient_domain, dnsbl, spf, greylist"
+)
+"""Limits stand before authenticated users pass: a stolen account is the reason people limit."""
+
+
+class Section(BaseModel):
+    """What every section has: an unknown key is a mistake, and nothing changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DnsSection(Section):
+    nameservers: Nameservers = ()
+    timeout: Duration = 5.0
+    list_timeout: PositiveDuration = BUDGET
+
+
+def default_store() -> str:
+    """The embedded store's place: /var/lib/gatekeeper for root and for a service that owns it, else the user's own."""
+    system = Path("/var/lib/gatekeeper")
+    if os.geteuid() == 0 or os.access(system, os.W_OK):
+        return f"sqlite:{system}/state.db"
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return f"sqlite:{Path(home)}/gatekeeper/state.db"
+
+
+class StoreSection(Section):
+    url: StrictStr = Field(default_factory=default_store)
+    timeout: Duration = 0.08
+
+
+class RestrictionLists(Section):
+    """One set of lists; what is not named is empty. `restrictions` is another name of the recipient list."""
+
+    restrictions: Restrictions = ()
+    client_restrictions: Restrictions = ()
+    helo_restrictions: Restrictions = ()
+    sender_restrictions: Restrictions = ()
+    recipient_restrictions: Restrictions = ()
+    etrn_restrictions: Restrictions = ()
+    data_restrictions: Restrictions = ()
+    end_of_data_restrictions: Restrictions = ()
+
+    def lists(self) -> Iterator[tuple[str, str, tuple[Restriction, ...]]]:
+        """For each list of the pipeline: its name, the key it was written under, its restrictions."""
+        for name in LISTS:
+            key = f"{name}_restrictions"
+            if name == RECIPIENT and "restrictions" in self.model_fields_set:
+                key = "restrictions"
+            yield name, key, getattr(self, key)
+
+
+class PolicySection(RestrictionLists):
+    listen: Addresses = (ListenAddress("inet", "127.0.0.1", 10040),)
+    socket_mode: FileMode = 0o660
+    socket_group: StrictStr = ""
+    workers: Workers = 2
+    recipient_restrictions: Restrictions = tuple(split(DEFAULT_RESTRICTIONS))
+    contexts: Mapping[str, RestrictionLists] = {}
+    classes: Mapping[str, Restrictions] = {}
+    sender_login_maps: TableNames = ()
+    relay_clientcerts: TableNames = ()
+    unknown_client_reject_code: RejectCode = "450"
+    unknown_hostname_reject_code: RejectCode = "450"
+    unknown_address_reject_code: RejectCode = "450"
+
+
+class MilterSection(Section):
+    listen: Addresses = (ListenAddress("inet", "127.0.0.1", 8891),)
+    socket_mode: FileMode = 0o660
+    socket_group: StrictStr = ""
+    workers: Workers = 2
+    mode: Literal["s", "v", "sv"] = "sv"
+    software_header: StrictBool = False
+
+
+_SIGN = SignOptions()
+
+
+class SigningSection(Section):
+    key_table: Table | None = None
+    signing_table: Table | None = None
+    multiple_signatures: StrictBool = False
+    domains: Table = ()
+    subdomains: StrictBool = False
+    selector: StrictStr = ""
+    key_file: StrictStr = ""
+    internal_hosts: Table | None = None
+    daemon_names: Table = ("ORIGINATING",)
+    macros: Table = ()
+    peers: Table = ()
+    external_ignore: Table = ()
+    exempt_domains: Table = ()
+    sender_headers: Headers = ("From",)
+    dont_sign_to: Table = ()
+    bind: BindTo = BindTo.NONE
+    mismatch: Mismatch = Mismatch.UNSIGNED
+    canonicalization: Canonicalization = ("relaxed", "simple")
+    sign_headers: HeaderSet = _SIGN.sign_headers
+    omit_headers: HeaderSet = _SIGN.omit_headers
+    oversign_headers: Headers = _SIGN.oversign_headers
+    signature_ttl: Duration = 0.0
+    body_length: Annotated[StrictInt, Field(ge=0)] | None = None
+    line_length_limit: Annotated[StrictInt, Field(ge=0)] = _SIGN.line_length_limit
+    request_reports: StrictBool = False
+    remove_old_signatures: StrictBool = False
+    without_key: WithoutKey = WithoutKey.TEMPFAIL
+    safe_keys: StrictBool = True
+    minimum_key_bits: Annotated[StrictInt, Field(ge=1024)] = 1024
+    algorithm: Literal["", "rsa-sha256", "ed25519-sha256"] = ""
+
+
+class ChecksSection(Section):
+    """`[checks.NAME]`: each section is the options of the check of that name."""
+
+    access: AccessOptions = AccessOptions()
+    ratelimit: RateLimit = RateLimit()
+    dnsbl: Dnsbl = Dnsbl()
+    spf: SpfCheck = SpfCheck()
+    greylist: Greylist = Greylist()
+    dkim: DkimCheck = DkimCheck()
+
+
+class VerifySection(Section):
+    methods: tuple[Method, ...] = ALL_METHODS
+    dmarc: Literal["observe", "quarantine", "reject"] = "observe"
+    quarantine: Literal["hold", "header"] = "hold"
+    malformed_from: Literal["accept", "quarantine", "reject"] = "accept"
+    overrides: Mapping[Domain, Literal["none", "quarantine", "reject"]] = {}
+    trusted_forwarders: Table = ()
+    trusted_lists: Domains = ()
+    trusted_sealers: Domains = ()
+    tell_none: StrictBool = True
+    remove_results: Literal["ours", "told", "none"] = "ours"
+    remove_results_of: Hostnames = ()
+    job_id: StrictBool = False
+    minimum_key_bits: Annotated[StrictInt, Field(ge=1024)] = 1024
+    max_signatures: Annotated[StrictInt, Field(ge=1, le=100)] = MAX_SIGNATURES
+    clock_drift: Duration = CLOCK_SKEW
+    unsigned_ours: StrictBool = False
+    count: StrictBool = False
+
+
+class LogSection(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    syslog: Facility = ""
+    syslog_name: StrictStr = "gatekeeper"

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is written down: one line for each decision, and lines of a process that nobody from outside can forge.
+
+A decision line is logfmt: `name=value` pairs with one space between. A value that is not plain is quoted, and in it
+every character that is not printable ASCII, every quote and every backslash is escaped, so a stranger's HELO can
+neither end the line nor add a pair. `unescape` gives the value back.
+"""
+
+import base64
+import hashlib
+import logging
+import logging.handlers
+import os
+import re
+import socket
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import TextIO
+
+from gatekeeper.core import redaction
+from gatekeeper.core.request import Address, Client
+from gatekeeper.core.verdict import Decision, Note, Outcome, Verdict
+
+_PLAIN = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
+_PRINTABLE = re.compile(r"[ !#-\[\]-~]*")
+_UNSAFE = re.compile(rb"[^ !#-\[\]-~]")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_PAIR = re.compile(r'(\w+)=("[^"]*"|\S*)')
+WAITED = "waited"
+"""The note of greylisting that says how long somebody has waited: a pair of its own, which the report of what it cost
+reads (diagnose/greylisting_cost.py)."""
+WHY = "why"
+"""What kept a message that looks ours from being signed: a pair of its own, which diagnose/unsigned_mail.py reads."""
+_LONGEST = 320
+"""Bytes of a stranger's value that are written: enough for any valid address (RFC 5321 section 4.5.3.1)."""
+
+
+FACILITIES = tuple(sorted(logging.handlers.SysLogHandler.facility_names))
+"""What syslog(3) sorts by: mail, daemon, local0, ..."""
+_SYSLOG = Path("/dev/log")
+
+
+def setup(level: str = "info", stream: TextIO | None = None, *, syslog: str = "", name: str = "gatekeeper") -> None:
+    """Send this process's log from `level` (debug, info, warning, error) up to standard error or, if `syslog` is a
+    facility, to syslog under `name`; where no syslog runs, as in a container, standard error it is."""
+    handler = _syslog(syslog, name) if syslog else None
+    if handler is None:
+        handler = _Stream(stream or sys.stderr)
+        handler.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
+    # What no format of ours shows is not looked up for each line (the logging HOWTO, Optimization).
+    logging.logThreads = logging.logMultiprocessing = False
+    logging._srcfile = None
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _syslog(facility: str, name: str) -> logging.Handler | None:
+    if not _SYSLOG.is_socket():
+        return None
+    handler = _Syslog(str(_SYSLOG), facility, socket.SOCK_DGRAM)
+    handler.append_nul = False
+    handler.setFormatter(_Formatter(f"{name}[%(process)d]: %(message)s"))
+    return handler
+
+
+class _Stream(logging.StreamHandler[TextIO]):
+    """Standard error, or a file."""
+
+    def write(self, level: int, line: str) -> None:
+        """What logging would write of `line`, printable text, without making a record of it."""
+        now = time.time()
+        text = (
+            f"{_time(now)} gatekeeper[{os.getpid()}]: {logging.getLevelName(level)} {redaction.hide_known_keys(line)}\n"
+        )
+        self.acquire()
+        try:
+            self.stream.write(text)
+            self.flush()
+        except Exception:
+            self.handleError(logging.makeLogRecord({"msg": line}))
+        finally:
+            self.release()
+
+
+class _Syslog(logging.handlers.SysLogHandler):
+    """A line that syslog does not take, because it is being started again, goes to standard error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say it there."""
+        print(self.format(record), file=sys.stderr)
+
+
+class _Formatter(logging.Formatter):
+    """One record begins one line: what follows the first line (a traceback, or line breaks that came from outside) is
+    indented behind a bar, and control characters are shown as `?`."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
+        """The local time to the millisecond."""
+        return _time(record.created)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        text = redaction.hide_known_keys(super().format(record))
+        if text.isprintable():
+            return text
+        return "\n    | ".join(map(_visible, text.splitlines() or [""]))
+
+
+def _time(seconds: float) -> str:
+    return f"{_second(int(seconds))}.{int(seconds * 1000) % 1000:03}"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _visible(line: str) -> str:
+    return line if line.isprintable() else "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
+
+
+def trace_id(client: Client) -> str:
+    """What policy daemon and milter both call one connection: base32 of the first 40 bits of SHA-256 over the
+    client's address and port. Empty without an address."""
+    return "" if client.address is None else _trace_id(client.address, client.port)
+
+
+@lru_cache(maxsize=1024)  # a connection has several recipients, and messages
+def _trace_id(address: Address, port: int | None) -> str:
+    seen = f"{address},{'' if port is None else port}"
+    return base64.b32encode(hashlib.sha256(seen.encode()).digest()[:5]).decode("ascii")
+
+
+def write_decision(logger: logging.Logger, decision: Decision, side: str, level: int = logging.INFO) -> None:
+    """Write the line of one decision, as `logger` would."""
+    if not logger.isEnabledFor(level):
+        return
+    line = decision_line(decision, side)
+    match logging.root.handlers:
+        case [_Stream() as stream]:
+            stream.write(level, line)
+        case _:
+            logger.log(level, "%s", line)
+
+
+def decision_line(decision: Decision, side: str) -> str:
+    """The line for one decision. `side` is the front door that asked: policy, milter, explain, replay."""
+    return " ".join([f"{name}={escape(value)}" for name, value in _pairs(decision, side) if value])
+
+
+def action(verdict: Verdict) -> str:
+    """A verdict in one word or reply: `DUNNO`, `OK`, `450 4.7.1 text`, `HOLD`."""
+    match verdict.outcome:
+        case Outcome.ACCEPT:
+            return "OK"
+        case Outcome.ACTION:
+            return verdict.text
+        case Outcome.PASS | Outcome.PERMIT:
+            return "DUNNO"
+    return verdict.reply
+
+
+def escape(value: str) -> str:
+    """`value` as a logfmt value: bare if it is plain, else quoted with `\\xNN` for each byte that is not."""
+    if len(value) <= _LONGEST:
+        if _PLAIN.fullmatch(value):
+            return value
+        if _PRINTABLE.fullmatch(value):
+            return f'"{value}"'
+    data = value.encode("utf-8", "surrogateescape")
+    if len(data) > _LONGEST:
+        data = data[: _LONGEST - 3] + b"..."
+    text = _UNSAFE.sub(lambda match: b"\\x%02x" % match[0][0], data).decode("ascii")
+    return text if _PLAIN.fullmatch(text) else f'"{text}"'
+
+
+def unescape(text: str) -> str:
+    """The value that `escape` wrote as `text`."""
+    data = text.removeprefix('"').removesuffix('"').encode("ascii")
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "surrogateescape")
+
+
+def read_decision(line: str) -> dict[str, str] | None:
+    """The pairs of the decision line in `line`, whatever stands before it; None for any other line."""
+    at = line.find(" side=")
+    if at < 0 or not line.isascii():
+        return None
+    return {name: unescape(value) for name, value in _PAIR.findall(line, at)}
+
+
+def _pairs(decision: Decision, side: str) -> list[tuple[str, str]]:
+    request, reasons = decision.request, ",".join(decision.reasons)
+    client = request.client
+    judged = action(decision.judged) if decision.judged != decision.verdict else ""
+    return [
+        ("side", side),
+        ("trace", trace_id(client)),
+        ("queue_id", request.queue_id),
+        ("stage", request.stage),
+        ("context", request.policy_context),
+        ("action", action(decision.verdict)),
+        ("judged", judged),
+        ("reasons", reasons),
+        (WAITED, _waited(decision) if "greylist." in reasons else ""),
+        (WHY, _why(decision) if "sign." in reasons and "sign.ok" not in reasons else ""),
+        ("client", str(client.address or "unknown")),
+        ("name", client.name),
+        ("helo", request.helo or ""),
+        # The null sender is told apart from a sender that is not known yet.
+        ("sender", "" if request.sender is None else f"<{request.sender}>"),
+        ("recipient", "" if request.recipient is None else f"<{request.recipient}>"),
+        ("sasl_user", request.sasl_user),
+    ]
+
+
+def _waited(decision: Decision) -> str:
+    for step in decision.steps:
+        if step.applied and step.verdict.reason.startswith("greylist."):
+            for note in step.noted:
+                if isinstance(note, Note) and note.what == WAITED:
+                    return note.found
+    return ""
+
+
+def _why(decision: Decision) -> str:
+    notes = (note for step in decision.steps if step.check == "sign" for note in reversed(step.notes))
+    return next((f"{what}: {found}" for what, found in notes if not found.startswith("d=")), "")

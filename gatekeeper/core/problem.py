@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mistakes in files that people write: each with its place, all of them at once.
+
+Who reads a file collects Problems and goes on; ConfigError carries the whole list to the one who reports.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gatekeeper.core import redaction
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One mistake: `what` says what is wrong and what is allowed or mends it. `line` is 0 for the file as a whole.
+
+    A `warning` does not keep the configuration from being used. What looks like the key of a DNS list is left out.
+    """
+
+    file: str
+    line: int
+    what: str
+    warning: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "what", redaction.hide_known_keys(self.what))
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {'warning: ' if self.warning else ''}{self.what}"
+
+
+class ConfigError(Exception):
+    """The configuration, or a table or key that it names, cannot be used."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A service that leaves the foreground once it serves, and its pid file, as units of type `forking` want it.
+
+Unlike with OpenDKIM, whoever waits for the foreground knows what came of the start: status 0 means that every worker
+serves, and what went wrong before has been said on standard error.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Serve = Callable[[Callable[[], None]], int]
+"""Serves until a signal; calls what it is given once everything works. The exit status."""
+
+
+def in_background(serve: Serve) -> int:
+    """Run `serve` in a process of its own; the status of the start."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        os._exit(_detached(serve, write))
+    os.close(write)
+    with os.fdopen(read, "rb") as told:
+        if told.read(1):
+            return 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def leave_terminal() -> None:
+    """Let go of standard input, output and error: whoever waits for their end has waited long enough."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _detached(serve: Serve, tell: int) -> int:
+    def up() -> None:
+        leave_terminal()
+        os.write(tell, b"\n")
+        os.close(tell)
+
+    os.setsid()
+    try:
+        return serve(up)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        logger.exception("the service failed")
+        return 70  # EX_SOFTWARE (sysexits(3))
+
+
+@contextmanager
+def write_pid_file(path: Path | None) -> Any:
+    """Gives what writes this process's number into the file; it is removed in the end. A file that cannot be written is
+    logged, as OpenDKIM does, and keeps nothing from serving."""
+    written = False
+
+    def write() -> None:
+        nonlocal written
+        if path is None:
+            return
+        try:
+            path.write_text(f"{os.getpid()}\n", encoding="ascii")
+            written = True
+        except OSError as error:
+            logger.error("cannot write the pid file %s: %s", path, error.strerror)  # noqa: TRY400 (the sentence says it)
+
+    try:
+        yield write
+    finally:
+        if written and path is not None:
+            with suppress(OSError):
+                path.unlink()

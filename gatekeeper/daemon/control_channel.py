@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control socket between the parent and a worker: words in both directions, and connections that change hands.
+
+A packet is a word and, behind a line end, bytes; it may carry one descriptor (SCM_RIGHTS, unix(7)). To the parent:
+`ready`, `alive`, and `take` with a policy connection and the bytes read from it that are not answered yet. To a
+worker: `retire`, `stop`, and such a `take` passed on. Nobody waits: what the socket does not hold now is not sent.
+"""
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+
+READY, ALIVE, TAKE, RETIRE, STOP = b"ready", b"alive", b"take", b"retire", b"stop"
+
+MOST_BYTES = 100_000
+"""Unread bytes that may go with a connection: what a socket's buffer surely takes as one packet (socket(7))."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPacket:
+    """What was heard. `descriptor` is -1 if none came; it is the hearer's to close."""
+
+    word: bytes
+    data: bytes = b""
+    descriptor: int = -1
+
+    @property
+    def parts(self) -> tuple[bytes, bytes, int]:
+        """What `say` takes to pass it on."""
+        return self.word, self.data, self.descriptor
+
+    def close(self) -> None:
+        """Close what came along."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends, which do not block."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+    return ends
+
+
+def send_packet(control: socket.socket, word: bytes, data: bytes = b"", descriptor: int = -1) -> bool:
+    """Send a packet; False if that cannot be done now, or ever again."""
+    packet = word + b"\n" + data
+    try:
+        if descriptor < 0:
+            control.send(packet)
+        else:
+            socket.send_fds(control, [packet], [descriptor])
+    except OSError:  # the other is about to be reaped, or too busy to listen
+        return False
+    return True
+
+
+def receive_packet(control: socket.socket) -> ControlPacket | None:
+    """The next packet, one with an empty word at the end; None if there is none now."""
+    try:
+        packet, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES + 64, 1)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return ControlPacket(b"")
+    for surplus in descriptors[1:]:
+        with contextlib.suppress(OSError):
+            os.close(surplus)
+    word, _, data = packet.partition(b"\n")
+    return ControlPacket(word, data, descriptors[0] if descriptors else -1)

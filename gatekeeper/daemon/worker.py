@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The life of a worker process, from the fork to its end: drop privileges, serve, drain, leave.
+
+The main thread runs the event loop and listens to the parent on the control socket (daemon/control_channel.py):
+`retire` (a reload: others take the new connections and, between two requests, yours), `take` (a connection that a
+retired worker had) and `stop` (soon over); its end of file means that the parent has gone, which is a `stop` too. To
+the parent go `ready` and then `alive` every few seconds, by which it knows that the loop still turns.
+"""
+
+import asyncio
+import logging
+import os
+import pwd
+import resource
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import uvloop
+
+from gatekeeper.app.app import App, Plan, open_app
+from gatekeeper.daemon import control_channel as channel
+from gatekeeper.daemon.background import leave_terminal
+from gatekeeper.dnsclient.live import preload
+from gatekeeper.policy.connection_balance import BalanceSlot
+from gatekeeper.policy.server import PolicyServer
+from gatekeeper.stores import store_url
+from gatekeeper.stores.store import StoreError
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 5.0
+"""Seconds between two signs of life."""
+STOP_TIMEOUT = 10.0
+"""Seconds that held sessions have when the service stops."""
+RETIRE_TIMEOUT = 1200.0
+"""Seconds that a worker lives on after a reload: Postfix keeps a policy connection for at most 1000 s
+(`smtpd_policy_service_max_ttl`)."""
+
+EX_TEMPFAIL = 75
+
+
+class WorkerKind(StrEnum):
+    """What a worker serves."""
+
+    POLICY = "policy"
+    MILTER = "milter"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUser:
+    """Whom a worker becomes when the parent is root."""
+
+    user: str
+    uid: int
+    gid: int
+
+    def assume(self) -> None:
+        """Become this user, for good. Raises OSError."""
+        os.initgroups(self.user, self.gid)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+        os.environ["HOME"] = pwd.getpwuid(self.uid).pw_dir
+
+
+def allow_connections() -> None:
+    """Allow as many open files as we may have: the usual 1024 (systemd's soft limit, made for programs that call
+    select(2)) are fewer than the idle connections of a busy Postfix."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run_worker(
+    kind: WorkerKind,
+    plan: Plan,
+    listeners: Sequence[socket.socket],
+    control: socket.socket,
+    identity: ProcessUser | None,
+    seat: BalanceSlot,
+    *,
+    detached: bool = False,
+) -> NoReturn:
+    """Be a worker in this freshly forked process; ends it. `seat` is a policy worker's among its like; `detached` lets
+    go of standard input and output once it serves.
+
+    Exit status 0 after draining, 75 after an accident."""
+    status = EX_TEMPFAIL
+    try:
+        os.setpgid(0, 0)  # Ctrl-C reaches only the parent
+        # An unprivileged worker may not be able to read the code: what is imported late is imported now.
+        preload()
+        store_url.preload(plan.config.store.url)
+        if kind is WorkerKind.MILTER:
+            import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
+        if identity is not None:
+            identity.assume()
+        uvloop.run(_serve(kind, plan, listeners, control, seat, detached))
+        status = 0
+    except (OSError, StoreError) as error:
+        logger.error("%s worker cannot work: %s", kind, error)  # noqa: TRY400 (the sentence says it; a traceback would hide it)
+    except BaseException:
+        logger.exception("%s worker failed", kind)
+    finally:
+        # libmilter's threads and its exit handlers must not run; there is nothing left to flush.
+        logging.shutdown()
+        os._exit(status)
+
+
+async def _serve(
+    kind: WorkerKind,
+    plan: Plan,
+    listeners: Sequence[socket.socket],
+    control: socket.socket,
+    seat: BalanceSlot,
+    detached: bool,
+) -> None:
+    app = await open_app(plan)
+    try:
+        orders = _Orders(control, detached)
+        if kind is WorkerKind.POLICY:
+            await _serve_policy(app, listeners, orders, seat)
+        else:
+            await _serve_milter(app, listeners[0], orders)
+    finally:
+        await app.close()
+
+
+async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders", seat: BalanceSlot) -> None:
+    app.watch_lists()
+    server = PolicyServer(app, seat=seat)
+    await server.serve(listeners)
+    orders.take = server.take
+    orders.ready()
+    timeout = await orders.timeout
+    # After a reload nobody closes a connection that Postfix keeps for its next request: that would cost it a second.
+    if timeout == RETIRE_TIMEOUT:
+        await server.retire(timeout, orders.give)
+    else:
+        await server.drain(timeout)
+
+
+async def _serve_milter(app: App, listener: socket.socket, orders: "_Orders") -> None:
+    from gatekeeper.milter.server import MilterServer
+
+    server = MilterServer(app)
+    await server.start(listener)
+    orders.ready()
+    ended = asyncio.ensure_future(server.wait_ended())
+    waited: set[asyncio.Future[Any]] = {ended, orders.timeout}
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    if ended.done():
+        raise OSError("libmilter ended by itself")
+    drained = asyncio.ensure_future(server.drain(orders.timeout.result()))
+    await asyncio.wait({ended, drained}, return_when=asyncio.FIRST_COMPLETED)
+
+
+class _Orders:
+    """The control socket as the worker sees it. `timeout` is set, to the seconds left, once the worker is to go."""
+
+    def __init__(self, control: socket.socket, detached: bool) -> None:
+        self._control = control
+        self._detached = detached
+        self._loop = asyncio.get_running_loop()
+        self.timeout: asyncio.Future[float] = self._loop.create_future()
+        self.take: Callable[[socket.socket, bytes], None] = lambda sock, unread: sock.close()
+        """What becomes of a connection that we are handed."""
+        self._loop.add_reader(control, self._heard)
+
+    def ready(self) -> None:
+        """Tell the parent that we serve, and from now on that we live."""
+        if self._detached:
+            leave_terminal()
+        channel.send_packet(self._control, channel.READY)
+        self._beat()
+
+    def give(self, descriptor: int, unread: bytes) -> bool:
+        """Hand a policy connection to the parent, for another worker; False if it has to stay."""
+        return len(unread) <= channel.MOST_BYTES and channel.send_packet(
+            self._control, channel.TAKE, unread, descriptor
+        )
+
+    def _beat(self) -> None:
+        # One that is lost, because the parent is too busy to listen, is followed by the next.
+        channel.send_packet(self._control, channel.ALIVE)
+        self._loop.call_later(HEARTBEAT, self._beat)
+
+    def _heard(self) -> None:
+        packet = channel.receive_packet(self._control)
+        if packet is None:
+            return
+        if packet.word == channel.TAKE and packet.descriptor >= 0:
+            self.take(socket.socket(fileno=packet.descriptor), packet.data)
+            return
+        packet.close()
+        if not packet.word:
+            self._loop.remove_reader(self._control)
+        if packet.word == channel.RETIRE and not self.timeout.done():
+            self.timeout.set_result(RETIRE_TIMEOUT)
+            return
+        if not self.timeout.done():
+            self.timeout.set_result(STOP_TIMEOUT)
+        else:
+            # Retired before, and now the service stops: what is under way is nearly done, the rest is idle.
+            self._loop.call_later(1.0, os._exit, 0)
+
+
+def find_identity(user: str, group: str) -> ProcessUser | None:
+    """The identity that workers take, or None if we are not root. Raises LookupError with a sentence."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise LookupError(
+            f"user = {user!r}: there is no such user; create it (useradd --system {user}) or name another"
+        ) from None
+    if not group:
+        return ProcessUser(user, entry.pw_uid, entry.pw_gid)
+    import grp
+
+    try:
+        return ProcessUser(user, entry.pw_uid, grp.getgrnam(group).gr_gid)
+    except KeyError:
+        raise LookupError(f"group = {group!r}: there is no such group") from None
+
+
+def block_signals() -> None:
+    """Undo the parent's signal handling in a child that was just forked."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)

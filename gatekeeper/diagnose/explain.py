@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`gatekeeper explain`: what would be answered to one session and why, step by step, in sentences or as JSON.
+
+Nothing is recomputed for show: the steps are those of the decision itself, and DNS questions are noted while they are
+asked. The store is read and never written.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gatekeeper.app.app import App
+from gatekeeper.auth.iprev import check_iprev
+from gatekeeper.core import redaction
+from gatekeeper.core.request import UNKNOWN, Address, Client, Request, Stage
+from gatekeeper.core.verdict import Decision, Note, Outcome, Step, printable
+from gatekeeper.dnsclient.resolver import MX, Answer, DNSError, Resolver
+from gatekeeper.pipeline.pipeline import DATA, END_OF_DATA
+from gatekeeper.policy.protocol import encode_answer
+
+
+@dataclass(slots=True)
+class NotingResolver:
+    """Passes questions on and tells `note` each with its answer, in the order of asking."""
+
+    inner: Resolver
+    note: Callable[[str, str], None] = lambda what, found: None
+
+    async def query(self, name: str, type: str) -> Answer:
+        """The inner answer. Raises DNSError."""
+        what = f"{type} {printable(redaction.hide_keys(name), 255)}"
+        try:
+            answer = await self.inner.query(name, type)
+        except DNSError as error:
+            self.note(what, f"no answer: {redaction.hide_keys(str(error)) or type_name(error)}")
+            raise
+        self.note(what, shown_answer(answer))
+        return answer
+
+    async def close(self) -> None:
+        """Let go of the inner resolver."""
+        await self.inner.close()
+
+
+def type_name(error: Exception) -> str:
+    """The kind of an accident that has no words of its own."""
+    return type(error).__name__
+
+
+def shown_answer(answer: Answer) -> str:
+    """An answer in words: its records, `no data`, or `no such name`."""
+    if not answer.exists:
+        return "no such name"
+    return ", ".join(map(_record, answer.records)) or "no data"
+
+
+def _record(record: str | bytes | MX) -> str:
+    if isinstance(record, MX):
+        return f"{record.preference} {printable(record.host, 255) or '.'}"
+    return printable(record.decode("utf-8", "replace") if isinstance(record, bytes) else record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedSession:
+    """The session as the command line gives it."""
+
+    address: Address | None = None
+    name: str = ""
+    helo: str | None = None
+    sender: str | None = None
+    recipient: str | None = None
+    sasl_user: str = ""
+    context: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The decision, what was looked up before it began, what the milter decided when the client connected, where
+    connections are limited, and what is decided `later`, at DATA and at the end of the message, where lists say so."""
+
+    decision: Decision
+    before: tuple[Note, ...] = ()
+    connection: Decision | None = None
+    later: tuple[Decision, ...] = ()
+
+
+async def explain(app: App, resolver: NotingResolver, asked: AskedSession, *, probe: bool = False) -> Explanation:
+    """Decide about `asked` as the policy daemon would. `app` was opened on `resolver` and on a read-only store. With
+    `probe` the DNS lists are tested first, as the daemon does all the time: one that is ill does not count."""
+    before: list[Note] = []
+    resolver.note = lambda what, found: before.append(Note(what, found))
+    question = await request(resolver, asked)
+    facts = app.facts(question)
+    pipeline = app.pipeline(question)
+    if probe:
+        resolver.note = lambda what, found: None
+        await app.lists.probe()
+    try:
+        context = await app.context(facts, observe=pipeline.observe)
+        resolver.note = context.note
+        connection = None
+        if app.connections.limited:
+            connects = Request(stage=Stage.CONNECT, client=question.client, instance=app.connections.new())
+            connection, _ = await app.decide_connection(connects)
+        decision = await pipeline.decide(question, context)
+        later = []
+        if question.stage is Stage.RCPT and not decision.verdict.refuses:
+            for name, stage in ((DATA, Stage.DATA), (END_OF_DATA, Stage.END_OF_MESSAGE)):
+                if pipeline.lists.get(name):
+                    later.append(await pipeline.decide(question._replace(stage=stage, recipient_count=1), context))
+        return Explanation(decision, tuple(before), connection, tuple(later))
+    finally:
+        facts.close()
+
+
+async def request(resolver: Resolver, asked: AskedSession) -> Request:
+    """The question that Postfix would ask about `asked`."""
+    return Request(
+        stage=_stage(asked),
+        client=await client(resolver, asked.address, asked.name),
+        helo=asked.helo,
+        sender=asked.sender,
+        recipient=asked.recipient,
+        sasl_user=asked.sasl_user,
+        sasl_method="PLAIN" if asked.sasl_user else "",
+        policy_context=asked.context,
+    )
+
+
+def _stage(asked: AskedSession) -> Stage:
+    """The latest stage that the session has reached."""
+    if asked.recipient is not None:
+        return Stage.RCPT
+    if asked.sender is not None:
+        return Stage.MAIL
+    return Stage.CONNECT if asked.helo is None else Stage.HELO
+
+
+async def client(resolver: Resolver, address: Address | None, name: str) -> Client:
+    """The client with its names: `name` counts as confirmed, without one they are looked up as Postfix does."""
+    if name or address is None:
+        return Client(address=address, name=name or UNKNOWN, reverse_name=name or UNKNOWN)
+    found = await check_iprev(resolver, address)
+    return Client(address=address, name=found.name or UNKNOWN, reverse_name=found.reverse or UNKNOWN)
+
+
+def sentences(explanation: Explanation) -> Iterator[str]:
+    """The explanation, line by line, for a person."""
+    decision = explanation.decision
+    yield f"{_session(decision.request)}."
+    yield from _looked_up(explanation.before)
+    if explanation.connection:
+        yield from ("", "When the client connects, in the milter")
+        for step in explanation.connection.steps:
+            yield f"  {step.check}: {sentence(step)}"
+            yield from _looked_up(step.notes)
+    for one in (decision, *explanation.later):
+        yield from _decided(one)
+
+
+def _decided(decision: Decision) -> Iterator[str]:
+    listed = ""
+    for step in decision.steps:
+        if step.list != listed:
+            listed = step.list
+            yield ""
+            yield f"{listed.replace('_', ' ')} restrictions".capitalize()
+        yield f"  {step.check}: {sentence(step)}"
+        yield from _looked_up(step.notes)
+    yield ""
+    yield _verdict(decision)
+    yield f"Postfix is answered: {answer(decision)}"
+
+
+def sentence(step: Step) -> str:
+    """What one check said, in a sentence."""
+    said = _SAYS[step.verdict.outcome].format(
+        reply=step.verdict.reply, text=printable(step.verdict.text), list=step.list
+    )
+    if not step.applied:
+        said = f"observe mode, does not count: {said}"
+    return f"{said} ({step.verdict.reason})" if step.verdict.reason else said
+
+
+_SAYS = {
+    Outcome.PASS: "has no objection",
+    Outcome.PERMIT: "permits, so the rest of the {list} list is not asked",
+    Outcome.ACCEPT: "accepts, so nothing else is asked",
+    Outcome.REJECT: "refuses with {reply}",
+    Outcome.DEFER_IF_PERMIT: "defers with {reply} unless something else refuses for good",
+    Outcome.DEFER_IF_REJECT: "could not tell, so that a later refusal becomes {reply}",
+    Outcome.ACTION: "asks Postfix for {text}",
+}
+
+
+def answer(decision: Decision) -> str:
+    """The line that Postfix gets."""
+    return encode_answer(decision.verdict, decision.request).decode("ascii", "backslashreplace").strip()
+
+
+def _session(request: Request) -> str:
+    who = str(request.client.address or "A client of unknown address")
+    names = request.client.name
+    if names == UNKNOWN and request.client.reverse_name != UNKNOWN:
+        names = f"{UNKNOWN}, its PTR says {request.client.reverse_name}"
+    parts = [f"{who} ({printable(names, 255)})"]
+    if request.helo is not None:
+        parts.append(f"HELO {printable(request.helo, 255)}")
+    if request.sender is not None:
+        parts.append(f"from <{printable(request.sender, 320)}>")
+    if request.recipient is not None:
+        parts.append(f"to <{printable(request.recipient, 320)}>")
+    if request.sasl_user:
+        parts.append(f"authenticated as {printable(request.sasl_user)}")
+    return ", ".join(parts)
+
+
+def _looked_up(notes: tuple[Note, ...]) -> Iterator[str]:
+    for note in dict.fromkeys(notes):
+        yield f"      {note.what}: {note.found}"
+
+
+def _verdict(decision: Decision) -> str:
+    judged = decision.judged
+    why = f" ({judged.reason})" if judged.reason else ""
+    if judged.refuses:
+        said = f"Verdict: refused {'for good' if judged.code.startswith('5') else 'for now'}{why}."
+    elif judged.outcome is Outcome.DEFER_IF_REJECT:
+        said = f"Verdict: not refused here; a later refusal by Postfix would be temporary{why}."
+    elif judged.outcome is Outcome.ACTION:
+        said = f"Verdict: {printable(judged.text)}{why}."
+    else:
+        said = f"Verdict: not refused{why}."
+    return said if decision.verdict == judged else f'{said} mode = "observe": the answer says nothing of it.'
+
+
+def as_json(explanation: Explanation) -> dict[str, Any]:
+    """The explanation for a program."""
+    decision = explanation.decision
+    request = decision.request
+    return {
+        "client": {
+            "address": str(request.client.address) if request.client.address else None,
+            "name": request.client.name,
+            "reverse_name": request.client.reverse_name,
+        },
+        "stage": str(request.stage),
+        "looked_up": _notes(explanation.before),
+        "connection": [_step(step) for step in explanation.connection.steps] if explanation.connection else [],
+        "steps": [_step(step) for step in decision.steps],
+        "outcome": str(decision.judged.outcome),
+        "reason": decision.judged.reason,
+        "reasons": list(decision.reasons),
+        "reply": decision.judged.reply,
+        "answer": answer(decision),
+        "later": [
+            {"stage": str(one.request.stage), "steps": [_step(step) for step in one.steps], "answer": answer(one)}
+            for one in explanation.later
+        ],
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "list": step.list,
+        "check": step.check,
+        "outcome": str(step.verdict.outcome),
+        "reason": step.verdict.reason,
+        "reply": step.verdict.reply,
+        "applied": step.applied,
+        "notes": _notes(step.notes),
+        "sentence": sentence(step),
+    }
+
+
+def _notes(notes: tuple[Note, ...]) -> list[dict[str, str]]:
+    return [{"what": note.what, "found": note.found} for note in notes]

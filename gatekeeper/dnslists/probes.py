@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Test points: what every list must list and what none may (RFC 5782 section 5), and what the answers say of a list.
+
+Nobody outside chooses these questions, so nobody outside can talk a list down. Some operators have test points of
+their own instead of `test`. A list without any is not thereby dead: see monitor.py.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv6Address
+from typing import NamedTuple
+
+from gatekeeper.core.verdict import printable
+from gatekeeper.dnsclient.resolver import Answer, DNSError
+from gatekeeper.dnslists.dns_list import DnsList, ListKind, is_listing, refusal
+
+
+class ListState(StrEnum):
+    """How a list does."""
+
+    GOOD = "good"
+    EVERYTHING = "lists everything"
+    NOTHING = "lists nothing"
+    FOREIGN = "answers what no list answers"
+    REFUSES = "refuses to answer"
+    TROUBLE = "does not answer"
+
+
+@dataclass(frozen=True, slots=True)
+class ListFinding:
+    """What a probe came to: `why` goes on where the state ends, for people."""
+
+    state: ListState
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state}{self.why}"
+
+
+GOOD = ListFinding(ListState.GOOD)
+
+
+class TestPoints(NamedTuple):
+    """What stands before the zone: of `listed` one has to be, of `unlisted` none may be."""
+
+    listed: tuple[str, ...]
+    unlisted: tuple[str, ...]
+
+
+def _nibbles(address: str) -> str:
+    return IPv6Address(address).reverse_pointer.removesuffix(".ip6.arpa")
+
+
+_ADDRESSES = TestPoints(("2.0.0.127", _nibbles("::ffff:7f00:2")), ("1.0.0.127", _nibbles("::ffff:7f00:1")))
+_NAMES = TestPoints(("test",), ("invalid",))
+_OWN_NAMES = (
+    ("dbl.spamhaus.org", "dbltest.com"),
+    ("dbl.dq.spamhaus.net", "dbltest.com"),
+    ("surbl.org", "surbl-org-permanent-test-point.com"),
+    ("uribl.com", "test.uribl.com"),
+)
+
+
+def test_points_of(zone: str, kinds: Collection[ListKind]) -> TestPoints:
+    """The test points of a zone that is asked about things of these kinds."""
+    listed: list[str] = []
+    unlisted: list[str] = []
+    if ListKind.ADDRESS in kinds:
+        listed += _ADDRESSES.listed
+        unlisted += _ADDRESSES.unlisted
+    if ListKind.NAME in kinds:
+        own = [name for suffix, name in _OWN_NAMES if zone == suffix or zone.endswith("." + suffix)]
+        listed += [*_NAMES.listed, *own]
+        unlisted += _NAMES.unlisted
+    return TestPoints(tuple(listed), tuple(unlisted))
+
+
+def judge_answers(
+    lists: Collection[DnsList], points: TestPoints, answers: Mapping[str, Answer | DNSError]
+) -> ListFinding:
+    """What the answers about the test points say of a zone, in all the ways in which it is used.
+
+    That nothing is to be listed is judged by the filters, since what they drop harms nobody; that something is, by
+    any answer at all, since a filter may want only what no test point shows.
+    """
+    zone = next(iter(lists)).zone
+    records = {
+        point: [str(record) for record in answer.records]
+        for point, answer in answers.items()
+        if isinstance(answer, Answer)
+    }
+    said = [record for found in records.values() for record in found]
+    if refused := next((why for record in said if (why := refusal(zone, record))), ""):
+        return ListFinding(ListState.REFUSES, f" ({refused})")
+    if foreign := [record for record in said if not is_listing(record)]:
+        why = f" ({printable(foreign[0], 40)}): the zone is parked, or the resolver invents answers for missing names"
+        return ListFinding(ListState.FOREIGN, why)
+    for point in points.unlisted:
+        if hits := [hit for site in lists for hit in site.hits(records.get(point, ()))]:
+            return ListFinding(ListState.EVERYTHING, f", even {_plain(point)}, which no list may have ({hits[0]})")
+    listed = any(records.get(point) for point in points.listed)
+    if listed and any(point in records for point in points.unlisted):
+        return GOOD
+    for answer in answers.values():
+        if isinstance(answer, DNSError):
+            return ListFinding(ListState.TROUBLE, f" ({describe_error(answer)})")
+    why = f", not even {_plain(points.listed[0])}, which every list has (RFC 5782): it is dead, moved or private, "
+    return ListFinding(ListState.NOTHING, f"{why}or the resolver drops answers in 127.0.0.0/8")
+
+
+def describe_error(error: DNSError) -> str:
+    """What kept a question from being answered, without the question, which may hold a key."""
+    return printable(str(error).rpartition(": ")[2] or type(error).__name__, 120)
+
+
+def _plain(point: str) -> str:
+    """A test point as people write it: `127.0.0.2`, `test`."""
+    return ".".join(reversed(point.split("."))) if point[0].isdigit() and point.count(".") == 3 else printable(point)

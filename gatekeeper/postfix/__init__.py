@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Postfix's own notations: restriction lists, listen addresses, host names, and what postconf(1) says."""

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What Postfix on this machine says of the relay: the defaults of the configuration's top level.
+
+Asks `postconf -x` once. Values that Postfix looks up in a table (`hash:/etc/postfix/domains`) or negates (`!net`)
+cannot be taken over; they come back as warnings, because a list that is silently shorter refuses or passes wrong mail.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Ask = Callable[[Sequence[str]], Mapping[str, str]]
+"""Gives the values of main.cf parameters by name; empty where Postfix is not installed."""
+
+_TIMEOUT = 5.0
+_PARAMETERS = (
+    "myhostname",
+    "mynetworks",
+    "mydestination",
+    "virtual_alias_domains",
+    "virtual_mailbox_domains",
+    "relay_domains",
+    "recipient_delimiter",
+    "parent_domain_matches_subdomains",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PostfixSettings:
+    """Options of the top level as Postfix has them (`values`), and what of which option could not be taken over."""
+
+    values: Mapping[str, object] = field(default_factory=dict)
+    warnings: tuple[tuple[str, str], ...] = ()
+
+
+def ask_postfix(names: Sequence[str]) -> Mapping[str, str]:
+    """The values by `postconf -x`; empty if Postfix is not installed or its main.cf cannot be read."""
+    program = shutil.which("postconf", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if program is None:
+        return {}
+    try:
+        answer = subprocess.run(  # noqa: S603 - a fixed program with fixed words
+            [program, "-x", *names],
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    lines = (line.partition("=") for line in answer.stdout.splitlines())
+    return {name.strip(): value.strip() for name, equals, value in lines if equals}
+
+
+def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
+    """What main.cf says, in this configuration's words: hostname, mynetworks, local_domains, relay_domains,
+    recipient_delimiter. What Postfix does not have, or has empty networks for, is left out."""
+    said = ask(_PARAMETERS)
+    if not said:
+        return PostfixSettings()
+    warnings: list[tuple[str, str]] = []
+
+    def words(option: str, *names: str) -> list[str]:
+        kept: list[str] = []
+        for name in names:
+            for word in re.split(r"[\s,]+", said.get(name, "")):
+                if word.startswith(("!", "/", "$")) or re.match(r"[a-z]+:", word):
+                    what = f"Postfix's {name} says {word!r}, which cannot be taken over; write {option} here"
+                    warnings.append((option, what))
+                elif word and word not in kept:
+                    kept.append(word)
+        return kept
+
+    values: dict[str, object] = {}
+    if networks := words("mynetworks", "mynetworks"):
+        values["mynetworks"] = [network.replace("[", "").replace("]", "") for network in networks]
+    values["local_domains"] = words(
+        "local_domains", "mydestination", "virtual_alias_domains", "virtual_mailbox_domains"
+    )
+    relayed = words("relay_domains", "relay_domains")
+    if "relay_domains" in said.get("parent_domain_matches_subdomains", ""):
+        relayed += [f".{domain}" for domain in relayed if not domain.startswith(".")]
+    values["relay_domains"] = relayed
+    values["recipient_delimiter"] = said.get("recipient_delimiter", "")
+    if hostname := said.get("myhostname"):
+        values["hostname"] = hostname
+    return PostfixSettings(values, tuple(warnings))

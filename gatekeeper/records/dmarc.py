@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our own DMARC record (RFC 9989 section 4.7): written, and read as receivers read it, typos and all."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from gatekeeper.auth.dmarc_record import DmarcPolicy, find_record
+from gatekeeper.auth.domains import is_within, normal_domain
+from gatekeeper.core.verdict import printable
+from gatekeeper.dnsclient.resolver import DNSError, Resolver
+from gatekeeper.records.remark import Remark
+
+_POLICIES = ("none", "quarantine", "reject")
+_VALUES = {
+    "p": _POLICIES,
+    "sp": _POLICIES,
+    "np": _POLICIES,
+    "adkim": ("r", "s"),
+    "aspf": ("r", "s"),
+    "t": ("y", "n"),
+    "psd": ("y", "n", "u"),
+}
+_KNOWN = ("v", *_VALUES, "rua", "ruf", "fo")
+_GONE = {
+    "pct": "pct is gone since RFC 9989: receivers take it for pct=100; to test a policy write t=y",
+    "rf": "rf is gone since RFC 9989 and ignored",
+    "ri": "ri is gone since RFC 9989 and ignored: reports come once a day",
+}
+_FO = re.compile(r"[01ds](:[01ds])*")
+_SIZE = re.compile(r"![0-9]+[kmgt]?\Z", re.IGNORECASE)
+_MAILTO = re.compile(r"mailto:([^\s,!@]+)@([^\s,!@]+)\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedRecord:
+    """What a new record is to say. `rua` are mail addresses."""
+
+    policy: DmarcPolicy
+    subdomains: DmarcPolicy | None = None
+    nonexistent: DmarcPolicy | None = None
+    rua: tuple[str, ...] = ()
+    strict: bool = False
+    testing: bool = False
+
+
+def write(wish: WantedRecord) -> str:
+    """The text of the record that says it."""
+    tags = ["v=DMARC1", f"p={wish.policy}"]
+    if wish.subdomains is not None:
+        tags.append(f"sp={wish.subdomains}")
+    if wish.nonexistent is not None:
+        tags.append(f"np={wish.nonexistent}")
+    if wish.strict:
+        tags += ["adkim=s", "aspf=s"]
+    if wish.testing:
+        tags.append("t=y")
+    if wish.rua:
+        tags.append("rua=" + ",".join(f"mailto:{address}" for address in wish.rua))
+    return "; ".join(tags)
+
+
+def zone_lines(domain: str, texts: Sequence[str]) -> Iterator[str]:
+    """The records as a zone file has them: no quoted string is longer than 255 bytes."""
+    for text in texts:
+        data = "".join(character if " " <= character <= "~" else "?" for character in text)
+        pieces = [data[start : start + 255] for start in range(0, len(data), 255)]
+        strings = " ".join('"' + piece.replace("\\", "\\\\").replace('"', '\\"') + '"' for piece in pieces)
+        yield f"_dmarc.{domain}. TXT {strings}"
+
+
+async def published(resolver: Resolver, domain: str) -> list[str]:
+    """The TXT records at the domain's place for DMARC, as text. Raises DNSError."""
+    answer = await resolver.query(f"_dmarc.{domain}", "TXT")
+    return [record.decode("utf-8", "replace") for record in answer.records if isinstance(record, bytes)]
+
+
+async def examine(resolver: Resolver, domain: str, texts: Sequence[str]) -> list[Remark]:
+    """Everything to know about the records `texts` of `domain`, as if they were published."""
+    ours = [text for text in texts if re.match(r"\s*v\s*=\s*DMARC1?\b", text, re.IGNORECASE)]
+    if not ours:
+        return [Remark(True, f"there is no DMARC record at _dmarc.{domain}")]
+    if len(ours) > 1:
+        return [Remark(True, f"there are {len(ours)} DMARC records: receivers take that for none; leave one")]
+    remarks = list(lint(ours[0]))
+    for address, place in destinations(ours[0]):
+        remarks += await _destination(resolver, domain, address, place)
+    return remarks
+
+
+def lint(text: str) -> Iterator[Remark]:
+    """What is wrong with a record, and what is about to be, without asking the DNS."""
+    if find_record([text.encode("utf-8", "surrogateescape")]) is None:
+        yield Remark(True, "it must begin with exactly v=DMARC1; receivers ignore it as it is")
+    if re.search("[\u201c\u201d\u2018\u2019]", text):
+        yield Remark(True, "there are typographic quotes in it; take them out")
+    seen: set[str] = set()
+    for number, part in enumerate(text.split(";")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not part.strip():
+            continue
+        if not equals:
+            yield Remark(True, f"{_shown(part)} is no tag; a tag is name=value, and a semicolon ends it")
+            continue
+        tag = name.lower()
+        if tag in seen:
+            yield Remark(True, f"{_shown(tag)} stands there twice")
+        seen.add(tag)
+        if tag == "v" and number:
+            yield Remark(True, "v=DMARC1 must come first")
+        yield from _tag(tag, value)
+    yield from _whole(text, seen)
+
+
+def _tag(tag: str, value: str) -> Iterator[Remark]:
+    if tag in _GONE:
+        yield Remark(False, _GONE[tag])
+    elif tag not in _KNOWN:
+        close = get_close_matches(tag, _KNOWN, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        yield Remark(True, f"{_shown(tag)} is not known and ignored{hint}")
+    elif tag in _VALUES and value.lower() not in _VALUES[tag]:
+        yield Remark(True, f"{tag}={_shown(value)} is not valid; allowed: {', '.join(_VALUES[tag])}")
+    elif tag == "fo" and not _FO.fullmatch(value.lower()):
+        yield Remark(True, f"fo={_shown(value)} is not valid; allowed: 0, 1, d and s, with colons between")
+    elif tag in ("rua", "ruf"):
+        yield from _addresses(tag, value)
+
+
+def _addresses(tag: str, value: str) -> Iterator[Remark]:
+    for uri in (uri.strip() for uri in value.split(",")):
+        if not uri:
+            yield Remark(True, f"{tag} has a comma too much")
+        elif _SIZE.search(uri):
+            yield Remark(False, f"{tag}={_shown(uri)}: the size limit behind ! is gone since RFC 9989")
+        elif re.match("mailto:", uri, re.IGNORECASE):
+            if not _MAILTO.match(uri) or not normal_domain(uri.rpartition("@")[2]):
+                yield Remark(True, f"{tag}={_shown(uri)} is no mail address")
+        elif "@" in uri and ":" not in uri:
+            yield Remark(True, f"{tag}={_shown(uri)} lacks mailto: in front, so no reports come")
+        elif re.match("https?:|mail:|mailto//|malito:", uri, re.IGNORECASE):
+            yield Remark(True, f"{tag}={_shown(uri)}: receivers only send to mailto: addresses")
+        else:
+            yield Remark(True, f"{tag}={_shown(uri)} is no address; write mailto:reports@example.com")
+
+
+def _whole(text: str, seen: set[str]) -> Iterator[Remark]:
+    record = find_record([text.encode("utf-8", "surrogateescape")])
+    if "p" not in seen:
+        yield Remark(True, "p is missing: with a valid rua receivers take it for p=none, without one for no record")
+    if record is not None and record.policy is None and "p" in seen:
+        yield Remark(True, "a policy in it is not valid and there is no valid rua, so receivers do no DMARC at all")
+    if "rua" not in seen:
+        yield Remark(False, "without rua nobody tells you who sends as you")
+    if record is not None and record.policy is not None:
+        if record.policy is DmarcPolicy.NONE and not record.testing:
+            yield Remark(False, "p=none only asks for reports; nothing is done to forged mail yet")
+        if record.subdomains is not None and _stricter(record.policy, record.subdomains):
+            yield Remark(False, f"sp={record.subdomains} is milder than p={record.policy}: forgers use subdomains")
+        if record.testing:
+            yield Remark(False, "t=y asks receivers to do one step less than the policy says")
+    if len(text.encode()) > 255:
+        yield Remark(False, "it is longer than 255 bytes: in the zone it must be written as several quoted strings")
+
+
+def destinations(text: str) -> Iterator[tuple[str, str]]:
+    """The mail addresses that reports go to, with their domains."""
+    for part in text.split(";"):
+        name, _, value = part.partition("=")
+        if name.strip().lower() in ("rua", "ruf"):
+            for uri in value.split(","):
+                if match := _MAILTO.match(_SIZE.sub("", uri.strip())):
+                    yield f"{match[1]}@{match[2]}", normal_domain(match[2])
+
+
+async def _destination(resolver: Resolver, domain: str, address: str, place: str) -> list[Remark]:
+    """Whether reports can go to `address`: its domain takes mail, and agrees if it is another's (RFC 9990)."""
+    shown = printable(address, 100)
+    try:
+        mail = (await resolver.query(place, "MX")).records or (await resolver.query(place, "A")).records
+        mail = mail or (await resolver.query(place, "AAAA")).records
+        if not mail:
+            return [Remark(True, f"{shown}: {place} takes no mail")]
+        if is_within(place, domain) or is_within(domain, place):
+            return []
+        name = f"{domain}._report._dmarc.{place}"
+        agreed = (await resolver.query(name, "TXT")).records
+    except DNSError:
+        return [Remark(False, f"{shown}: the DNS of {place} does not answer right now")]
+    if any(isinstance(text, bytes) and text.startswith(b"v=DMARC1") for text in agreed):
+        return []
+    return [
+        Remark(True, f'{shown}: {place} does not agree to take your reports; it has to publish {name} TXT "v=DMARC1"')
+    ]
+
+
+def _stricter(one: DmarcPolicy, other: DmarcPolicy) -> bool:
+    return _POLICIES.index(one) > _POLICIES.index(other)
+
+
+def _shown(text: str) -> str:
+    return printable(text.strip(), 60) or '""'

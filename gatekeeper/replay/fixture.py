@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The recorded-session format: one folder is one case (docs/fixtures.md shows each file).
+
+`session.toml` is what a client says, `expected.toml` what must come of it, `dns.zone` the only DNS there is,
+`gatekeeper.toml` the configuration (in the case, else the nearest above it), `*.eml` the messages, bytes exact.
+
+What `expected.toml` does not mention is not compared. What it does:
+
+- `reply` of a message: a string is the reply that ended it (the reply at the end of the data if a recipient was
+  accepted, else the last recipient's); a list is one reply for each recipient and then, if there was one, the reply
+  at the end of the data. The leading codes of an expected reply ("450", "450 4.7.1") are compared as words; text
+  behind them must be contained in the reply.
+- `reply` of a connection: "220" if the client was let in, else what refused it or its HELO.
+- `reasons`, `headers_added`, `headers_removed`: every item must be found; an empty list says that there are none. A
+  header item is `Name` or `Name: words`, where each word must be contained in the field's unfolded value.
+
+Knows no pipeline: replay plays a case, compare.py judges the outcome. `read` raises ConfigError with every mistake.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gatekeeper.config.errors import validation_errors
+from gatekeeper.config.locations import KeyLocations
+from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.core.request import UNKNOWN, parse_address
+from gatekeeper.core.units import Duration, duration_text
+from gatekeeper.dnsclient.zone import Zone
+
+SESSION, EXPECTED, ZONE, CONFIG, README = "session.toml", "expected.toml", "dns.zone", "gatekeeper.toml", "README"
+
+T = TypeVar("T")
+
+
+def _client(value: object) -> object:
+    if not isinstance(value, str) or parse_address(value) is None:
+        raise ValueError(f"{value!r} is no IP address")
+    return value
+
+
+def _file_name(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[^/\0]+\.eml", value):
+        raise ValueError(f"{value!r} is not the name of an .eml file in this folder")
+    return value
+
+
+def _some(items: tuple[T, ...]) -> tuple[T, ...]:
+    # Not pydantic's min_length: that also complains when an item is invalid.
+    if not items:
+        raise ValueError("is empty, at least one is needed")
+    return items
+
+
+def _reply(value: object) -> object:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if not isinstance(value, str | tuple | None):
+        raise ValueError('is neither a reply ("450 4.7.1") nor a list of replies')  # noqa: TRY004 (pydantic's way)
+    return value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class RecordedMessage(_Part):
+    """One MAIL transaction. Without `data` the client leaves after the last RCPT, as a verification call does."""
+
+    sender: str = Field(validation_alias="from", serialization_alias="from")
+    """Without angle brackets; empty is the null sender."""
+    recipients: Annotated[tuple[str, ...], AfterValidator(_some)] = Field(
+        validation_alias="to", serialization_alias="to"
+    )
+    data: Annotated[str, BeforeValidator(_file_name)] | None = None
+    """The name of the .eml file beside session.toml; `Case.content` has its bytes."""
+
+
+class RecordedConnection(_Part):
+    """One SMTP connection. A `name` that is not given is looked up in dns.zone as Postfix does."""
+
+    client: Annotated[str, BeforeValidator(_client)]
+    name: str | None = None
+    """The forward-confirmed name, or `unknown`."""
+    reverse_name: str | None = None
+    """The bare PTR name; if only `name` is given, the same."""
+    helo: str | None = None
+    """None: the client says neither HELO nor EHLO."""
+    sasl_user: str = ""
+    wait: Duration = 0.0
+    """Seconds that pass before this connection."""
+    messages: tuple[RecordedMessage, ...] = Field(default=(), validation_alias="message", serialization_alias="message")
+
+
+class Expected(_Part):
+    """What must come of a message or connection; None is not compared."""
+
+    reply: Annotated[str | tuple[str, ...] | None, BeforeValidator(_reply)] = None
+    reasons: tuple[str, ...] | None = None
+    headers_added: tuple[str, ...] | None = None
+    headers_removed: tuple[str, ...] | None = None
+
+
+class ExpectedConnection(Expected):
+    """What must come of a connection, and of its messages in order."""
+
+    messages: tuple[Expected, ...] = Field(default=(), validation_alias="message", serialization_alias="message")
+
+
+class RecordedSession(_Part):
+    """session.toml."""
+
+    format: Literal[1]
+    connections: Annotated[tuple[RecordedConnection, ...], AfterValidator(_some)] = Field(
+        validation_alias="connection", serialization_alias="connection"
+    )
+
+
+class Expectation(_Part):
+    """expected.toml."""
+
+    format: Literal[1] = 1
+    connections: tuple[ExpectedConnection, ...] = Field(
+        default=(), validation_alias="connection", serialization_alias="connection"
+    )
+
+
+class Case(_Part):
+    """One case. `zone` is the text of dns.zone; `config` is None if no gatekeeper.toml lies in it or above it."""
+
+    folder: Path
+    connections: tuple[RecordedConnection, ...]
+    expected: tuple[ExpectedConnection, ...] = ()
+    zone: str = ""
+    readme: str = ""
+    files: Mapping[str, bytes] = {}
+    """The .eml files that the session names."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def wait(self) -> float:
+        """The seconds that playing takes where the clock cannot jump."""
+        return sum(connection.wait for connection in self.connections)
+
+    @property
+    def config(self) -> Path | None:
+        """The case's gatekeeper.toml, else the nearest above it."""
+        folder = self.folder.resolve()
+        return next((path for up in (folder, *folder.parents) if (path := up / CONFIG).is_file()), None)
+
+    def content(self, message: RecordedMessage) -> bytes | None:
+        """The bytes that `message` sends, exactly as in the file; None if it sends none."""
+        return None if message.data is None else self.files[message.data]
+
+
+def find(path: Path) -> list[Path]:
+    """The case folders at and below `path`, sorted."""
+    return sorted(file.parent for file in path.rglob(SESSION)) if path.is_dir() else []
+
+
+def read(folder: Path) -> Case:
+    """The case in `folder`. Raises ConfigError with every mistake in its files."""
+    problems: list[Problem] = []
+    session = _read_toml(folder / SESSION, RecordedSession, problems)
+    expected = Expectation()
+    if (folder / EXPECTED).exists():
+        expected = _read_toml(folder / EXPECTED, Expectation, problems) or expected
+    files = {}
+    for name in sorted({m.data for c in session.connections for m in c.messages if m.data} if session else ()):
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            problems.append(Problem(str(folder / SESSION), 0, f'data = "{name}": {error.strerror}'))
+    if session:
+        problems.extend(_surplus(folder / EXPECTED, session, expected))
+    zone, readme = (_read_text(folder / name, problems) for name in (ZONE, README))
+    try:
+        Zone.parse(zone, str(folder / ZONE))
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems or session is None:
+        raise ConfigError(problems)
+    return Case(
+        folder=folder,
+        connections=session.connections,
+        expected=expected.connections,
+        zone=zone,
+        readme=readme,
+        files=files,
+    )
+
+
+def write(case: Case) -> None:
+    """Write `case` to its folder, which is made if need be. An invalid byte in an address becomes U+FFFD."""
+    case.folder.mkdir(parents=True, exist_ok=True)
+    (case.folder / SESSION).write_text(_toml(RecordedSession(format=1, connections=case.connections)), "utf-8")
+    write_expected(case)
+    for name, text in ((ZONE, case.zone), (README, case.readme)):
+        if text:
+            (case.folder / name).write_text(text, "utf-8")
+    for name, content in case.files.items():
+        (case.folder / name).write_bytes(content)
+
+
+def write_expected(case: Case) -> None:
+    """Write only expected.toml. Comments in the old one are lost."""
+    (case.folder / EXPECTED).write_text(_toml(Expectation(connections=case.expected)), "utf-8")
+
+
+def client_names(connection: RecordedConnection) -> tuple[str, str] | None:
+    """The client's confirmed and bare names as the fixture gives them; None if they are to be looked up."""
+    if connection.name is None and connection.reverse_name is None:
+        return None
+    name = connection.name or UNKNOWN
+    return name, connection.reverse_name or name
+
+
+def _surplus(path: Path, session: RecordedSession, expected: Expectation) -> list[Problem]:
+    """Expectations of connections or messages that the session does not have."""
+    if len(expected.connections) > len(session.connections):
+        return [Problem(str(path), 0, f"expects {len(expected.connections)} connections, {SESSION} has fewer")]
+    return [
+        Problem(str(path), 0, f"expects {len(wanted.messages)} messages of connection {number}, {SESSION} has fewer")
+        for number, (made, wanted) in enumerate(zip(session.connections, expected.connections, strict=False), 1)
+        if len(wanted.messages) > len(made.messages)
+    ]
+
+
+def _read_text(path: Path, problems: list[Problem]) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(Problem(str(path), 0, f"cannot be read: {error}"))
+        return ""
+
+
+_Model = TypeVar("_Model", bound=_Part)
+
+
+def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Model | None:
+    """The file as a `model`; None after adding what is wrong with it to `problems`."""
+    try:
+        text = path.read_text("utf-8")
+        return model.model_validate(tomllib.loads(text))
+    except OSError as error:
+        problems.append(Problem(str(path), 0, f"cannot be read: {error.strerror}"))
+    except UnicodeDecodeError:
+        problems.append(Problem(str(path), 0, "is not UTF-8"))
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        problems.append(Problem(str(path), int(line[1]) if line else 0, f"is not TOML: {error}"))
+    except ValidationError as error:
+        places = KeyLocations(text)
+        found = [(places.line(place), what) for place, what in validation_errors(error, model)]
+        problems.extend(Problem(str(path), line, what) for line, what in sorted(found))
+    return None
+
+
+def _toml(model: _Part) -> str:
+    """The model in TOML, defaults left out."""
+    lines = _toml_lines(model.model_dump(by_alias=True, exclude_defaults=True), ())
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in table.items():
+        if not _is_tables(value):
+            yield f"{key} = {_toml_value(value)}"
+    for key, value in table.items():
+        for item in value if _is_tables(value) else ():
+            yield ""
+            yield f"[[{'.'.join((*path, key))}]]"
+            yield from _toml_lines(item, (*path, key))
+
+
+def _is_tables(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], dict)
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's too, but TOML has no lone surrogates and wants DEL escaped.
+        text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value)
+        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # The only number but `format` is a duration.
+    return f'"{duration_text(value)}"' if isinstance(value, float) else str(value)

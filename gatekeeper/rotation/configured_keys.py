@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where keys are configured, and how the new one gets there: a line of the KeyTable, or selector and key_file of
+gatekeeper.toml. Everything else in the file stays as it was, byte for byte, with its owner and mode.
+
+Lists of lines in the configuration (csl:, TOML lists) and opendkim.conf are for people to change: it is said what to
+write.
+"""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gatekeeper.app.signing_plan import key_table, key_table_file
+from gatekeeper.config.config_file import Config
+from gatekeeper.rotation.state import RotationRefused, RotationState, Which
+from gatekeeper.signing import key_generation
+from gatekeeper.signing.keys import ALGORITHMS, BadKey, PrivateKey
+from gatekeeper.signing.tables import is_path
+
+_LINE = re.compile(r"(?P<before>\s*[^\s#]+\s+)(?P<value>[^#]*?)(?P<after>\s*(?:#.*)?)\r?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which keys are meant: all of a domain, with a selector, or whatever is `older` than so many seconds."""
+
+    domain: str = ""
+    selector: str = ""
+    older: float | None = None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a key is meant by its name."""
+        return bool(self.domain or self.selector)
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.domain, self.selector and f"with selector {self.selector}")))
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """One key as the tables have it. `domains` are several where it serves them all."""
+
+    domains: tuple[str, ...]
+    which: Which
+    private: PrivateKey | None = None
+
+    @property
+    def made(self) -> datetime | None:
+        """Since when the key is there, by its file; None where nobody knows."""
+        try:
+            return datetime.fromtimestamp(Path(self.which.path).stat().st_mtime, UTC) if self.which.path else None
+        except OSError:
+            return None
+
+    def size(self) -> tuple[key_generation.Kind, int]:
+        """The kind of the key, and the size for a new RSA one. Raises Refused."""
+        try:
+            if self.private is not None:
+                ed25519 = self.private.kind == "ed25519"
+                return (
+                    ("ed25519", 2048)
+                    if ed25519
+                    else ("rsa", max(2048, min(self.private.bits, key_generation.MAXIMUM_BITS)))
+                )
+        except BadKey:
+            pass
+        what = f"the key of {self.domains[0]} with selector {self.which.selector} cannot be read"
+        raise RotationRefused(f"{what}; `gatekeeper check-config` says why; --type tells what the new one is to be")
+
+
+class KeyConfiguration:
+    """The keys of `config`, as they are now."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        keys, self.problems = key_table(config)
+        self.file = key_table_file(config)
+        together: dict[tuple[str, str, str], list[str]] = {}
+        private: dict[tuple[str, str, str], PrivateKey | None] = {}
+        for key in keys:
+            alone = key.domain if config.signing.key_table is not None else ""
+            at = (alone, key.selector, key.location)
+            together.setdefault(at, []).append(key.domain)
+            private[at] = key.private
+        self.keys = tuple(
+            Configured(tuple(dict.fromkeys(domains)), Which(selector=at[1], path=at[2]), private[at])
+            for at, domains in together.items()
+        )
+        self._there = {(domain, key.which) for key in self.keys for domain in key.domains}
+        self.folders = sorted({folder for key in self.keys if (folder := self.folder_of(key.which)).is_dir()})
+        """Where keys lie."""
+
+    def has(self, domains: Iterable[str], which: Which) -> bool:
+        """Whether this key is configured for all of `domains`."""
+        return all((domain, which) in self._there for domain in domains)
+
+    def signs(self, domains: Iterable[str], selector: str) -> bool:
+        """Whether any of `domains` has a key with this selector, wherever the key lies."""
+        return any(which.selector == selector and domain in domains for domain, which in self._there)
+
+    def folder_of(self, which: Which) -> Path:
+        """Where the state of its rotation and the new key lie: beside the old key; for one without a file, beside the
+        KeyTable or the configuration."""
+        if which.path:
+            return Path(which.path).resolve().parent
+        return self.file.resolve().parent if self.file else self._config.folder.resolve()
+
+    def check(self, state: RotationState) -> None:
+        """Raise Refused if the time would come to switch and there would be no line to change."""
+        if self._config.signing.key_table is None or self.file is None:
+            return
+        if not switched(_read(self.file), state, self._config.folder)[1]:
+            what = f"{self.file} has no line with {state.domains[0]}:{state.old.selector}:{state.old.path}"
+            raise RotationRefused(
+                f"{what}, which could be changed; a line with % serves many domains: give this one its own"
+            )
+
+    def switch(self, state: RotationState) -> list[str]:
+        """Put the new key into the place of the old one: what was changed, in words. Raises Refused with what a person
+        has to write instead, and OSError."""
+        if self._config.signing.key_table is None:
+            return self._switch_option(state)
+        if self.file is None:
+            line = f"{state.domains[0]}:{state.new.selector}:{state.new.path}"
+            raise RotationRefused(
+                f"{self._place('key_table')}: this list is not edited; write {line} for its key there"
+            )
+        path = self.file.resolve()
+        text, lines = switched(_read(path), state, self._config.folder)
+        if not lines:
+            raise RotationRefused(f"{path} has no line with {state.domains[0]}:{state.old.selector}:{state.old.path}")
+        _replace(path, text)
+        places = [f"{path}:{line}: {state.domains[0]}:{state.new.selector}:{state.new.path}" for line in lines]
+        return [*places, "the service reads it by itself, within seconds"]
+
+    def _switch_option(self, state: RotationState) -> list[str]:
+        """`selector` and `key_file` of gatekeeper.toml, in one stroke."""
+        place = self._config.problem(("signing", "selector"), "")
+        wanted = {"selector": state.new.selector, "key_file": state.new.path}
+        written = " and ".join(f"{name} = {json.dumps(value)}" for name, value in wanted.items())
+        by_hand = RotationRefused(
+            f"{self._place('selector')}: not edited; write {written} there, and reload the service"
+        )
+        path = Path(place.file)
+        try:
+            old = _read(path)
+            before = _toml(old)
+            if before is None:
+                theirs = f"Selector {state.new.selector} and KeyFile {state.new.path}"
+                raise RotationRefused(
+                    f"{self._place('selector')}: not edited; write {theirs} there, and reload the service"
+                )
+            lines = old.split("\n")
+            for name, value in wanted.items():
+                at = self._config.problem(("signing", name), "").line - 1
+                pattern = rf"(\s*(?:signing\.)?{name}\s*=\s*)(\"[^\"\\]*\"|'[^']*')(\s*(?:#.*)?\r?)"
+                if (match := re.fullmatch(pattern, lines[at])) is None:
+                    raise by_hand
+                lines[at] = f"{match[1]}{json.dumps(value)}{match[3]}"
+            text = "\n".join(lines)
+            if _toml(text) != {**before, "signing": {**before["signing"], **wanted}}:
+                raise by_hand
+        except (KeyError, IndexError):
+            raise by_hand from None
+        _replace(path.resolve(), text)
+        return [f"{path}:{place.line}: {written}", "this file is read at a reload: systemctl reload gatekeeper"]
+
+    def _place(self, option: str) -> str:
+        """Where in the configuration `option` stands."""
+        problem = self._config.problem(("signing", option), "")
+        return f"{problem.file}:{problem.line}" if problem.line else problem.file
+
+
+def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int]]:
+    """The KeyTable `text` with the new key in the lines of the old one, and the numbers of these lines. Relative paths
+    start at `base`."""
+    lines, changed = text.split("\n"), []
+    for number, line in enumerate(lines):
+        match = _LINE.fullmatch(line)
+        if match is None or not match["value"]:
+            continue
+        fields = [field.strip() for field in match["value"].split(":", 2)]
+        if len(fields) < 3 or fields[0].lower() not in state.domains or fields[1] != state.old.selector:
+            continue
+        place, algorithm = _location(fields[2], fields[0].lower(), base)
+        if place == state.old.path:
+            value = f"{fields[0]}:{state.new.selector}:{state.new.path}{algorithm}"
+            lines[number] = f"{match['before']}{value}{line[match.end('value') :]}"
+            changed.append(number + 1)
+    return "\n".join(lines), changed
+
+
+def _location(text: str, domain: str, base: Path) -> tuple[str, str]:
+    """The path of a key as KeyTable reads it, empty for a key that stands there itself; and its algorithm, with a
+    colon."""
+    location, _, algorithm = text.rpartition(":")
+    if algorithm not in ALGORITHMS:
+        location, algorithm = text, ""
+    if not is_path(location):
+        return "", algorithm and f":{algorithm}"
+    path = location if location.startswith("/") else str(base / location)
+    return path.replace("%", domain), algorithm and f":{algorithm}"
+
+
+def _toml(text: str) -> dict[str, Any] | None:
+    """What is written; None if it is no TOML, as opendkim.conf."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def _read(path: Path) -> str:
+    # Not read_text: line ends stay as they are.
+    return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Another content for a file that is there, at once, with its owner and mode."""
+    status = path.stat()
+    owner = (status.st_uid, status.st_gid) if os.geteuid() == 0 else None
+    data = text.encode("utf-8", "surrogateescape")
+    key_generation.write_key(path, data, mode=status.st_mode & 0o7777, owner=owner, replace=True)

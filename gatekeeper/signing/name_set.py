@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sets of names: OpenDKIM's MTA, ExemptDomains, DontSignMailTo; and MacroList, milter macros with their values.
+
+A name is looked up as it is, without regard to case; in a refile the entries are patterns.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gatekeeper.core.problem import Problem
+from gatekeeper.signing import data_set
+
+
+class NameSet:
+    """Names, and patterns of names. Falsy if there are none."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = {name.lower(): name for name in names}
+        self._patterns: list[tuple[re.Pattern[str], str]] = []
+
+    @classmethod
+    def read(cls, spec: str | Sequence[str], where: str, *, base: Path = Path()) -> "tuple[NameSet, list[Problem]]":
+        """Read the set. `where` is the option's name, `base` where relative paths start."""
+        data, problems = data_set.read(spec, where, base)
+        names = cls()
+        for entry in data.entries:
+            if data.kind != "refile" or data_set.is_literal(entry.key):
+                names._names.setdefault(entry.key.lower(), entry.key)
+                continue
+            try:
+                names._patterns.append((data_set.pattern(entry.key), entry.key))
+            except ValueError as error:
+                problems.append(data.problem(entry, str(error)))
+        return names, problems
+
+    def __bool__(self) -> bool:
+        return bool(self._names or self._patterns)
+
+    def find(self, name: str) -> str:
+        """The entry that matches `name`, as it is written; empty if there is none."""
+        found = self._names.get(name.lower(), "")
+        return found or next((entry for pattern, entry in self._patterns if pattern.search(name)), "")
+
+
+class MacroList:
+    """Milter macros that make a message ours: by their mere presence, or by one of their values (`a|b`)."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, frozenset[str]] = {}
+
+    @classmethod
+    def read(cls, spec: str | Sequence[str], where: str, *, base: Path = Path()) -> "tuple[MacroList, list[Problem]]":
+        """Read the list: `name value|value` in files, `name=value|value` in comma lists."""
+        data, problems = data_set.read(spec, where, base)
+        macros = cls()
+        for entry in data.entries:
+            name = entry.key.removeprefix("{").removesuffix("}")
+            if not re.fullmatch(r"\w+", name, re.ASCII):
+                problems.append(
+                    data.problem(entry, f"{entry.key} is no milter macro; allowed: NAME or NAME VALUE|VALUE")
+                )
+                continue
+            values = frozenset(value.strip() for value in entry.value.split("|") if value.strip())
+            macros._wanted[f"{{{name}}}" if len(name) > 1 else name] = values
+        return macros, problems
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The macros to ask libmilter for, as it spells them: `{name}`, or one letter."""
+        return tuple(self._wanted)
+
+    def find(self, macros: Mapping[str, str]) -> str:
+        """The first macro that is set as wanted, as `{name}=value`; empty if none is."""
+        for name, values in self._wanted.items():
+            value = macros.get(name, "")
+            if value and (not values or value in values):
+                return f"{name}={value}"
+        return ""

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""State in a Redis (or Valkey) that all relays share: one round trip for each call, one script (scripts.py) for all
+that it counts, takes and reads.
+
+Times are those of the relays (keep their clocks in step; a window is off by as much as they are). So a value carries
+its expiry in front (`1700000000.000 value`); Redis' own expiry only frees the memory. `born` and `secret` have none,
+so that the volatile-* policies of a full Redis do not evict them; do not use allkeys-*.
+
+What an entry takes of Redis' memory: docs/state.md.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gatekeeper.stores.redis.connection import ReplyError, Word
+from gatekeeper.stores.redis.link import Link
+from gatekeeper.stores.redis.scripts import ASK, LEASE, RELEASE, SET_ABSENT, SHA, TALLY, UNHIT
+from gatekeeper.stores.shared_values import FOREVER, SharedValues
+from gatekeeper.stores.sliding_window import name_of, slot_position, spread
+from gatekeeper.stores.store import Clock, CounterHit, Lease, StoredValue
+
+PREFIX = "gatekeeper:"
+
+
+def kept_key(key: str) -> str:
+    """The name of a value."""
+    return PREFIX + key
+
+
+def hit_key(hit: CounterHit) -> str:
+    """The name of a window's sums. Its tokens begin with it: in a cluster the braces keep them on the same node."""
+    return _tagged(name_of(hit))
+
+
+def lease_key(lease: Lease) -> str:
+    """The name of a set of places."""
+    return PREFIX + lease.key
+
+
+class RedisStore:
+    """See store.Store. Connects at the first use; `link` says where to."""
+
+    def __init__(self, link: Link, clock: Clock = time.time) -> None:
+        self._clock = clock
+        self._link = link
+        self._origin = SharedValues(self, clock)
+
+    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        if not hits and not gets:
+            return [], []
+        sums, values, _ = await self.ask_one(hits, gets)
+        return sums, values
+
+    async def ask_one(
+        self, hits: Sequence[CounterHit], gets: Sequence[str]
+    ) -> tuple[list[int], list[bytes | None], list[int]]:
+        """`ask`, of keys that are together; and which hits were counted."""
+        keys, arguments = self._places(hits)
+        keys += map(kept_key, gets)
+        sums, values, counted = await self._script(ASK, keys, arguments)
+        return sums, [self._value(kept) for kept in values], counted
+
+    async def get(self, key: str) -> bytes | None:
+        name = kept_key(key)
+        return self._value(await self._link.call(name, "GET", name))
+
+    async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
+        name, now = kept_key(key), self._clock()
+        kept = f"{now + ttl:.3f} ".encode() + value
+        lasting: tuple[Word, ...] = ("PX", _ms(ttl)) if ttl < FOREVER else ()
+        if not absent:
+            await self._link.call(name, "SET", name, kept, *lasting)
+            return True
+        if await self._link.call(name, "SET", name, kept, "NX", *lasting) is not None:
+            return True
+        # There is one, and only the script can tell whether it still counts by the clocks of the relays.
+        return bool(await self._script(SET_ABSENT, [name], [f"{now:.3f}", kept, *lasting[1:]]))
+
+    async def delete(self, key: str) -> None:
+        await self._link.call(kept_key(key), "DEL", kept_key(key))
+
+    async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
+        return (await self.ask(hits, ()))[0]
+
+    async def unhit(self, hits: Sequence[CounterHit]) -> None:
+        if hits:
+            await self._script(UNHIT, *self._places(hits))
+
+    async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
+        name = hit_key(hit)
+        found = iter(await self._link.call(name, "HGETALL", name))
+        return spread(hit, self._clock(), {int(slot): int(amount) for slot, amount in zip(found, found, strict=True)})
+
+    async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
+        if not leases:
+            return []
+        now = self._clock()
+        arguments: list[Word] = [f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl)]
+        for lease in leases:
+            arguments += [lease.holder, "" if lease.most is None else lease.most]
+        taken: list[int] = await self._script(LEASE, [lease_key(lease) for lease in leases], arguments)
+        return taken
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        if leases:
+            await self._script(RELEASE, [lease_key(lease) for lease in leases], [lease.holder for lease in leases])
+
+    async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
+        names, rest = await self._link.scan(kept_key(kind) + "*", after)
+        values = await asyncio.gather(*(self._link.call(name, "GET", name) for name in names))
+        now = self._clock()
+        found = []
+        for name, kept in zip(names, values, strict=True):
+            expires, _, value = (kept or b"0 ").partition(b" ")
+            if float(expires) > now:
+                found.append(StoredValue(name.removeprefix(PREFIX), value, float(expires) - now))
+        return found, rest
+
+    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+        now = self._clock()
+        words: list[Word] = [row, f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl), most]
+        return bool(await self._script(TALLY, [kept_key(bucket)], words))
+
+    async def tallies(self, bucket: str) -> dict[bytes, int]:
+        found = iter(await self._link.call(kept_key(bucket), "HGETALL", kept_key(bucket)))
+        rows = dict(zip(found, found, strict=True))
+        if float(rows.pop(b"", 0)) <= self._clock():
+            return {}
+        return {row: int(count) for row, count in rows.items()}
+
+    async def born(self) -> float:
+        return await self._origin.born()
+
+    async def secret(self) -> bytes:
+        return await self._origin.secret()
+
+    async def close(self) -> None:
+        self._link.close()
+
+    def _value(self, kept: bytes | None) -> bytes | None:
+        if kept is None:
+            return None
+        expires, _, value = kept.partition(b" ")
+        return value if float(expires) > self._clock() else None
+
+    def _places(self, hits: Sequence[CounterHit]) -> tuple[list[str], list[Word]]:
+        now = self._clock()
+        keys: list[str] = []
+        arguments: list[Word] = []
+        for hit in hits:
+            name, token, slot, amount, ttl, _ = slot_position(hit, now)
+            tagged = _tagged(name)
+            # Without a token the second key is not used, but every hit has two.
+            keys += (tagged, tagged + token[len(name) :])
+            arguments += (amount, slot, _ms(ttl), 1 if token else 0, "" if hit.most is None else hit.most)
+        return keys, arguments
+
+    async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
+        try:
+            return await self._link.call(keys[0], "EVALSHA", SHA[script], len(keys), *keys, *arguments)
+        except ReplyError as error:
+            if error.kind != "NOSCRIPT":  # a new, restarted or emptied server
+                raise
+        return await self._link.call(keys[0], "EVAL", script, len(keys), *keys, *arguments)
+
+
+def _tagged(name: str) -> str:
+    return f"{PREFIX}{{{name}}}"
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

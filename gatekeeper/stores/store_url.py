@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The back ends behind the contract of stores/store.py, and the one place that knows which url means which."""
+
+import importlib
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gatekeeper.stores.circuit_breaker import CircuitBreaker
+from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.stores.readonly import ReadOnlyStore
+from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import Clock, Store
+
+_REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_ALLOWED = (
+    "sqlite:/absolute/path, memory:, redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///path/to/socket?db=0, "
+    "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB or redis+cluster://HOST:PORT,HOST:PORT"
+)
+
+
+async def open_store(
+    url: str,
+    clock: Clock = time.time,
+    timeout: float = 0.1,  # noqa: ASYNC109 (of each later call, not of this one)
+    *,
+    read_only: bool = False,
+) -> CircuitBreaker:
+    """The store at `url`, tried once. Raises ValueError, with what is allowed, for a url that cannot be used.
+
+    A store that does not answer is no error: it is logged, its calls raise StoreError, and it comes back by itself.
+    With `read_only` nothing is created or changed, and writes are answered as if they had happened.
+    """
+    store = CircuitBreaker(_back_end(url, clock, timeout, read_only), name=describe(url))
+    await store.start()
+    return store
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError, with what is allowed, for a url that cannot be used. Opens nothing."""
+    _back_end(url, time.time, 0.1, True)
+
+
+def describe(url: str) -> str:
+    """`url` without what is secret in it, for logs and errors."""
+    before, slashes, rest = url.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return before + slashes + host.rpartition("@")[2] + slash + path
+
+
+def preload(url: str) -> None:
+    """Import now what the store at `url` needs later, for workers that give up their privileges."""
+    if urlsplit(url).scheme in _REDIS:
+        importlib.import_module("gatekeeper.stores.redis.cluster")  # which imports all that Redis needs
+        "localhost".encode("idna")  # what resolving a host name imports
+
+
+def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
+    scheme, _, rest = url.partition(":")
+    store: Store
+    if scheme == "memory" and not rest:
+        return MemoryStore(clock)
+    if scheme == "sqlite" and rest.startswith("/"):
+        path = Path("/" + rest.lstrip("/"))
+        if read_only:
+            store = MemoryStore(clock) if _is_missing(path) else SqliteStore(path, clock, timeout, read_only=True)
+            return ReadOnlyStore(store, clock)
+        return SqliteStore(path, clock, timeout)
+    if scheme in _REDIS:
+        try:
+            store = redis_store(url, clock, timeout)
+        except ValueError as error:
+            raise ValueError(f"{describe(url)!a} cannot be used: {error}; allowed are {_ALLOWED}") from None
+        return ReadOnlyStore(store, clock) if read_only else store
+    raise ValueError(f"{describe(url)!a} is not a store; allowed are {_ALLOWED}")
+
+
+def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> Store:
+    """The store in Redis at `url` (stores/redis/servers.py says how it is written), not connected yet. Raises
+    ValueError."""
+    # Imported here: TLS and the parser of answers are some megabytes that the default does not need.
+    from gatekeeper.stores.redis.link import OneLink
+    from gatekeeper.stores.redis.servers import parse_redis_url
+    from gatekeeper.stores.redis.store import RedisStore
+
+    servers = parse_redis_url(url)
+    if servers.cluster:
+        from gatekeeper.stores.redis.cluster import ClusterStore
+
+        return ClusterStore(servers, clock, timeout)
+    return RedisStore(OneLink(servers.open, timeout), clock)
+
+
+def _is_missing(path: Path) -> bool:
+    """True if there is no such file; one that we may not look for may be there, and its store says so."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
