@@ -16,8 +16,11 @@ from gatekeeper.dnsclient.resolver import Resolver, TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries
+from gatekeeper.pipeline.check import Check
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import RECIPIENT, Check, Context, Pipeline, Site
+from gatekeeper.pipeline.pipeline import RECIPIENT, Pipeline
+from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix.restriction_list import split
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Keys, Store

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.app.app import App, Plan, open_app, prepare
+from gatekeeper.app.app import App, open_app
+from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config import config_file
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.core.request import Client, Request, Stage

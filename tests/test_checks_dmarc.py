@@ -12,8 +12,9 @@ from gatekeeper.core.request import Stage
 from gatekeeper.core.verdict import Decision
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import END_OF_DATA, Context, Pipeline
+from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Keys

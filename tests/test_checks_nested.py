@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.app.app import open_app, prepare
+from gatekeeper.app.app import open_app
+from gatekeeper.app.plan import prepare
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.base.nested import RestrictionClass
 from gatekeeper.checks.builder.builder import CheckBuilder
@@ -14,7 +15,7 @@ from gatekeeper.core.problem import ConfigError
 from gatekeeper.core.verdict import Verdict
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
-from gatekeeper.pipeline.pipeline import Check
+from gatekeeper.pipeline.check import Check
 from gatekeeper.postfix.restriction_list import split
 from gatekeeper.stores.memory import MemoryStore
 from tests.checking import World, rcpt

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gatekeeper.core.request import parse_address
-from gatekeeper.pipeline.pipeline import Site
+from gatekeeper.pipeline.site import Site
 from tests.checking import SITE, World, rcpt
 
 OURS = replace(SITE, local_domains=("example.com", "shop.example", "customer.example", ".below.example", "localhost"))

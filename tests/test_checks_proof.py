@@ -10,8 +10,9 @@ from gatekeeper.auth.dkim import DkimFinding, DkimResult
 from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
 from gatekeeper.checks.tables.sender_proof import LIFETIME, ProofRecorder
 from gatekeeper.core.request import Client, Request, Stage, parse_address
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import END_OF_DATA, Context, Pipeline
+from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
 from gatekeeper.stores.store import Keys
 from tests.checking import SITE, World, rcpt
 

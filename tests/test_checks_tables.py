@@ -15,7 +15,7 @@ from gatekeeper.checks.tables.packed import Packed
 from gatekeeper.checks.tables.reader import READERS, TableReader
 from gatekeeper.checks.tables.regex import compile_perl, compile_posix
 from gatekeeper.checks.tables.table import Actions, Table, text_lines
-from gatekeeper.pipeline.pipeline import Check
+from gatekeeper.pipeline.check import Check
 from tests.checking import mistakes
 from tests.conftest import require_program
 

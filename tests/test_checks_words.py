@@ -24,7 +24,7 @@ from gatekeeper.checks.builder.postfix_words import (
 )
 from gatekeeper.checks.tables.certificate_access import parse_search
 from gatekeeper.core.verdict import Mode
-from gatekeeper.pipeline.pipeline import Check
+from gatekeeper.pipeline.check import Check
 from gatekeeper.postfix.restriction_list import cut
 from tests.checking import HERE, mistakes
 from tests.conftest import ROOT

@@ -20,8 +20,9 @@ from gatekeeper.core.request import Client, Request, Stage, parse_address
 from gatekeeper.core.verdict import Decision
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import CLIENT, Context, Pipeline
+from gatekeeper.pipeline.pipeline import CLIENT, Pipeline
 from gatekeeper.replay.smtp import SmtpClient
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore

@@ -18,8 +18,9 @@ from gatekeeper.core.message import parse
 from gatekeeper.core.request import Stage
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import END_OF_DATA, Context, Pipeline
+from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
 from gatekeeper.reports.aggregate import Authenticated, Report
 from gatekeeper.reports.counters import KEPT, MOST_ROWS, SHARES, CountedRow, bucket, reports_of, rows_of
 from gatekeeper.reports.summary import summarise

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from gatekeeper import cli
-from gatekeeper.app import app
+from gatekeeper.app.plan import prepare
 from gatekeeper.config import config_file
 from gatekeeper.config.config_file import Config
 from gatekeeper.config.errors import section_of
@@ -79,7 +79,7 @@ def test_the_shipped_configuration_shows_the_true_defaults(tmp_path: Path) -> No
 
 
 def test_the_shipped_configuration_works_as_it_stands() -> None:
-    assert () == app.prepare(config_file.load(SHIPPED, no_postfix)).warnings
+    assert () == prepare(config_file.load(SHIPPED, no_postfix)).warnings
 
 
 def commands(parser: argparse.ArgumentParser | None = None, above: str = "") -> dict[str, argparse.ArgumentParser]:

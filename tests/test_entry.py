@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gatekeeper.checks.tables.reader import READERS
 from gatekeeper.checks.tables.table import Actions
 from gatekeeper.config.access_entry import KINDS, EntryRefused, Kind, allow, deny
-from gatekeeper.pipeline.pipeline import Check
+from gatekeeper.pipeline.check import Check
 from tests.conftest import ROOT
 
 CONFIG = """\

@@ -7,7 +7,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.app.app import Plan, open_app, prepare
+from gatekeeper.app.app import open_app
+from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config.config_file import load
 from gatekeeper.core.request import parse_address
 from gatekeeper.core.verdict import Decision

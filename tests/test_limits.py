@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.app import app
+from gatekeeper.app.plan import prepare
 from gatekeeper.config import config_file
 from tests.conftest import ROOT
 from tests.redis_server import RedisServer, redis_server
@@ -133,4 +133,4 @@ def test_the_example_in_the_documents_works(tmp_path: Path) -> None:
     path = tmp_path / "gatekeeper.toml"
     path.write_text(example.replace("/etc/gatekeeper/newsletters", "./newsletters"), "utf-8")
     (tmp_path / "newsletters").write_text("news@example.org\n", "utf-8")
-    assert () == app.prepare(config_file.load(path, no_postfix)).warnings
+    assert () == prepare(config_file.load(path, no_postfix)).warnings

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.app import app
+from gatekeeper.app.plan import prepare
 from gatekeeper.cli import main
 from gatekeeper.config import config_file
 from gatekeeper.core.problem import ConfigError
@@ -149,7 +149,7 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
 def test_a_mistake_is_said_of_opendkim_conf(folder: Path, text: str, expected: str) -> None:
     path = written(folder, f"\n{text}\n")
     with pytest.raises(ConfigError) as caught:
-        app.prepare(load(path, ask=no_postfix, need_socket=False).config)
+        prepare(load(path, ask=no_postfix, need_socket=False).config)
     said = f"{path}:2: {expected.replace('{f}', str(folder))}"
     assert [said] == [str(problem)[: len(said)] for problem in caught.value.problems]
 

@@ -20,9 +20,10 @@ from gatekeeper.core.message import Header, parse
 from gatekeeper.core.request import Client, Request, Stage
 from gatekeeper.signing import data_set
 from gatekeeper.signing.host_list import HostList
+from gatekeeper.signing.key_table import KeyTable
 from gatekeeper.signing.policy import SigningChoice, SigningPolicy
 from gatekeeper.signing.signer import OPENDKIM_HEADERS, Signer, SigningIdentity, SignOptions
-from gatekeeper.signing.tables import KeyTable, SigningTable
+from gatekeeper.signing.signing_table import SigningTable
 from tests.conftest import require_program
 from tests.milter_client import MilterClient, Outcome
 from tests.signing_world import ed25519, rsa, write_key

@@ -21,20 +21,11 @@ from gatekeeper.core.verdict import (
 )
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.check import Check
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import (
-    CLIENT,
-    DATA,
-    END_OF_DATA,
-    HELO,
-    LISTS,
-    RECIPIENT,
-    SENDER,
-    Check,
-    Context,
-    Pipeline,
-    Site,
-)
+from gatekeeper.pipeline.pipeline import CLIENT, DATA, END_OF_DATA, HELO, LISTS, RECIPIENT, SENDER, Pipeline
+from gatekeeper.pipeline.site import Site
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Keys
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.app.app import App, Plan, open_app, prepare
+from gatekeeper.app.app import App, open_app
+from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config import config_file
 from gatekeeper.dnsclient.resolver import MX, Answer, DNSFailure, Record
 from gatekeeper.policy.protocol import LONGEST_REPLY, RequestParser, action, encode_answer, to_request

@@ -17,8 +17,10 @@ from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Decision, Mode, Verdict, reject
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import RECIPIENT, Context, Pipeline, Site
+from gatekeeper.pipeline.pipeline import RECIPIENT, Pipeline
+from gatekeeper.pipeline.site import Site
 from gatekeeper.policy.connection_balance import ConnectionBalance
 from gatekeeper.policy.protocol import MAX_REQUEST
 from gatekeeper.policy.server import PolicyServer

@@ -23,7 +23,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from gatekeeper.app.app import App, open_app, prepare
+from gatekeeper.app.app import App, open_app
+from gatekeeper.app.plan import prepare
 from gatekeeper.config import config_file
 from gatekeeper.core.request import Client, Request, Stage
 from gatekeeper.dnsclient.caching import CachingResolver

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.app.app import App, Plan, open_app, prepare
+from gatekeeper.app.app import App, open_app
+from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config import config_file
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision, Outcome
@@ -29,7 +30,7 @@ from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.live import LiveResolver
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.policy.protocol import to_request
 from gatekeeper.policy.server import PolicyServer
 from gatekeeper.replay.postfix_model import Restrictions, refusal

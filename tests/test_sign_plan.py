@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.app.app import Plan, prepare
+from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config import config_file
 from gatekeeper.core.message import Header
 from gatekeeper.core.problem import ConfigError

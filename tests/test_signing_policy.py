@@ -9,10 +9,11 @@ import pytest
 from gatekeeper.core.message import Header
 from gatekeeper.core.request import Client, Request, Stage
 from gatekeeper.signing.host_list import HostList
+from gatekeeper.signing.key_table import KeyTable
 from gatekeeper.signing.name_set import MacroList, NameSet
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice, SigningPolicy, WithoutKey
 from gatekeeper.signing.sender_binding import BindTo, Mismatch, SenderBinding
-from gatekeeper.signing.tables import KeyTable, SigningTable
+from gatekeeper.signing.signing_table import SigningTable
 from tests.signing_world import ed25519_pem, rsa_pem
 
 OUTSIDE = Client(address=ip_address("198.51.100.7"), name="mx.example.net")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set
-from gatekeeper.signing.tables import KeyTable, SigningTable, TableKey, _Ordered
+from gatekeeper.signing.key_table import KeyTable, TableKey
+from gatekeeper.signing.signing_table import SigningTable, _Ordered
 from tests.signing_world import ed25519_pem, rsa, rsa_pem, write_key
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.app import app
+from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config.config_file import examine, load
 from gatekeeper.core.problem import ConfigError
 
@@ -113,11 +113,11 @@ def test_a_list_from_a_tutorial_works_or_tells_word_by_word_what_has_to_stay_in_
 def test_what_stands_behind_the_end_of_a_list_is_told(tmp_path: Path) -> None:
     file = tmp_path / "gatekeeper.toml"
     file.write_text("[policy]\nrestrictions = '''\n  permit_mynetworks,\n  reject,\n  dnsbl, spf'''\n")
-    warnings = app.prepare(load(file, lambda names: {})).warnings
+    warnings = prepare(load(file, lambda names: {})).warnings
     assert [f"{file}:5: warning: dnsbl behind reject is never asked"] == list(map(str, warnings))
 
 
-def load_and_prepare(file: Path) -> app.Plan:
+def load_and_prepare(file: Path) -> Plan:
     """As check-config goes about it, but for its output: every mistake at once."""
     usable, found = examine(file, lambda names: {})
-    return app.prepare(usable, found=found)
+    return prepare(usable, found=found)

@@ -1,211 +1,37 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The only wiring: Config -> Plan (everything read, nothing opened) -> App (resolver, store, pipelines at work).
+"""Turns a Plan into an App: one process's resolver, store and pipelines at work. Every front door asks an App.
 
-`prepare` runs in the privileged parent and reads every table and key as bytes; `open_app` runs in a worker after it
-has dropped its privileges, and opens what a process has for itself. Every front door asks an App.
+`open_app` runs in a worker after it has dropped its privileges, and opens what a process has for itself.
 """
 
 import asyncio
-import grp
-import os
-import pwd
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 
-from gatekeeper.app.signing_plan import data_set, placed, sign_options, signing_policy
+from gatekeeper.app.plan import Plan
 from gatekeeper.auth.dkim import DkimVerifier
-from gatekeeper.auth.dmarc_record import DmarcPolicy
-from gatekeeper.auth.results import Method
-from gatekeeper.checks.authentication.dmarc import DmarcCheck
 from gatekeeper.checks.authentication.report_counter import ReportCounter
-from gatekeeper.checks.base.check_types import SourceLine
-from gatekeeper.checks.builder.builder import CheckBuilder
-from gatekeeper.checks.dnslists.rbl import ask_ahead
 from gatekeeper.checks.limits.connections import Connections
-from gatekeeper.checks.limits.ratelimit import Limiter
 from gatekeeper.checks.tables.sender_proof import ProofRecorder
-from gatekeeper.config.config_file import Config
-from gatekeeper.config.locations import KeyPath
-from gatekeeper.config.schema import ChecksSection, RestrictionLists
 from gatekeeper.core.message import Header
-from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.live import LiveResolver
 from gatekeeper.dnsclient.resolver import Resolver
-from gatekeeper.dnslists.monitor import ListMonitor, ListUse
+from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import CLIENT, END_OF_DATA, Check, Context, Pipeline, Site
-from gatekeeper.postfix.restriction_list import Restriction
-from gatekeeper.signing.host_list import HostList
-from gatekeeper.signing.policy import SigningPolicy
-from gatekeeper.signing.signer import SignOptions
+from gatekeeper.pipeline.pipeline import CLIENT, Pipeline
+from gatekeeper.pipeline.site import Site
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Clock, Keys, Store
-from gatekeeper.stores.store_url import check_url, open_store
+from gatekeeper.stores.store_url import open_store
 
 _OBSERVE = "observe:"
 """The prefix of what is remembered in observe mode, as of what one observed check remembers (pipeline/pipeline.py)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """All that files can tell: what a worker needs and could no longer read. `pipelines` are by policy_context."""
-
-    config: Config
-    site: Site
-    pipelines: Mapping[str, Pipeline]
-    milter_pipeline: Pipeline
-    limiter: Limiter
-    signing: SigningPolicy
-    sign_options: SignOptions
-    lists: tuple[ListUse, ...] = ()
-    warnings: tuple[Problem, ...] = ()
-
-
-def prepare(
-    config: Config,
-    *,
-    thorough: bool = False,
-    found: Sequence[Problem] = (),
-    lenient: bool = False,
-    old: Plan | None = None,
-) -> Plan:
-    """Read everything that `config` names. Raises ConfigError with every problem, those `found` before included;
-    `thorough` validates each key (37 ms for an RSA key), for check-config. `lenient` goes on without keys that cannot
-    be used; `old` is the plan that is at work until this one is."""
-    observe = config.mode == "observe"
-    reader = _reader(config)
-    pipelines = {"": _pipeline(config, reader, config.policy, ("policy",))}
-    for name, lists in config.policy.contexts.items():
-        pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
-    reader.check_classes()
-    limiter = reader.limiter()
-    signing, problems = signing_policy(
-        config,
-        reader.owners(config.hostname, config.recipient_delimiter),
-        thorough=thorough,
-        lenient=lenient,
-        old=old.signing if old else None,
-    )
-    of_messages, found_there = _of_messages(config, reader.conditions)
-    problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
-    if any(not problem.warning for problem in problems):
-        raise ConfigError(problems)
-    return Plan(
-        config=config,
-        site=config.site,
-        pipelines=pipelines,
-        milter_pipeline=Pipeline({END_OF_DATA: of_messages}, observe),
-        limiter=limiter,
-        signing=signing,
-        sign_options=sign_options(config),
-        lists=reader.lists,
-        warnings=tuple(problems),
-    )
-
-
-def summary(plan: Plan) -> str:
-    """What a plan holds, in half a sentence."""
-    checks = {name: sum(map(len, pipeline.lists.values())) for name, pipeline in plan.pipelines.items()}
-    contexts = [f"{count} in context {name}" for name, count in checks.items() if name]
-    listen = [*plan.config.policy.listen, *plan.config.milter.listen]
-    signing = plan.signing
-    parts = [", ".join([f"{checks['']} checks", *contexts]), f"{len(signing.key_table)} keys"]
-    parts += [f"{len(signing.signing_table)} lines in the signing table", f"listening on {', '.join(map(str, listen))}"]
-    return "; ".join(parts)
-
-
-def _reader(config: Config) -> CheckBuilder:
-    """What makes checks of words, with all that they may name."""
-    policy = config.policy
-    return CheckBuilder(
-        {name: getattr(config.checks, name) for name in ChecksSection.model_fields},
-        config.folder,
-        classes={
-            name: [(found.words, _place(config, ("policy", "classes", name), found)) for found in restrictions]
-            for name, restrictions in policy.classes.items()
-        },
-        maps={
-            option: (getattr(policy, option), _at(config.problem(("policy", option), "")))
-            for option in ("sender_login_maps", "relay_clientcerts")
-        },
-        where=lambda section, option, index: _at(config.problem(("checks", section, option, index), "")),
-    )
-
-
-def _pipeline(config: Config, reader: CheckBuilder, lists: RestrictionLists, at: KeyPath) -> Pipeline:
-    checks: dict[str, tuple[Check, ...]] = {}
-    for name, key, restrictions in lists.lists():
-        reader.warn_behind([(one.words, _place(config, (*at, key), one)) for one in restrictions])
-        found = [reader.check(one.words, _place(config, (*at, key), one), name) for one in restrictions]
-        checks[name] = ask_ahead([check for check in found if check is not None])
-    return Pipeline(checks, config.mode == "observe")
-
-
-def _of_messages(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Check, ...], list[Problem]]:
-    """The milter's checks, of the methods that are asked."""
-    verify = config.verify
-    spec = data_set(config, verify.trusted_forwarders)
-    forwarders, problems = HostList.read(spec, "verify.trusted_forwarders", base=config.folder)
-    dmarc = DmarcCheck(
-        obey=verify.dmarc,
-        quarantine=verify.quarantine,
-        malformed_from=verify.malformed_from,
-        overrides={domain: DmarcPolicy(wanted) for domain, wanted in verify.overrides.items()},
-        forwarders=forwarders,
-        lists=verify.trusted_lists,
-        sealers=verify.trusted_sealers,
-    )
-    counting: tuple[Check, ...] = (ReportCounter(),) if verify.count and Method.DMARC in verify.methods else ()
-    checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
-    wanted = (*counting, *(check for method, check in checks.items() if method in verify.methods))
-    problems = [placed(config, problem, "verify") for problem in problems]
-    known = tuple(name for name in conditions if Method(name) in verify.methods and "v" in config.milter.mode)
-    for name in sorted({*conditions} - {*known}):
-        what = f"an access table demands if={name}, which never holds: the milter does not verify {name}"
-        problems.append(config.problem(("verify", "methods"), what, warning=True))
-    return (*wanted, ProofRecorder(conditions=known)) if known else wanted, problems
-
-
-def _place(config: Config, at: KeyPath, restriction: Restriction) -> SourceLine:
-    """Where a restriction stands: in a string of several lines, or as one of a list."""
-    if restriction.index is None:
-        return _at(config.problem(at, "", below=restriction.lines_below))
-    return _at(config.problem((*at, restriction.index), ""))
-
-
-def _at(problem: Problem) -> SourceLine:
-    return SourceLine(problem.file, problem.line)
-
-
-def _others(config: Config) -> Iterator[Problem]:
-    """What is wrong with the options that nothing above reads."""
-    try:
-        check_url(config.store.url)
-    except ValueError as error:
-        yield config.problem(("store", "url"), f"store.url: {error}")
-    if config.verify.unsigned_ours and {Method.SPF, Method.IPREV, Method.DMARC} & {*config.verify.methods}:
-        what = 'verify.unsigned_ours judges mail of our own clients, not of mail servers: it needs methods = ["dkim"]'
-        yield config.problem(("verify", "unsigned_ours"), what)
-    # Only root becomes somebody else: for everybody else these options are not used.
-    unused = os.geteuid() != 0
-    for option, names, lookup in (
-        (("user",), config.user, pwd.getpwnam),
-        (("group",), config.group, grp.getgrnam),
-        (("policy", "socket_group"), config.policy.socket_group, grp.getgrnam),
-        (("milter", "socket_group"), config.milter.socket_group, grp.getgrnam),
-    ):
-        try:
-            if names:
-                lookup(names)
-        except KeyError:
-            what = f"{'.'.join(option)}: there is no {option[-1].removeprefix('socket_')} {names!r} on this machine"
-            yield config.problem(option, what, warning=unused)
 
 
 class App:

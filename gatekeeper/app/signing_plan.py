@@ -16,12 +16,13 @@ from gatekeeper.config.config_file import Config
 from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set as opendkim_data_set
 from gatekeeper.signing.host_list import HostList
+from gatekeeper.signing.key_table import KeyTable
 from gatekeeper.signing.keys import KeyDemands, KeyFiles
 from gatekeeper.signing.name_set import MacroList, NameSet
 from gatekeeper.signing.policy import SigningPolicy, WithoutKey
 from gatekeeper.signing.sender_binding import Owners, SenderBinding
 from gatekeeper.signing.signer import ONE_CLICK, SignOptions
-from gatekeeper.signing.tables import KeyTable, SigningTable
+from gatekeeper.signing.signing_table import SigningTable
 
 _Spec = str | tuple[str, ...]
 _Read = Callable[..., tuple[Any, list[Problem]]]

@@ -105,14 +105,15 @@ def _resolver(options: argparse.Namespace, dns: "DnsSection") -> "Resolver":
 
 def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:
     """Run `work` on an app that changes no state. Raises ConfigError."""
-    from gatekeeper.app import app
+    from gatekeeper.app.app import open_app
+    from gatekeeper.app.plan import prepare
     from gatekeeper.config import config_file
     from gatekeeper.diagnose.explain import NotingResolver
     from gatekeeper.dnsclient.caching import CachingResolver
     from gatekeeper.stores.store_url import open_store
 
     path = config_path(options)
-    plan = app.prepare(config_file.load(path) if path else config_file.defaults(), lenient=True)
+    plan = prepare(config_file.load(path) if path else config_file.defaults(), lenient=True)
     for warning in plan.warnings:
         print(warning, file=sys.stderr)
     inner = _resolver(options, plan.config.dns)
@@ -120,7 +121,7 @@ def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver],
     async def run() -> int:
         store = await open_store(plan.config.store.url, timeout=plan.config.store.timeout, read_only=True)
         resolver = NotingResolver(CachingResolver(inner))
-        opened = await app.open_app(plan, resolver=resolver, store=store)
+        opened = await open_app(plan, resolver=resolver, store=store)
         try:
             return await work(opened, resolver)
         finally:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from gatekeeper.dnsclient.resolver import Resolver
     from gatekeeper.records.dkim import PublishedKey
     from gatekeeper.records.key_record import KeyRecord
+    from gatekeeper.signing.key_table import TableKey
     from gatekeeper.signing.keys import PrivateKey
-    from gatekeeper.signing.tables import TableKey
 
 
 class _Key(NamedTuple):

@@ -136,9 +136,9 @@ def _extract(path: Path | None, name: str) -> int:
 
 def _check(relay: "ImportedConfig") -> int:
     """Errors end it with 78, as they do here; what is said besides goes to stderr."""
-    from gatekeeper.app import app
+    from gatekeeper.app.plan import prepare
 
-    for problem in app.prepare(relay.config, thorough=True).warnings:
+    for problem in prepare(relay.config, thorough=True).warnings:
         print(problem, file=sys.stderr)
     return OK
 
@@ -170,6 +170,7 @@ def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
     import asyncio
 
     from gatekeeper.app import app
+    from gatekeeper.app.plan import prepare
     from gatekeeper.core.request import Client, Request, Stage, parse_address
     from gatekeeper.diagnose import message_report
 
@@ -182,7 +183,7 @@ def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
             return EX_NO_INPUT
     client = Client(address=parse_address("127.0.0.1"), name="localhost")
     request = Request(stage=Stage.END_OF_MESSAGE, client=client)
-    plan = app.prepare(relay.config)
+    plan = prepare(relay.config)
 
     async def tell() -> None:
         clock = time.time if options.time is None else lambda: float(options.time)
@@ -225,7 +226,7 @@ def _serve(relay: "ImportedConfig", load: "Callable[[], ImportedConfig]") -> int
 
 def import_opendkim(options: argparse.Namespace) -> int:
     """The TOML to OUT or stdout, the report to stdout or, if the TOML goes there, to stderr; 1 if anything is lost."""
-    from gatekeeper.app import app
+    from gatekeeper.app.plan import prepare
     from gatekeeper.opendkim import import_report, toml
 
     relay = import_report.read(options.file)
@@ -234,7 +235,7 @@ def import_opendkim(options: argparse.Namespace) -> int:
         sys.stdout.write(text)
     else:
         options.out.write_text(text, encoding="utf-8")
-    found = [problem for problem in app.prepare(relay.config).warnings if problem not in relay.config.warnings]
+    found = [problem for problem in prepare(relay.config).warnings if problem not in relay.config.warnings]
     for line in import_report.lines(relay, found):
         print(line, file=sys.stdout if options.out else sys.stderr)
     return FINDING if import_report.unsupported(relay) else OK

@@ -52,16 +52,16 @@ def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
 
 def check_config(options: argparse.Namespace) -> int:
     """Every mistake and warning, or a word on what is fine. The findings are the output, so they go to stdout."""
-    from gatekeeper.app import app
+    from gatekeeper.app.plan import Plan, prepare, summary
     from gatekeeper.config import config_file
     from gatekeeper.core.problem import ConfigError, Problem
 
     path = config_path(options)
-    plan: app.Plan | None = None
+    plan: Plan | None = None
     try:
         found: list[Problem] = []
         usable, found = config_file.examine(path) if path else (config_file.defaults(), found)
-        plan = app.prepare(usable, thorough=True, found=[*found, *usable.drift])
+        plan = prepare(usable, thorough=True, found=[*found, *usable.drift])
         problems = plan.warnings
     except ConfigError as error:
         problems = error.problems
@@ -71,5 +71,5 @@ def check_config(options: argparse.Namespace) -> int:
         for problem in problems:
             print(problem)
         if plan is not None:
-            print(f"{path or 'the default configuration'} is fine: {app.summary(plan)}")
+            print(f"{path or 'the default configuration'} is fine: {summary(plan)}")
     return OK if plan is not None else CONFIGURATION

@@ -32,7 +32,7 @@ from gatekeeper.config.schema import (
 )
 from gatekeeper.config.values import Delimiter, Domains, Hostname, Networks
 from gatekeeper.core.problem import ConfigError, Problem
-from gatekeeper.pipeline.pipeline import Site
+from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix import postconf
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")

@@ -24,8 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gatekeeper.app import app
-from gatekeeper.app.app import Plan
+from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config.config_file import Config
 from gatekeeper.core import log, watched_files
 from gatekeeper.core.problem import ConfigError
@@ -102,7 +101,7 @@ def run(
     """
     try:
         with watched_files.recording() as noted:
-            plan = app.prepare(load(), lenient=True)
+            plan = prepare(load(), lenient=True)
         identity = find_identity(plan.config.user, plan.config.group)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -411,7 +410,7 @@ class Supervisor:
         noted: dict[str, watched_files.FileState] = {}
         try:
             with watched_files.recording() as noted:
-                plan = app.prepare(self.plan.config if changed else self.load(), old=self.plan)
+                plan = prepare(self.plan.config if changed else self.load(), old=self.plan)
             identity = find_identity(plan.config.user, plan.config.group)
             self._open(plan)
         except (ConfigError, LookupError, OSError) as error:

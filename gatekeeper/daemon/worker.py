@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from gatekeeper.app.app import App, Plan, open_app
+from gatekeeper.app.app import App, open_app
+from gatekeeper.app.plan import Plan
 from gatekeeper.daemon import control_channel as channel
 from gatekeeper.daemon.background import leave_terminal
 from gatekeeper.dnsclient.live import preload

@@ -25,8 +25,9 @@ from gatekeeper.core.request import UNKNOWN, Client, Request, Stage, parse_addre
 from gatekeeper.core.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict, printable
 from gatekeeper.dnsclient.resolver import WouldWait, run_without_waiting
 from gatekeeper.milter.edits import Edits, Insert, Remove, every, forged_results, insertion
+from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import END_OF_DATA, Context
+from gatekeeper.pipeline.pipeline import END_OF_DATA
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from gatekeeper.signing.resigning import Resigning
 from gatekeeper.signing.signer import Signer

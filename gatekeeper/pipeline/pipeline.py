@@ -14,22 +14,16 @@ decision: `Context.after`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Self
 
-from gatekeeper.core.gather import gather_in_task
-from gatekeeper.core.request import Address, Request, Stage
-from gatekeeper.core.verdict import PASS, Decision, Later, Mode, Note, Outcome, Step, Verdict
-from gatekeeper.dnsclient.resolver import Resolver
-from gatekeeper.dnslists.monitor import ListMonitor
-from gatekeeper.dnslists.queries import ListQueries
-from gatekeeper.pipeline.facts import Facts
-from gatekeeper.stores.memory import MemoryStore
+from gatekeeper.core.request import Request, Stage
+from gatekeeper.core.verdict import PASS, Decision, Mode, Outcome, Step, Verdict
+from gatekeeper.pipeline.check import Announcing, Check
+from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.read_ahead import ReadAheadStore
-from gatekeeper.stores.store import Clock, Keys, ReadAhead, Store, StoreError
+from gatekeeper.stores.store import Keys, ReadAhead
 
 logger = logging.getLogger(__name__)
 
@@ -55,140 +49,6 @@ _LISTS_AT = {
 }
 """Which lists run when. Checks whose attributes do not exist yet abstain, so one table serves Postfix with and
 without `smtpd_delay_reject`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """What this relay is: the top level of the configuration, in the form that checks use.
-
-    Domains are lower-case A-labels; `local_domains` and `relay_domains` entries that start with a dot also hold for
-    everything below. The codes are Postfix's parameters of the same names (postconf(5)).
-    """
-
-    hostname: str
-    authserv_id: str
-    mynetworks: tuple[IPv4Network | IPv6Network, ...] = ()
-    local_domains: tuple[str, ...] = ()
-    relay_domains: tuple[str, ...] = ()
-    recipient_delimiter: str = ""
-    unknown_client_reject_code: str = "450"
-    unknown_hostname_reject_code: str = "450"
-    unknown_address_reject_code: str = "450"
-    _internal: Callable[[Address], bool] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        # Six checks of the default list ask about the same client.
-        object.__setattr__(self, "_internal", lru_cache(maxsize=4096)(self._find_internal))
-
-    def is_internal(self, address: Address | None) -> bool:
-        """True if `address` is in mynetworks."""
-        return address is not None and self._internal(address)
-
-    def _find_internal(self, address: Address) -> bool:
-        return any(address in network for network in self.mynetworks)
-
-    def is_ours(self, domain: str) -> bool:
-        """True if `domain` is one that this relay takes mail for."""
-        return any(
-            domain == ours or (ours.startswith(".") and domain.endswith(ours))
-            for ours in (*self.local_domains, *self.relay_domains)
-        )
-
-
-Callback = Callable[[Decision], Coroutine[Any, Any, object]]
-When = Callable[[Decision], bool]
-
-
-@dataclass(slots=True, kw_only=True)
-class Context:
-    """What a check may use besides the request: the world, passed in, and a place for what it finds out.
-
-    `keys` makes store keys; a check in observe mode is given keys of its own, so that its state is kept apart. `alone`
-    is what this process remembers by itself, for what must go on while the store is gone.
-    """
-
-    site: Site
-    resolver: Resolver
-    store: Store
-    clock: Clock
-    keys: Keys
-    facts: Facts
-    alone: Store = field(default_factory=MemoryStore)
-    lists: ListQueries = None  # type: ignore[assignment]  # __post_init__ makes one where none is given
-    warn_only: bool = False
-    """True while `warn_if_reject` asks: what is refused is written down and let pass."""
-    doubts: list[str] = field(default_factory=list)
-    """What speaks against the client without refusing it, for the checks that come after: "is listed on …"."""
-    _notes: list[Note | Later] = field(default_factory=list)
-    _callbacks: list[tuple[Callback, When | None]] = field(default_factory=list)
-    worked_out: dict[object, Any] = field(default_factory=dict)
-    """What a check has worked out when it announced, for when it is asked."""
-
-    def __post_init__(self) -> None:
-        if self.lists is None:
-            self.lists = ListQueries(ListMonitor(self.resolver))
-
-    def note(self, what: str, found: str) -> None:
-        """Write down what was found, where it is found out; explain, logs and reports read it."""
-        self._notes.append(Note(what, found))
-
-    def note_later(self, tell: Later) -> None:
-        """The same, for what is found out with each request: put into words only where somebody reads it."""
-        self._notes.append(tell)
-
-    def after(self, callback: Callback, when: When | None = None) -> None:
-        """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet. With
-        `when` only if that says so, which costs nothing where it does not."""
-        self._callbacks.append((callback, when))
-
-    def has_side_effects(self, decision: Decision) -> bool:
-        """Whether something is to be done about this decision."""
-        return any(when is None or when(decision) for _, when in self._callbacks)
-
-    def take_notes(self) -> tuple[Note | Later, ...]:
-        """The notes since the last call."""
-        if not self._notes:
-            return ()
-        notes, self._notes = tuple(self._notes), []
-        return notes
-
-    async def settle(self, decision: Decision) -> None:
-        """Run the side effects: what they write goes out together. One that fails is logged and stops no other; what
-        the store does not take is left undone, and the guard has said so already (stores/circuit_breaker.py)."""
-        callbacks, self._callbacks = self._callbacks, []
-        wanted = [callback(decision) for callback, when in callbacks if when is None or when(decision)]
-        if wanted:
-            for error in await gather_in_task(wanted):
-                if isinstance(error, Exception) and not isinstance(error, StoreError):
-                    logger.error("a side effect failed", exc_info=error)
-
-
-@runtime_checkable
-class Check(Protocol):
-    """One opinion. `name` is the word of the restriction list; options are fields of the implementing model.
-
-    `needs` names the Request attributes (`helo`, `sender`, `recipient`) without which the check abstains.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def mode(self) -> Mode: ...
-    @property
-    def needs(self) -> tuple[str, ...]: ...
-
-    def check(self, request: Request, context: Context, /) -> Awaitable[Verdict]:
-        """The opinion. May raise; the pipeline then takes it as PASS."""
-        ...
-
-
-@runtime_checkable
-class Announcing(Check, Protocol):
-    """A check that can tell ahead what it will read from the store, for one round trip a request."""
-
-    def wants(self, request: Request, context: Context) -> ReadAhead | None:
-        """What `check` will read, as far as it can be told without waiting for anything; None for nothing."""
-        ...
 
 
 class _Asked(NamedTuple):

@@ -18,7 +18,7 @@ from gatekeeper.core.gather import gather_in_task, start
 from gatekeeper.core.log import write_decision
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.policy.connection_balance import BalanceSlot
 from gatekeeper.policy.protocol import (
     DUNNO,

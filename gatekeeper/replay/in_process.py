@@ -11,7 +11,8 @@ others.
 import time
 from pathlib import Path
 
-from gatekeeper.app.app import App, open_app, prepare
+from gatekeeper.app.app import App, open_app
+from gatekeeper.app.plan import prepare
 from gatekeeper.config import config_file
 from gatekeeper.core.message import Header, crlf, parse
 from gatekeeper.core.problem import ConfigError, Problem

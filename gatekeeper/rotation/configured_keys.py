@@ -20,8 +20,8 @@ from gatekeeper.app.signing_plan import key_table, key_table_file
 from gatekeeper.config.config_file import Config
 from gatekeeper.rotation.state import RotationRefused, RotationState, Which
 from gatekeeper.signing import key_generation
+from gatekeeper.signing.key_table import is_path
 from gatekeeper.signing.keys import ALGORITHMS, BadKey, PrivateKey
-from gatekeeper.signing.tables import is_path
 
 _LINE = re.compile(r"(?P<before>\s*[^\s#]+\s+)(?P<value>[^#]*?)(?P<after>\s*(?:#.*)?)\r?", re.DOTALL)
 

@@ -24,12 +24,13 @@ from gatekeeper.core.message import Header
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Note, Verdict, reject
 from gatekeeper.signing.host_list import HostList
+from gatekeeper.signing.key_table import KeyTable, TableKey
 from gatekeeper.signing.keys import BadKey
 from gatekeeper.signing.message_sender import MessageSender, parse_senders
 from gatekeeper.signing.name_set import MacroList, NameSet
 from gatekeeper.signing.sender_binding import Mismatch, SenderBinding
 from gatekeeper.signing.signer import SigningIdentity
-from gatekeeper.signing.tables import KeyTable, SigningRule, SigningTable, TableKey
+from gatekeeper.signing.signing_table import SigningRule, SigningTable
 
 DAEMON_NAME = "{daemon_name}"
 """The milter macro with the name of the service, set with milter_macro_daemon_name in master.cf."""

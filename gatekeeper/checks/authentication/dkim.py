@@ -19,7 +19,7 @@ from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.core.message import Header
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Mode, Outcome, Verdict, printable, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 
 
 class SignatureAction(StrEnum):

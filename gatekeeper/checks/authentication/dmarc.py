@@ -21,7 +21,7 @@ from gatekeeper.auth.spf import SpfResult
 from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.signing.host_list import HostList
 
 QUARANTINE_FIELD = "X-Gatekeeper-Quarantine"

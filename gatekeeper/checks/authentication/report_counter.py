@@ -14,7 +14,7 @@ from gatekeeper.auth.dmarc_record import DmarcPolicy
 from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Decision, Outcome, Verdict
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.reports.counters import KEPT, MOST_ROWS, bucket, counts, row_of
 from gatekeeper.stores.store import Keys
 

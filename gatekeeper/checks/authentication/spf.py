@@ -17,7 +17,7 @@ from gatekeeper.checks.base.always_reachable import always_reachable
 from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Mode, Outcome, Verdict, defer_if_permit, printable, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 
 
 class SpfCheck(ConfiguredCheck):

@@ -6,7 +6,8 @@ refuses such mail; our own opinions spare it wherever they stand.
 
 from gatekeeper.core.request import Request, domain_of
 from gatekeeper.core.verdict import PASS, Verdict, permit
-from gatekeeper.pipeline.pipeline import Context, Site
+from gatekeeper.pipeline.context import Context
+from gatekeeper.pipeline.site import Site
 
 _MAILBOXES = ("postmaster", "abuse")
 

@@ -16,7 +16,7 @@ from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Mode, Outcome, Verdict
 from gatekeeper.dnslists.monitor import ListUse
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import StoreError
 
 Judge = Callable[[Request, Context], Awaitable[Verdict]]

@@ -8,7 +8,7 @@ from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.names import to_name, to_text
 from gatekeeper.dnsclient.resolver import MX, Answer, DNSError, known_answer
 from gatekeeper.dnsclient.resolver import query_or_error as resolve
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname
 
 

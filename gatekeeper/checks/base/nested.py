@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Mode, Outcome, Verdict, reject
-from gatekeeper.pipeline.pipeline import Announcing, Check, Context
+from gatekeeper.pipeline.check import Announcing, Check
+from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import ReadAhead
 
 SERVER_ERROR = reject("access.not_allowed", "451", "4.3.5", "Server configuration error")

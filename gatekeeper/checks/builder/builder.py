@@ -48,7 +48,7 @@ from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.verdict import Mode
 from gatekeeper.dnslists.monitor import ListUse
-from gatekeeper.pipeline.pipeline import Check
+from gatekeeper.pipeline.check import Check
 from gatekeeper.postfix.restriction_list import split
 
 _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (

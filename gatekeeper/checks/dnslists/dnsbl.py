@@ -19,7 +19,7 @@ from gatekeeper.core.request import Address, Request
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, defer_if_permit, reject
 from gatekeeper.dnslists.dns_list import DnsList, ListKind
 from gatekeeper.dnslists.monitor import ListUse
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 
 ZEN: DnsList = parse_list("zen.spamhaus.org=127.0.0.[2..11]")
 

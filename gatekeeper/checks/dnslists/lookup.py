@@ -19,7 +19,7 @@ from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.names import to_name, to_text
 from gatekeeper.dnslists.dns_list import DnsList, ListKind
 from gatekeeper.dnslists.queries import ListQuestion, ListReply
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_hostname
 from gatekeeper.postfix.restriction_list import listed
 

@@ -25,7 +25,8 @@ from gatekeeper.core.verdict import PASS, Verdict, defer_if_reject, permit, prin
 from gatekeeper.dnslists.dns_list import DnsList, ListKind
 from gatekeeper.dnslists.monitor import ListUse
 from gatekeeper.dnslists.queries import ListQuestion
-from gatekeeper.pipeline.pipeline import Check, Context
+from gatekeeper.pipeline.check import Check
+from gatekeeper.pipeline.context import Context
 
 CLIENT = "Client host"
 

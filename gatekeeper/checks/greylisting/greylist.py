@@ -35,7 +35,7 @@ from gatekeeper.core.units import Duration
 from gatekeeper.core.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit, printable
 from gatekeeper.dnslists.dns_list import ListKind
 from gatekeeper.dnslists.monitor import ListUse
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.restriction_list import TableNames
 from gatekeeper.stores.store import ReadAhead
 

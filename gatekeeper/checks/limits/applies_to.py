@@ -21,7 +21,7 @@ from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import UNKNOWN, Request, domain_of
 from gatekeeper.core.units import HostBits, parse_network, plain_network
-from gatekeeper.pipeline.pipeline import Site
+from gatekeeper.pipeline.site import Site
 
 MYNETWORKS, AUTHENTICATED = "mynetworks", "authenticated"
 _KINDS = ("client", "user", "sender", "recipient")

@@ -20,7 +20,7 @@ from gatekeeper.checks.limits.limit import AT_CONNECT
 from gatekeeper.checks.limits.ratelimit import Limiter
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Mode, Verdict
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import Lease, Store, StoreError
 
 LEASE = 60.0

@@ -15,7 +15,8 @@ from gatekeeper.checks.limits.limit import Limit
 from gatekeeper.core.request import Request, domain_of
 from gatekeeper.core.units import duration_text
 from gatekeeper.core.verdict import PASS, Verdict, printable, reject
-from gatekeeper.pipeline.pipeline import Context, Site
+from gatekeeper.pipeline.context import Context
+from gatekeeper.pipeline.site import Site
 from gatekeeper.stores.store import CounterHit, Keys, Store, StoreError
 
 _ERRORS = {

@@ -32,7 +32,8 @@ from gatekeeper.checks.limits.limit import Limit, LimitRule, Limits, Simultaneou
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Mode, Verdict
-from gatekeeper.pipeline.pipeline import Context, Site
+from gatekeeper.pipeline.context import Context
+from gatekeeper.pipeline.site import Site
 from gatekeeper.stores.store import CounterHit, Keys
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from gatekeeper.checks.base.dns_lookups import a_label, ask, exists, is_null_mx, servers_of
 from gatekeeper.core.request import Request, domain_of
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, printable, reject
-from gatekeeper.pipeline.pipeline import Context, Site
+from gatekeeper.pipeline.context import Context
+from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix.hostname_syntax import is_hostname, without_final_dot
 
 

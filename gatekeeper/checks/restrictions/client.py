@@ -8,7 +8,7 @@ temporary answer the name is looked up again, once for the session (facts.iprev)
 from gatekeeper.auth.iprev import IprevResult
 from gatekeeper.core.request import UNKNOWN, Request
 from gatekeeper.core.verdict import PASS, Verdict, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 
 
 async def reject_unknown_client_hostname(request: Request, context: Context) -> Verdict:

@@ -4,7 +4,7 @@
 from gatekeeper.checks.base.check_types import Judge
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, defer_if_reject, permit, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 
 
 def always(verdict: Verdict) -> Judge:

@@ -7,7 +7,7 @@ An address literal gets the same syntax check from all three, and no other.
 from gatekeeper.checks.base.dns_lookups import ask, exists, is_null_mx
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, permit, printable, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal, without_final_dot
 
 

@@ -15,7 +15,7 @@ from gatekeeper.auth.spf import SpfResult
 from gatekeeper.checks.base.dns_lookups import ask
 from gatekeeper.core.request import Address, Request, domain_of, parse_address
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, printable, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal
 
 

@@ -18,7 +18,7 @@ from gatekeeper.checks.tables.action import Subject, TableAction, apply
 from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Mode, Outcome, Verdict
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address
 from gatekeeper.postfix.restriction_list import TableNames
 

@@ -13,7 +13,8 @@ from gatekeeper.checks.base.nested import ask
 from gatekeeper.checks.tables.sender_proof import CONDITIONS, holds
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable
-from gatekeeper.pipeline.pipeline import Check, Context
+from gatekeeper.pipeline.check import Check
+from gatekeeper.pipeline.context import Context
 
 _ENHANCED = re.compile(r"([245](?:\.\d{1,3}){2})(?:\s+|$)", re.ASCII)
 _CODE = re.compile(r"[45]\d\d", re.ASCII)

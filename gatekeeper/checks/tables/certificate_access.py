@@ -13,7 +13,7 @@ from gatekeeper.checks.tables.sender_login import search
 from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, permit
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.restriction_list import cut, unbraced
 
 KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}

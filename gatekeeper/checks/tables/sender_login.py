@@ -18,7 +18,7 @@ from gatekeeper.checks.tables.patterns import NetworkTable, RuleTable
 from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, printable, reject
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 
 
 def search(tables: Sequence[Table], whole: str, parts: Sequence[str] = ()) -> str | None:

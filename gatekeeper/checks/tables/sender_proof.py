@@ -22,7 +22,7 @@ from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.checks.base.client_network import network_of
 from gatekeeper.core.request import Request, Stage, domain_of
 from gatekeeper.core.verdict import PASS, Verdict
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import Keys, StoreError
 
 CONDITIONS = ("spf", "dkim", "dmarc")

@@ -20,7 +20,7 @@ from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import UNKNOWN, Address, Request, parse_address
 from gatekeeper.core.verdict import PASS, Outcome, Verdict
 from gatekeeper.dnsclient.resolver import Answer
-from gatekeeper.pipeline.pipeline import Context
+from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal
 
 MAX_ADDRESSES = 100

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the pipeline asks of a check."""
+
+from collections.abc import Awaitable
+from typing import Protocol, runtime_checkable
+
+from gatekeeper.core.request import Request
+from gatekeeper.core.verdict import Mode, Verdict
+from gatekeeper.pipeline.context import Context
+from gatekeeper.stores.store import ReadAhead
+
+
+@runtime_checkable
+class Check(Protocol):
+    """One opinion. `name` is the word of the restriction list; options are fields of the implementing model.
+
+    `needs` names the Request attributes (`helo`, `sender`, `recipient`) without which the check abstains.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    def check(self, request: Request, context: Context, /) -> Awaitable[Verdict]:
+        """The opinion. May raise; the pipeline then takes it as PASS."""
+        ...
+
+
+@runtime_checkable
+class Announcing(Check, Protocol):
+    """A check that can tell ahead what it will read from the store, for one round trip a request."""
+
+    def wants(self, request: Request, context: Context) -> ReadAhead | None:
+        """What `check` will read, as far as it can be told without waiting for anything; None for nothing."""
+        ...

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What this relay is: the top level of the configuration, in the form that checks use."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
+
+from gatekeeper.core.request import Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What this relay is: the top level of the configuration, in the form that checks use.
+
+    Domains are lower-case A-labels; `local_domains` and `relay_domains` entries that start with a dot also hold for
+    everything below. The codes are Postfix's parameters of the same names (postconf(5)).
+    """
+
+    hostname: str
+    authserv_id: str
+    mynetworks: tuple[IPv4Network | IPv6Network, ...] = ()
+    local_domains: tuple[str, ...] = ()
+    relay_domains: tuple[str, ...] = ()
+    recipient_delimiter: str = ""
+    unknown_client_reject_code: str = "450"
+    unknown_hostname_reject_code: str = "450"
+    unknown_address_reject_code: str = "450"
+    _internal: Callable[[Address], bool] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Six checks of the default list ask about the same client.
+        object.__setattr__(self, "_internal", lru_cache(maxsize=4096)(self._find_internal))
+
+    def is_internal(self, address: Address | None) -> bool:
+        """True if `address` is in mynetworks."""
+        return address is not None and self._internal(address)
+
+    def _find_internal(self, address: Address) -> bool:
+        return any(address in network for network in self.mynetworks)
+
+    def is_ours(self, domain: str) -> bool:
+        """True if `domain` is one that this relay takes mail for."""
+        return any(
+            domain == ours or (ours.startswith(".") and domain.endswith(ours))
+            for ours in (*self.local_domains, *self.relay_domains)
+        )

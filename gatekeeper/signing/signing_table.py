@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""OpenDKIM's SigningTable: whose mail is signed with which key, used as it is.
+
+A line is `pattern keyname[:signer]`. Read once, by the privileged parent; each mistake is a Problem with its place, and
+what is right still works. A look-up costs the same with ten entries and with a hundred thousand; only refile patterns
+of unusual shape are tried one by one.
+
+Wanted deviation from OpenDKIM: `*@domain` in a table that is not a refile does match (OpenDKIM silently signs nothing),
+with a warning.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from gatekeeper.core.problem import Problem
+from gatekeeper.signing import data_set
+from gatekeeper.signing.data_set import DataSet, DataSetEntry
+from gatekeeper.signing.key_table import KeyTable
+
+
+@dataclass(frozen=True, slots=True)
+class SigningRule:
+    """One line of the SigningTable; `key_name` and `signer` may hold a `%` for the From domain."""
+
+    place: str
+    pattern: str
+    key_name: str
+    signer: str = ""
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether it says nothing about whose domain is whose."""
+        return self.pattern in ("*", "*@*")
+
+    def key_for(self, domain: str) -> str:
+        """The name in the KeyTable for mail from `domain`."""
+        return domain if self.key_name == "%" else self.key_name
+
+    def signer_for(self, domain: str) -> str:
+        """The `i=` for mail from `domain`; empty if there is none."""
+        return self.signer.replace("%", domain)
+
+
+_Candidates = dict[str, list[tuple[int, str]]]
+_compiled = lru_cache(maxsize=1024)(data_set.pattern)
+
+
+@dataclass(slots=True)
+class _Ordered:
+    """A refile: the file's order decides. Patterns are found by the domain that they end in, so that only those of
+    unusual shape are tried one by one. A pattern that says nothing else is empty, others are compiled at first use."""
+
+    literal: dict[str, list[int]] = field(default_factory=dict)  # joe@example.com
+    domain: _Candidates = field(default_factory=dict)  # *@example.com, joe+*@example.com
+    parent: _Candidates = field(default_factory=dict)  # *@*.example.com, by .example.com
+    other: list[tuple[int, re.Pattern[str]]] = field(default_factory=list)
+
+    def add(self, number: int, pattern: str) -> None:
+        user, at, domain = pattern.lower().rpartition("@")
+        parent = domain.startswith("*.")
+        if data_set.is_literal(pattern):
+            self.literal.setdefault(pattern.lower(), []).append(number)
+        elif at and "|" not in user and data_set.is_literal(domain.removeprefix("*") if parent else domain):
+            if not data_set.is_literal(user.replace("*", "")):
+                data_set.pattern(pattern)  # it may be no regular expression
+            by_domain = self.parent if parent else self.domain
+            by_domain.setdefault(domain.removeprefix("*"), []).append((number, "" if user == "*" else pattern))
+        else:
+            self.other.append((number, data_set.pattern(pattern)))
+
+    def match(self, user: str, domain: str) -> list[int]:
+        address = f"{user}@{domain}"
+        found = list(self.literal.get(address.lower(), ()))
+        candidates = list(self.domain.get(domain, ()))
+        for parent in data_set.parents(domain):
+            candidates += self.parent.get(parent, ())
+        found += [number for number, pattern in candidates if not pattern or _compiled(pattern).search(address)]
+        found += [number for number, expression in self.other if expression.search(address)]
+        return sorted(found)
+
+
+class SigningTable:
+    """Who signs with which key. Matched without regard to case. `unusable` are lines whose key does not exist."""
+
+    def __init__(self, data: DataSet, keys: KeyTable, problems: list[Problem]) -> None:
+        self.unusable: list[Problem] = []
+        self._rules: list[SigningRule] = []
+        self._plain: dict[str, int] = {}
+        self._ordered = _Ordered() if data.kind == "refile" else None
+        for entry in data.entries:
+            name, _, signer = (part.strip() for part in entry.value.partition(":"))
+            problems += _mistakes(data, entry, name, signer)
+            if not name:
+                continue
+            if name != "%" and name not in keys:
+                self.unusable.append(data.problem(entry, f"{entry.key}: there is no key {name} in the KeyTable"))
+            self._rules.append(SigningRule(data.place(entry), entry.key, name, signer))
+            if self._ordered is not None:
+                problems += self._add_pattern(self._ordered, data, entry)
+            else:
+                problems += self._add_plain(data, entry)
+
+    @classmethod
+    def read(
+        cls, spec: str | Sequence[str], keys: KeyTable, where: str = "SigningTable", *, base: Path = Path()
+    ) -> "tuple[SigningTable, list[Problem]]":
+        """Read the table. A key name that `keys` does not know is a problem, but its line still matches: such mail is
+        not to leave unsigned by a mistake."""
+        data, problems = data_set.read(spec, where, base)
+        table = cls(data, keys, problems)
+        return table, sorted(problems + table.unusable, key=lambda problem: problem.line)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def match(self, user: str, domain: str) -> Iterator[SigningRule]:
+        """The rules for mail from `user@domain` (`domain` in lower case), best first."""
+        if self._ordered is not None:
+            numbers: Sequence[int] = self._ordered.match(user, domain)
+        else:
+            numbers = [self._plain[probe] for probe in probes(user.lower(), domain) if probe in self._plain]
+        for number in numbers:
+            yield self._rules[number]
+
+    def _add_pattern(self, ordered: _Ordered, data: DataSet, entry: DataSetEntry) -> list[Problem]:
+        try:
+            ordered.add(len(self._rules) - 1, entry.key)
+        except ValueError as error:
+            return [data.problem(entry, str(error))]
+        if "\\" in entry.key:
+            what = "a backslash stands for itself here; . and + need none"
+            return [data.problem(entry, what, warning=True)]
+        if data_set.is_literal(entry.key) and "@" not in entry.key:
+            what = f"{entry.key} matches nothing: a refile compares whole addresses; write *@{entry.key.lstrip('.')}"
+            return [data.problem(entry, what, warning=True)]
+        return []
+
+    def _add_plain(self, data: DataSet, entry: DataSetEntry) -> list[Problem]:
+        key = entry.key.lower()
+        found = []
+        if "*" in key.removesuffix("*"):
+            if not key.startswith("*@") or "*" in key[2:]:
+                what = f"{entry.key} matches nothing; patterns need refile: before the name of the file"
+                found.append(data.problem(entry, what, warning=True))
+            elif data.kind != "list":
+                what = f"{entry.key} matches here, but in OpenDKIM only with refile: before the name of the file"
+                found.append(data.problem(entry, what, warning=True))
+        if key in self._plain:
+            what = f"{entry.key}: an earlier line has this pattern; this one is unused"
+            found.append(data.problem(entry, what, warning=True))
+        else:
+            self._plain[key] = len(self._rules) - 1
+        return found
+
+
+def _mistakes(data: DataSet, entry: DataSetEntry, name: str, signer: str) -> Iterator[Problem]:
+    if not name:
+        yield data.problem(entry, f"{entry.key}: the name of a key is missing")
+        return
+    if signer and "@" not in signer:
+        what = f"{entry.key}: {signer} has no @, so that OpenDKIM signs nothing; here the signature has no i="
+        yield data.problem(entry, what, warning=True)
+
+
+def probes(user: str, domain: str) -> Iterator[str]:
+    """What a plain SigningTable is asked, in OpenDKIM's order; `*@domain` is ours."""
+    yield f"{user}@{domain}"
+    yield domain
+    yield f"*@{domain}"
+    for parent in data_set.parents(domain):
+        yield f"{user}@{parent}"
+        yield parent
+    yield f"{user}@*"
+    yield "*"
