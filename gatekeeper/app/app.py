@@ -145,7 +145,8 @@ async def open_app(
     plan: Plan, *, resolver: Resolver | None = None, store: Store | None = None, clock: Clock = time.time
 ) -> App:
     """The app of this process, on `resolver` and `store` or those that the configuration names. A store that does not
-    answer is no error: decisions go on without it."""
+    answer is no error: decisions go on without it.
+    """
     config = plan.config
     probe = resolver
     if resolver is None:

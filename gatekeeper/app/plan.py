@@ -61,7 +61,8 @@ def prepare(
 ) -> Plan:
     """Read everything that `config` names. Raises ConfigError with every problem, those `found` before included;
     `thorough` validates each key (37 ms for an RSA key), for check-config. `lenient` goes on without keys that cannot
-    be used; `old` is the plan that is at work until this one is."""
+    be used; `old` is the plan that is at work until this one is.
+    """
     observe = config.mode == "observe"
     reader = _reader(config)
     pipelines = {"": _pipeline(config, reader, config.policy, ("policy",))}

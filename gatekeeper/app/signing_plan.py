@@ -150,7 +150,8 @@ class _Reader:
 
     def _one_key(self) -> tuple[_Spec, _Spec]:
         """The tables that say what Domain, SubDomains, Selector and KeyFile say in OpenDKIM: d= is the entry of Domain,
-        or with `*` the domain in From; a subdomain is named by its i=."""
+        or with `*` the domain in From; a subdomain is named by its i=.
+        """
         config, options = self._config, self._config.signing
         data, problems = opendkim_data_set.read(data_set(config, options.domains), "signing.domains", config.folder)
         self.problems += problems
@@ -214,7 +215,8 @@ def _contradictions(config: Config) -> Iterator[Problem]:
 
 def key_owners(config: Config) -> frozenset[int]:
     """Who may own private keys besides root: who reads them, whom the workers become, and whom Debian's opendkim has
-    its keys belong to."""
+    its keys belong to.
+    """
     owners = {os.geteuid()}
     for user in (config.user, "opendkim"):
         try:

@@ -218,7 +218,8 @@ class ArcVerifier:
 
     def _oldest_pass(self) -> int:
         """The lowest instance whose signature still verifies, going back from the newest; 0 if all do. Only keys that
-        are known already are used: this is a courtesy to who debugs."""
+        are known already are used: this is a courtesy to who debugs.
+        """
         oldest = len(self._sets)
         for instance in range(oldest - 1, 0, -1):
             if _key_name(self._sets[instance - 1].signature) not in self._keys:

@@ -46,7 +46,8 @@ class DkimFinding:
     """What came out for one signature. `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008).
 
     `testing` is the key's t=y; `no_key` means that its name does not exist in the DNS,
-    `tried` that a key record was found and tried."""
+    `tried` that a key record was found and tried.
+    """
 
     result: DkimResult
     domain: str = ""
@@ -183,7 +184,8 @@ class DkimVerifier:
     def _added(self, signature: Signature) -> list[str]:
         """Names of fields that readers take for one, stand there twice, and are not all signed (RFC 6376 section 8.15):
         anybody may have added the one that is shown. It still passes, as that is what verifying means; what DMARC makes
-        of two From fields is said there."""
+        of two From fields is said there.
+        """
         if self._twice is None:
             present = Counter(field.name.lower() for field in self._headers)
             self._twice = {name: present[name] for name in _ONCE if present[name] > 1}

@@ -77,7 +77,8 @@ class _Walk:
 
     def applicable(self) -> tuple[str, DmarcRecord] | None:
         """The record whose policy applies: at the domain, else at its organizational domain, else at its public
-        suffix domain (section 4.10.1)."""
+        suffix domain (section 4.10.1).
+        """
         by_name = dict(self.records)
         suffixes = [name for name, record in self.records if record.psd == "y"]
         for name in (self.start, self.organizational, *suffixes):
@@ -90,7 +91,8 @@ async def check_dmarc(
     resolver: Resolver, headers: Sequence[Header], spf: SpfFinding, dkim: Sequence[DkimFinding]
 ) -> DmarcFinding:
     """The finding for a message with these fields. `spf` is the finding for MAIL FROM (for the null sender, that is
-    the HELO identity). Nothing is raised."""
+    the HELO identity). Nothing is raised.
+    """
     author = from_domain(headers)
     if author.problem:
         return DmarcFinding(DmarcResult.PERMERROR, reason=author.problem)
@@ -227,7 +229,8 @@ class _Walks:
 
     async def any_aligned(self, author: _Walk, domains: Sequence[str], strict: bool) -> bool | None:
         """True if one of `domains` is aligned with that of the author; None if DNS trouble keeps that from being
-        known."""
+        known.
+        """
         if author.start in domains:
             return True
         if strict:

@@ -29,7 +29,8 @@ class IprevResult(StrEnum):
 @dataclass(frozen=True, slots=True)
 class IprevFinding:
     """What came out. `name` is set only if it is confirmed; `reverse` is what the first PTR record says, if usable;
-    `address` is the client as text."""
+    `address` is the client as text.
+    """
 
     result: IprevResult
     name: str = ""

@@ -58,7 +58,8 @@ class SpfResult(StrEnum):
 class SpfFinding:
     """What came out. `domain` is the one that was judged, `reason` a sentence of ours, and `explanation` the domain's
     own words for a `fail` (empty if it has none): printable ASCII on one line. `mechanism` is the term of the domain's
-    own record that matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did."""
+    own record that matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did.
+    """
 
     result: SpfResult
     identity: Identity = "mailfrom"
@@ -134,7 +135,8 @@ _MAX_KEPT = 4096  # bytes of TXT records that an outcome may keep alive
 
 def _recall(resolver: Resolver, address: Address, name: str) -> _Outcome | None:
     """What came out for this client and domain before, if every answer that it was worked out from still is the one
-    that `resolver` remembers: 5 µs instead of 250 for what pyspf takes."""
+    that `resolver` remembers: 5 µs instead of 250 for what pyspf takes.
+    """
     outcome, answers = _outcomes.get((address, name), _NO_OUTCOME)
     for (asked, type), answer in answers.items():
         if known_answer(resolver, asked, type) is not answer:

@@ -74,7 +74,8 @@ def _line(what: str, text: str) -> str:
 
 def _entry(key: str, action: str, remark: str, kind: Kind | None) -> AccessEntry:
     """Which table, and what the key is: an address or network is a client, what has an @ a sender, any other name the
-    domain of a sender, unless `kind` says otherwise."""
+    domain of a sender, unless `kind` says otherwise.
+    """
     network = None
     try:
         network = parse_network(key)

@@ -139,7 +139,8 @@ def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
 
 def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Config, list[Problem]]:
     """What can be used of the configuration in `path`, and every mistake in it: so that check-config can go on and look
-    into the tables. Raises ConfigError for a file that is no TOML."""
+    into the tables. Raises ConfigError for a file that is no TOML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         tree = tomllib.loads(text)
@@ -229,7 +230,8 @@ def _build(
 
 def _drift(config: Config, tree: Mapping[str, Any], relay: postconf.PostfixSettings) -> Iterator[tuple[str, str]]:
     """What the file says of the relay otherwise than Postfix, by option. Values that could not be taken over from
-    Postfix are nothing to compare with."""
+    Postfix are nothing to compare with.
+    """
     unsure = {option for option, _ in relay.warnings}
     said = {option: value for option, value in relay.values.items() if option in tree and option not in unsure}
     try:
@@ -252,7 +254,8 @@ def _drift(config: Config, tree: Mapping[str, Any], relay: postconf.PostfixSetti
 
 def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:
     """`tree` without the option at `at`; a list goes as a whole, and so does a rule: what is left of it would be wrong
-    in another way. So every round leaves less to be wrong."""
+    in another way. So every round leaves less to be wrong.
+    """
     key, *rest = at or ("",)
     inner = tree.get(str(key))
     if rest and isinstance(inner, dict) and str(rest[0]) in inner:

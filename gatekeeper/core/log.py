@@ -44,7 +44,8 @@ _SYSLOG = Path("/dev/log")
 
 def setup(level: str = "info", stream: TextIO | None = None, *, syslog: str = "", name: str = "gatekeeper") -> None:
     """Send this process's log from `level` (debug, info, warning, error) up to standard error or, if `syslog` is a
-    facility, to syslog under `name`; where no syslog runs, as in a container, standard error it is."""
+    facility, to syslog under `name`; where no syslog runs, as in a container, standard error it is.
+    """
     handler = _syslog(syslog, name) if syslog else None
     if handler is None:
         handler = _Stream(stream or sys.stderr)
@@ -93,7 +94,8 @@ class _Syslog(logging.handlers.SysLogHandler):
 
 class _Formatter(logging.Formatter):
     """One record begins one line: what follows the first line (a traceback, or line breaks that came from outside) is
-    indented behind a bar, and control characters are shown as `?`."""
+    indented behind a bar, and control characters are shown as `?`.
+    """
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
         """The local time to the millisecond."""
@@ -122,7 +124,8 @@ def _visible(line: str) -> str:
 
 def trace_id(client: Client) -> str:
     """What policy daemon and milter both call one connection: base32 of the first 40 bits of SHA-256 over the
-    client's address and port. Empty without an address."""
+    client's address and port. Empty without an address.
+    """
     return "" if client.address is None else _trace_id(client.address, client.port)
 
 

@@ -28,7 +28,8 @@ class Header(NamedTuple):
 
 def crlf(raw: bytes) -> bytes:
     """`raw` with every line end (CR LF or LF) as CRLF, a stray CR as a space: how Postfix sends a file that it is given
-    (sendmail(1), cleanup_replace_stray_cr_lf)."""
+    (sendmail(1), cleanup_replace_stray_cr_lf).
+    """
     return _LINE_FEED.sub(b"\r\n", _STRAY_CR.sub(b" ", raw))
 
 

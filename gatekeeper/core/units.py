@@ -46,7 +46,8 @@ class HostBits(ValueError):
 
 def parse_network(text: str) -> IPv4Network | IPv6Network:
     """The network, or the single address, in `text`; in brackets as Postfix writes them. Raises ValueError with what is
-    allowed, HostBits with what was probably meant."""
+    allowed, HostBits with what was probably meant.
+    """
     bare = text.replace("[", "").replace("]", "")
     try:
         return ip_network(bare)

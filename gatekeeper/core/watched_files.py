@@ -53,7 +53,8 @@ def record(path: str | Path) -> None:
 
 def read(path: str | Path) -> bytes:
     """The bytes of the file at `path`, which is noted. Raises OSError, also for what is no regular file: opening a FIFO
-    would wait for somebody to write into it."""
+    would wait for somebody to write into it.
+    """
     record(path)
     with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -292,7 +292,8 @@ class Supervisor:
 
     def _starting(self, now: float) -> bool:
         """True while workers have a moment more to begin. Another generation waits for them: a storm of signals would
-        else be as many generations at once."""
+        else be as many generations at once.
+        """
         new = [worker for worker in self.workers if worker.generation == self.generation and not worker.ready]
         return any(now < worker.started + _START for worker in new)
 
@@ -404,7 +405,8 @@ class Supervisor:
 
     def _reload(self, changed: Sequence[str] = ()) -> None:
         """Read everything again and start anew with it, or say why not and go on. Where tables and keys have `changed`,
-        the configuration stays what it is."""
+        the configuration stays what it is.
+        """
         if self.stopping is not None:
             return
         noted: dict[str, watched_files.FileState] = {}

@@ -69,7 +69,8 @@ class ProcessUser:
 
 def allow_connections() -> None:
     """Allow as many open files as we may have: the usual 1024 (systemd's soft limit, made for programs that call
-    select(2)) are fewer than the idle connections of a busy Postfix."""
+    select(2)) are fewer than the idle connections of a busy Postfix.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -87,7 +88,8 @@ def run_worker(
     """Be a worker in this freshly forked process; ends it. `seat` is a policy worker's among its like; `detached` lets
     go of standard input and output once it serves.
 
-    Exit status 0 after draining, 75 after an accident."""
+    Exit status 0 after draining, 75 after an accident.
+    """
     status = EX_TEMPFAIL
     try:
         os.setpgid(0, 0)  # Ctrl-C reaches only the parent

@@ -76,7 +76,8 @@ class AskedSession:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """The decision, what was looked up before it began, what the milter decided when the client connected, where
-    connections are limited, and what is decided `later`, at DATA and at the end of the message, where lists say so."""
+    connections are limited, and what is decided `later`, at DATA and at the end of the message, where lists say so.
+    """
 
     decision: Decision
     before: tuple[Note, ...] = ()
@@ -86,7 +87,8 @@ class Explanation:
 
 async def explain(app: App, resolver: NotingResolver, asked: AskedSession, *, probe: bool = False) -> Explanation:
     """Decide about `asked` as the policy daemon would. `app` was opened on `resolver` and on a read-only store. With
-    `probe` the DNS lists are tested first, as the daemon does all the time: one that is ill does not count."""
+    `probe` the DNS lists are tested first, as the daemon does all the time: one that is ill does not count.
+    """
     before: list[Note] = []
     resolver.note = lambda what, found: before.append(Note(what, found))
     question = await request(resolver, asked)

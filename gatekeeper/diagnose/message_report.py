@@ -72,7 +72,8 @@ class Mail:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageFindings:
     """What authentication found, and the field that says so. `records` are, by method, the questions to the DNS with
-    their answers, each where it was asked first."""
+    their answers, each where it was asked first.
+    """
 
     iprev: IprevFinding
     spf: SpfFinding
@@ -92,7 +93,8 @@ async def verify(
     app: App, request: Request, mail: Mail, listen: Callable[[Listener], None] = lambda listener: None
 ) -> MessageFindings:
     """Everything that the milter would find out about `mail`. `listen` is given who is to hear what the DNS says while
-    each method is at work."""
+    each method is at work.
+    """
     facts = app.facts(request)
     verifier = app.verifier(mail.headers)
     facts.add_message(mail.headers, verifier)
@@ -155,7 +157,8 @@ async def explain(app: App, request: Request, mail: Mail) -> SigningReport:
 
 async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tuple[bytes, str]:
     """`mail` as it would leave, with the line ends of the file, and why it is signed or not; if it is `submitted`, as
-    the submission service of this host hands it in."""
+    the submission service of this host hands it in.
+    """
     macros = {DAEMON_NAME: _SUBMISSION} if submitted else {}
     request = request._replace(client=_HERE) if submitted else request
     edits, choice = Edits(), choose(app, request, mail, macros)

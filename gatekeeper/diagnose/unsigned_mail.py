@@ -23,7 +23,8 @@ _SHOWN = 10
 @dataclass(slots=True)
 class UnsignedMail:
     """The sum: messages by reason, how many of them `missed` a signature that they should have, and those that are not
-    signed by reason, domain of the sender and cause. `example` has the queue id of the last message of each."""
+    signed by reason, domain of the sender and cause. `example` has the queue id of the last message of each.
+    """
 
     reasons: Counter[str] = field(default_factory=Counter)
     missed: int = 0

@@ -175,7 +175,8 @@ class LiveAuthorities:
 
 def _heard(replies: list[_Reply]) -> list[_Reply]:
     """The replies without those over IPv6 where all of that is silent: then it is this host that has no way out, which
-    says nothing about servers that were heard over IPv4."""
+    says nothing about servers that were heard over IPv4.
+    """
     six = [reply for reply in replies if ":" in reply.voice.address]
     if not all(reply.silent for reply in six):
         return replies

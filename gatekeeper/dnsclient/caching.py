@@ -34,7 +34,8 @@ class _Entry(NamedTuple):
 
 class CachingResolver:
     """Asks `inner` what it does not remember. `size` bounds the memory, in kilobytes of answers, begun ones counted
-    whole: at most so many answers are kept, fewer if they are large."""
+    whole: at most so many answers are kept, fewer if they are large.
+    """
 
     def __init__(self, inner: Resolver, clock: Clock = time.time, *, size: int = 20_000) -> None:
         self._inner = inner

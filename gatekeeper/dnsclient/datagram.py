@@ -48,7 +48,8 @@ class Datagrams:
 
     async def ask(self, asked: dns.name.Name, name: str, type: str, seconds: float) -> Answer | None:
         """The answer for `asked`, which is `name`, if a usual one comes within `seconds`. Raises OSError where nobody
-        listens."""
+        listens.
+        """
         number = secrets.randbits(16)
         question = b"".join([bytes((len(label),)) + label for label in asked.labels]) + struct.pack(
             "!HH", _TYPES[type], 1
@@ -95,7 +96,8 @@ async def _receive(sock: socket.socket, number: bytes, question: bytes, seconds:
 
 def read(data: bytes, asked: int, name: str, type: str) -> Answer | None:
     """What the answer in `data` says, whose question of `asked` bytes was for `name` and `type`; None if it is not
-    one of the usual. Raises nothing."""
+    one of the usual. Raises nothing.
+    """
     _, flags, questions, answers, authorities, more = _HEADER.unpack_from(data)
     code = flags & _RCODE
     if not flags & dns.flags.QR or flags & _UNUSUAL or questions != 1 or code not in (0, _NXDOMAIN):
@@ -117,7 +119,8 @@ def read(data: bytes, asked: int, name: str, type: str) -> Answer | None:
 
 def _negative_ttl(data: bytes, at: int, authorities: int, more: int) -> float | None:
     """For how many seconds there is nothing, by the SOA at `at` (RFC 2308 section 5) if there is one, behind which
-    stand `more` records: EDNS or none. None if anything else stands there."""
+    stand `more` records: EDNS or none. None if anything else stands there.
+    """
     ttl, end = _WITHOUT_SOA, at
     try:
         if authorities:

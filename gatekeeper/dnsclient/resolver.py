@@ -140,7 +140,8 @@ class RememberedOnly:
 
 def run_without_waiting(coroutine: Coroutine[Any, Any, T]) -> T:
     """What `coroutine` comes to, run to its end here and now, with or without an event loop. Raises Waiting where it
-    would have to wait; it is over then."""
+    would have to wait; it is over then.
+    """
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -36,7 +36,8 @@ ListUse = tuple[DnsList, ListKind]
 
 class ListMonitor:
     """All lists that this process asks. `probe` is asked about test points, past any cache; without one, `resolver`
-    is. `budget` is in seconds. `uses` are the lists that are known beforehand; others are watched once asked."""
+    is. `budget` is in seconds. `uses` are the lists that are known beforehand; others are watched once asked.
+    """
 
     def __init__(
         self, resolver: Resolver, *, probe: Resolver | None = None, budget: float = BUDGET, uses: Iterable[ListUse] = ()

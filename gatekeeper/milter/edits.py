@@ -51,7 +51,8 @@ def forged_results(
     headers: Sequence[Header], authserv_ids: Collection[str], methods: Collection[str] | None = None
 ) -> tuple[Remove, ...]:
     """Removals, back to front, of every Authentication-Results field that claims to be ours (RFC 8601 section 5), by
-    one of `authserv_ids`; with `methods`, only of those that tell one of these."""
+    one of `authserv_ids`; with `methods`, only of those that tell one of these.
+    """
     removals = []
     index = 0
     for field in headers:

@@ -104,7 +104,8 @@ class MilterSession:
         self, sender: str, *, sasl_user: str = "", sasl_method: str = "", macros: Mapping[str, str] = _NO_MACROS
     ) -> Ahead | None:
         """A message begins. `sender` may stand in its angle brackets, `macros` are those of MacroList that are set.
-        Offers to start SPF and iprev."""
+        Offers to start SPF and iprev.
+        """
         if self._peer:
             return None
         request = Request(
@@ -201,7 +202,8 @@ class MilterSession:
     def end_at_once(self) -> Edits | None:
         """The same for a message about which nothing has to be waited for, in any thread: one that is not to be judged
         (OpenSSL signs without Python's lock), or that the DNS need not be asked about. None, and nothing done, if
-        `end_of_judged` has to be awaited."""
+        `end_of_judged` has to be awaited.
+        """
         message = self._message
         if message is None:
             return Edits()

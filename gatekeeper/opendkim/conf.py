@@ -49,7 +49,8 @@ class ConfSetting:
 
 def read(path: Path) -> tuple[list[ConfSetting], list[Problem]]:
     """Every setting in the order in which it counts, and every mistake. Raises nothing: a file that cannot be read is a
-    mistake too."""
+    mistake too.
+    """
     return _read(path, None, 0)
 
 

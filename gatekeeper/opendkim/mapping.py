@@ -43,7 +43,8 @@ Tree = dict[str, Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedConfig:
     """What an opendkim.conf says. `origins` are the settings by the key of the tree that came of them; `settings` is
-    everything that is set, by lower-case name; the last setting of a name counts."""
+    everything that is set, by lower-case name; the last setting of a name counts.
+    """
 
     config: Config
     tree: Mapping[str, Any]

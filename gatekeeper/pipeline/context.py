@@ -61,7 +61,8 @@ class Context:
 
     def after(self, callback: Callback, when: When | None = None) -> None:
         """Call `callback` with the decision once it is known: keep or give back a reservation, record a triplet. With
-        `when` only if that says so, which costs nothing where it does not."""
+        `when` only if that says so, which costs nothing where it does not.
+        """
         self._callbacks.append((callback, when))
 
     def has_side_effects(self, decision: Decision) -> bool:
@@ -77,7 +78,8 @@ class Context:
 
     async def settle(self, decision: Decision) -> None:
         """Run the side effects: what they write goes out together. One that fails is logged and stops no other; what
-        the store does not take is left undone, and the guard has said so already (stores/circuit_breaker.py)."""
+        the store does not take is left undone, and the guard has said so already (stores/circuit_breaker.py).
+        """
         callbacks, self._callbacks = self._callbacks, []
         wanted = [callback(decision) for callback, when in callbacks if when is None or when(decision)]
         if wanted:

@@ -95,7 +95,8 @@ class Pipeline:
 
     async def decide(self, request: Request, context: Context) -> Decision:
         """Ask the lists of `request.stage` and combine their verdicts. Never raises; the side effects are the caller's
-        to run with `context.settle(decision)` once the answer is on its way."""
+        to run with `context.settle(decision)` once the answer is on its way.
+        """
         steps: list[Step] = []
         if request.stage is Stage.RCPT and (request.recipient or "").lower() == "postmaster":
             return Decision(request, PASS, (), PASS)  # Postfix takes it unasked (RFC 5321 section 4.5.1)

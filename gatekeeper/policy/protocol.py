@@ -199,7 +199,8 @@ _SHORTEST = 120
 def _refusal(codes: str, text: str, request: Request | None) -> str:
     """Postfix writes `<name>: Recipient address rejected: ` between codes and text, and does not cut what is then too
     long: smtpd_check_reject() means to, but Postfix 3.7 was seen to send 657 bytes. `name` is the recipient, or
-    with other restriction lists the sender, the HELO name or the client; which list asked is not told."""
+    with other restriction lists the sender, the HELO name or the client; which list asked is not told.
+    """
     said = f"{codes.strip()} {text.strip() or 'Service unavailable'}"
     limit = LONGEST_REPLY - _PREFIX
     if request is not None and len(said) > _SHORTEST:

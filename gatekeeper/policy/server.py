@@ -59,7 +59,8 @@ and not answered. False if it has to stay."""
 
 class PolicyServer:
     """Serves policy connections with the decisions of `app`; `budget` is in seconds. With a `seat` it shares the
-    connections evenly with the other workers on its listeners."""
+    connections evenly with the other workers on its listeners.
+    """
 
     def __init__(self, app: Decider, *, budget: float = BUDGET, seat: BalanceSlot | None = None) -> None:
         self._app = app
@@ -103,7 +104,8 @@ class PolicyServer:
     async def retire(self, timeout: float, give: Give) -> None:  # noqa: ASYNC109 (how long peers have)
         """Stop accepting, because successors do: `give` them each connection as soon as no request of it is being
         answered. One that cannot be given now is tried again, and served until its peer closes it or `timeout` seconds
-        are over. Returns when the last has gone."""
+        are over. Returns when the last has gone.
+        """
         self._stop_accepting()
         self._give = give
         self._pass_on()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `asyncio.timeout` does, for many tasks that all have the same time: one timer for all of them instead of one for
-each, which saves 10 µs a request."""
+each, which saves 10 µs a request.
+"""
 
 import asyncio
 
@@ -28,7 +29,8 @@ class SharedDeadline:
 
     def is_late(self, task: asyncio.Task[None]) -> bool:
         """To be asked by a task that hears CancelledError, once: True if that is because its time was over, and it may
-        go on."""
+        go on.
+        """
         if task not in self._late:
             return False
         self._late.discard(task)

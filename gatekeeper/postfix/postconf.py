@@ -57,7 +57,8 @@ def ask_postfix(names: Sequence[str]) -> Mapping[str, str]:
 
 def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
     """What main.cf says, in this configuration's words: hostname, mynetworks, local_domains, relay_domains,
-    recipient_delimiter. What Postfix does not have, or has empty networks for, is left out."""
+    recipient_delimiter. What Postfix does not have, or has empty networks for, is left out.
+    """
     said = ask(_PARAMETERS)
     if not said:
         return PostfixSettings()

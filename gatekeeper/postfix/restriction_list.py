@@ -30,7 +30,8 @@ _COMMENT = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
 @dataclass(frozen=True, slots=True)
 class Restriction:
     """One restriction with its arguments, and where it stands: its index in the list that it was written in, or how
-    many line ends before it in a string of several lines."""
+    many line ends before it in a string of several lines.
+    """
 
     words: tuple[str, ...]
     index: int | None = field(default=None, compare=False)

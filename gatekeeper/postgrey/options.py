@@ -45,7 +45,8 @@ class Options:
 
 def read_options(file: Path) -> Options:
     """The options in `file`; postgrey's defaults if there is no such file. Raises OSError, and ValueError for words
-    that no shell would take."""
+    that no shell would take.
+    """
     try:
         text = file.read_text("utf-8", "replace")
     except FileNotFoundError:

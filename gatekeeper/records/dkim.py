@@ -23,7 +23,8 @@ _BROKEN = re.compile(rb"\bp\s*=\s*([^;]*)")
 @dataclass(slots=True)
 class PublishedKey:
     """What was found of one key. `records` are the TXT records at `name`; `secure` says that DNSSEC vouches for them;
-    `trouble` is why the DNS did not answer."""
+    `trouble` is why the DNS did not answer.
+    """
 
     domain: str
     selector: str

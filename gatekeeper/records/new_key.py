@@ -15,7 +15,8 @@ _USUAL = Terms()
 @dataclass(frozen=True, slots=True)
 class NewKey:
     """What was written: the private key at `path`, `record` as a zone file has it at `text_path`. `remarks` are what
-    keeps the key from being used."""
+    keeps the key from being used.
+    """
 
     record: KeyRecord
     path: Path

@@ -33,7 +33,8 @@ class SmtpError(Exception):
 
 class SmtpClient:
     """One connection, from the address `source` if it is given. Each command returns the reply: its code, a space, and
-    the text of all its lines."""
+    the text of all its lines.
+    """
 
     def __init__(self, host: str, port: int, source: str = "") -> None:
         self._socket = socket.create_connection((host, port), TIMEOUT, (source, 0) if source else None)
@@ -99,7 +100,7 @@ class SmtpClient:
 
 
 def _xtext(value: str) -> str:
-    """xtext (RFC 3461 section 4), as XCLIENT wants its values."""
+    """Xtext (RFC 3461 section 4), as XCLIENT wants its values."""
     return re.sub(rb"[^!-~]|[+=]", lambda match: b"+%02X" % match[0][0], value.encode()).decode()
 
 

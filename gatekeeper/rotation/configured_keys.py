@@ -107,7 +107,8 @@ class KeyConfiguration:
 
     def folder_of(self, which: Which) -> Path:
         """Where the state of its rotation and the new key lie: beside the old key; for one without a file, beside the
-        KeyTable or the configuration."""
+        KeyTable or the configuration.
+        """
         if which.path:
             return Path(which.path).resolve().parent
         return self.file.resolve().parent if self.file else self._config.folder.resolve()
@@ -124,7 +125,8 @@ class KeyConfiguration:
 
     def switch(self, state: RotationState) -> list[str]:
         """Put the new key into the place of the old one: what was changed, in words. Raises Refused with what a person
-        has to write instead, and OSError."""
+        has to write instead, and OSError.
+        """
         if self._config.signing.key_table is None:
             return self._switch_option(state)
         if self.file is None:
@@ -180,7 +182,8 @@ class KeyConfiguration:
 
 def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int]]:
     """The KeyTable `text` with the new key in the lines of the old one, and the numbers of these lines. Relative paths
-    start at `base`."""
+    start at `base`.
+    """
     lines, changed = text.split("\n"), []
     for number, line in enumerate(lines):
         match = _LINE.fullmatch(line)
@@ -199,7 +202,8 @@ def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int
 
 def _location(text: str, domain: str, base: Path) -> tuple[str, str]:
     """The path of a key as KeyTable reads it, empty for a key that stands there itself; and its algorithm, with a
-    colon."""
+    colon.
+    """
     location, _, algorithm = text.rpartition(":")
     if algorithm not in ALGORITHMS:
         location, algorithm = text, ""

@@ -145,7 +145,8 @@ _SPECIAL = re.compile(r"[*?()\[\]{}|^$\\]")
 
 def _globbed(text: str) -> str:
     """What OpenDKIM's dkimf_mkregexp() makes of a pattern, the anchors aside: character for character, so that an
-    escaped dot becomes an escaped backslash and any character."""
+    escaped dot becomes an escaped backslash and any character.
+    """
     return re.sub(r"\*+", ".*", re.sub(r"[+.]", r"\\\g<0>", text))
 
 

@@ -56,7 +56,8 @@ def write_key(
 
 def owner_in(folder: Path, owners: Collection[int]) -> tuple[int, int] | None:
     """Whose a new key in `folder` is to be: the folder's owner if that is one of `owners` and not who asks (as
-    /etc/dkimkeys is opendkim's, who could not read root's keys); None for who asks."""
+    /etc/dkimkeys is opendkim's, who could not read root's keys); None for who asks.
+    """
     status = folder.stat()
     if os.geteuid() == 0 and status.st_uid != 0 and status.st_uid in owners:
         return status.st_uid, status.st_gid

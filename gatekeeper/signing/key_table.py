@@ -36,7 +36,8 @@ def is_path(text: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class TableKey:
     """One line of the KeyTable. `location` is a path or, for an inline key, empty. `private` is None if the key could
-    not be used when the table was read. `previous` is the line of that name before the last reload that changed it."""
+    not be used when the table was read. `previous` is the line of that name before the last reload that changed it.
+    """
 
     name: str
     domain: str
@@ -65,7 +66,8 @@ class TableKey:
 
 class KeyTable:
     """The keys by name; names are case-sensitive. In a refile the names are patterns. `unusable` are those problems
-    that concern one key alone, so that the others can work."""
+    that concern one key alone, so that the others can work.
+    """
 
     def __init__(self, data: DataSet, base: Path, files: KeyFiles, problems: list[Problem]) -> None:
         self._name = data.name

@@ -106,7 +106,8 @@ class PrivateKey:
 
     def sign(self, digest: bytes) -> bytes:
         """The signature over a SHA-256 `digest`: PKCS#1 v1.5 (RFC 6376 section 3.3), or Ed25519 over the digest as
-        its message (RFC 8463 section 3)."""
+        its message (RFC 8463 section 3).
+        """
         key = self._parsed()
         if isinstance(key, RSAPrivateKey):
             return key.sign(digest, _PADDING, _PREHASHED)
@@ -213,7 +214,8 @@ class KeyFiles:
 
     def read(self, path: str | Path, *, named_in: str = "") -> PrivateKey | None:
         """The key in the file at `path`; None if it cannot be used, and then `problems` says why. `named_in` is the
-        place that has the path."""
+        place that has the path.
+        """
         name = str(path)
         if name not in self._keys:
             self._keys[name], problems = self._read(name, f", named in {named_in}" if named_in else "")

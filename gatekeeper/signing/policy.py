@@ -51,7 +51,8 @@ class WithoutKey(StrEnum):
 class SigningChoice:
     """`identities` sign, if there are any. `origin` says why the message is ours, and is empty if it is not: then it
     is to be verified. With a `reply` it is to be deferred or refused. `missed` marks a message that looks as if it
-    should have been signed, and is not."""
+    should have been signed, and is not.
+    """
 
     identities: tuple[SigningIdentity, ...]
     reason: str

@@ -91,7 +91,8 @@ class SignOptions:
 @dataclass(frozen=True, slots=True)
 class SigningIdentity:
     """Who signs: `d=`, `s=`, the key, and `i=`, which is left out unless it is in the domain. `previous`: the key is
-    one that was meant to be replaced."""
+    one that was meant to be replaced.
+    """
 
     domain: str
     selector: str
@@ -160,7 +161,8 @@ class Signer:
 @lru_cache(maxsize=16)
 def _wanted(sign: tuple[str, ...], omit: tuple[str, ...], oversign: tuple[str, ...]) -> re.Pattern[bytes]:
     """The names, in lower case, of the fields that are signed where they are there. From is among them, whatever is
-    said (RFC 6376 section 5.4), and what is oversigned."""
+    said (RFC 6376 section 5.4), and what is oversigned.
+    """
     always, omitted, signed = map(_pattern, (("From", *oversign), _edited(omit, OMITTED), _edited(sign, SIGNED)))
     return re.compile(f"{always}|(?!{omitted}\\Z){signed}".encode())
 

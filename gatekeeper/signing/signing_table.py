@@ -51,7 +51,8 @@ _compiled = lru_cache(maxsize=1024)(data_set.pattern)
 @dataclass(slots=True)
 class _Ordered:
     """A refile: the file's order decides. Patterns are found by the domain that they end in, so that only those of
-    unusual shape are tried one by one. A pattern that says nothing else is empty, others are compiled at first use."""
+    unusual shape are tried one by one. A pattern that says nothing else is empty, others are compiled at first use.
+    """
 
     literal: dict[str, list[int]] = field(default_factory=dict)  # joe@example.com
     domain: _Candidates = field(default_factory=dict)  # *@example.com, joe+*@example.com
@@ -108,7 +109,8 @@ class SigningTable:
         cls, spec: str | Sequence[str], keys: KeyTable, where: str = "SigningTable", *, base: Path = Path()
     ) -> "tuple[SigningTable, list[Problem]]":
         """Read the table. A key name that `keys` does not know is a problem, but its line still matches: such mail is
-        not to leave unsigned by a mistake."""
+        not to leave unsigned by a mistake.
+        """
         data, problems = data_set.read(spec, where, base)
         table = cls(data, keys, problems)
         return table, sorted(problems + table.unusable, key=lambda problem: problem.line)

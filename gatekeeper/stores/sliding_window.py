@@ -21,7 +21,8 @@ SLOTS = 60
 
 class SlotPosition(NamedTuple):
     """Where a hit goes: `name` is its key and window in one, `token` is empty without a `once`; `ttl` is in seconds,
-    after which nothing of it matters; its sum may come to `most`. Slots from `first` to `last` count, `slot` is now."""
+    after which nothing of it matters; its sum may come to `most`. Slots from `first` to `last` count, `slot` is now.
+    """
 
     name: str
     token: str

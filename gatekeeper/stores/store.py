@@ -96,7 +96,8 @@ class Store(Protocol):
 
     async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
         """What the sum of the hit's window is made of: amounts, each with the seconds until it counts no more; the
-        soonest first."""
+        soonest first.
+        """
         ...
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
@@ -113,7 +114,8 @@ class Store(Protocol):
 
     async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
         """Some of the values whose keys begin with `kind`, and what to pass as `after` for those that follow: nothing
-        at the end. For moving state; what is written meanwhile may come or not, and a value may come twice."""
+        at the end. For moving state; what is written meanwhile may come or not, and a value may come twice.
+        """
         ...
 
     async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:

@@ -77,7 +77,8 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
 
 def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> Store:
     """The store in Redis at `url` (stores/redis/servers.py says how it is written), not connected yet. Raises
-    ValueError."""
+    ValueError.
+    """
     # Imported here: TLS and the parser of answers are some megabytes that the default does not need.
     from gatekeeper.stores.redis.link import OneLink
     from gatekeeper.stores.redis.servers import parse_redis_url

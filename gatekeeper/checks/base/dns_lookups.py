@@ -70,7 +70,8 @@ def is_null_mx(answer: Answer) -> bool:
 
 def servers_of(answer: Answer) -> tuple[str, ...]:
     """The names in MX or NS records that Postfix does not throw away as malformed (valid_rr_name()): an address in the
-    place of a name may stay."""
+    place of a name may stay.
+    """
     names = [record.host if isinstance(record, MX) else str(record) for record in answer.records]
     return tuple([name for name in names if is_hostname(name) or is_address(name)])
 

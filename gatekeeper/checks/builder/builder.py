@@ -69,7 +69,8 @@ Words = tuple[Sequence[str], SourceLine]
 class CheckBuilder:
     """Makes checks of restrictions. `sections` holds the decoded sections by name; one that is missing has its
     defaults. `classes` are the restriction classes by name, `maps` the tables of `[policy]` by option; `where` tells
-    where the values of a section's option stand. Table names are relative to `folder`."""
+    where the values of a section's option stand. Table names are relative to `folder`.
+    """
 
     def __init__(
         self,
@@ -125,7 +126,8 @@ class CheckBuilder:
 
     def check(self, words: Sequence[str], place: SourceLine, list: str = "") -> Check | None:
         """The check that `words` name: a word and its arguments. None, and a problem, if there is none. `list` is the
-        list of the pipeline that they stand in: it says what a table without a word means."""
+        list of the pipeline that they stand in: it says what a table without a word means.
+        """
         try:
             return self._parse([*words], place, list)
         except ValueError as error:

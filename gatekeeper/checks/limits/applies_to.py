@@ -82,7 +82,8 @@ SessionPatternList = Annotated[
 @dataclass(frozen=True, slots=True)
 class SessionPatterns:
     """Words and their files in a form that is quick to ask. `names` are by kind (`user`: alice, @example.com),
-    `networks` by IP version and host bits."""
+    `networks` by IP version and host bits.
+    """
 
     mynetworks: bool
     authenticated: bool

@@ -33,7 +33,8 @@ _CLOSING = 1.0
 
 class Connections:
     """The connections that this process holds, and the check that lets them in. A request's `instance` says which
-    connection it is: `name()` makes one. `alone` is what the process remembers by itself."""
+    connection it is: `name()` makes one. `alone` is what the process remembers by itself.
+    """
 
     name: ClassVar[str] = "ratelimit"
     needs: ClassVar[tuple[str, ...]] = ()

@@ -106,7 +106,7 @@ class CounterResult(NamedTuple):
         return f"{sum_} of {self.limit}{name}"
 
     def refusal(self, wait: float = math.inf) -> Verdict:
-        """anvil's refusal, with the limit and the seconds to wait, if these are known."""
+        """Anvil's refusal, with the limit and the seconds to wait, if these are known."""
         text = f"Error: {_ERRORS[self.what]} {self._of()}: the limit is {self.limit}; try again {_when(wait)}"
         code, enhanced = ("421", "4.7.0") if self.what in ("connections", "simultaneous") else ("450", "4.7.1")
         return reject(f"ratelimit.{self.what}", code, enhanced, text)
@@ -129,7 +129,8 @@ def _key(keys: Keys, of: str, whose: tuple[str, ...]) -> str:
 
 class Tally(NamedTuple):
     """What one request was counted by, each limit with its hit, and the sums that these came to. `alone` if the store
-    was gone and this process counted by itself."""
+    was gone and this process counted by itself.
+    """
 
     counts: Sequence[CounterResult]
     hits: Sequence[CounterHit]

@@ -99,7 +99,8 @@ _AT = {stage: [(what, one) for what, one in _ASKED.items() if stage in one.stage
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limiter:
     """All rules, ready to count: the check of the policy daemon, and what connections.py asks. The rules of a group
-    count by the same words."""
+    count by the same words.
+    """
 
     name: ClassVar[str] = "ratelimit"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -197,7 +198,8 @@ class Limiter:
 
 def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> None:
     """What is refused does not count. A message of which a recipient was accepted before (it has a queue id) does, and
-    so does a login."""
+    so does a login.
+    """
     kept = ("logins", "messages") if request.queue_id else ("logins",)
     context.after(lambda decision: tally.give_back(context, kept), lambda decision: decision.verdict.refuses)
 

@@ -30,7 +30,8 @@ async def permit_mynetworks(request: Request, context: Context) -> Verdict:
 
 async def permit_inet_interfaces(request: Request, context: Context) -> Verdict:
     """Permit a client at one of this machine's addresses. Of these Postfix tells the one that the client has connected
-    to, which is what a connection from the machine to itself comes from; any other is not known here."""
+    to, which is what a connection from the machine to itself comes from; any other is not known here.
+    """
     address = request.client.address
     return permit("inet_interfaces") if address is not None and address == request.server_address else PASS
 
@@ -49,7 +50,8 @@ async def reject_plaintext_session(request: Request, context: Context) -> Verdic
 
 async def reject_multi_recipient_bounce(request: Request, context: Context) -> Verdict:
     """550 5.5.3 for the null sender with several recipients: at DATA and at the end of the message by their number; at
-    RCPT by the queue id, which a message has from its first accepted recipient on."""
+    RCPT by the queue id, which a message has from its first accepted recipient on.
+    """
     several = request.recipient_count > 1 or (request.stage is Stage.RCPT and bool(request.queue_id))
     if request.sender != "" or not several:
         return PASS

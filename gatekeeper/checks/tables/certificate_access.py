@@ -60,7 +60,8 @@ class CertificateAccess:
 @dataclass(frozen=True, slots=True)
 class PermitCertificates:
     """Permit a client whose fingerprint is in `policy.relay_clientcerts`, with whatever beside it; `trusted`: also one
-    whose certificate Postfix trusts."""
+    whose certificate Postfix trusts.
+    """
 
     tables: Sequence[Table]
     trusted: bool

@@ -45,7 +45,8 @@ class Networks:
 
     def add_plain(self, network: str, text: str) -> bool:
         """The same for an IPv4 network as text, five times as fast; False, and nothing done, if it is anything else or
-        has host bits."""
+        has host bits.
+        """
         address, slash, digits = network.partition("/")
         length = int(digits) if digits.isdecimal() and digits.isascii() else -1 if slash else 32
         try:

@@ -45,7 +45,8 @@ class TableReader:
 
     def read(self, name: str, place: SourceLine, *, values: bool = False) -> Table | None:
         """The table `TYPE:FILE`; None, and a problem, if it cannot be used. `place` is where it is named. With `values`
-        the right-hand sides are no actions but texts of any kind."""
+        the right-hand sides are no actions but texts of any kind.
+        """
         type, colon, file = name.partition(":")
         if type in WITHOUT_FILE:
             return self._keep(

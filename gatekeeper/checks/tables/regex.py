@@ -114,7 +114,8 @@ def _posix_escape(char: str) -> str:
 
 def _bracket(pattern: str, start: int) -> tuple[str, int]:
     """The bracket expression at `start` in Perl's spelling, where a backslash escapes, and where the pattern goes
-    on."""
+    on.
+    """
     at = start + 1
     out = ["["]
     if pattern.startswith("^", at):

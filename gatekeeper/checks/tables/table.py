@@ -29,7 +29,8 @@ class Table(Protocol):
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
         """The entry for the first of `keys` that has one. The first key is the whole thing that is looked up, the
-        others are parts of it, which tables of patterns do not match."""
+        others are parts of it, which tables of patterns do not match.
+        """
         ...
 
     def search_address(self, address: Address) -> TableAction | None:
@@ -39,7 +40,8 @@ class Table(Protocol):
 
 def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Lines with what continues them, and the number of the first (postmap(1)): comments and blank lines do not count,
-    a line that starts with white space continues the one before. White space is ASCII's, as in Postfix."""
+    a line that starts with white space continues the one before. White space is ASCII's, as in Postfix.
+    """
     start, content = 0, b""
     for number, line in enumerate(BytesIO(data), 1):
         bare = line.strip()
@@ -63,7 +65,8 @@ def text_lines(data: bytes) -> Iterator[tuple[int, str]]:
 
 class Actions:
     """The right-hand sides of one file: mistakes are collected with their line while it is read; afterwards what an
-    entry says is parsed when it is found."""
+    entry says is parsed when it is found.
+    """
 
     def __init__(self, file: str, restrictions: Restrictions, values: bool = False, line: int = 0) -> None:
         """`values`: the right-hand sides are no actions but plain texts. `line` is where a table without a file is."""

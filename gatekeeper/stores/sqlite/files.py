@@ -108,7 +108,8 @@ def _set(descriptor: int, kind: int, where: tuple[int, int]) -> None:
 
 def connect(path: Path, busy: float, *, read_only: bool = False) -> SqliteConnection:
     """Open the file at `path`, which has to exist; `busy` are the seconds that SQLite itself waits for locks. Raises
-    sqlite3.Error, and OSError, Replaced among others."""
+    sqlite3.Error, and OSError, Replaced among others.
+    """
     place = os.path.realpath(path)
     uri = f"{Path(place).as_uri()}?mode={'ro' if read_only else 'rw'}"
     with _lock:

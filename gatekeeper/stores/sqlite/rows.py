@@ -209,7 +209,8 @@ def tallies(db: Db, bucket: str, now: float) -> dict[bytes, int]:
 
 def expired(db: Db, now: float, count: int) -> Iterator[tuple[str, list[tuple[str | bytes | int | float, ...]]]]:
     """A statement that deletes, and for which rows: what has expired, at most `count` rows at a time. Locks nothing;
-    looks at each row once, a million of them in a third of a second."""
+    looks at each row once, a million of them in a third of a second.
+    """
     for table, columns in _KEYS.items():
         key, marks = ", ".join(columns), ", ".join("?" * len(columns))
         find = f"SELECT {key} FROM {table} WHERE ({key}) > ({marks}) AND expires <= ? ORDER BY {key} LIMIT ?"  # noqa: S608 (ours)

@@ -156,7 +156,8 @@ class SqliteStore:
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """`work` at once: in WAL mode no writer keeps a reader waiting, only who opens the file or mends it after a
-        crash. Raises StoreError."""
+        crash. Raises StoreError.
+        """
         clock = asyncio.get_running_loop().time
         until = 0.0
         while True:
