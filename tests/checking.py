@@ -105,7 +105,7 @@ class World:
             receiver=self.site.hostname,
         )
         self.lists.resolver = self.resolver
-        context = Context(
+        context = Context.of(
             site=self.site,
             resolver=self.resolver,
             store=self.store,

@@ -52,7 +52,7 @@ async def decide(
     verifier = DkimVerifier(headers, now=NOW)
     facts.add_message(headers, verifier)
     verifier.update(body)
-    context = Context(
+    context = Context.of(
         site=SITE,
         resolver=resolver,
         store=MemoryStore(lambda: 0.0),

@@ -44,7 +44,7 @@ async def message(
     """A message has come to its end, with these findings."""
     request = Request(stage=Stage.END_OF_MESSAGE, client=Client(address=parse_address(address)), sender=sender)
     finding = dmarc or DmarcFinding(DmarcResult.PASS, domain="example.net", organizational="example.net")
-    context = Context(
+    context = Context.of(
         site=SITE,
         resolver=world.resolver,
         store=world.store,

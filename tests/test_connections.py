@@ -58,7 +58,7 @@ class Relay:
     async def decide(self, address: str, name: str, store: MemoryStore | ReadOnlyStore | None = None) -> Decision:
         request = Request(stage=Stage.CONNECT, client=Client(address=parse_address(address)), instance=name)
         resolver = TableResolver(Zone.parse(""))
-        context = Context(
+        context = Context.of(
             site=SITE,
             resolver=resolver,
             store=store or self.store,

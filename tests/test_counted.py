@@ -71,7 +71,7 @@ class World:
             headers=headers,
             dkim=verifier,
         )
-        context = Context(
+        context = Context.of(
             site=SITE,
             resolver=self.resolver,
             store=self.store,

@@ -67,7 +67,7 @@ class Crashes(Says):
 
 def world() -> Context:
     resolver = TableResolver(Zone.parse(""))
-    return Context(
+    return Context.of(
         site=Site(hostname="mx.example.com", authserv_id="mx.example.com"),
         resolver=resolver,
         store=MemoryStore(lambda: 0.0),

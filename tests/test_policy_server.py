@@ -65,7 +65,7 @@ class World:
 
     async def decide(self, request: Request) -> tuple[Decision, Context]:
         self.asked.append(request.instance)
-        context = Context(
+        context = Context.of(
             site=Site(hostname="mx.example", authserv_id="mx.example"),
             resolver=TableResolver(Zone.parse("")),
             store=MemoryStore(),

@@ -24,14 +24,11 @@ from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import CLIENT, Pipeline
+from gatekeeper.pipeline.pipeline import CLIENT, OBSERVED, Pipeline
 from gatekeeper.pipeline.site import Site
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Clock, Keys, Store
 from gatekeeper.stores.store_url import open_store
-
-_OBSERVE = "observe:"
-"""The prefix of what is remembered in observe mode, as of what one observed check remembers (pipeline/pipeline.py)."""
 
 
 class App:
@@ -60,7 +57,7 @@ class App:
         return self.plan.site
 
     def facts(self, request: Request) -> Facts:
-        """What can be known about `request`, nothing of it asked yet."""
+        """Return what can be known about `request`, nothing of it asked yet."""
         return Facts(
             self.resolver,
             client=request.client,
@@ -70,7 +67,7 @@ class App:
         )
 
     def verifier(self, headers: Sequence[Header]) -> DkimVerifier:
-        """The verifier of the signatures in `headers`, to be fed with the body."""
+        """Return the verifier of the signatures in `headers`, to be fed with the body."""
         verify = self.plan.config.verify
         return DkimVerifier(
             headers,
@@ -81,17 +78,17 @@ class App:
         )
 
     def pipeline(self, request: Request) -> Pipeline:
-        """The lists for the request's policy_context; those of [policy] for one that has none of its own."""
+        """Return the lists for the request's policy_context; those of [policy] for one that has none of its own."""
         return self.plan.pipelines.get(request.policy_context) or self.plan.pipelines[""]
 
     async def context(self, facts: Facts, *, observe: bool = False) -> Context:
-        """What checks may use for one request. In observe mode state is kept apart."""
+        """Return what checks may use for one request. In observe mode state is kept apart."""
         # Asked each time: a store that was emptied has a new secret (stores/shared_values.py).
         return self._context(facts, await self.store.secret(), observe)
 
     def _context(self, facts: Facts, secret: bytes, observe: bool) -> Context:
-        prefix = _OBSERVE if observe else ""
-        return Context(
+        prefix = OBSERVED if observe else ""
+        return Context.of(
             site=self.site,
             resolver=self.resolver,
             store=self.store,
@@ -107,15 +104,15 @@ class App:
         self._watching = self.lists.start()
 
     async def decide(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
-        """The policy daemon's decision. The context's side effects are the caller's to settle, after the answer."""
+        """Decide for the policy daemon. The context's side effects are the caller's to settle, after the answer."""
         return await self._decide(self.pipeline(request), request, facts)
 
     async def decide_connection(self, request: Request) -> tuple[Decision, Context]:
-        """The milter's decision when a client connects; `request.instance` is a name that `connections` gave it."""
+        """Decide for the milter when a client connects; `request.instance` is a name that `connections` gave it."""
         return await self._decide(self._connect, request, None)
 
     async def decide_message(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
-        """The milter's decision at the end of a message, on facts that know it; to be settled likewise."""
+        """Decide for the milter at the end of a message, on facts that know it; to be settled likewise."""
         pipeline = self.plan.milter_pipeline
         if facts is not None and not self.keeps_proofs:
             context = self._context(facts, b"", pipeline.observe)
@@ -144,8 +141,9 @@ class App:
 async def open_app(
     plan: Plan, *, resolver: Resolver | None = None, store: Store | None = None, clock: Clock = time.time
 ) -> App:
-    """The app of this process, on `resolver` and `store` or those that the configuration names. A store that does not
-    answer is no error: decisions go on without it.
+    """Open the app of this process, on `resolver` and `store` or those that the configuration names.
+
+    A store that does not answer is not an error: decisions go on without it.
     """
     config = plan.config
     probe = resolver

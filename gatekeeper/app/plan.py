@@ -59,26 +59,28 @@ def prepare(
     lenient: bool = False,
     old: Plan | None = None,
 ) -> Plan:
-    """Read everything that `config` names. Raises ConfigError with every problem, those `found` before included;
+    """Read everything that `config` names.
+
     `thorough` validates each key (37 ms for an RSA key), for check-config. `lenient` goes on without keys that cannot
-    be used; `old` is the plan that is at work until this one is.
+    be used. `old` is the plan that is in force until this one is. Raises ConfigError with every problem, those `found`
+    before included.
     """
     observe = config.mode == "observe"
-    reader = _reader(config)
-    pipelines = {"": _pipeline(config, reader, config.policy, ("policy",))}
+    builder = _check_builder(config)
+    pipelines = {"": _pipeline(config, builder, config.policy, ("policy",))}
     for name, lists in config.policy.contexts.items():
-        pipelines[name] = _pipeline(config, reader, lists, ("policy", "contexts", name))
-    reader.check_classes()
-    limiter = reader.limiter()
+        pipelines[name] = _pipeline(config, builder, lists, ("policy", "contexts", name))
+    builder.check_classes()
+    limiter = builder.limiter()
     signing, problems = signing_policy(
         config,
-        reader.owners(config.hostname, config.recipient_delimiter),
+        builder.owners(config.hostname, config.recipient_delimiter),
         thorough=thorough,
         lenient=lenient,
         old=old.signing if old else None,
     )
-    of_messages, found_there = _of_messages(config, reader.conditions)
-    problems = sorted({*found, *config.warnings, *_others(config), *reader.problems, *problems, *found_there})
+    of_messages, found_there = _message_checks(config, builder.conditions)
+    problems = sorted({*found, *config.warnings, *_other_problems(config), *builder.problems, *problems, *found_there})
     if any(not problem.warning for problem in problems):
         raise ConfigError(problems)
     return Plan(
@@ -89,13 +91,13 @@ def prepare(
         limiter=limiter,
         signing=signing,
         sign_options=sign_options(config),
-        lists=reader.lists,
+        lists=builder.lists,
         warnings=tuple(problems),
     )
 
 
 def summary(plan: Plan) -> str:
-    """What a plan holds, in half a sentence."""
+    """Say what a plan holds, in half a sentence."""
     checks = {name: sum(map(len, pipeline.lists.values())) for name, pipeline in plan.pipelines.items()}
     contexts = [f"{count} in context {name}" for name, count in checks.items() if name]
     listen = [*plan.config.policy.listen, *plan.config.milter.listen]
@@ -105,35 +107,37 @@ def summary(plan: Plan) -> str:
     return "; ".join(parts)
 
 
-def _reader(config: Config) -> CheckBuilder:
-    """What makes checks of words, with all that they may name."""
+def _check_builder(config: Config) -> CheckBuilder:
+    """Return what makes checks of words, with all that they may name."""
     policy = config.policy
     return CheckBuilder(
         {name: getattr(config.checks, name) for name in ChecksSection.model_fields},
         config.folder,
         classes={
-            name: [(found.words, _place(config, ("policy", "classes", name), found)) for found in restrictions]
+            name: [
+                (found.words, _restriction_line(config, ("policy", "classes", name), found)) for found in restrictions
+            ]
             for name, restrictions in policy.classes.items()
         },
         maps={
-            option: (getattr(policy, option), _at(config.problem(("policy", option), "")))
+            option: (getattr(policy, option), _source_line(config.problem(("policy", option), "")))
             for option in ("sender_login_maps", "relay_clientcerts")
         },
-        where=lambda section, option, index: _at(config.problem(("checks", section, option, index), "")),
+        where=lambda section, option, index: _source_line(config.problem(("checks", section, option, index), "")),
     )
 
 
-def _pipeline(config: Config, reader: CheckBuilder, lists: RestrictionLists, at: KeyPath) -> Pipeline:
+def _pipeline(config: Config, builder: CheckBuilder, lists: RestrictionLists, at: KeyPath) -> Pipeline:
     checks: dict[str, tuple[Check, ...]] = {}
     for name, key, restrictions in lists.lists():
-        reader.warn_behind([(one.words, _place(config, (*at, key), one)) for one in restrictions])
-        found = [reader.check(one.words, _place(config, (*at, key), one), name) for one in restrictions]
+        builder.warn_behind([(one.words, _restriction_line(config, (*at, key), one)) for one in restrictions])
+        found = [builder.check(one.words, _restriction_line(config, (*at, key), one), name) for one in restrictions]
         checks[name] = ask_ahead([check for check in found if check is not None])
     return Pipeline(checks, config.mode == "observe")
 
 
-def _of_messages(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Check, ...], list[Problem]]:
-    """The milter's checks, of the methods that are asked."""
+def _message_checks(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Check, ...], list[Problem]]:
+    """Return the milter's checks, of the methods that are asked, and what is wrong with their options."""
     verify = config.verify
     spec = data_set(config, verify.trusted_forwarders)
     forwarders, problems = HostList.read(spec, "verify.trusted_forwarders", base=config.folder)
@@ -157,19 +161,19 @@ def _of_messages(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Che
     return (*wanted, ProofRecorder(conditions=known)) if known else wanted, problems
 
 
-def _place(config: Config, at: KeyPath, restriction: Restriction) -> SourceLine:
+def _restriction_line(config: Config, at: KeyPath, restriction: Restriction) -> SourceLine:
     """Where a restriction stands: in a string of several lines, or as one of a list."""
     if restriction.index is None:
-        return _at(config.problem(at, "", below=restriction.lines_below))
-    return _at(config.problem((*at, restriction.index), ""))
+        return _source_line(config.problem(at, "", below=restriction.lines_below))
+    return _source_line(config.problem((*at, restriction.index), ""))
 
 
-def _at(problem: Problem) -> SourceLine:
+def _source_line(problem: Problem) -> SourceLine:
     return SourceLine(problem.file, problem.line)
 
 
-def _others(config: Config) -> Iterator[Problem]:
-    """What is wrong with the options that nothing above reads."""
+def _other_problems(config: Config) -> Iterator[Problem]:
+    """Find what is wrong with the options that nothing else here reads."""
     try:
         check_url(config.store.url)
     except ValueError as error:

@@ -106,14 +106,14 @@ def _softened(problem: Problem, then: str) -> Problem:
 
 
 def key_table(config: Config) -> tuple[KeyTable, list[Problem]]:
-    """The keys alone, with what is wrong with them."""
+    """Read the keys alone, and return them with what is wrong with them."""
     reader = _Reader(config)
     keys, _ = reader.tables()
     return keys, [placed(config, problem) for problem in reader.problems]
 
 
 def key_table_file(config: Config) -> Path | None:
-    """The file that the KeyTable is; None if it stands in the configuration, or if there is none."""
+    """Return the file of the KeyTable; None if it stands in the configuration, or if there is none."""
     data, _ = opendkim_data_set.read(_path(config, "key_table"), "signing.key_table", config.folder)
     return Path(data.name) if data.kind in ("file", "refile") else None
 
@@ -126,7 +126,7 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def read(self, read: _Read, option: str, *args: Any) -> Any:
-        """What `read` makes of the table in `option`."""
+        """Read the table in `option` by `read`, and collect its problems."""
         spec = data_set(self._config, getattr(self._config.signing, option) or ())
         made, problems = read(spec, *args, where=f"signing.{option}", base=self._config.folder)
         self.problems += problems
@@ -149,8 +149,9 @@ class _Reader:
         return keys, table
 
     def _one_key(self) -> tuple[_Spec, _Spec]:
-        """The tables that say what Domain, SubDomains, Selector and KeyFile say in OpenDKIM: d= is the entry of Domain,
-        or with `*` the domain in From; a subdomain is named by its i=.
+        """Return the tables that say what Domain, SubDomains, Selector and KeyFile say in OpenDKIM.
+
+        d= is the entry of Domain, or with `*` the domain in From; a subdomain is named by its i=.
         """
         config, options = self._config, self._config.signing
         data, problems = opendkim_data_set.read(data_set(config, options.domains), "signing.domains", config.folder)
@@ -169,21 +170,21 @@ class _Reader:
 
 
 def _path(config: Config, option: str) -> _Spec:
-    """A table whose lone word cannot be a list: lists of keys have `=` in them."""
+    """Return a table whose lone word cannot be a list: lists of keys have `=` in them."""
     table = getattr(config.signing, option) or ()
     lone = isinstance(table, str) and not table.startswith("/") and not set(table) & set(":=,")
     return f"file:{table}" if lone else data_set(config, table)
 
 
 def data_set(config: Config, table: _Spec) -> _Spec:
-    """The data set in OpenDKIM's words, where a relative path without a prefix would be taken for a comma list."""
+    """Return the data set in OpenDKIM's words, where a relative path without a prefix would be a comma list."""
     if isinstance(table, str) and not table.startswith("/") and (config.folder / table).is_file():
         return f"file:{table}"
     return table
 
 
 def placed(config: Config, problem: Problem, ours: str = "signing") -> Problem:
-    """A problem of a table that is written in our own file, in the section `ours`, at its line there."""
+    """Return a problem of a table that is written in our own file, in the section `ours`, at its line there."""
     section, dot, option = problem.file.partition(".")
     if section != ours or option not in type(getattr(config, ours)).model_fields:
         return problem
@@ -214,8 +215,9 @@ def _contradictions(config: Config) -> Iterator[Problem]:
 
 
 def key_owners(config: Config) -> frozenset[int]:
-    """Who may own private keys besides root: who reads them, whom the workers become, and whom Debian's opendkim has
-    its keys belong to.
+    """Return who may own private keys besides root.
+
+    These are the user who reads them, the user whom the workers become, and `opendkim`, who owns them on Debian.
     """
     owners = {os.geteuid()}
     for user in (config.user, "opendkim"):

@@ -25,14 +25,14 @@ class Check(Protocol):
     def needs(self) -> tuple[str, ...]: ...
 
     def check(self, request: Request, context: Context, /) -> Awaitable[Verdict]:
-        """The opinion. May raise; the pipeline then takes it as PASS."""
+        """Return the opinion. May raise; the pipeline then takes it as PASS."""
         ...
 
 
 @runtime_checkable
 class Announcing(Check, Protocol):
-    """A check that can tell ahead what it will read from the store, for one round trip a request."""
+    """A check that can announce what it will read from the store, for one round trip a request."""
 
     def wants(self, request: Request, context: Context) -> ReadAhead | None:
-        """What `check` will read, as far as it can be told without waiting for anything; None for nothing."""
+        """Return what `check` will read, as far as that is known without waiting; None for nothing."""
         ...

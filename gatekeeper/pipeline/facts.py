@@ -22,7 +22,7 @@ from gatekeeper.core.request import Client
 from gatekeeper.dnsclient.resolver import RememberedOnly, Resolver, WouldWait, run_without_waiting
 
 T = TypeVar("T")
-FindOut = Callable[[Resolver], Coroutine[Any, Any, T]]
+Compute = Callable[[Resolver], Coroutine[Any, Any, T]]
 
 GRACE = 2.0
 """Seconds that DMARC has longer than what it is made of: its records are mostly known by then."""
@@ -30,13 +30,16 @@ _LATE = "DNS took too long"
 
 
 class Facts:
-    """The memo. Each question is answered once, however many ask. What the resolver remembers all of is found out on
-    the spot, in any thread and without an event loop (a task and a hop cost as much as finding out). For the rest there
-    is a task, which lives on when an asker gives up; `close` cancels what is not needed. Nobody waits for longer than
-    `patience`: what is not known by then is `temperror`, what is known is told.
+    """The facts about one message, each computed once, however many ask.
+
+    What the resolver remembers completely is computed on the spot, in any thread and without an event loop (a task and
+    a hop between threads cost as much as the fact). For the rest there is a task, which lives on when an asker gives
+    up; `close` cancels what is not needed. Nobody waits for longer than `patience`: what is not known by then is
+    `temperror`; what is known by then is told.
 
     `helo` and `sender` are None where they are not known yet; `receiver` is our host name, as SPF macros want it.
-    Without an event loop a coroutine that would have to wait raises Waiting; `start_*` and `close` belong on the loop.
+    Without an event loop a coroutine that would have to wait raises WouldWait; `start_*` and `close` belong on the
+    loop.
     """
 
     def __init__(
@@ -58,43 +61,43 @@ class Facts:
         self._headers: Sequence[Header] | None = None
         self._verifier: DkimVerifier | None = None
         self._arc_verifier: ArcVerifier | None = None
-        self._recalling = RememberedOnly(resolver)
+        self._remembered = RememberedOnly(resolver)
         self._known: dict[str, Any] = {}
         self._tasks: dict[str, asyncio.Task[Any]] = {}
-        self._time_is_up: asyncio.Future[None] | None = None
+        self._deadline_future: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         if headers is not None and dkim is not None:
             self.add_message(headers, dkim)
 
     def add_message(self, headers: Sequence[Header], verifier: DkimVerifier) -> None:
-        """The header, and the verifier that is fed with the body: known later than the envelope, before the body."""
+        """Add the header, and the verifier that is fed with the body: known after the envelope, before the body."""
         self._headers, self._verifier = headers, verifier
         self._arc_verifier = ArcVerifier(headers, verifier.digests, now=verifier.now)
 
     async def iprev(self) -> IprevFinding:
-        """Whether the client's address has a name that leads back to it."""
+        """Return whether the client's address has a name that leads back to it (RFC 8601 section 3)."""
         return await self._once("iprev", self._check_iprev, lambda: IprevFinding(IprevResult.TEMPERROR, reason=_LATE))
 
     async def spf(self) -> SpfFinding:
-        """SPF of MAIL FROM; of HELO for the null sender."""
+        """Return SPF of MAIL FROM; of HELO for the null sender."""
         return await self._once("spf", self._check_spf, self._late_spf)
 
     async def helo_spf(self) -> SpfFinding:
-        """SPF of HELO."""
+        """Return SPF of HELO."""
         if self._sender == "":
             return await self.spf()
         return await self._once("helo_spf", self._check_helo, lambda: replace(self._late_spf(), identity="helo"))
 
     async def dkim(self) -> tuple[DkimFinding, ...]:
-        """The signatures; only to be asked once the whole body has been fed."""
+        """Return the findings about the signatures; to be asked once the whole body has been fed."""
         return await self._once("dkim", self._check_dkim, self._dkim_so_far)
 
     async def arc(self) -> ArcFinding:
-        """The ARC chain; only to be asked once the whole body has been fed."""
+        """Return the finding about the ARC chain; to be asked once the whole body has been fed."""
         return await self._once("arc", self._check_arc, lambda: ArcFinding(ArcResult.TEMPERROR, _LATE))
 
     async def dmarc(self) -> DmarcFinding:
-        """DMARC, from SPF and DKIM; only to be asked when DKIM may be."""
+        """Return DMARC, from SPF and DKIM; to be asked once the whole body has been fed."""
         return await self._once("dmarc", self._check_dmarc, self._late_dmarc, GRACE)
 
     async def prefetch(self) -> None:
@@ -102,19 +105,19 @@ class Facts:
         await self._once("prefetch", self._prefetch, lambda: None)
 
     def recall_envelope(self) -> bool:
-        """Find out what client and sender tell, SPF and iprev, if that is remembered; whether it is. In any thread."""
+        """Compute SPF and iprev if the resolver remembers all that they take; return whether it did. In any thread."""
         return self._recall("spf", self._check_spf) and self._recall("iprev", self._check_iprev)
 
     def recall_message(self) -> bool:
-        """Whether all that `prefetch` asks is remembered. In any thread."""
+        """Return whether the resolver remembers all that `prefetch` asks. In any thread."""
         return self._recall("prefetch", self._prefetch)
 
     def start_spf(self) -> None:
-        """Begin to find out, without waiting."""
+        """Begin with SPF, without waiting."""
         self._begin("spf", self._check_spf)
 
     def start_envelope(self) -> None:
-        """Begin to find out what client and sender tell, SPF and iprev, without waiting."""
+        """Begin with what client and sender tell, SPF and iprev, without waiting."""
         self.start_spf()
         self._begin("iprev", self._check_iprev)
 
@@ -123,7 +126,7 @@ class Facts:
         self._begin("prefetch", self._prefetch)
 
     def start_all(self) -> None:
-        """Begin all that a message tells, without waiting; only once the whole body has been fed."""
+        """Begin with all facts, without waiting; to be called once the whole body has been fed."""
         self.start_envelope()
         if self._sender:
             self._begin("helo_spf", self._check_helo)
@@ -131,40 +134,40 @@ class Facts:
         self._begin("arc", self._check_arc)
 
     def patience(self, seconds: float) -> None:
-        """From now on wait for at most `seconds`, for everything together."""
+        """Wait from now on for at most `seconds`, for everything together."""
         self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
 
     def close(self) -> None:
-        """Cancel what is still being found out: nobody will ask."""
+        """Cancel what is still being computed: nobody will ask."""
         if self._timer is not None:
             self._timer.cancel()
         tasks, self._tasks = self._tasks, {}
         for task in tasks.values():
             task.cancel()
 
-    def _recall(self, name: str, find_out: FindOut[T]) -> bool:
-        """Find it out if all that it takes is remembered; whether it is known now."""
+    def _recall(self, name: str, compute: Compute[T]) -> bool:
+        """Compute the fact if the resolver remembers all that it takes; return whether it is known now."""
         if name in self._known:
             return True
         if name in self._tasks:
             return False
         try:
-            self._known[name] = run_without_waiting(find_out(self._recalling))
+            self._known[name] = run_without_waiting(compute(self._remembered))
         except WouldWait:
             return False
         return True
 
-    def _begin(self, name: str, find_out: FindOut[T]) -> None:
-        if not self._recall(name, find_out) and name not in self._tasks:
+    def _begin(self, name: str, compute: Compute[T]) -> None:
+        if not self._recall(name, compute) and name not in self._tasks:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:
                 raise WouldWait from None
-            self._tasks[name] = loop.create_task(find_out(self._resolver), name=f"fact {name}")
+            self._tasks[name] = loop.create_task(compute(self._resolver), name=f"fact {name}")
 
-    async def _once(self, name: str, find_out: FindOut[T], late: Callable[[], T], grace: float = 0.0) -> T:
-        """The answer; what `late` says if there is none `grace` seconds after the time is up."""
-        self._begin(name, find_out)
+    async def _once(self, name: str, compute: Compute[T], late: Callable[[], T], grace: float = 0.0) -> T:
+        """Return the fact, or what `late` says if there is none `grace` seconds after the time is up."""
+        self._begin(name, compute)
         if name in self._known:
             known: T = self._known[name]
             return known
@@ -172,19 +175,19 @@ class Facts:
         if task.done():
             return task.result()
         # one asker that gives up must not take the answer from the others, so nothing here cancels the task
-        await asyncio.wait((task, self._end_of_time()), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, self._deadline()), return_when=asyncio.FIRST_COMPLETED)
         if not task.done() and grace:
             await asyncio.wait((task,), timeout=grace)
         return task.result() if task.done() else late()
 
-    def _end_of_time(self) -> asyncio.Future[None]:
-        if self._time_is_up is None:
-            self._time_is_up = asyncio.get_running_loop().create_future()
-        return self._time_is_up
+    def _deadline(self) -> asyncio.Future[None]:
+        if self._deadline_future is None:
+            self._deadline_future = asyncio.get_running_loop().create_future()
+        return self._deadline_future
 
     def _give_up(self) -> None:
-        if not self._end_of_time().done():
-            self._end_of_time().set_result(None)
+        if not self._deadline().done():
+            self._deadline().set_result(None)
 
     def _late_spf(self) -> SpfFinding:
         return SpfFinding(
@@ -238,7 +241,7 @@ class Facts:
     async def _prefetch(self, resolver: Resolver) -> None:
         if self._headers is None or self._verifier is None or self._arc_verifier is None:
             return
-        if resolver is self._recalling:
+        if resolver is self._remembered:
             await self._verifier.fetch(resolver)
             await self._arc_verifier.fetch(resolver)
             await discover(resolver, self._headers)

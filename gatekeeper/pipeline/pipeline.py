@@ -36,6 +36,9 @@ CLIENT, HELO, SENDER, RECIPIENT, ETRN, DATA, END_OF_DATA = LISTS = (
     "data",
     "end_of_data",
 )
+OBSERVED = "observe:"
+"""The prefix of the store keys of what is only observed."""
+
 _EARLY = (CLIENT, HELO, SENDER, RECIPIENT)
 _LISTS_AT = {
     Stage.CONNECT: _EARLY,
@@ -51,16 +54,16 @@ _LISTS_AT = {
 without `smtpd_delay_reject`."""
 
 
-class _Asked(NamedTuple):
-    """A check as it stands in a list, with what need not be found out for each request."""
+class _Entry(NamedTuple):
+    """One check of a list, with what need not be computed for each request."""
 
-    ask: Callable[[Request, Context], Awaitable[Verdict]]
+    check: Callable[[Request, Context], Awaitable[Verdict]]
     name: str
     needs: tuple[str, ...]
     enforced: bool
     wants: Callable[[Request, Context], ReadAhead | None] | None
     passed: Step
-    """The step of most requests: it passed, and nothing was found out."""
+    """The step of most requests: the check passed and found nothing out."""
 
     @classmethod
     def of(cls, check: Check, list_name: str) -> Self:
@@ -69,7 +72,7 @@ class _Asked(NamedTuple):
         return cls(check.check, check.name, check.needs, check.mode is Mode.ENFORCE, wants, passed)
 
     def abstains(self, request: Request) -> bool:
-        """True if an attribute that it needs does not exist at this stage."""
+        """Return True if an attribute that the check needs does not exist at this stage."""
         for need in self.needs:  # noqa: SIM110 (any() takes four times as long, and this is asked 15 times)
             if getattr(request, need) is None:
                 return True
@@ -82,55 +85,55 @@ class Pipeline:
 
     lists: Mapping[str, tuple[Check, ...]]
     observe: bool = False
-    _asked: Mapping[Stage, tuple[tuple[str, tuple[_Asked, ...]], ...]] = field(init=False, repr=False, compare=False)
+    _entries: Mapping[Stage, tuple[tuple[str, tuple[_Entry, ...]], ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         on = {
-            name: tuple(_Asked.of(check, name) for check in self.lists.get(name, ()) if check.mode is not Mode.OFF)
+            name: tuple(_Entry.of(check, name) for check in self.lists.get(name, ()) if check.mode is not Mode.OFF)
             for name in LISTS
         }
         object.__setattr__(
-            self, "_asked", {stage: tuple((name, on[name]) for name in names) for stage, names in _LISTS_AT.items()}
+            self, "_entries", {stage: tuple((name, on[name]) for name in names) for stage, names in _LISTS_AT.items()}
         )
 
     async def decide(self, request: Request, context: Context) -> Decision:
-        """Ask the lists of `request.stage` and combine their verdicts. Never raises; the side effects are the caller's
-        to run with `context.settle(decision)` once the answer is on its way.
+        """Ask the lists of `request.stage` and combine their verdicts. Never raises.
+
+        The side effects are the caller's to run, with `context.settle(decision)`, once the answer is on its way.
         """
         steps: list[Step] = []
         if request.stage is Stage.RCPT and (request.recipient or "").lower() == "postmaster":
-            return Decision(request, PASS, (), PASS)  # Postfix takes it unasked (RFC 5321 section 4.5.1)
-        store = context.store
-        context.store = view = ReadAheadStore(store, lambda: self._wants(request, context))
+            return Decision(request, PASS, (), PASS)  # Postfix accepts it unasked (RFC 5321 section 4.5.1)
+        store = ReadAheadStore(context.store, lambda: self._announced(request, context))
         try:
-            verdict = await self._combine(request, context, steps)
+            verdict = await self._combine(request, context._replace(store=store), steps)
         finally:
-            view.end()
-            context.store = store
-            context.worked_out.clear()
+            store.end()
+            context.journal.memo.clear()
         return Decision(request, PASS if self.observe else verdict, tuple(steps), verdict)
 
     async def _combine(self, request: Request, context: Context, steps: list[Step]) -> Verdict:
         if_permit: Verdict | None = None
         if_reject: Verdict | None = None
         action: Verdict | None = None
-        for name, checks in self._asked[request.stage]:
+        take_notes = context.journal.take_notes
+        for name, entries in self._entries[request.stage]:
             if_reject = None
-            for asked in checks:
-                if asked.needs and asked.abstains(request):
+            for entry in entries:
+                if entry.needs and entry.abstains(request):
                     continue
-                if not asked.enforced:
-                    steps.append(await _observe(asked, name, request, context))
+                if not entry.enforced:
+                    steps.append(await _observe(entry, name, request, context))
                     continue
                 try:
-                    verdict = await asked.ask(request, context)
-                except Exception as error:
-                    verdict = _crashed(asked, error, context)
-                notes = context.take_notes()
+                    verdict = await entry.check(request, context)
+                except Exception as error:  # noqa: BLE001 (whatever is wrong with one check, the others still decide)
+                    verdict = _crashed(entry, error, context)
+                notes = take_notes()
                 if verdict is PASS:
-                    steps.append(asked.passed if not notes else Step(name, asked.name, PASS, notes))
+                    steps.append(entry.passed if not notes else Step(name, entry.name, PASS, notes))
                     continue
-                steps.append(Step(name, asked.name, verdict, notes))
+                steps.append(Step(name, entry.name, verdict, notes))
                 for kept in verdict.kept:
                     match kept.outcome:
                         case Outcome.DEFER_IF_PERMIT:
@@ -164,46 +167,40 @@ class Pipeline:
                     break
         return if_permit or action or if_reject or PASS
 
-    def _wants(self, request: Request, context: Context) -> list[ReadAhead]:
-        """What the checks of this stage announce. One that crashes announces nothing."""
+    def _announced(self, request: Request, context: Context) -> list[ReadAhead]:
+        """Return what the checks of this stage announce. One that crashes announces nothing."""
         found = []
-        keys = context.keys
-        for _, checks in self._asked[request.stage]:
-            for asked in checks:
-                if asked.wants is None or asked.abstains(request):
+        for _, entries in self._entries[request.stage]:
+            for entry in entries:
+                if entry.wants is None or entry.abstains(request):
                     continue
-                context.keys = keys if asked.enforced else _apart(keys)
                 try:
-                    wants = asked.wants(request, context)
+                    wants = entry.wants(request, context if entry.enforced else _observing(context))
                 except Exception:
-                    logger.exception("check %s cannot tell what it wants", asked.name)
+                    logger.exception("check %s cannot announce what it will read", entry.name)
                 else:
                     if wants is not None:
                         found.append(wants)
-        context.keys = keys
         return found
 
 
-def _apart(keys: Keys) -> Keys:
-    """The keys of what is only observed: its state is kept apart."""
-    return Keys(keys.secret, "observe:")
+def _observing(context: Context) -> Context:
+    """Return the view of a check that is only observed: its state is kept apart."""
+    return context._replace(keys=Keys(context.keys.secret, OBSERVED))
 
 
-def _crashed(asked: _Asked, error: Exception, context: Context) -> Verdict:
-    """To be called where the error is handled: abstain, loudly."""
-    logger.exception("check %s failed and abstains", asked.name)
+def _crashed(entry: _Entry, error: Exception, context: Context) -> Verdict:
+    """Abstain, loudly. To be called where the error is handled."""
+    logger.exception("check %s failed and abstains", entry.name)
     context.note("internal error", type(error).__name__)
-    return Verdict(Outcome.PASS, f"{asked.name}.error")
+    return Verdict(Outcome.PASS, f"{entry.name}.error")
 
 
-async def _observe(asked: _Asked, list_name: str, request: Request, context: Context) -> Step:
-    """The step of a check in observe mode, which is only written down."""
-    keys = context.keys
-    context.keys = _apart(keys)
+async def _observe(entry: _Entry, list_name: str, request: Request, context: Context) -> Step:
+    """Return the step of a check in observe mode, which is only written down."""
+    context = _observing(context)
     try:
-        verdict = await asked.ask(request, context)
-    except Exception as error:
-        verdict = _crashed(asked, error, context)
-    finally:
-        context.keys = keys
-    return Step(list_name, asked.name, verdict, context.take_notes(), applied=False)
+        verdict = await entry.check(request, context)
+    except Exception as error:  # noqa: BLE001 (as in _combine)
+        verdict = _crashed(entry, error, context)
+    return Step(list_name, entry.name, verdict, context.journal.take_notes(), applied=False)

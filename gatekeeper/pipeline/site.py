@@ -33,14 +33,14 @@ class Site:
         object.__setattr__(self, "_internal", lru_cache(maxsize=4096)(self._find_internal))
 
     def is_internal(self, address: Address | None) -> bool:
-        """True if `address` is in mynetworks."""
+        """Return True if `address` is in mynetworks."""
         return address is not None and self._internal(address)
 
     def _find_internal(self, address: Address) -> bool:
         return any(address in network for network in self.mynetworks)
 
     def is_ours(self, domain: str) -> bool:
-        """True if `domain` is one that this relay takes mail for."""
+        """Return True if `domain` is one that this relay takes mail for."""
         return any(
             domain == ours or (ours.startswith(".") and domain.endswith(ours))
             for ours in (*self.local_domains, *self.relay_domains)

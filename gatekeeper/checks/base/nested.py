@@ -97,8 +97,4 @@ class WarnIfReject:
 
     async def check(self, request: Request, context: Context) -> Verdict:
         """The inner verdict, unless it refuses."""
-        before, context.warn_only = context.warn_only, True
-        try:
-            return softened(await self.inner.check(request, context), context)
-        finally:
-            context.warn_only = before
+        return softened(await self.inner.check(request, context._replace(warn_only=True)), context)

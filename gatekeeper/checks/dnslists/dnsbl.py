@@ -56,7 +56,9 @@ class Dnsbl(ConfiguredCheck):
             return PASS
         score = sum(hit.list.weight for hit in found.hits)
         if score > 0:
-            context.doubts.append(f"is listed on {max(found.hits, key=lambda hit: hit.list.weight).list.shown}")
+            context.journal.suspicions.append(
+                f"is listed on {max(found.hits, key=lambda hit: hit.list.weight).list.shown}"
+            )
         if score < self.threshold:
             context.note("score", f"{score} of {self.threshold}")
             return Verdict(Outcome.PASS, "dnsbl.below_threshold")

@@ -97,7 +97,7 @@ class Greylist(ConfiguredCheck):
             return None
         if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request, address):
             return None
-        network, domain = context.worked_out[id(self)] = self._identities(request, address, context)
+        network, domain = context.journal.memo[id(self)] = self._identities(request, address, context)
         return ReadAhead((*network.reads, *domain.reads), born=self.learning > 0)
 
     async def judge(self, request: Request, context: Context) -> Verdict:
@@ -105,13 +105,13 @@ class Greylist(ConfiguredCheck):
         address = self._whom(request, context)
         if address is None:
             return PASS
-        why = _looks_suspicious(request, address) or next(iter(context.doubts), "")
+        why = _looks_suspicious(request, address) or next(iter(context.journal.suspicions), "")
         if self.clients == "all":
             why = why or "all have to wait"
         elif not why and not self.lists:
             context.note("client", "not suspicious")
             return PASS
-        network, domain = context.worked_out.get(id(self)) or self._identities(request, address, context)
+        network, domain = context.journal.memo.get(id(self)) or self._identities(request, address, context)
         seen = await see(network, context.store) if why else None
         if seen is None or seen.known is None:  # whoever is known passes anyway
             for look_up in self._allow:
