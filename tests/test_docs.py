@@ -111,3 +111,12 @@ def test_every_option_of_a_check_says_what_it_is_for() -> None:
     assert checks is not None
     sections = [section_of(checks, name) for name in checks.model_fields]
     assert all(field.description for section in sections if section for field in section.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    "page", [page.relative_to(ROOT) for page in (*ROOT.glob("*.md"), *ROOT.glob("[!.]*/*.md"))], ids=str
+)
+def test_a_link_leads_to_something(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [] == [target for target in targets if target and not (ROOT / page.parent / target).exists()]

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,16 @@ def imports_of(tree: ast.Module, module: str, path: Path) -> Iterator[tuple[int,
                 yield node.lineno, str(named.value)
 
 
-def own_imports(module: str) -> Iterator[tuple[int, str]]:
+@cache
+def own_imports(module: str) -> tuple[tuple[int, str], ...]:
     """The imports of `module` that are gatekeeper's own, as names of MODULES."""
     path = MODULES[module]
+    found = []
     for line, name in imports_of(ast.parse(path.read_bytes()), module, path):
         if name.partition(".")[0] == "gatekeeper":
             target = name.removeprefix("gatekeeper").removeprefix(".")
-            yield line, target if target in MODULES else target.rpartition(".")[0]
+            found.append((line, target if target in MODULES else target.rpartition(".")[0]))
+    return tuple(found)
 
 
 def objections(module: str) -> list[str]:
@@ -156,6 +160,28 @@ def test_the_parent_and_the_command_line_live_without_libmilter() -> None:
 def test_an_import_is_seen_however_it_is_written(source: str, expected: str) -> None:
     found = imports_of(ast.parse(source), "policy.server", PACKAGE / "policy" / "server.py")
     assert [expected] == [name for _, name in found]
+
+
+def circle_through(module: str) -> list[str]:
+    """The shortest way from `module` over its imports back to itself; empty if there is none."""
+    ways, seen = [[module]], {module}
+    for way in ways:
+        for _, target in own_imports(way[-1]):
+            if target == module:
+                return [*way, module]
+            if target in MODULES and target not in seen:
+                seen.add(target)
+                ways.append([*way, target])
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    circles = [" -> ".join(circle) for module in MODULES if (circle := circle_through(module))]
+    assert [] == circles
+
+
+def test_at_most_five_modules_stand_outside_a_package() -> None:
+    assert len([module for module, path in MODULES.items() if path.parent == PACKAGE]) <= 5
 
 
 @pytest.mark.parametrize("module", MODULES)
