@@ -120,4 +120,4 @@ def test_only_the_first_of_neighbours_asks_ahead() -> None:
 
 def test_a_weight_belongs_to_our_own_lists() -> None:
     [what] = mistakes("reject_rbl_client bl.example*2")
-    assert "reject_rbl_client knows no weights; lists with weights stand in [checks.dnsbl]" == what
+    assert "reject_rbl_client takes no weights; lists with weights go into [checks.dnsbl]" == what

@@ -126,7 +126,7 @@ def _reader(config: Config) -> CheckBuilder:
 def _pipeline(config: Config, reader: CheckBuilder, lists: RestrictionLists, at: KeyPath) -> Pipeline:
     checks: dict[str, tuple[Check, ...]] = {}
     for name, key, restrictions in lists.lists():
-        reader.warn_behind([(one.words, _place(config, (*at, key), one)) for one in restrictions])
+        reader.warn_unreachable([(one.words, _place(config, (*at, key), one)) for one in restrictions])
         found = [reader.check(one.words, _place(config, (*at, key), one), name) for one in restrictions]
         checks[name] = ask_ahead([check for check in found if check is not None])
     return Pipeline(checks, config.mode == "observe")

@@ -41,7 +41,7 @@ class Dnsbl(ConfiguredCheck):
     )
     threshold: StrictInt = Field(default=1, ge=1, description="the sum of weights from which on the client is refused")
 
-    def lists_asked(self) -> Iterator[ListUse]:
+    def queried_lists(self) -> Iterator[ListUse]:
         """The lists, to be watched."""
         yield from ((site, ListKind.ADDRESS) for site in self.lists)
         yield from ((site, ListKind.NAME) for site in (*self.helo_lists, *self.sender_lists, *self.reverse_name_lists))

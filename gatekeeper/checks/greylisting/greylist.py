@@ -79,13 +79,13 @@ class Greylist(ConfiguredCheck):
 
     _allow: tuple[LookUp, ...] = PrivateAttr(())
 
-    def with_tables(self, allow: Sequence[LookUp]) -> Self:
-        """The same check with its allow lists read."""
+    def with_allow_lists(self, allow: Sequence[LookUp]) -> Self:
+        """Return the same check with its allow lists, which have been read."""
         copy = self.model_copy()
         copy._allow = tuple(allow)
         return copy
 
-    def lists_asked(self) -> Iterator[ListUse]:
+    def queried_lists(self) -> Iterator[ListUse]:
         """The lists, to be watched."""
         if self.clients == "suspicious":
             yield from ((site, ListKind.ADDRESS) for site in self.lists)

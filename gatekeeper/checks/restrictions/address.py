@@ -6,7 +6,7 @@ The null sender passes all of them, an address literal (`user@[192.0.2.1]`) too.
 
 from dataclasses import dataclass
 
-from gatekeeper.checks.base.dns_lookups import a_label, ask, exists, is_null_mx, servers_of
+from gatekeeper.checks.base.dns_lookups import a_label, exists, is_null_mx, query_dns, server_names
 from gatekeeper.core.request import Request, domain_of
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, printable, reject
 from gatekeeper.pipeline.context import Context
@@ -70,12 +70,12 @@ class UnknownDomain:
         side, domain = self.side, a_label(domain)
         found: bool | None = False
         if is_hostname(domain):
-            mx = await ask(context, domain, "MX")
+            mx = await query_dns(context, domain, "MX")
             if mx is not None and is_null_mx(mx):
                 text = side.text(mailbox, f"Domain {domain} does not accept mail (nullMX)")
                 return reject(f"{side.attribute}.null_mx", *side.null_mx, text)
             if mx is not None and mx.records:
-                found = bool(servers_of(mx))  # with malformed names alone Postfix asks no further
+                found = bool(server_names(mx))  # with malformed names alone Postfix asks no further
             else:
                 found = await exists(context, domain, ("A", "AAAA"))
                 if mx is None and not found:

@@ -4,7 +4,7 @@
 An address literal gets the same syntax check from all three, and no other.
 """
 
-from gatekeeper.checks.base.dns_lookups import ask, exists, is_null_mx
+from gatekeeper.checks.base.dns_lookups import exists, is_null_mx, query_dns
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, permit, printable, reject
 from gatekeeper.pipeline.context import Context
@@ -53,7 +53,7 @@ async def reject_unknown_helo_hostname(request: Request, context: Context) -> Ve
         return _literal(helo) if helo else PASS
     found = await exists(context, helo, ("A", "AAAA"))
     if not found and is_hostname(helo):
-        mx = await ask(context, helo, "MX")
+        mx = await query_dns(context, helo, "MX")
         # A null MX is an MX here, but no more than that: trouble with the addresses outweighs it.
         known = bool(mx and mx.records)
         found = None if mx is None or (found is None and is_null_mx(mx)) else known or found

@@ -12,7 +12,7 @@ and one whom SPF of the name allows. `localhost` and names below it are everybod
 from collections.abc import Sequence
 
 from gatekeeper.auth.spf import SpfResult
-from gatekeeper.checks.base.dns_lookups import ask
+from gatekeeper.checks.base.dns_lookups import query_dns
 from gatekeeper.core.request import Address, Request, domain_of, parse_address
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, printable, reject
 from gatekeeper.pipeline.context import Context
@@ -67,7 +67,7 @@ async def _addresses(context: Context, name: str, version: int) -> Sequence[Addr
     """The addresses of `name` of one IP version; None if DNS does not tell."""
     if not is_hostname(name) or _anybodys(name.lower()):
         return ()
-    answer = await ask(context, name, "A" if version == 4 else "AAAA")
+    answer = await query_dns(context, name, "A" if version == 4 else "AAAA")
     if answer is None:
         return None
     return [found for record in answer.records if (found := parse_address(str(record))) is not None]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gatekeeper.checks.base.nested import ask
+from gatekeeper.checks.base.nested import run_checks
 from gatekeeper.checks.tables.sender_proof import CONDITIONS, holds
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable
@@ -131,7 +131,7 @@ async def apply(action: TableAction, subject: Subject, request: Request, context
     if action.condition and not await holds(action.condition, request, context):
         return Verdict(Outcome.PASS, "access.unproven")
     if action.checks:
-        return await ask(action.checks, request, context)
+        return await run_checks(action.checks, request, context)
     verdict = action.verdict
     if not verdict.code:
         return verdict

@@ -12,7 +12,7 @@ several addresses the IPv4 ones are looked up first; Postfix has them in the ord
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from gatekeeper.checks.base.dns_lookups import a_label, ask, is_null_mx, servers_of
+from gatekeeper.checks.base.dns_lookups import a_label, is_null_mx, query_dns, server_names
 from gatekeeper.checks.base.nested import SERVER_ERROR
 from gatekeeper.checks.tables.access import domain_keys
 from gatekeeper.checks.tables.action import Subject, TableAction, apply
@@ -26,8 +26,8 @@ from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_liter
 MAX_ADDRESSES = 100
 """Addresses of servers that are looked up for one name (`dns_rr_list_limit` of newer Postfix)."""
 
-Named = Callable[[Request], tuple[str, Subject]]
-"""The name whose servers are meant, and what is refused because of them."""
+NameSource = Callable[[Request], tuple[str, Subject]]
+"""Returns the name whose servers are looked up, and what is refused because of them."""
 
 
 def of_client(request: Request) -> tuple[str, Subject]:
@@ -61,12 +61,12 @@ def of_recipient(request: Request) -> tuple[str, Subject]:
 class ServerAccess:
     """One table, asked about the servers of one name; `type` is A, MX or NS."""
 
-    named: Named
+    name_of: NameSource
     type: str
     table: Table
 
     async def __call__(self, request: Request, context: Context) -> Verdict:
-        name, subject = self.named(request)
+        name, subject = self.name_of(request)
         action = await self._find(name.rpartition("@")[2], context) if name else None
         if action is None:
             return PASS
@@ -118,11 +118,11 @@ class ServerAccess:
             answer = await _ask(context, domain, "MX")
             if answer is None or is_null_mx(answer):
                 return ()
-            return servers_of(answer) or (() if answer.records else (domain,))
+            return server_names(answer) or (() if answer.records else (domain,))
         while True:
             answer = await _ask(context, domain, "NS")
             if answer is None or answer.records:
-                return () if answer is None else servers_of(answer)
+                return () if answer is None else server_names(answer)
             domain = domain.partition(".")[2]
             if not domain:
                 return ()
@@ -130,7 +130,7 @@ class ServerAccess:
 
 async def _ask(context: Context, name: str, type: str) -> Answer | None:
     """The answer; what is no host name does not exist, unasked (dns_lookup(3))."""
-    return await ask(context, name, type) if is_hostname(name) else Answer(name, type, exists=False)
+    return await query_dns(context, name, type) if is_hostname(name) else Answer(name, type, exists=False)
 
 
 async def _addresses(host: str, context: Context) -> list[Address]:
