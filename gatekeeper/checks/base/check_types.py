@@ -63,7 +63,7 @@ class ConfiguredCheck(BaseModel):
 
     mode: Mode = Field(
         default=Mode.ENFORCE,
-        description="enforce: the verdict counts; observe: it is only written down; off: it is not asked for",
+        description="enforce: the verdict counts; observe: it is only logged; off: the check is not run",
     )
 
     async def check(self, request: Request, context: Context) -> Verdict:
