@@ -276,7 +276,7 @@ def test_check_ccert_access_has_a_search_order(argument: str, attributes: tuple[
 
 @pytest.mark.parametrize("argument", ["{ hash:t, { search_order = } }", "{ hash:t, x=y }", "{ hash:t, { order=a } }"])
 def test_a_search_order_that_is_none_is_refused(argument: str) -> None:
-    with pytest.raises(ValueError, match="is no search order; allowed: "):
+    with pytest.raises(ValueError, match="is not a search order; allowed: "):
         parse_search(argument)
 
 

@@ -119,7 +119,7 @@ class DmarcCheck(ConfiguredCheck):
         return next((domain for domain in proven if any(is_within(domain, ours) for ours in self.lists)), "")
 
     async def _sealer(self, context: Context) -> str:
-        """Return the trusted sealer that saw DMARC pass when the message arrived there; an empty string if there is none.
+        """Return the trusted sealer that saw DMARC pass when it received the message; an empty string if there is none.
 
         All later sealers in the chain must be trusted as well, because they may have changed the message before they
         sealed it. And the newest signature must cover From, or the chain says nothing about the author.

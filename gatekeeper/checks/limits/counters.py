@@ -98,7 +98,7 @@ class CounterResult(NamedTuple):
     by_values: tuple[str, ...]
 
     def key(self, keys: Keys) -> str:
-        """Return the counter's key, which does not depend on the limit: a reload that changes the number keeps the count."""
+        """Return the counter's key, without the limit itself, so that a reload with a new limit keeps the count."""
         return _key(keys, self.counter_id, self.by_values)
 
     @property
