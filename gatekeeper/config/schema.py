@@ -23,6 +23,7 @@ from gatekeeper.checks.tables.access import AccessOptions
 from gatekeeper.config.values import (
     Addresses,
     Canonicalization,
+    DataSetSpec,
     Domain,
     Domains,
     Facility,
@@ -32,7 +33,6 @@ from gatekeeper.config.values import (
     Hostnames,
     Nameservers,
     RejectCode,
-    Table,
     Workers,
 )
 from gatekeeper.core.units import Duration, PositiveDuration
@@ -137,21 +137,21 @@ _SIGN = SignOptions()
 class SigningSection(Section):
     """`[signing]`: DKIM keys, which mail is signed, and how."""
 
-    key_table: Table | None = None
-    signing_table: Table | None = None
+    key_table: DataSetSpec | None = None
+    signing_table: DataSetSpec | None = None
     multiple_signatures: StrictBool = False
-    domains: Table = ()
+    domains: DataSetSpec = ()
     subdomains: StrictBool = False
     selector: StrictStr = ""
     key_file: StrictStr = ""
-    internal_hosts: Table | None = None
-    daemon_names: Table = ("ORIGINATING",)
-    macros: Table = ()
-    peers: Table = ()
-    external_ignore: Table = ()
-    exempt_domains: Table = ()
+    internal_hosts: DataSetSpec | None = None
+    daemon_names: DataSetSpec = ("ORIGINATING",)
+    macros: DataSetSpec = ()
+    peers: DataSetSpec = ()
+    external_ignore: DataSetSpec = ()
+    exempt_domains: DataSetSpec = ()
     sender_headers: Headers = ("From",)
-    dont_sign_to: Table = ()
+    dont_sign_to: DataSetSpec = ()
     bind: BindTo = BindTo.NONE
     mismatch: Mismatch = Mismatch.UNSIGNED
     canonicalization: Canonicalization = ("relaxed", "simple")
@@ -188,7 +188,7 @@ class VerifySection(Section):
     quarantine: Literal["hold", "header"] = "hold"
     malformed_from: Literal["accept", "quarantine", "reject"] = "accept"
     overrides: Mapping[Domain, Literal["none", "quarantine", "reject"]] = {}
-    trusted_forwarders: Table = ()
+    trusted_forwarders: DataSetSpec = ()
     trusted_lists: Domains = ()
     trusted_sealers: Domains = ()
     tell_none: StrictBool = True

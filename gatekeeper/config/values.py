@@ -76,7 +76,7 @@ def _delimiter(value: Any) -> str:
     raise ValueError(f'{value!r} is not a delimiter; allowed: characters as in main.cf, "+" or "+-", or "" for none')
 
 
-def _table(value: Any) -> str | tuple[str, ...]:
+def _data_set_spec(value: Any) -> str | tuple[str, ...]:
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
@@ -132,5 +132,5 @@ Headers = Annotated[tuple[Annotated[str, BeforeValidator(_header)], ...], Before
 HeaderSet = Annotated[Headers, AfterValidator(_check_changes)]
 """Names of header fields, or changes to the default set: `*, +name, -name`."""
 Workers = Annotated[StrictInt, Field(ge=1, le=64)]
-Table = Annotated[str | tuple[str, ...], PlainValidator(_table)]
+DataSetSpec = Annotated[str | tuple[str, ...], PlainValidator(_data_set_spec)]
 """A data set in OpenDKIM's notation (`refile:FILE`, a path, a list with commas), or its lines as a list."""

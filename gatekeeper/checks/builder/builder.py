@@ -74,8 +74,8 @@ class CheckBuilder:
     """Builds checks from restrictions.
 
     `sections` holds the decoded `[checks.NAME]` sections by name; a missing one has its defaults. `classes` are the
-    restriction classes by name, `maps` the tables of `[policy]` by option. `where(section, option,
-    index)` returns the place of one value of an option. Table names are relative to `folder`.
+    restriction classes by name, `maps` the tables of `[policy]` by option. `where(section, option, index)` returns the
+    place of one value of an option. Table names are relative to `folder`.
     """
 
     def __init__(

@@ -60,9 +60,9 @@ _PLAIN: tuple[tuple[str, Judge, tuple[str, ...]], ...] = (
 )
 PLAIN_WORDS: Mapping[str, PostfixCheck] = {name: PostfixCheck(name, judge, needs) for name, judge, needs in _PLAIN}
 
-LIST_WORDS: Mapping[str, tuple[rbl.Subject, str, tuple[str, ...]]] = {
-    "reject_rbl_client": (rbl.client_address, rbl.CLIENT, ()),
-    "reject_rhsbl_client": (rbl.client_name, rbl.CLIENT, ()),
+LIST_WORDS: Mapping[str, tuple[rbl.SubjectSource, str, tuple[str, ...]]] = {
+    "reject_rbl_client": (rbl.client_address, rbl.CLIENT_LABEL, ()),
+    "reject_rhsbl_client": (rbl.client_name, rbl.CLIENT_LABEL, ()),
     "reject_rhsbl_reverse_client": (rbl.reverse_client_name, "Unverified Client host", ()),
     "reject_rhsbl_helo": (rbl.helo, "Helo command", _HELO),
     "reject_rhsbl_sender": (rbl.sender, address.SENDER.label, _SENDER),

@@ -28,9 +28,9 @@ from gatekeeper.dnslists.queries import ListQuestion
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.context import Context
 
-CLIENT = "Client host"
+CLIENT_LABEL = "Client host"
 
-Subject = Callable[[Request], tuple[str, str]]
+SubjectSource = Callable[[Request], tuple[str, str]]
 """Returns what is looked up, as the reply names it, and as it precedes the zone; empty if there is nothing."""
 
 
@@ -40,7 +40,7 @@ class RejectListed:
 
     site: DnsList
     label: str
-    subject: Subject
+    subject: SubjectSource
     reason: str
     prefetched: tuple["RejectListed", ...] = ()
     """The deny lists right after this one, which are queried together with it."""
@@ -65,7 +65,7 @@ class PermitListed:
     """Permit a client that `site` lists by address or name; never for mail that we would have to relay."""
 
     site: DnsList
-    subject: Subject
+    subject: SubjectSource
     reason: str
 
     @property
@@ -76,12 +76,12 @@ class PermitListed:
     async def __call__(self, request: Request, context: Context) -> Verdict:
         if request.stage is Stage.RCPT and not context.site.is_ours(domain_of(request.recipient or "")):
             return PASS
-        found = await _query(context, self.site, self.subject, request, CLIENT)
+        found = await _query(context, self.site, self.subject, request, CLIENT_LABEL)
         if found is None:
             return PASS
         if found.unknown:
             what, _ = self.subject(request)
-            text = f"<{printable(what, 255)}>: {CLIENT} rejected: Service unavailable"
+            text = f"<{printable(what, 255)}>: {CLIENT_LABEL} rejected: Service unavailable"
             return defer_if_reject(f"{self.reason}_temporary", "4.7.1", text)
         return permit(self.reason) if found.hits else PASS
 
@@ -103,12 +103,14 @@ def _deny_list(check: Check) -> RejectListed | None:
     return check.judge if isinstance(check, PostfixCheck) and isinstance(check.judge, RejectListed) else None
 
 
-async def _query(context: Context, site: DnsList, subject: Subject, request: Request, label: str) -> ListResult | None:
+async def _query(
+    context: Context, site: DnsList, subject: SubjectSource, request: Request, label: str
+) -> ListResult | None:
     what, query = subject(request)
     return await query_lists(context, [(site, ListSubject(label, _kind(subject), what, query))]) if query else None
 
 
-def _kind(subject: Subject) -> ListKind:
+def _kind(subject: SubjectSource) -> ListKind:
     return ListKind.ADDRESS if subject is client_address else ListKind.NAME
 
 

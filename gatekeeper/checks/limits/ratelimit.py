@@ -63,7 +63,7 @@ class RateLimit(BaseModel):
         default=(Limit(500, 600.0), Limit(5000, 86400.0)), description="recipients of all messages of one such user"
     )
     client_connections: Limits = Field(
-        default=(), description="new connections of one client network, counted by the milter; default: no limit"
+        default=(), description="new connections of one client network, counted by the milter; empty: no limit"
     )
     client_simultaneous: Simultaneous = Field(
         default=0, description="simultaneous connections of one client network, counted by the milter; 0: no limit"

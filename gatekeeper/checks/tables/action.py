@@ -66,11 +66,11 @@ class TableAction:
         return self.verdict.outcome is Outcome.PERMIT
 
 
-Restrictions = Callable[[str], tuple[Check, ...]]
+RestrictionBuilder = Callable[[str], tuple[Check, ...]]
 """Builds the checks for a list of restrictions. Raises ValueError with what is wrong."""
 
 
-def parse_action(text: str, restrictions: Restrictions) -> TableAction:
+def parse_action(text: str, restrictions: RestrictionBuilder) -> TableAction:
     """Parse a right-hand side. Raises ValueError with what is allowed."""
     word, rest = [*text.split(None, 1), "", ""][:2]
     rest = rest.strip()

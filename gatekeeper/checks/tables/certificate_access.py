@@ -16,7 +16,7 @@ from gatekeeper.core.verdict import PASS, Verdict, permit
 from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.restriction_list import cut, unbraced
 
-KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}
+SEARCH_KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}
 """Keyword of `search_order` -> the Request attribute that is looked up; in the default order."""
 
 
@@ -24,15 +24,15 @@ def parse_search(argument: str) -> tuple[str, tuple[str, ...]]:
     """Return table and attributes of `TYPE:FILE` or `{ TYPE:FILE, { search_order = KEY, KEY } }`. Raises ValueError."""
     inner = unbraced(argument)
     if inner is None:
-        return argument, tuple(KEYS.values())
+        return argument, tuple(SEARCH_KEYS.values())
     table, *options = [word for _, word in cut(inner)] or [""]
-    keys = list(KEYS.values())
+    keys = list(SEARCH_KEYS.values())
     if options:
         text = " ".join(options)
         name, equals, value = (unbraced(text) or text).partition("=")
-        keys = [KEYS.get(word, "") for _, word in cut(value)]
+        keys = [SEARCH_KEYS.get(word, "") for _, word in cut(value)]
         if not equals or name.strip() != "search_order" or not keys or "" in keys:
-            raise ValueError(f"{text!r} is not a search order; allowed: {{ search_order = {', '.join(KEYS)} }}")
+            raise ValueError(f"{text!r} is not a search order; allowed: {{ search_order = {', '.join(SEARCH_KEYS)} }}")
     return table, tuple(keys)
 
 
@@ -70,7 +70,7 @@ class PermitCertificates:
     async def __call__(self, request: Request, _context: Context) -> Verdict:
         if self.trusted and (request.ccert_subject or request.ccert_issuer):
             return permit("certificate.trusted")
-        for attribute in KEYS.values():
+        for attribute in SEARCH_KEYS.values():
             fingerprint: str = getattr(request, attribute).lower()
             if fingerprint and search(self.tables, fingerprint) is not None:
                 return permit("certificate.listed")

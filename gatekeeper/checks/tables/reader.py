@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gatekeeper.checks.base.check_types import SourceLine
-from gatekeeper.checks.tables.action import Restrictions
+from gatekeeper.checks.tables.action import RestrictionBuilder
 from gatekeeper.checks.tables.indexed import parse_indexed
 from gatekeeper.checks.tables.inline import inline_lines, parse_inline, parse_static
 from gatekeeper.checks.tables.patterns import parse_cidr, parse_pcre, parse_regexp
@@ -35,7 +35,7 @@ RULE_TYPES = ("cidr", "regexp", "pcre")
 class TableReader:
     """Reads the tables that a configuration names, each file once, and collects every mistake in them."""
 
-    def __init__(self, folder: Path, restrictions: Restrictions) -> None:
+    def __init__(self, folder: Path, restrictions: RestrictionBuilder) -> None:
         self.problems: list[Problem] = []
         self.conditions: set[str] = set()
         """The conditions on allow entries in all tables."""

@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Protocol
 
 from gatekeeper.checks.base.check_types import SourceLine
-from gatekeeper.checks.tables.action import Restrictions, TableAction, parse_action, text_action
+from gatekeeper.checks.tables.action import RestrictionBuilder, TableAction, parse_action, text_action
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Address
 
@@ -76,7 +76,7 @@ class Actions:
     entry is found.
     """
 
-    def __init__(self, file: str, restrictions: Restrictions, values: bool = False, line: int = 0) -> None:
+    def __init__(self, file: str, restrictions: RestrictionBuilder, values: bool = False, line: int = 0) -> None:
         """Prepare for one file; with `values` the right-hand sides are not actions but plain texts.
 
         `line` is the line in which a table without a file is written.
