@@ -36,10 +36,10 @@ async def test_an_entry_is_found(table: str, sender: str, expected: str) -> None
 @pytest.mark.parametrize(
     ("table", "what"),
     [
-        ("inline:a=b", "'a=b' is no table"),
-        ("inline:{}", "'{}' is no table"),
-        ("inline:{ a }", "'a' is no entry"),
-        ("inline:{ =REJECT }", "'=REJECT' is no entry"),
+        ("inline:a=b", "'a=b' is not a table"),
+        ("inline:{}", "'{}' is not a table"),
+        ("inline:{ a }", "'a' is not an entry"),
+        ("inline:{ =REJECT }", "'=REJECT' is not an entry"),
         ("inline:{ a=NONSENSE }", "unknown action 'NONSENSE'"),
         ("inline:{ a= }", "the entry has no action"),
         ("static:NONSENSE", "unknown action 'NONSENSE'"),

@@ -90,7 +90,7 @@ def test_a_class_may_be_named_by_a_table_entry() -> None:
     ],
 )
 def test_a_class_that_asks_itself_is_refused(classes: dict[str, str], circle: str) -> None:
-    assert any(what.endswith(f"asks itself: {circle}") for what in problems(**classes))
+    assert any(what.endswith(f"contains itself: {circle}") for what in problems(**classes))
 
 
 def test_mistakes_in_a_class_that_nobody_asks_are_found() -> None:
@@ -98,7 +98,7 @@ def test_mistakes_in_a_class_that_nobody_asks_are_found() -> None:
 
 
 def test_a_class_cannot_be_called_like_a_restriction() -> None:
-    what = "'Reject' is a restriction already; give the class another name"
+    what = "'Reject' is already a restriction; give the class another name"
     assert [f"gatekeeper.toml:3: {what}"] == problems(Reject="permit")
 
 

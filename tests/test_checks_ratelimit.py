@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatekeeper.checks.limits.applies_to import parse_session_pattern, read
+from gatekeeper.checks.limits.applies_to import load_patterns, parse_session_pattern
 from gatekeeper.checks.limits.limit import Limit, parse_limit
 from gatekeeper.checks.limits.ratelimit import RateLimit
 from gatekeeper.config import config_file
@@ -293,17 +293,23 @@ def test_mistakes_in_a_file_are_told_by_line(tmp_path: Path) -> None:
     [
         ({"messages": "1/1m"}, "by is missing"),
         ({"by": "user"}, "limits nothing; allowed: one or more of messages, recipients"),
-        ({"by": "usr", "messages": "1/1m"}, "by: 'usr' is nothing to count by; allowed: client, user, sender"),
-        ({"by": ["user", "user"], "messages": "1/1m"}, "names one thing twice"),
-        ({"by": [], "messages": "1/1m"}, "is nothing to count by"),
+        ({"by": "usr", "messages": "1/1m"}, "by: 'usr' is not something to count by; allowed: client, user, sender"),
+        ({"by": ["user", "user"], "messages": "1/1m"}, "names the same thing twice"),
+        ({"by": [], "messages": "1/1m"}, "names nothing to count by"),
         ({"by": "user", "messages": ["1/1m", "2/60s"]}, "has two limits for 1m; allowed: one for each window"),
         ({"by": "user", "messages": "1/1000d"}, "has too long a window; allowed: up to 366d"),
         (
             {"by": "user", "mesages": "1/1m"},
             "unknown key 'mesages' in [checks.ratelimit.rules.r]; did you mean 'messages'",
         ),
-        ({"by": "user", "messages": "1/1m", "for": "alice"}, "for: 'alice' is nobody; allowed: \"192.0.2.0/24\""),
-        ({"by": "user", "messages": "1/1m", "except": "sender:bob"}, "'bob' is no sender; allowed: \"someone@example"),
+        (
+            {"by": "user", "messages": "1/1m", "for": "alice"},
+            "for: 'alice' is not a client, user or address; allowed: \"192.0.2.0/24\"",
+        ),
+        (
+            {"by": "user", "messages": "1/1m", "except": "sender:bob"},
+            "'bob' is not a sender; allowed: \"someone@example",
+        ),
         ({"by": "client", "messages": "1/1m", "for": "192.0.2.1/24"}, "did you mean '192.0.2.0/24'?"),
         ({"by": "user", "messages": "1/1m", "ipv4_prefix": 24}, 'ipv4_prefix is of no use without by = "client"'),
         (
@@ -334,9 +340,9 @@ def test_any_text_says_who_or_is_a_value_error(text: str) -> None:
         word = parse_session_pattern(text)
         assert word == parse_session_pattern(str(word))
         if not word.is_file:
-            whom, problems = read([word], Path("/nonexistent"))
+            patterns, problems = load_patterns([word], Path("/nonexistent"))
             assert [] == problems
-            assert whom.holds(rcpt(), SITE) in (True, False)
+            assert patterns.matches(rcpt(), SITE) in (True, False)
 
 
 @given(

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from gatekeeper.checks.base.check_types import PostfixCheck
-from gatekeeper.checks.dnslists.rbl import RejectListed, ask_ahead
+from gatekeeper.checks.dnslists.rbl import RejectListed, prefetch_adjacent
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Answer
 from tests.checking import World, mistakes, rcpt, reply
@@ -105,7 +105,7 @@ class Together:
 
 async def test_lists_that_stand_side_by_side_are_asked_at_once() -> None:
     world = World(", ".join(["permit_mynetworks", *(f"reject_rbl_client {letter}.example" for letter in "abc")]))
-    world.checks = ask_ahead(world.checks)
+    world.checks = prefetch_adjacent(world.checks)
     world.resolver = CachingResolver(Together())
     world.lists.budget = 30
     assert ["not listed"] * 3 == [note.found for step in (await world.decide(rcpt())).steps for note in step.notes]
@@ -114,10 +114,10 @@ async def test_lists_that_stand_side_by_side_are_asked_at_once() -> None:
 def test_only_the_first_of_neighbours_asks_ahead() -> None:
     lists = [f"reject_rbl_client {letter}.example" for letter in "abcde"]
     world = World(", ".join([*lists[:3], "permit_mynetworks", *lists[3:]]))
-    judges = [check.judge for check in ask_ahead(world.checks) if isinstance(check, PostfixCheck)]
-    assert [2, 0, 0, 1, 0] == [len(judge.ahead) for judge in judges if isinstance(judge, RejectListed)]
+    judges = [check.judge for check in prefetch_adjacent(world.checks) if isinstance(check, PostfixCheck)]
+    assert [2, 0, 0, 1, 0] == [len(judge.prefetched) for judge in judges if isinstance(judge, RejectListed)]
 
 
 def test_a_weight_belongs_to_our_own_lists() -> None:
     [what] = mistakes("reject_rbl_client bl.example*2")
-    assert "reject_rbl_client knows no weights; lists with weights stand in [checks.dnsbl]" == what
+    assert "reject_rbl_client takes no weights; lists with weights go into [checks.dnsbl]" == what

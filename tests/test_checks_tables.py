@@ -48,7 +48,7 @@ def test_comments_do_not_count_and_blanks_continue_a_line() -> None:
 def test_keys_are_folded_and_the_first_of_two_counts() -> None:
     table, problems = parse("hash", "A.Example REJECT one\na.example REJECT two\n")
     assert "one" == text_of(table.search(["a.example"]))
-    assert ["2: 'a.example' is here twice; the first one counts"] == problems
+    assert ["2: 'a.example' occurs twice; the first one counts"] == problems
 
 
 def test_every_mistake_is_named_with_its_line() -> None:

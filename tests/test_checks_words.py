@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.builder.builder import CheckBuilder
-from gatekeeper.checks.builder.own_checks import OPINIONS, SECTIONS
+from gatekeeper.checks.builder.own_checks import OWN_CHECKS, SECTIONS
 from gatekeeper.checks.builder.postfix_words import (
     BARE_TABLES,
     LIST_WORDS,
@@ -19,8 +19,8 @@ from gatekeeper.checks.builder.postfix_words import (
     MAP_WORDS,
     OLD_NAMES,
     PLAIN_WORDS,
-    REFUSED,
     TABLE_WORDS,
+    UNSUPPORTED,
 )
 from gatekeeper.checks.tables.certificate_access import parse_search
 from gatekeeper.core.verdict import Mode
@@ -126,11 +126,11 @@ def argument_of(word: str) -> str:
 
 @pytest.mark.parametrize("word", POSTFIX)
 def test_every_word_of_postfix_is_done_or_refused_with_a_reason(word: str) -> None:
-    assert (read(word + argument_of(word)) is None) == (word in REFUSED)
+    assert (read(word + argument_of(word)) is None) == (word in UNSUPPORTED)
 
 
 def test_no_word_is_refused_that_postfix_does_not_have() -> None:
-    assert REFUSED.keys() <= set(POSTFIX)
+    assert UNSUPPORTED.keys() <= set(POSTFIX)
 
 
 def test_the_installed_postfix_documents_no_other_word() -> None:
@@ -146,7 +146,7 @@ def test_the_installed_postfix_documents_no_other_word() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    [*PLAIN_WORDS, *OPINIONS, *MAP_WORDS, "access", "ratelimit", *(f"{word} bl.example" for word in LIST_WORDS)],
+    [*PLAIN_WORDS, *OWN_CHECKS, *MAP_WORDS, "access", "ratelimit", *(f"{word} bl.example" for word in LIST_WORDS)],
 )
 def test_each_word_makes_a_check(word: str) -> None:
     check = read(word)
@@ -174,9 +174,9 @@ def test_words_may_be_written_in_capitals() -> None:
     assert read("Reject_Non_FQDN_Sender") is PLAIN_WORDS["reject_non_fqdn_sender"]
 
 
-@pytest.mark.parametrize("word", REFUSED)
+@pytest.mark.parametrize("word", UNSUPPORTED)
 def test_what_cannot_be_had_is_refused_with_the_reason(word: str) -> None:
-    assert [f"{word} cannot be checked here: {REFUSED[word]}"] == mistakes(word)
+    assert [f"{word} cannot be checked here: {UNSUPPORTED[word]}"] == mistakes(word)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_every_mistake_is_collected() -> None:
 
 
 def test_a_section_is_the_check() -> None:
-    section = OPINIONS["dnsbl"].model_validate({"mode": "observe"})
+    section = OWN_CHECKS["dnsbl"].model_validate({"mode": "observe"})
     check = CheckBuilder({"dnsbl": section}, HERE).check(["dnsbl"], SourceLine("x"))
     assert check is section
     assert Mode.OBSERVE is section.mode
@@ -227,7 +227,7 @@ def test_every_option_says_what_it_is_for(model: type) -> None:
     assert [] == [name for name, field in fields.items() if not field.description]
 
 
-@given(st.lists(st.sampled_from([*REFUSED, *LIST_WORDS, "warn_if_reject", "permit"]) | st.text(), max_size=6))
+@given(st.lists(st.sampled_from([*UNSUPPORTED, *LIST_WORDS, "warn_if_reject", "permit"]) | st.text(), max_size=6))
 def test_any_words_make_a_check_or_a_problem(words: list[str]) -> None:
     reader = CheckBuilder({}, HERE)
     assert (reader.check(words, SourceLine("x")) is None) == bool(reader.problems)
@@ -255,7 +255,7 @@ def test_a_parameter_of_main_cf_is_refused_with_what_to_do(written: str) -> None
 
 def test_the_name_of_the_parameter_is_not_copied() -> None:
     [what, *_] = mistakes("smtpd_helo_restrictions = permit")
-    assert "'smtpd_helo_restrictions' is no restriction; write only what stands behind the = in main.cf" == what
+    assert "'smtpd_helo_restrictions' is not a restriction; write only what comes after the = in main.cf" == what
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ def test_check_ccert_access_has_a_search_order(argument: str, attributes: tuple[
 
 @pytest.mark.parametrize("argument", ["{ hash:t, { search_order = } }", "{ hash:t, x=y }", "{ hash:t, { order=a } }"])
 def test_a_search_order_that_is_none_is_refused(argument: str) -> None:
-    with pytest.raises(ValueError, match="is no search order; allowed: "):
+    with pytest.raises(ValueError, match="is not a search order; allowed: "):
         parse_search(argument)
 
 
 def test_every_word_is_explained() -> None:
     page = (ROOT / "docs" / "restrictions.md").read_text(encoding="utf-8")
-    ours = {*PLAIN_WORDS, *OPINIONS, *LIST_WORDS, *TABLE_WORDS, *MAP_WORDS, "access", "ratelimit"}
+    ours = {*PLAIN_WORDS, *OWN_CHECKS, *LIST_WORDS, *TABLE_WORDS, *MAP_WORDS, "access", "ratelimit"}
     assert [] == sorted(word for word in ours | set(POSTFIX) if f"`{word}`" not in page)

@@ -92,12 +92,12 @@ def test_a_value_of_the_wrong_kind_is_told_what_is_allowed(tmp_path: Path) -> No
 
 
 def test_a_section_that_is_not_built_yet_says_so(tmp_path: Path) -> None:
-    assert ["1: [metrics] is not available yet in this version; take it out"] == complaints(tmp_path, "[metrics]")
+    assert ["1: [metrics] is not available in this version yet; remove it"] == complaints(tmp_path, "[metrics]")
 
 
 def test_two_names_of_one_list_are_a_mistake(tmp_path: Path) -> None:
     text = '[policy.contexts.a]\nrestrictions = "permit"\nrecipient_restrictions = []\n'
-    assert ["3: restrictions and recipient_restrictions name the same list; write one of them"] == complaints(
+    assert ["3: restrictions and recipient_restrictions name the same list; use only one of them"] == complaints(
         tmp_path, text
     )
 
@@ -109,7 +109,7 @@ def test_toml_that_does_not_parse_is_named_with_its_line(tmp_path: Path) -> None
 
 def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path: Path) -> None:
     (tmp_path / "g.toml").write_bytes(b'a = 1\nb = "\xff"\n')
-    with pytest.raises(ConfigError, match=r"g\.toml:2: is no UTF-8"):
+    with pytest.raises(ConfigError, match=r"g\.toml:2: is not UTF-8"):
         load(tmp_path / "g.toml", no_postfix)
 
 
@@ -264,18 +264,18 @@ def test_what_differs_from_postfix_is_told_with_its_line(tmp_path: Path) -> None
     )
     config = load(file, lambda names: MAIN_CF)
     assert [
-        "2: warning: mynetworks is not what Postfix has (only here: 10.0.0.0/8); leave it out to have Postfix's",
-        "3: warning: recipient_delimiter is '+' here and '+-' in Postfix; leave it out to have Postfix's",
+        "2: warning: mynetworks differs from Postfix's (only here: 10.0.0.0/8); leave it out to use Postfix's",
+        "3: warning: recipient_delimiter is '+' here and '+-' in Postfix; leave it out to use Postfix's",
     ] == [str(problem).removeprefix(f"{file}:") for problem in config.drift]
 
 
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("restrictions = permit_mynetworks, reject\n", "in quotes"),
-        ('restrictions = "permit_mynetworks,\n  reject"\n', 'between """'),
+        ("restrictions = permit_mynetworks, reject\n", "need quotes"),
+        ('restrictions = "permit_mynetworks,\n  reject"\n', 'needs """'),
         ('restrictions = "check_client_access pcre:{ { /a\\.b/ OK } }"\n', "single quotes"),
-        ('restrictions = ["permit_mynetworks"\n "reject"]\n', "comma between"),
+        ('restrictions = ["permit_mynetworks"\n "reject"]\n', "commas between"),
         ('restrictions = "permit"\nrestrictions = "reject"\n', "a second time"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.checks.dnslists.lookup import clean, parse_list
+from gatekeeper.checks.dnslists.lookup import parse_list, sanitize
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.live import LiveResolver
 from gatekeeper.dnsclient.zone import Zone
@@ -141,7 +141,7 @@ async def test_a_resolver_that_rewrites_nxdomain_is_found_out(
 async def test_a_list_s_own_words_are_made_safe(server: DnsServer, text: str, expected: str) -> None:
     server.zone = Zone.parse(f"9.2.0.192.good.example TXT {text}")
     answer = await LiveResolver([server.address]).query("9.2.0.192.good.example", "TXT")
-    assert expected == clean([record for record in answer.records if isinstance(record, bytes)], "good.example")
+    assert expected == sanitize([record for record in answer.records if isinstance(record, bytes)], "good.example")
 
 
 async def test_a_silent_list_is_waited_for_no_longer_than_the_budget(nameserver: str) -> None:

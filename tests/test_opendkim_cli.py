@@ -133,7 +133,7 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
         ("KeyTable {f}/KeyTable", "KeyTable: nothing says who signs with these keys; write a SigningTable too"),
         ("On-BadSignature maybe", ("On-BadSignature: 'maybe' is no action; allowed: accept (a), discard (d), "
          "quarantine (q), reject (r), tempfail (t)")),
-        ("Canonicalization strict", ("Canonicalization: 'strict' is no canonicalization; "
+        ("Canonicalization strict", ("Canonicalization: 'strict' is not a canonicalization; "
          'allowed: HEADER/BODY, each "relaxed" or "simple"')),
         ("Socket inet:many@localhost", ("Socket: 'inet:many@localhost': 'many' is no port; allowed: 0 to 65535, in "
          "inet:HOST:PORT, unix:/PATH, or as OpenDKIM and Postfix write it: inet:PORT@HOST, local:/PATH, HOST:PORT")),
@@ -141,9 +141,9 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
          "and look for the option that does it")),
         ("ChangeRootDirectory /x", ("ChangeRootDirectory: not supported: take it out and give Socket its full path: "
          "workers have no rights and read no files")),
-        ("SyslogFacility post\nSyslog yes", "SyslogFacility: 'post' is no syslog facility; allowed: auth, "),
+        ("SyslogFacility post\nSyslog yes", "SyslogFacility: 'post' is not a syslog facility; allowed: auth, "),
         ("Nameservers ns.example.com", "Nameservers: 'ns.example.com' is not a name server: "),
-        ("AuthservID a b", "AuthservID: 'a b' is no host name; allowed: "),
+        ("AuthservID a b", "AuthservID: 'a b' is not a host name; allowed: "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_said_of_opendkim_conf(folder: Path, text: str, expected: str) -> None:

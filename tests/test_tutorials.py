@@ -114,7 +114,7 @@ def test_what_stands_behind_the_end_of_a_list_is_told(tmp_path: Path) -> None:
     file = tmp_path / "gatekeeper.toml"
     file.write_text("[policy]\nrestrictions = '''\n  permit_mynetworks,\n  reject,\n  dnsbl, spf'''\n")
     warnings = prepare(load(file, lambda names: {})).warnings
-    assert [f"{file}:5: warning: dnsbl behind reject is never asked"] == list(map(str, warnings))
+    assert [f"{file}:5: warning: dnsbl after reject is never reached"] == list(map(str, warnings))
 
 
 def load_and_prepare(file: Path) -> Plan:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.checks.dnslists.dnsbl import Dnsbl
-from gatekeeper.checks.dnslists.lookup import clean, parse_list
+from gatekeeper.checks.dnslists.lookup import parse_list, sanitize
 from gatekeeper.core import redaction
 from tests.checking import World, mistakes, rcpt
 
@@ -37,7 +37,7 @@ def test_a_zone_is_shown_without_its_key(zone: str, shown: str) -> None:
     "text",
     [
         f"A 2.0.0.127.{ZEN}: no answer in time",
-        f"'{ZEN}=127.0.0.[2..11' is no DNS list",
+        f"'{ZEN}=127.0.0.[2..11' is not a DNS list",
         f"unknown restriction '{ZEN.upper()}'",
         f"dnsbl takes no argument: {ZEN}*3",
         f"x.example.{KEY}.unknown.operator.example: SERVFAIL",
@@ -112,6 +112,6 @@ async def test_the_reply_names_the_list_without_its_key() -> None:
 
 @given(st.lists(st.binary(max_size=80) | st.just(KEY.encode()), max_size=5))
 def test_a_list_s_own_words_are_a_line_of_bounded_length_without_the_key(texts: list[bytes]) -> None:
-    said = clean(texts, ZEN)
+    said = sanitize(texts, ZEN)
     assert (True, True, True) == (said.isascii(), said.isprintable(), len(said) <= 200)
     assert KEY not in said.lower()

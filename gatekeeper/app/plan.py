@@ -18,7 +18,7 @@ from gatekeeper.checks.authentication.dmarc import DmarcCheck
 from gatekeeper.checks.authentication.report_counter import ReportCounter
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.builder.builder import CheckBuilder
-from gatekeeper.checks.dnslists.rbl import ask_ahead
+from gatekeeper.checks.dnslists.rbl import prefetch_adjacent
 from gatekeeper.checks.limits.ratelimit import Limiter
 from gatekeeper.checks.tables.sender_proof import ProofRecorder
 from gatekeeper.config.config_file import Config
@@ -130,9 +130,9 @@ def _check_builder(config: Config) -> CheckBuilder:
 def _pipeline(config: Config, builder: CheckBuilder, lists: RestrictionLists, at: KeyPath) -> Pipeline:
     checks: dict[str, tuple[Check, ...]] = {}
     for name, key, restrictions in lists.lists():
-        builder.warn_behind([(one.words, _restriction_line(config, (*at, key), one)) for one in restrictions])
+        builder.warn_unreachable([(one.words, _restriction_line(config, (*at, key), one)) for one in restrictions])
         found = [builder.check(one.words, _restriction_line(config, (*at, key), one), name) for one in restrictions]
-        checks[name] = ask_ahead([check for check in found if check is not None])
+        checks[name] = prefetch_adjacent([check for check in found if check is not None])
     return Pipeline(checks, config.mode == "observe")
 
 

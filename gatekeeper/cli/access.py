@@ -64,4 +64,4 @@ def _add(options: argparse.Namespace, make: "Callable[[], AccessEntry]") -> int:
         print(f"gatekeeper: cannot write {error.filename or folder}: {error.strerror}", file=sys.stderr)
         return TEMPORARY
     print_lines(added.lines)
-    return OK if added.counts else FINDING
+    return OK if added.in_effect else FINDING

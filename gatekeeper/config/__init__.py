@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The configuration file: its schema, its values, how it is loaded, and where in it each mistake stands."""
+"""The configuration file: its schema, the types of its values, loading, and the line of each mistake."""

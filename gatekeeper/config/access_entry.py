@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One entry more in a table of [checks.access], for `gatekeeper allow` and `gatekeeper deny`.
+"""Adding an entry to a table of [checks.access], for `gatekeeper allow` and `gatekeeper deny`.
 
-The file is replaced as a whole, with its owner and mode, so that neither Postfix nor we ever read half of it. An entry
-that an earlier line keeps from counting is not written: a person should see both. What it will do is said in words,
-from where `access` stands in the lists.
+The file is replaced as a whole, keeping its owner and mode, so that neither Postfix nor we ever read half of it. An
+entry that an earlier line would override is not written: a person should look at both. The effect of the entry is
+described in words, from the position of `access` in the restriction lists.
 """
 
 import os
@@ -23,22 +23,22 @@ from gatekeeper.core.units import parse_network
 from gatekeeper.core.verdict import Mode
 from gatekeeper.pipeline.pipeline import RECIPIENT
 
-Kind = Literal["client", "helo", "sender", "recipient"]
-KINDS: tuple[Kind, ...] = ("client", "helo", "sender", "recipient")
+EntryKind = Literal["client", "helo", "sender", "recipient"]
+ENTRY_KINDS: tuple[EntryKind, ...] = ("client", "helo", "sender", "recipient")
 _EXACT = ("hash", "lmdb", "btree", "dbm", "texthash")
 _NAME = re.compile(r"(?=.{1,255}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
 _LOCAL = re.compile(r"[^\s@\"\\<>()\[\],;:]{1,64}")
 
 
 class EntryRefused(Exception):
-    """The entry cannot be made; the text says why and what to do."""
+    """The entry cannot be added; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessEntry:
-    """What is to stand in a table of `kind`: `key`, and `action` with its text. `remark` becomes a comment above it."""
+    """An entry for a table of `kind`: `key`, and `action` with its text; `remark` becomes a comment above it."""
 
-    kind: Kind
+    kind: EntryKind
     key: str
     action: str
     remark: str = ""
@@ -46,22 +46,22 @@ class AccessEntry:
 
     @property
     def allows(self) -> bool:
-        """True for an OK."""
+        """Whether the action is OK."""
         return self.action.startswith("OK")
 
 
-def allow(key: str, reason: str = "", condition: str = "", kind: Kind | None = None) -> AccessEntry:
-    """`key OK`, with `if=condition`. Raises Refused for nonsense."""
+def allow(key: str, reason: str = "", condition: str = "", kind: EntryKind | None = None) -> AccessEntry:
+    """Return the entry `key OK`, with `if=condition` if there is one. Raises EntryRefused for invalid arguments."""
     if condition and condition not in CONDITIONS:
-        raise EntryRefused(f"--if {condition} is no condition; allowed: {', '.join(CONDITIONS)}")
+        raise EntryRefused(f"--if {condition} is not a condition; allowed: {', '.join(CONDITIONS)}")
     return _entry(key, f"OK if={condition}" if condition else "OK", _line("REASON", reason), kind)
 
 
-def deny(key: str, text: str = "", kind: Kind | None = None) -> AccessEntry:
-    """`key REJECT text`. Raises Refused for nonsense."""
+def deny(key: str, text: str = "", kind: EntryKind | None = None) -> AccessEntry:
+    """Return the entry `key REJECT text`. Raises EntryRefused for invalid arguments."""
     text = _line("TEXT", text)
     if not text.isascii():
-        raise EntryRefused("TEXT goes into a reply, which is ASCII; leave out what is not")
+        raise EntryRefused("TEXT goes into a reply, which must be ASCII; leave out other characters")
     return _entry(key, f"REJECT {text}".strip(), "", kind)
 
 
@@ -72,9 +72,11 @@ def _line(what: str, text: str) -> str:
     return text
 
 
-def _entry(key: str, action: str, remark: str, kind: Kind | None) -> AccessEntry:
-    """Which table, and what the key is: an address or network is a client, what has an @ a sender, any other name the
-    domain of a sender, unless `kind` says otherwise.
+def _entry(key: str, action: str, remark: str, kind: EntryKind | None) -> AccessEntry:
+    """Return the entry for `key` in the table that it belongs in. Raises EntryRefused.
+
+    An address or network is a client, a key with an @ is a sender, and any other name is the domain of a sender, unless
+    `kind` says otherwise.
     """
     network = None
     try:
@@ -84,7 +86,7 @@ def _entry(key: str, action: str, remark: str, kind: Kind | None) -> AccessEntry
             raise EntryRefused(str(error)) from None
     if network is not None:
         if kind not in (None, "client"):
-            raise EntryRefused(f"{key} is an address, which no {kind} is looked up by")
+            raise EntryRefused(f"{key} is an address; tables for {kind} are not searched by address")
         plain = network.prefixlen == network.max_prefixlen
         return AccessEntry("client", str(network.network_address if plain else network), action, remark, network)
     key = key.lower().removesuffix(".")
@@ -94,30 +96,30 @@ def _entry(key: str, action: str, remark: str, kind: Kind | None) -> AccessEntry
     valid = (not at or not local or _LOCAL.fullmatch(local)) and (not domain or _NAME.fullmatch(domain))
     if not valid or not (local or domain) or re.fullmatch(r"[\d.]+", domain):
         raise EntryRefused(
-            f"{key!r} is no key; allowed: ADDRESS, NETWORK/LENGTH, example.com, user@example.com, user@, <>"
+            f"{key!r} is not a valid key; allowed: ADDRESS, NETWORK/LENGTH, example.com, user@example.com, user@, <>"
         )
     if at and kind in ("client", "helo"):
-        raise EntryRefused(f"{key} is a mailbox, which no {kind} is looked up by")
-    # example.com holds for all below it too, and is what Postfix understands
+        raise EntryRefused(f"{key} is a mailbox; tables for {kind} are not searched by mailbox")
+    # example.com covers its subdomains too, and is what Postfix understands
     return AccessEntry(kind or "sender", key if local or not at else domain, action, remark)
 
 
 @dataclass(frozen=True, slots=True)
 class AddedEntry:
-    """What became of it: `lines` for a person. `counts` is False if nothing asks the table yet."""
+    """The result of adding an entry: `lines` describe it; `in_effect` is False if no check uses the table yet."""
 
     lines: tuple[str, ...]
-    counts: bool
+    in_effect: bool
 
 
 def add(config: Config, entry: AccessEntry, default_folder: Path) -> AddedEntry:
-    """Write `entry` into the right table. Raises Refused, OSError."""
-    type, path, named = _table(config, entry, default_folder)
+    """Add `entry` to the right table, in `default_folder` if none is configured. Raises EntryRefused and OSError."""
+    type, path, configured = _table(config, entry, default_folder)
     old = path.read_bytes() if path.exists() else b""
     line = f"{entry.key}\t{entry.action}"
-    found = _in_the_way(old, type, entry)
+    found = _overriding_line(old, type, entry)
     if found is not None and found[2] == entry.action and found[1] == entry.key:
-        lines = [f"{path}:{found[0]} has it already: {line}"]
+        lines = [f"{path}:{found[0]} already has it: {line}"]
     elif found is not None:
         raise EntryRefused(f"{path}:{found[0]} comes first and says {found[1]} {found[2]}; change or remove that line")
     else:
@@ -125,21 +127,21 @@ def add(config: Config, entry: AccessEntry, default_folder: Path) -> AddedEntry:
         remark = f"# {entry.remark}\n" if entry.remark else ""
         _write(path, before + f"{remark}{line}\n".encode())
         lines = [f"{path}:{before.count(10) + remark.count(chr(10)) + 1}: {line}"]
-    lines += _meaning(config, entry)
-    if not named:
-        lines.append(f'No table of [checks.access] is asked for it yet. Add: {entry.kind} = ["{type}:{path}"]')
+    lines += _describe_effect(config, entry)
+    if not configured:
+        lines.append(f'[checks.access] does not name this table yet. Add: {entry.kind} = ["{type}:{path}"]')
     elif entry.network is not None and type in _EXACT and "/" in entry.key:
         lines.append(f"Postfix itself never matches a network in a {type}: table; gatekeeper does.")
     for suffix in (".db", ".lmdb"):
         if path.with_name(path.name + suffix).exists():
             lines.append(f"If Postfix reads this table too: postmap {type}:{path}")
     return AddedEntry(
-        tuple(lines), bool(named) and bool(_position(config)) and config.checks.access.mode is Mode.ENFORCE
+        tuple(lines), bool(configured) and bool(_position(config)) and config.checks.access.mode is Mode.ENFORCE
     )
 
 
 def _table(config: Config, entry: AccessEntry, folder: Path) -> tuple[str, Path, bool]:
-    """Type and file of the table, and whether the configuration names it."""
+    """Return type and file of the table for `entry`, and whether the configuration names it."""
     names = [name.partition(":")[::2] for name in getattr(config.checks.access, entry.kind)]
     wide = entry.network is not None and "/" in entry.key
     types = ("cidr", *_EXACT) if wide else (*_EXACT, *(["cidr"] if entry.network else []))
@@ -150,8 +152,8 @@ def _table(config: Config, entry: AccessEntry, folder: Path) -> tuple[str, Path,
     return ("cidr" if wide else "hash"), folder / f"access_{entry.kind}{'_cidr' if wide else ''}", False
 
 
-def _in_the_way(data: bytes, type: str, entry: AccessEntry) -> tuple[int, str, str] | None:
-    """The line that is found before one that is added at the end: number, key, action."""
+def _overriding_line(data: bytes, type: str, entry: AccessEntry) -> tuple[int, str, str] | None:
+    """Return number, key and action of the line that would override an entry at the end; None if there is none."""
     for line, content in logical_lines(data):
         key, action = (part.decode("utf-8", "replace") for part in cut_key(content))
         if type != "cidr":
@@ -161,7 +163,7 @@ def _in_the_way(data: bytes, type: str, entry: AccessEntry) -> tuple[int, str, s
         try:
             network = parse_network(key)
         except ValueError:
-            continue  # a condition, or a mistake that check-config names
+            continue  # an if or endif, or a mistake that check-config reports
         ours = entry.network
         if ours is None or network.version != ours.version:
             continue
@@ -171,7 +173,7 @@ def _in_the_way(data: bytes, type: str, entry: AccessEntry) -> tuple[int, str, s
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Replace the file at once, with its owner and mode."""
+    """Replace the file atomically, keeping its owner and mode."""
     new = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115 (it becomes the file)
     try:
         with new:
@@ -191,7 +193,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _position(config: Config) -> tuple[str, list[str], list[str]] | None:
-    """The list in which `access` stands, what comes before it and what after."""
+    """Return the list in which `access` stands, what comes before it and what after; None if no list has it."""
     for name, _, restrictions in config.policy.lists():
         words = [str(found) for found in restrictions]
         if "access" in words:
@@ -200,7 +202,7 @@ def _position(config: Config) -> tuple[str, list[str], list[str]] | None:
     return None
 
 
-_WHAT = {
+_MAIL = {
     "client": "from the client",
     "helo": "from clients that say HELO",
     "sender": "from the sender",
@@ -208,45 +210,46 @@ _WHAT = {
 }
 
 
-def _meaning(config: Config, entry: AccessEntry) -> Iterator[str]:
+def _describe_effect(config: Config, entry: AccessEntry) -> Iterator[str]:
     wide = entry.kind in ("sender", "recipient", "helo") and "@" not in entry.key and entry.key != "<>"
-    whom = f"{_WHAT[entry.kind]} {entry.key}" + (" and all below it" if wide else "")
+    mail = f"Mail {_MAIL[entry.kind]} {entry.key}" + (" and its subdomains" if wide else "")
     if entry.kind == "client" and entry.network is None:
-        whom += " (its confirmed name) and all below it"
+        mail += " (its confirmed name) and its subdomains"
     position = _position(config)
     if position is None or config.checks.access.mode is not Mode.ENFORCE:
         why = (
-            "no list of [policy] names access"
+            "no list of [policy] contains access"
             if position is None
             else f'checks.access.mode is "{config.checks.access.mode}"'
         )
-        yield f"It does nothing now: {why}."
+        yield f"It has no effect now: {why}."
         return
     name, before, after = position
     refusing = [word for word in before if not word.startswith("permit")]
     if entry.allows:
-        yield f"Mail {whom} is spared what comes after access in the {name} list: {', '.join(after) or 'nothing'}."
+        yield f"{mail} skips what comes after access in the {name} list: {', '.join(after) or 'nothing'}."
         if entry.kind == "sender" and "if=" not in entry.action:
-            yield "Warning: senders are forged, and this lets in whoever says so; demand proof: --if spf, dkim, dmarc"
+            yield "Warning: anybody can forge this sender and gets in by it; demand proof: --if spf, dkim or dmarc"
         if refusing:
-            yield f"It is not spared what comes earlier: {', '.join(refusing)}."
+            yield f"It does not skip what comes earlier: {', '.join(refusing)}."
         if name != RECIPIENT:
-            yield "Later lists are asked all the same."
-        yield "Postfix's own restrictions, and the milter, go on as before."
+            yield "Later lists still apply."
+        yield "Postfix's own restrictions and the milter still apply."
     else:
-        yield f"Mail {whom} is refused with 554 5.7.1."
+        yield f"{mail} is refused with 554 5.7.1."
         passing = [word for word in before if word.startswith("permit")]
         if passing:
             yield f"It still passes by what comes earlier: {', '.join(passing)}."
-    yield from _overruled(config, entry)
+    yield from _describe_precedence(config, entry)
 
 
-def _overruled(config: Config, entry: AccessEntry) -> Iterator[str]:
-    """Tables of other kinds that are asked before, and names that come before addresses."""
-    earlier = [kind for kind in KINDS[: KINDS.index(entry.kind)] if getattr(config.checks.access, kind)]
+def _describe_precedence(config: Config, entry: AccessEntry) -> Iterator[str]:
+    """Yield sentences about entries that come before `entry`: in tables of other kinds, and for more specific keys."""
+    kinds = ENTRY_KINDS[: ENTRY_KINDS.index(entry.kind)]
+    earlier = [kind for kind in kinds if getattr(config.checks.access, kind)]
     if earlier:
-        yield f"The tables for {', '.join(earlier)} are asked before it, and the first entry that decides counts."
+        yield f"The tables for {', '.join(earlier)} are searched first, and the first entry that decides counts."
     if entry.network is not None:
-        yield "An entry for the client's name comes before one for its address."
+        yield "An entry for the client's name takes precedence over one for its address."
     elif "@" not in entry.key and entry.key != "<>":
-        yield "A closer entry (user@domain, a name below) comes before it where there is one."
+        yield "A more specific entry (user@domain, a subdomain) takes precedence."

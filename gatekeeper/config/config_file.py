@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The configuration file: TOML in, one frozen Config out, or every mistake at once, each with its line.
+"""Loading the configuration file: TOML in, one frozen Config out, or every mistake at once, each with its line.
 
-The top level is declared here, the sections in config/schema.py. Nothing is opened but the file itself (and postconf,
-for defaults): tables and keys are read by app/app.py. Paths in the file are relative to the file.
+The top level is declared here, the sections in config/schema.py. Only the file itself is opened (and postconf is run,
+for defaults): tables and keys are read by app/plan.py. Paths in the file are relative to the file.
 """
 
 import os
@@ -37,11 +37,11 @@ from gatekeeper.postfix import postconf
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
 NOT_YET = ("capture", "metrics", "reports")
-"""Sections that the product has names for and this version cannot do yet."""
+"""Sections that are reserved for features which this version does not have yet."""
 
 
 def default_user() -> str:
-    """`gatekeeper` where that user exists, as after installing the package, else `nobody`."""
+    """Return `gatekeeper` if that user exists, as after installing the package, else `nobody`."""
     try:
         return pwd.getpwnam("gatekeeper").pw_name
     except KeyError:
@@ -49,7 +49,7 @@ def default_user() -> str:
 
 
 class Config(Section):
-    """The whole file, and where in it each thing stands."""
+    """The whole configuration file, with the location of each option in it."""
 
     hostname: Hostname = Field(default_factory=socket.gethostname)
     authserv_id: Hostname | None = None
@@ -71,24 +71,24 @@ class Config(Section):
 
     _file: Path | None = PrivateAttr(None)
     _base: Path | None = PrivateAttr(None)
-    _places: KeyLocations = PrivateAttr(KeyLocations(""))
-    _warnings: tuple[str, ...] = PrivateAttr(())
-    _noticed: tuple[Problem, ...] = PrivateAttr(())
+    _locations: KeyLocations = PrivateAttr(KeyLocations(""))
+    _postconf_warnings: tuple[str, ...] = PrivateAttr(())
+    _import_warnings: tuple[Problem, ...] = PrivateAttr(())
     _drift: tuple[Problem, ...] = PrivateAttr(())
 
     @property
     def folder(self) -> Path:
-        """What relative paths are relative to: the file's folder, or the working directory without a file."""
+        """The folder that relative paths start at: the file's, or the working directory without a file."""
         return self._base or (self._file.parent if self._file else Path.cwd())
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """What was noticed while reading that keeps nothing from working."""
-        return (*self._noticed, *(self.problem((), what, warning=True) for what in self._warnings))
+        """Problems found while loading that do not keep the configuration from being used."""
+        return (*self._import_warnings, *(self.problem((), what, warning=True) for what in self._postconf_warnings))
 
     @property
     def drift(self) -> tuple[Problem, ...]:
-        """What the file says of the relay otherwise than Postfix does: warnings for who checks or starts it."""
+        """Warnings where the file differs from Postfix's own settings, for check-config and at start."""
         return self._drift
 
     @property
@@ -107,30 +107,30 @@ class Config(Section):
         )
 
     def problem(self, path: KeyPath, what: str, *, below: int | None = None, warning: bool = False) -> Problem:
-        """A Problem at the line of `path`, or `below` line ends into the string that stands there."""
+        """Return a Problem at the line of `path`, or, with `below`, so many line ends into the string at `path`."""
         if below is None:
-            return self._places.problem(self._name, path, what, warning=warning)
-        return Problem(self._name, self._places.line_inside(path, below), what, warning)
+            return self._locations.problem(self._name, path, what, warning=warning)
+        return Problem(self._name, self._locations.line_inside(path, below), what, warning)
 
     @property
     def _name(self) -> str:
         return str(self._file or "the default configuration")
 
 
-def find(named: str | None = None) -> Path | None:
-    """The file to read: the one that was named, else $GATEKEEPER_CONFIG, else the usual one if it is there."""
-    if name := named or os.environ.get("GATEKEEPER_CONFIG"):
+def find(path: str | None = None) -> Path | None:
+    """Return the file to read: `path`, else $GATEKEEPER_CONFIG, else DEFAULT_PATH if it exists."""
+    if name := path or os.environ.get("GATEKEEPER_CONFIG"):
         return Path(name)
     return DEFAULT_PATH if DEFAULT_PATH.exists() else None
 
 
 def defaults(ask: postconf.Ask = postconf.ask_postfix) -> Config:
-    """The configuration of an empty file."""
+    """Return the configuration of an empty file."""
     return _build({}, None, KeyLocations(""), ask)[0]
 
 
 def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
-    """The configuration in `path`. Raises ConfigError with every mistake; of errors in TOML's grammar, the first."""
+    """Load the configuration in `path`. Raises ConfigError with every mistake, or with the first TOML syntax error."""
     config, problems = examine(path, ask)
     if problems:
         raise ConfigError(problems)
@@ -138,8 +138,9 @@ def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
 
 
 def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Config, list[Problem]]:
-    """What can be used of the configuration in `path`, and every mistake in it: so that check-config can go on and look
-    into the tables. Raises ConfigError for a file that is no TOML.
+    """Return what is usable of the configuration in `path`, and every mistake in it.
+
+    So check-config can go on to check the tables. Raises ConfigError for a file that cannot be read or is not TOML.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -148,9 +149,9 @@ def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Confi
         raise ConfigError([Problem(str(path), 0, f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
         line = path.read_bytes().count(b"\n", 0, error.start) + 1
-        raise ConfigError([Problem(str(path), line, "is no UTF-8 text here")]) from error
+        raise ConfigError([Problem(str(path), line, "is not UTF-8 text")]) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_grammar(path, text, error)]) from error
+        raise ConfigError([_syntax_error(path, text, error)]) from error
     except RecursionError as error:
         raise ConfigError([Problem(str(path), 0, "is nested too deeply")]) from error
     return _build(tree, path, KeyLocations(text), ask)
@@ -159,102 +160,106 @@ def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Confi
 def from_tree(
     tree: dict[str, Any],
     file: str,
-    places: KeyLocations,
+    locations: KeyLocations,
     *,
     base: Path,
     found: Iterable[Problem] = (),
     ask: postconf.Ask = postconf.ask_postfix,
 ) -> Config:
-    """The configuration in a tree that was made from another program's `file`, where relative paths start at `base`.
+    """Return the configuration in a tree that was made from another program's `file`; relative paths start at `base`.
 
-    `found` is what was noticed in making it. Raises ConfigError with all that is wrong.
+    `found` are the problems found while making the tree. Raises ConfigError with all mistakes and warnings if there is
+    a mistake.
     """
-    config, problems = _build(tree, Path(file), places, ask)
-    noticed = sorted({*found, *problems})
-    if any(not problem.warning for problem in noticed):
-        raise ConfigError(noticed)
-    config._base, config._noticed = base, tuple(noticed)
+    config, problems = _build(tree, Path(file), locations, ask)
+    all_problems = sorted({*found, *problems})
+    if any(not problem.warning for problem in all_problems):
+        raise ConfigError(all_problems)
+    config._base, config._import_warnings = base, tuple(all_problems)
     return config
 
 
-def _grammar(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Problem:
-    """TOML's own complaint with its line in the usual place."""
+def _syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> Problem:
+    """Return the TOML parser's error as a Problem with its line, and with a hint if the error is a common one."""
     match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
     if match is None:
         return Problem(str(path), 0, f"not TOML: {error}")
     line = int(match[2] or text.rstrip().count("\n") + 1)
     what = f"not TOML: {match[1]}" + (f" (column {match[3]})" if match[3] else "")
-    hint = next((hint for said, hint in _GRAMMAR.items() if match[1].startswith(said)), "")
+    hint = next((hint for beginning, hint in _SYNTAX_HINTS.items() if match[1].startswith(beginning)), "")
     return Problem(str(path), line, f"{what}; {hint}" if hint else what)
 
 
-_GRAMMAR = {
-    "Invalid value": 'texts stand in quotes, as name = "value"; what is copied from main.cf, too',
-    "Illegal character '\\n'": 'a text of several lines stands between """ and """',
-    "Unescaped '\\'": "a text with backslashes stands in single quotes, '...' or '''...'''",
-    "Unclosed array": "values in [...] have a comma between them",
-    "Unterminated string": "the quotes that end the text are missing",
-    "Cannot overwrite a value": "the key stands here a second time",
-    "Cannot declare": "this [section] stands here a second time",
+_SYNTAX_HINTS = {
+    "Invalid value": 'strings need quotes, as name = "value", even if they are copied from main.cf',
+    "Illegal character '\\n'": 'a string of several lines needs """ before and after it',
+    "Unescaped '\\'": "a string with backslashes needs single quotes, '...' or '''...'''",
+    "Unclosed array": "values in [...] need commas between them",
+    "Unterminated string": "the closing quotes are missing",
+    "Cannot overwrite a value": "the key occurs here a second time",
+    "Cannot declare": "this [section] occurs here a second time",
     "Expected '=' after a key": 'a line is name = "value" or [section]',
 }
-"""What people do who write TOML for the first time, by the beginning of the parser's complaint."""
+"""Hints for people who write TOML for the first time, by the beginning of the parser's error message."""
 
 
 def _build(
-    tree: dict[str, Any], path: Path | None, places: KeyLocations, ask: postconf.Ask
+    tree: dict[str, Any], path: Path | None, locations: KeyLocations, ask: postconf.Ask
 ) -> tuple[Config, list[Problem]]:
     relay = postconf.read_settings(ask)
     file = str(path or "the default configuration")
-    found = list(_outside_the_models(tree))
+    found = list(_tree_errors(tree))
     usable = {**relay.values, **{name: value for name, value in tree.items() if name not in NOT_YET}}
     while True:
         try:
             config = Config.model_validate(usable)
             break
         except ValidationError as error:
-            wrong = list(validation_errors(error, Config))
-            found += wrong
+            errors = list(validation_errors(error, Config))
+            found += errors
             rest = usable
-            for at, _ in wrong:
+            for at, _ in errors:
                 rest = _without(rest, at)
-            # Nothing left to take out would mean that a default is wrong: no reason to go round for ever.
+            # If there is nothing left to remove, a default is wrong; that must not loop for ever.
             usable = rest if rest != usable else {}
-    config._file, config._places = path, places
-    config._warnings = tuple(what for option, what in relay.warnings if option not in tree)
+    config._file, config._locations = path, locations
+    config._postconf_warnings = tuple(what for option, what in relay.warnings if option not in tree)
     config._drift = tuple(
-        places.problem(file, (option,), what, warning=True) for option, what in _drift(config, tree, relay)
+        locations.problem(file, (option,), what, warning=True) for option, what in _drift(config, tree, relay)
     )
-    return config, sorted({places.problem(file, at, what) for at, what in found})
+    return config, sorted({locations.problem(file, at, what) for at, what in found})
 
 
 def _drift(config: Config, tree: Mapping[str, Any], relay: postconf.PostfixSettings) -> Iterator[tuple[str, str]]:
-    """What the file says of the relay otherwise than Postfix, by option. Values that could not be taken over from
-    Postfix are nothing to compare with.
+    """Yield the options of the relay that differ from Postfix's settings, each with a sentence.
+
+    Values that could not be taken over from Postfix are not compared.
     """
     unsure = {option for option, _ in relay.warnings}
-    said = {option: value for option, value in relay.values.items() if option in tree and option not in unsure}
+    values = {option: value for option, value in relay.values.items() if option in tree and option not in unsure}
     try:
-        postfix = Config.model_validate(said)
+        postfix = Config.model_validate(values)
     except ValidationError:
-        return  # Postfix's own value is none of ours: it is not ours to say what is wrong with it
-    for option in said:
+        return  # Postfix's value is not valid here; mistakes in main.cf are not ours to report
+    for option in values:
         ours, theirs = getattr(config, option), getattr(postfix, option)
         if isinstance(ours, str):
             if ours.lower() != theirs.lower():
-                yield option, f"{option} is {ours!r} here and {theirs!r} in Postfix; leave it out to have Postfix's"
+                yield option, f"{option} is {ours!r} here and {theirs!r} in Postfix; leave it out to use Postfix's"
             continue
         differences = {"here": set(ours) - set(theirs), "in Postfix": set(theirs) - set(ours)}
         if any(differences.values()):
             parts = [
                 f"only {where}: {', '.join(sorted(map(str, some)))}" for where, some in differences.items() if some
             ]
-            yield option, f"{option} is not what Postfix has ({'; '.join(parts)}); leave it out to have Postfix's"
+            yield option, f"{option} differs from Postfix's ({'; '.join(parts)}); leave it out to use Postfix's"
 
 
 def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:
-    """`tree` without the option at `at`; a list goes as a whole, and so does a rule: what is left of it would be wrong
-    in another way. So every round leaves less to be wrong.
+    """Return `tree` without the option at `at`.
+
+    A list is removed as a whole, and so is a rule: the rest of it would be wrong in another way. So each round leaves
+    fewer mistakes.
     """
     key, *rest = at or ("",)
     inner = tree.get(str(key))
@@ -265,11 +270,11 @@ def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:
     return {name: value for name, value in tree.items() if name != key}
 
 
-def _outside_the_models(tree: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Mistakes that no single field shows."""
+def _tree_errors(tree: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the mistakes that the models cannot find, because they concern no single field."""
     for name in NOT_YET:
         if name in tree:
-            yield (name,), f"[{name}] is not available yet in this version; take it out"
+            yield (name,), f"[{name}] is not available in this version yet; remove it"
     policy = tree.get("policy")
     if not isinstance(policy, Mapping):
         return
@@ -279,5 +284,5 @@ def _outside_the_models(tree: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]
         sets += [(("policy", "contexts", name), lists) for name, lists in contexts.items()]
     for at, lists in sets:
         if isinstance(lists, Mapping) and {"restrictions", "recipient_restrictions"} <= lists.keys():
-            what = "restrictions and recipient_restrictions name the same list; write one of them"
+            what = "restrictions and recipient_restrictions name the same list; use only one of them"
             yield (*at, "recipient_restrictions"), what

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what pydantic says about a configuration to what a person can act on: the key, what is wrong, what is allowed.
+"""Messages for mistakes in the configuration, from pydantic's errors: the key, what is wrong, what is allowed.
 
-An unknown key is answered with the key that was probably meant, in the same section or in another.
+For an unknown key the message names the key that was probably meant, in the same section or in another.
 """
 
 import difflib
@@ -36,14 +36,14 @@ _TYPE_NAMES = {
 
 
 def validation_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[KeyPath, str]]:
-    """For each mistake the path of its key and the sentence about it."""
+    """Yield the path of the key and a sentence for each mistake."""
     for detail in error.errors(include_url=False):
         path: KeyPath = tuple(detail["loc"])
         yield path, _sentence(path, detail, model)
 
 
 def key_name(path: KeyPath) -> str:
-    """`policy.listen` for `("policy", "listen", 0)`: how a person names an option."""
+    """Return the name that people use for an option: `policy.listen` for `("policy", "listen", 0)`."""
     return ".".join(str(part) for part in path if isinstance(part, str))
 
 
@@ -63,7 +63,7 @@ def _sentence(path: KeyPath, detail: ErrorDetails, model: type[BaseModel]) -> st
 
 
 def _unknown(path: KeyPath, model: type[BaseModel]) -> str:
-    """What to say about a key that does not exist: the nearest one here, else where else it exists, else what does."""
+    """Return a sentence about an unknown key: the nearest key here, else where it belongs, else all keys allowed."""
     *above, key = path
     here = f"[{key_name(tuple(above))}]" if above else "the top level"
     known = _options(model, tuple(above))
@@ -79,7 +79,7 @@ def _unknown(path: KeyPath, model: type[BaseModel]) -> str:
 
 
 def _options(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """The option names of the section at `path`; a mapping of sections (`policy.contexts`) takes any name."""
+    """Return the option names of the section at `path`; a mapping of sections (`policy.contexts`) takes any name."""
     for part in path:
         found = section_of(model, str(part))
         if found is None:
@@ -89,12 +89,12 @@ def _options(model: type[BaseModel], path: KeyPath) -> list[str]:
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields by the names that stand in the file: `from` cannot be a name in Python."""
+    """Return the fields by the names used in the file, which may be keywords in Python, such as `for`."""
     return {str(field.validation_alias or name): field for name, field in model.model_fields.items()}
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The model of the section that field `name` holds, itself or by name; None if it holds a plain value."""
+    """Return the model of the section, or mapping of sections, in field `name`; None if it holds a plain value."""
     field = _fields(model).get(name)
     return _model_in(field.annotation) if field else None
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sections of the configuration file: a model each. An option is declared here, or in the check or signer whose
-options these are, and nowhere else; `config/gatekeeper.toml` explains each, and a test proves that it does.
+"""The sections of the configuration file, a model each.
+
+An option is declared here, or in the check or signer that it belongs to, and nowhere else; `config/gatekeeper.toml`
+explains each one, and a test proves that it does.
 """
 
 import os
@@ -21,6 +23,7 @@ from gatekeeper.checks.tables.access import AccessOptions
 from gatekeeper.config.values import (
     Addresses,
     Canonicalization,
+    DataSetSpec,
     Domain,
     Domains,
     Facility,
@@ -30,7 +33,6 @@ from gatekeeper.config.values import (
     Hostnames,
     Nameservers,
     RejectCode,
-    Table,
     Workers,
 )
 from gatekeeper.core.units import Duration, PositiveDuration
@@ -47,23 +49,25 @@ DEFAULT_RESTRICTIONS = (
     "reject_non_fqdn_helo_hostname, reject_helo_ours, reject_non_fqdn_sender, reject_non_fqdn_recipient, access, "
     "reject_unknown_sender_domain, reject_unknown_recipient_domain, dnsbl, spf, greylist"
 )
-"""Limits stand before authenticated users pass: a stolen account is the reason people limit."""
+"""The default recipient list; limits come before the permit for authenticated users, because accounts are stolen."""
 
 
 class Section(BaseModel):
-    """What every section has: an unknown key is a mistake, and nothing changes after loading."""
+    """The base of every section: an unknown key is a mistake, and nothing changes after loading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DnsSection(Section):
+    """`[dns]`: name servers and timeouts, in seconds."""
+
     nameservers: Nameservers = ()
     timeout: Duration = 5.0
     list_timeout: PositiveDuration = BUDGET
 
 
 def default_store() -> str:
-    """The embedded store's place: /var/lib/gatekeeper for root and for a service that owns it, else the user's own."""
+    """Return the URL of the embedded store: in /var/lib/gatekeeper if we may write there, else in the user's folder."""
     system = Path("/var/lib/gatekeeper")
     if os.geteuid() == 0 or os.access(system, os.W_OK):
         return f"sqlite:{system}/state.db"
@@ -72,12 +76,14 @@ def default_store() -> str:
 
 
 class StoreSection(Section):
+    """`[store]`: where state is kept, and the timeout of the store, in seconds."""
+
     url: StrictStr = Field(default_factory=default_store)
     timeout: Duration = 0.08
 
 
 class RestrictionLists(Section):
-    """One set of lists; what is not named is empty. `restrictions` is another name of the recipient list."""
+    """One set of restriction lists, empty by default; `restrictions` is another name for the recipient list."""
 
     restrictions: Restrictions = ()
     client_restrictions: Restrictions = ()
@@ -89,7 +95,7 @@ class RestrictionLists(Section):
     end_of_data_restrictions: Restrictions = ()
 
     def lists(self) -> Iterator[tuple[str, str, tuple[Restriction, ...]]]:
-        """For each list of the pipeline: its name, the key it was written under, its restrictions."""
+        """Yield for each list of the pipeline its name, the key that it was written under, and its restrictions."""
         for name in LISTS:
             key = f"{name}_restrictions"
             if name == RECIPIENT and "restrictions" in self.model_fields_set:
@@ -98,6 +104,8 @@ class RestrictionLists(Section):
 
 
 class PolicySection(RestrictionLists):
+    """`[policy]`: the policy server, the restriction lists, and Postfix's parameters for them."""
+
     listen: Addresses = (ListenAddress("inet", "127.0.0.1", 10040),)
     socket_mode: FileMode = 0o660
     socket_group: StrictStr = ""
@@ -113,6 +121,8 @@ class PolicySection(RestrictionLists):
 
 
 class MilterSection(Section):
+    """`[milter]`: the milter server, and whether it signs, verifies or both."""
+
     listen: Addresses = (ListenAddress("inet", "127.0.0.1", 8891),)
     socket_mode: FileMode = 0o660
     socket_group: StrictStr = ""
@@ -125,21 +135,23 @@ _SIGN = SignOptions()
 
 
 class SigningSection(Section):
-    key_table: Table | None = None
-    signing_table: Table | None = None
+    """`[signing]`: DKIM keys, which mail is signed, and how."""
+
+    key_table: DataSetSpec | None = None
+    signing_table: DataSetSpec | None = None
     multiple_signatures: StrictBool = False
-    domains: Table = ()
+    domains: DataSetSpec = ()
     subdomains: StrictBool = False
     selector: StrictStr = ""
     key_file: StrictStr = ""
-    internal_hosts: Table | None = None
-    daemon_names: Table = ("ORIGINATING",)
-    macros: Table = ()
-    peers: Table = ()
-    external_ignore: Table = ()
-    exempt_domains: Table = ()
+    internal_hosts: DataSetSpec | None = None
+    daemon_names: DataSetSpec = ("ORIGINATING",)
+    macros: DataSetSpec = ()
+    peers: DataSetSpec = ()
+    external_ignore: DataSetSpec = ()
+    exempt_domains: DataSetSpec = ()
     sender_headers: Headers = ("From",)
-    dont_sign_to: Table = ()
+    dont_sign_to: DataSetSpec = ()
     bind: BindTo = BindTo.NONE
     mismatch: Mismatch = Mismatch.UNSIGNED
     canonicalization: Canonicalization = ("relaxed", "simple")
@@ -158,7 +170,7 @@ class SigningSection(Section):
 
 
 class ChecksSection(Section):
-    """`[checks.NAME]`: each section is the options of the check of that name."""
+    """`[checks.NAME]`: the options of the check with that name."""
 
     access: AccessOptions = AccessOptions()
     ratelimit: RateLimit = RateLimit()
@@ -169,12 +181,14 @@ class ChecksSection(Section):
 
 
 class VerifySection(Section):
+    """`[verify]`: which methods verify mail, the DMARC policy, and Authentication-Results."""
+
     methods: tuple[Method, ...] = ALL_METHODS
     dmarc: Literal["observe", "quarantine", "reject"] = "observe"
     quarantine: Literal["hold", "header"] = "hold"
     malformed_from: Literal["accept", "quarantine", "reject"] = "accept"
     overrides: Mapping[Domain, Literal["none", "quarantine", "reject"]] = {}
-    trusted_forwarders: Table = ()
+    trusted_forwarders: DataSetSpec = ()
     trusted_lists: Domains = ()
     trusted_sealers: Domains = ()
     tell_none: StrictBool = True
@@ -189,6 +203,8 @@ class VerifySection(Section):
 
 
 class LogSection(Section):
+    """`[log]`: the level and the destination of log lines."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     syslog: Facility = ""
     syslog_name: StrictStr = "gatekeeper"

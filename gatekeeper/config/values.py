@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kinds of values that options have: each parser takes what TOML gives and says what is allowed.
+"""The types of option values: each parser takes what TOML gives, and its error message says what is allowed.
 
-Where Postfix has a list, a list or one string is taken, with white space or commas between, as main.cf has it.
+Where Postfix has a list, the value is a list or one string, separated by white space or commas as in main.cf.
 """
 
 import re
@@ -17,8 +17,8 @@ from gatekeeper.dnsclient.live import parse_nameserver
 from gatekeeper.postfix.listen_address import ListenAddress, parse_listen_address
 
 
-def _words(value: Any) -> Any:
-    """A list, or one string with white space or commas between, as main.cf has it."""
+def _split_words(value: Any) -> Any:
+    """Return a list as it is, and one string split at white space and commas, as in main.cf."""
     return [word for word in re.split(r"[\s,]+", value) if word] if isinstance(value, str) else value
 
 
@@ -29,7 +29,7 @@ def _network(value: Any) -> IPv4Network | IPv6Network:
 def _domain(value: Any) -> str:
     name = dns_names.to_name(str(value).removeprefix("."))
     if name is None:
-        raise ValueError(f'{value!r} is no domain; allowed: "example.com", or ".example.com" for all below it')
+        raise ValueError(f'{value!r} is not a domain; allowed: "example.com", or ".example.com" for its subdomains')
     return ("." if str(value).startswith(".") else "") + dns_names.to_text(name)
 
 
@@ -40,13 +40,13 @@ def _listen(value: Any) -> ListenAddress:
 def _file_mode(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch("0?[0-7]{3}", value):
         return int(value, 8)
-    raise ValueError(f'{value!r} is no file mode; allowed: three octal digits as a string, "0660"')
+    raise ValueError(f'{value!r} is not a file mode; allowed: three octal digits as a string, "0660"')
 
 
 def _reject_code(value: Any) -> str:
     if re.fullmatch("[45][0-9]{2}", str(value)):
         return str(value)
-    raise ValueError(f"{value!r} is no reply code that refuses; allowed: 400 to 599")
+    raise ValueError(f"{value!r} is not a reply code that refuses; allowed: 400 to 599")
 
 
 def _nameserver(value: Any) -> str:
@@ -54,7 +54,7 @@ def _nameserver(value: Any) -> str:
     return str(value)
 
 
-def _some(values: tuple[ListenAddress, ...]) -> tuple[ListenAddress, ...]:
+def _non_empty(values: tuple[ListenAddress, ...]) -> tuple[ListenAddress, ...]:
     if not values:
         raise ValueError("is an empty list; allowed: at least one address")
     return values
@@ -67,68 +67,70 @@ def _one_or_more(value: Any) -> Any:
 def _hostname(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,255}", value):
         return value
-    raise ValueError(f'{value!r} is no host name; allowed: letters, digits, dots and hyphens, as "mail.example.com"')
+    raise ValueError(f'{value!r} is not a host name; allowed: letters, digits, dots and hyphens, as "mail.example.com"')
 
 
 def _delimiter(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[!-~]*", value) and "@" not in value:
         return value
-    raise ValueError(f'{value!r} is no delimiter; allowed: characters as in main.cf, "+" or "+-", or "" for none')
+    raise ValueError(f'{value!r} is not a delimiter; allowed: characters as in main.cf, "+" or "+-", or "" for none')
 
 
-def _table(value: Any) -> str | tuple[str, ...]:
+def _data_set_spec(value: Any) -> str | tuple[str, ...]:
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         return tuple(value)
-    raise ValueError('is no table; allowed: "FILE", "refile:FILE", or its lines as a list of strings')
+    raise ValueError('is not a table; allowed: "FILE", "refile:FILE", or its lines as a list of strings')
 
 
 def _facility(value: Any) -> str:
     if value == "" or value in FACILITIES:
         return str(value)
-    raise ValueError(f'{value!r} is no syslog facility; allowed: {", ".join(FACILITIES)}, or "" for standard error')
+    raise ValueError(f'{value!r} is not a syslog facility; allowed: {", ".join(FACILITIES)}, or "" for standard error')
 
 
 def _canonicalization(value: Any) -> tuple[str, str]:
     header, _, body = value.partition("/") if isinstance(value, str) else ("", "", "")
     if {header, body or "simple"} <= {"relaxed", "simple"}:
         return header, body or "simple"
-    raise ValueError(f'{value!r} is no canonicalization; allowed: HEADER/BODY, each "relaxed" or "simple"')
+    raise ValueError(f'{value!r} is not a canonicalization; allowed: HEADER/BODY, each "relaxed" or "simple"')
 
 
 def _header(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[!-9<-~]+", value):
         return value
-    raise ValueError(f'{value!r} is no name of a header field; allowed: names without colon, as "Subject"')
+    raise ValueError(f'{value!r} is not the name of a header field; allowed: names without a colon, as "Subject"')
 
 
-def _changes(names: tuple[str, ...]) -> tuple[str, ...]:
-    odd = next((name for name in names if name[0] in "+-"), "")
-    if odd and "*" not in names:
-        raise ValueError(f'{odd!r} changes the default set, which is named by "*": write "*, {odd}"')
+def _check_changes(names: tuple[str, ...]) -> tuple[str, ...]:
+    change = next((name for name in names if name[0] in "+-"), "")
+    if change and "*" not in names:
+        raise ValueError(f'{change!r} changes the default set, which is written "*": write "*, {change}"')
     return names
 
 
 Hostname = Annotated[str, BeforeValidator(_hostname)]
-Hostnames = Annotated[tuple[Hostname, ...], BeforeValidator(_words)]
+Hostnames = Annotated[tuple[Hostname, ...], BeforeValidator(_split_words)]
 Networks = Annotated[
-    tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_words)
+    tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_split_words)
 ]
 Domain = Annotated[str, BeforeValidator(_domain)]
-Domains = Annotated[tuple[Domain, ...], BeforeValidator(_words)]
+Domains = Annotated[tuple[Domain, ...], BeforeValidator(_split_words)]
 Delimiter = Annotated[str, BeforeValidator(_delimiter)]
 Addresses = Annotated[
-    tuple[Annotated[ListenAddress, BeforeValidator(_listen)], ...], BeforeValidator(_one_or_more), AfterValidator(_some)
+    tuple[Annotated[ListenAddress, BeforeValidator(_listen)], ...],
+    BeforeValidator(_one_or_more),
+    AfterValidator(_non_empty),
 ]
 Facility = Annotated[str, PlainValidator(_facility)]
 FileMode = Annotated[int, BeforeValidator(_file_mode)]
 RejectCode = Annotated[str, BeforeValidator(_reject_code)]
 Nameservers = Annotated[tuple[Annotated[str, BeforeValidator(_nameserver)], ...], BeforeValidator(_one_or_more)]
 Canonicalization = Annotated[tuple[str, str], PlainValidator(_canonicalization)]
-Headers = Annotated[tuple[Annotated[str, BeforeValidator(_header)], ...], BeforeValidator(_words)]
-HeaderSet = Annotated[Headers, AfterValidator(_changes)]
-"""Names of header fields, or changes of the default set: `*, +name, -name`."""
+Headers = Annotated[tuple[Annotated[str, BeforeValidator(_header)], ...], BeforeValidator(_split_words)]
+HeaderSet = Annotated[Headers, AfterValidator(_check_changes)]
+"""Names of header fields, or changes to the default set: `*, +name, -name`."""
 Workers = Annotated[StrictInt, Field(ge=1, le=64)]
-Table = Annotated[str | tuple[str, ...], PlainValidator(_table)]
-"""A data set as OpenDKIM spells it (`refile:FILE`, a path, a comma list), or its lines as a list."""
+DataSetSpec = Annotated[str | tuple[str, ...], PlainValidator(_data_set_spec)]
+"""A data set in OpenDKIM's notation (`refile:FILE`, a path, a list with commas), or its lines as a list."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gatekeeper.checks.base.client_network import network_of
 from gatekeeper.checks.greylisting.greylist import Greylist
-from gatekeeper.checks.greylisting.triplet import ClientIdentity, TripletState, first_value, known_value, see
+from gatekeeper.checks.greylisting.triplet import ClientIdentity, TripletState, first_value, known_value, read_state
 from gatekeeper.checks.greylisting.verp import normal_sender
 from gatekeeper.postgrey import lists
 from gatekeeper.postgrey.database import CLIENTS, TRIPLETS, read
@@ -79,7 +79,7 @@ class Target:
 
     async def _triplet(self, triplet: Triplet) -> str:
         identity = self.identity(triplet)
-        there = await see(identity, self.store)
+        there = await read_state(identity, self.store)
         if triplet.last - triplet.first >= self.options.delay:
             return await self._known(identity, there, triplet.last)
         left = triplet.first + self.greylist.retry_window - self.now

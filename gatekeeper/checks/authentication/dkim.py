@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What becomes of mail by its DKIM signatures: OpenDKIM's On-BadSignature and its sisters, off unless asked for.
+"""`dkim`: actions by DKIM result, as OpenDKIM's On-BadSignature and its relatives; off by default.
 
-One signature that holds is enough. Forwarders and lists break signatures, and most spam is signed properly, so refusing
-by DKIM alone loses mail: DMARC is what domains publish for that. A key that is being tested (t=y) excuses its
-signature. Also OpenDKIM's guards of the header, MaximumHeaders and RequiredHeaders, which hold for mail of ours too.
+One valid signature is enough. Forwarders and lists break signatures, and most spam is signed properly, so refusing by
+DKIM alone loses mail: DMARC is what domains publish for that. The signature of a key in test mode (t=y) never causes
+an action. Also OpenDKIM's limits on the header, MaximumHeaders and RequiredHeaders, which hold for our own mail too.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from gatekeeper.pipeline.context import Context
 
 
 class SignatureAction(StrEnum):
-    """What OpenDKIM can do with a message."""
+    """The actions that OpenDKIM knows."""
 
     ACCEPT = "accept"
     DISCARD = "discard"
@@ -32,22 +32,22 @@ class SignatureAction(StrEnum):
     TEMPFAIL = "tempfail"
 
 
-_SAID = {
+_REPLIES = {
     "no_signature": ("20", "this message has no DKIM signature"),
-    "bad_signature": ("20", "no DKIM signature of this message holds"),
+    "bad_signature": ("20", "no DKIM signature of this message is valid"),
     "no_key": ("20", "the key of this message's DKIM signature does not exist"),
     "dns_error": ("5", "the key of this message's DKIM signature cannot be looked up now"),
     "internal_error": ("0", "the DKIM signature of this message could not be processed"),
     "long_header": ("0", "the header of this message is too long"),
 }
-"""Reason -> detail of the enhanced status code (RFC 7372, 3463) and the words of a refusal."""
+"""Reason -> detail of the enhanced status code (RFC 7372, RFC 3463) and reply text."""
 
 _EXACTLY_ONE = ("From", "Date")
 _AT_MOST_ONE = ("Reply-To", "To", "Cc", "Bcc", "Message-ID", "In-Reply-To", "References", "Subject")
 
 
 class DkimCheck(ConfiguredCheck):
-    """550 or 451, quarantine (HOLD) or discard, as each option says; a signature that holds passes."""
+    """550 or 451, quarantine (HOLD) or discard, as each option says; a message with a valid signature passes."""
 
     name: ClassVar[str] = "dkim"
 
@@ -55,26 +55,26 @@ class DkimCheck(ConfiguredCheck):
     no_signature: SignatureAction = Field(default=SignatureAction.ACCEPT, description="mail without a signature")
     bad_signature: SignatureAction = Field(
         default=SignatureAction.ACCEPT,
-        description="mail of whose signatures none holds: it was changed on the way, or the key is another one or "
+        description="mail without a valid signature: it was changed on the way, or the key is another one or "
         "revoked; a signature that has expired or is incomplete is accepted",
     )
     key_not_found: SignatureAction = Field(
-        default=SignatureAction.ACCEPT, description="mail whose signature names a key that is not there"
+        default=SignatureAction.ACCEPT, description="mail whose signature names a key that does not exist"
     )
     dns_error: SignatureAction = Field(
-        default=SignatureAction.ACCEPT, description="mail whose key cannot be looked up just now"
+        default=SignatureAction.ACCEPT, description="mail whose key cannot be looked up at the moment"
     )
     internal_error: SignatureAction = Field(
         default=SignatureAction.ACCEPT, description="mail whose signature we fail to process"
     )
-    max_header: StrictInt = Field(default=0, ge=0, description="bytes that a header may have; 0 is no limit")
+    max_header: StrictInt = Field(default=0, ge=0, description="bytes that a header may have; 0: no limit")
     long_header: SignatureAction = Field(default=SignatureAction.TEMPFAIL, description="mail whose header is longer")
     required_headers: StrictBool = Field(
-        default=False, description="whether mail is refused that has not the fields that RFC 5322 section 3.6 wants"
+        default=False, description="whether mail that lacks the fields required by RFC 5322 section 3.6 is refused"
     )
 
     async def judge(self, request: Request, context: Context) -> Verdict:
-        """The action for what was found."""
+        """Return the action for the result of the signatures."""
         if request.stage is not Stage.END_OF_MESSAGE:
             return PASS
         findings = await context.facts.dkim()
@@ -88,7 +88,7 @@ class DkimCheck(ConfiguredCheck):
         return _verdict(reason, action)
 
     def of_header(self, headers: Sequence[Header]) -> Verdict:
-        """The verdict on a header, before its message is signed or judged."""
+        """Return the verdict on a header, before its message is signed or judged."""
         # as OpenDKIM counts: names, values with their leading space, and two for each field
         if self.max_header and sum(len(name) + len(value) + 2 for name, value in headers) > self.max_header:
             return _verdict("long_header", self.long_header)
@@ -97,7 +97,7 @@ class DkimCheck(ConfiguredCheck):
         return PASS
 
     def _action(self, finding: Finding) -> tuple[str, SignatureAction]:
-        """The topmost signature decides, as in OpenDKIM."""
+        """Return the reason and the action for the topmost signature, which decides, as in OpenDKIM."""
         match finding.result:
             case DkimResult.NONE:
                 return "no_signature", self.no_signature
@@ -114,7 +114,7 @@ class DkimCheck(ConfiguredCheck):
 
 
 def _fault(headers: Sequence[Header]) -> str:
-    """What RFC 5322 section 3.6 has against these fields; empty if nothing."""
+    """Return how these fields violate RFC 5322 section 3.6; empty if they do not."""
     count = Counter(field.name.lower() for field in headers)
     for name in _EXACTLY_ONE:
         if (found := count[name.lower().encode()]) != 1:
@@ -127,14 +127,14 @@ def _fault(headers: Sequence[Header]) -> str:
 
 def _verdict(reason: str, action: SignatureAction) -> Verdict:
     code = f"dkim.{reason}"
-    detail, said = _SAID.get(reason, ("0", ""))
+    detail, text = _REPLIES.get(reason, ("0", ""))
     match action:
         case SignatureAction.REJECT:
-            return reject(code, "550", f"5.7.{detail}", f"DKIM: {said}")
+            return reject(code, "550", f"5.7.{detail}", f"DKIM: {text}")
         case SignatureAction.TEMPFAIL:
-            return reject(code, "451", f"4.7.{detail}", f"DKIM: {said}")
+            return reject(code, "451", f"4.7.{detail}", f"DKIM: {text}")
         case SignatureAction.QUARANTINE:
-            return Verdict(Outcome.ACTION, code, text=f"HOLD DKIM: {said}")
+            return Verdict(Outcome.ACTION, code, text=f"HOLD DKIM: {text}")
         case SignatureAction.DISCARD:
-            return Verdict(Outcome.ACTION, code, text=f"DISCARD DKIM: {said}")
+            return Verdict(Outcome.ACTION, code, text=f"DISCARD DKIM: {text}")
     return Verdict(Outcome.PASS, code)

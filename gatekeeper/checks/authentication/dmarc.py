@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`dmarc`: whether the policy that a From domain publishes is obeyed (RFC 9989). Asked by the milter.
+"""`dmarc`: enforcement of the policy that the From domain publishes (RFC 9989). Run by the milter.
 
 False positives of enforcement: mailing lists and forwarders that change a message whose author's domain says
-`reject`. So whom this relay trusts is asked before mail is refused or quarantined, and only on proof: a forwarder by
-its address or confirmed name, a mailing list by its own SPF or DKIM, a sealer by a valid ARC chain.
+`reject`. So before mail is refused or quarantined, the trusted intermediaries are tried, and only on proof: a forwarder
+by its address or confirmed name, a mailing list by its own SPF or DKIM, a sealer by a valid ARC chain.
 """
 
 from collections.abc import Mapping
@@ -25,33 +25,35 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.signing.host_list import HostList
 
 QUARANTINE_FIELD = "X-Gatekeeper-Quarantine"
-"""What is written on top of quarantined mail where it is not held, for a delivery filter to file it by."""
+"""The header field that marks quarantined mail if it is not held, so that a delivery filter can file it."""
 
 
 class DmarcCheck(ConfiguredCheck):
-    """550 5.7.1 or quarantine, at most as much as `obey` says; DNS trouble decides nothing."""
+    """550 5.7.1 or quarantine, as the domain asks, up to what `obey` allows; DNS trouble decides nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     name: ClassVar[str] = "dmarc"
 
     obey: Literal["observe", "quarantine", "reject"] = Field(
         default="observe",
-        description="observe: only written down; quarantine: held where the domain says quarantine or reject; "
-        "reject: as the domain says",
+        description="observe: only logged; quarantine: mail is quarantined where the domain says quarantine or "
+        "reject; reject: as the domain says",
     )
     quarantine: Literal["hold", "header"] = Field(default="hold", description="what quarantine means here")
     malformed_from: Literal["accept", "quarantine", "reject"] = Field(
-        default="accept", description="what becomes of mail whose From names no single domain"
+        default="accept", description="what to do with mail whose From does not name exactly one domain"
     )
     overrides: Mapping[str, DmarcPolicy] = Field(
-        default_factory=dict, description="what is done with mail of a domain that fails, whatever the domain says"
+        default_factory=dict, description="the policy for a domain whose mail fails, whatever the domain says"
     )
-    forwarders: HostList = Field(default_factory=HostList, description="clients whose mail fails DMARC for a reason")
-    sealers: tuple[str, ...] = Field(default=(), description="domains whose ARC seals are believed")
+    forwarders: HostList = Field(
+        default_factory=HostList, description="clients whose mail fails DMARC for a legitimate reason"
+    )
+    sealers: tuple[str, ...] = Field(default=(), description="domains whose ARC seals are trusted")
     lists: tuple[str, ...] = Field(default=(), description="domains of mailing lists that may change mail")
 
     async def judge(self, request: Request, context: Context) -> Verdict:
-        """What the domain asks for, as far as it is obeyed."""
+        """Apply the policy of the author's domain, as far as `obey` allows."""
         if request.stage is not Stage.END_OF_MESSAGE:
             return PASS
         found = await context.facts.dmarc()
@@ -72,7 +74,10 @@ class DmarcCheck(ConfiguredCheck):
         return self._quarantined(f"{why or 'DMARC'} policy of {domain}")
 
     def _policy(self, found: Finding) -> tuple[DmarcPolicy, str]:
-        """What is to be done: an override in its own right, else what the domain asks for, as far as it is obeyed."""
+        """Return the policy to apply, and "override" if it is one of ours.
+
+        An override applies whatever `obey` says; else it is the domain's policy, as far as `obey` allows.
+        """
         for ours, policy in self.overrides.items():
             if found.domain == ours or (ours.startswith(".") and found.domain.endswith(ours)):
                 return policy, "override"
@@ -94,7 +99,7 @@ class DmarcCheck(ConfiguredCheck):
         return Verdict(Outcome.ACTION, reason, text=text)
 
     async def _exception(self, request: Request, context: Context) -> str:
-        """Whom we trust to have had a reason: the last part of the reason code, or empty."""
+        """Return which trusted intermediary excuses the failure, as the end of the reason code; empty if none does."""
         if entry := self.forwarders.find(request.client):
             context.note("trusted forwarder", entry)
             return "forwarder"
@@ -107,17 +112,17 @@ class DmarcCheck(ConfiguredCheck):
         return ""
 
     async def _list(self, context: Context) -> str:
-        """The trusted mailing list that SPF or DKIM proves this message to come from."""
+        """Return the trusted mailing list that SPF or DKIM proves this message to come from; empty if there is none."""
         spf = await context.facts.spf()
         proven = [spf.domain] if spf.result is SpfResult.PASS else []
         proven += [one.domain for one in await context.facts.dkim() if one.result is DkimResult.PASS]
         return next((domain for domain in proven if any(is_within(domain, ours) for ours in self.lists)), "")
 
     async def _sealer(self, context: Context) -> str:
-        """The trusted sealer who says that DMARC passed when the message came to it.
+        """Return the trusted sealer that saw DMARC pass when it received the message; an empty string if there is none.
 
-        Everybody after it in the chain must be trusted as well: whoever comes later may have changed the message and
-        sealed that. And the newest signature must cover From, or the chain says nothing about whose mail this is.
+        All later sealers in the chain must be trusted as well, because they may have changed the message before they
+        sealed it. And the newest signature must cover From, or the chain says nothing about the author.
         """
         arc = await context.facts.arc()
         if arc.result is not ArcResult.PASS or not arc.signs_from:

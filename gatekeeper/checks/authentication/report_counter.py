@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Counts what the milter verified, for aggregate reports (reports/counters.py); no opinion of its own.
+"""`count`: counts what the milter verified, for aggregate reports (reports/counters.py); never refuses anything.
 
 Off by default: source addresses are personal data in many places, and nothing sends reports yet. It costs one write
-for each message of a domain that wants reports, after the answer. A store that fails costs the count and no more.
+for each message from a domain that wants reports, after the reply. If the store fails, the message is not counted, and
+nothing else happens.
 """
 
 from collections.abc import Iterator
@@ -25,16 +26,16 @@ _REASONS = {
     "dmarc.override": "local_policy",
     "dmarc.fail": "local_policy",
 }
-"""Reason code of the check `dmarc` -> why the policy was not applied, in the words of RFC 9990."""
+"""Reason code of the check `dmarc` -> why the policy was not applied, as RFC 9990 names it."""
 
 
 class ReportCounter(ConfiguredCheck):
-    """Counts; stands before the check `dmarc`, which may end the list."""
+    """Counts DMARC results; stands before the check `dmarc`, which may end the list."""
 
     name: ClassVar[str] = "count"
 
     async def judge(self, request: Request, context: Context) -> Verdict:
-        """Always PASS."""
+        """Register the count, which is written after the decision; always pass."""
         address = request.client.address
         if request.stage is not Stage.END_OF_MESSAGE or address is None:
             return PASS
@@ -44,12 +45,12 @@ class ReportCounter(ConfiguredCheck):
         spf, dkim = await context.facts.spf(), await context.facts.dkim()
 
         async def count(decision: Decision) -> None:
-            said = next((step.verdict for step in decision.steps if step.check == "dmarc"), PASS)
-            applied = said if decision.verdict is decision.judged else PASS
+            judged = next((step.verdict for step in decision.steps if step.check == "dmarc"), PASS)
+            applied = judged if decision.verdict is decision.judged else PASS
             disposition = _disposition(found, applied)
-            reasons = tuple(_reasons(found, said, disposition))
+            reasons = tuple(_reasons(found, judged, disposition))
             row = row_of(str(address), found, spf, dkim, disposition=disposition, reasons=reasons)
-            # Facts are the same in observe mode, so they are not kept apart.
+            # Facts are the same in observe mode, so the keys are those of enforce mode.
             key = bucket(Keys(context.keys.secret), context.clock(), row.domain)
             await context.store.tally(key, row.to_bytes(), KEPT, MOST_ROWS)
 
@@ -57,19 +58,19 @@ class ReportCounter(ConfiguredCheck):
         return PASS
 
 
-def _disposition(found: Finding, said: Verdict) -> str:
-    """What DMARC did to the message, in the words of RFC 9990."""
+def _disposition(found: Finding, applied: Verdict) -> str:
+    """Return what DMARC did to the message, as RFC 9990 names it."""
     if found.result is DmarcResult.PASS:
         return "none" if found.published is DmarcPolicy.NONE else "pass"
-    if said.reason not in ("dmarc.reject", "dmarc.quarantine"):
+    if applied.reason not in ("dmarc.reject", "dmarc.quarantine"):
         return "none"
-    return "reject" if said.outcome is Outcome.REJECT else "quarantine"
+    return "reject" if applied.outcome is Outcome.REJECT else "quarantine"
 
 
-def _reasons(found: Finding, said: Verdict, disposition: str) -> Iterator[str]:
+def _reasons(found: Finding, judged: Verdict, disposition: str) -> Iterator[str]:
     if found.result is not DmarcResult.FAIL:
         return
     if found.published is not found.policy:
         yield "policy_test_mode"
     if disposition != found.policy:
-        yield _REASONS.get(said.reason, "local_policy")
+        yield _REASONS.get(judged.reason, "local_policy")

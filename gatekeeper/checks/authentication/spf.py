@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`spf`: refuse what SPF says may not come from this client (RFC 7208). Off by default.
+"""`spf`: refuses mail that SPF says may not come from this client (RFC 7208). Off by default.
 
-False positives: mail forwarded without rewriting the sender, and domains whose owner forgot a way that mail leaves.
-Softfail and neutral never refuse: who publishes them asks for that (RFC 7208 section 8.2, 8.5). Nobody is judged who is
-authenticated, in mynetworks, or permitted further up in the list; our postmaster and abuse mailboxes hear everybody.
-Of the HELO name only `fail` refuses, whatever else is found.
+False positives: mail forwarded without rewriting the sender, and domains whose owner forgot one of the paths that its
+mail takes. Softfail and neutral never refuse: domains that publish them ask for that (RFC 7208 section 8.2, 8.5).
+Clients that are authenticated, in mynetworks, or permitted further up in the list are not judged; our postmaster and
+abuse mailboxes accept mail from everybody. Of the results for the HELO name only `fail` refuses.
 """
 
 from typing import ClassVar, Literal
@@ -21,28 +21,28 @@ from gatekeeper.pipeline.context import Context
 
 
 class SpfCheck(ConfiguredCheck):
-    """550 5.7.23 for `fail` of the HELO name or the sender's domain; the codes are RFC 7372's."""
+    """550 5.7.23 if SPF gives `fail` for the HELO name or the sender's domain; the codes are RFC 7372's."""
 
     name: ClassVar[str] = "spf"
     needs: ClassVar[tuple[str, ...]] = ("sender",)
 
     mode: Mode = Field(
-        default=Mode.OFF, description="enforce: fail is refused; observe: it is only written down; off: not asked for"
+        default=Mode.OFF, description="enforce: fail is refused; observe: it is only logged; off: SPF is not checked"
     )
     helo: StrictBool = Field(default=True, description="whether the HELO name is judged too (RFC 7208 section 2.3)")
     temperror: Literal["pass", "defer"] = Field(
-        default="pass", description="what becomes of mail when DNS trouble keeps SPF from being known"
+        default="pass", description="what to do with mail when DNS trouble prevents an SPF result"
     )
     permerror: Literal["pass", "reject"] = Field(
-        default="pass", description="what becomes of mail of a domain whose record cannot be evaluated"
+        default="pass", description="what to do with mail from a domain whose record cannot be evaluated"
     )
 
     async def judge(self, request: Request, context: Context) -> Verdict:
-        """Refused, or what SPF found of the sender."""
+        """Refuse the mail, or pass it with the SPF result for the sender."""
         if request.client.address is None or request.sasl_user or context.site.is_internal(request.client.address):
             return PASS
         facts = context.facts
-        if self.helo and request.sender:  # for the null sender, HELO is what `spf` is about
+        if self.helo and request.sender:  # for the null sender, facts.spf() itself checks HELO
             facts.start_spf()
             helo = await facts.helo_spf()
             verdict = self._verdict(helo, "spf.helo_", request, context)
@@ -62,7 +62,7 @@ class SpfCheck(ConfiguredCheck):
             case SpfResult.FAIL:
                 what = "greet with this name" if spf.identity == "helo" else "send its mail"
                 text = f"SPF of {domain} does not allow {request.client.address} to {what}"
-                # RFC 7208 section 6.2: the words are the domain's, and the reader is to be told so
+                # RFC 7208 section 6.2: the explanation is the domain's, and the reply has to say so
                 why = f"; {domain} explains: {printable(spf.explanation, 160)}" if spf.explanation else ""
                 return reject(code, "550", "5.7.23", printable(f"{text}{why}"))
             case SpfResult.PERMERROR if permanent:

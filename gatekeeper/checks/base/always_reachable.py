@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`permit_always_reachable`, beyond Postfix: our postmaster and abuse mailboxes, to which a refused stranger must be
-able to write (RFC 5321 section 4.5.1, RFC 2142). It stands near the head of the default list, so that nothing there
-refuses such mail; our own opinions spare it wherever they stand.
+"""`permit_always_reachable`, an addition to Postfix's restrictions: our postmaster and abuse mailboxes.
+
+A stranger whose mail is refused must be able to write to them (RFC 5321 section 4.5.1, RFC 2142). The restriction
+stands near the head of the default list, so that nothing there refuses such mail; our own checks spare it wherever
+they stand.
 """
 
 from gatekeeper.core.request import Request, domain_of
@@ -13,14 +15,15 @@ _MAILBOXES = ("postmaster", "abuse")
 
 
 async def permit_always_reachable(request: Request, context: Context) -> Verdict:
-    """Permit mail to these mailboxes, whoever sends it."""
+    """Permit mail to our postmaster and abuse mailboxes, whoever sends it."""
     return permit("always_reachable") if always_reachable(request.recipient, context.site) else PASS
 
 
 def always_reachable(recipient: str | None, site: Site) -> bool:
-    """True for our postmaster and abuse mailboxes.
+    """Return whether `recipient` is one of our postmaster and abuse mailboxes.
 
-    A relay that has not said what its domains are takes every domain for its own here: this only spares refusals.
+    If neither local nor relay domains are configured, every domain counts as ours here: the answer can only prevent
+    a refusal.
     """
     if recipient is None:
         return False

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The two shapes of a check: a word of Postfix's, and an opinion of our own with a section of options.
+"""The two types of check: a restriction of Postfix's, and a check of our own with a section of options.
 
-Both satisfy `pipeline.Check`. A word is one callable and carries what it was given in its list; an opinion is its
-options: a frozen model whose fields are documented here and nowhere else.
+Both satisfy `pipeline.check.Check`. A Postfix restriction is one callable that carries the arguments it was given in
+its list; a check of our own is its options: a frozen model, each option documented where its field is declared and
+nowhere else.
 """
 
 from abc import abstractmethod
@@ -20,23 +21,23 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import StoreError
 
 Judge = Callable[[Request, Context], Awaitable[Verdict]]
-"""What every restriction comes down to."""
+"""The function that gives a restriction's verdict."""
 
 
 class SourceLine(NamedTuple):
-    """Where something is written: `line` counts from 1, 0 is the file as a whole."""
+    """The place where something is written; `line` counts from 1, and 0 means the file as a whole."""
 
     file: str
     line: int = 0
 
     def problem(self, what: str, *, warning: bool = False) -> Problem:
-        """A mistake in this place."""
+        """Return a Problem at this place."""
         return Problem(self.file, self.line, what, warning)
 
 
 @dataclass(frozen=True, slots=True)
 class PostfixCheck:
-    """One of Postfix's restrictions, ready to be asked. `name` is as written, with its arguments."""
+    """One of Postfix's restrictions, ready to run; `name` is as written, with its arguments."""
 
     name: str
     judge: Judge
@@ -45,12 +46,15 @@ class PostfixCheck:
 
     @property
     def check(self) -> Judge:
-        """What gives the restriction's verdict."""
+        """The function that gives the restriction's verdict, under the name that the pipeline expects."""
         return self.judge
 
 
 class ConfiguredCheck(BaseModel):
-    """A check of our own. Trouble with the store never decides anything: it is noted, and the check abstains."""
+    """A check of our own.
+
+    Trouble with the store never decides anything: it is noted, and the check abstains.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,21 +63,21 @@ class ConfiguredCheck(BaseModel):
 
     mode: Mode = Field(
         default=Mode.ENFORCE,
-        description="enforce: the verdict counts; observe: it is only written down; off: it is not asked for",
+        description="enforce: the verdict counts; observe: it is only logged; off: the check is not run",
     )
 
     async def check(self, request: Request, context: Context) -> Verdict:
-        """The verdict; PASS with the reason `NAME.store` if the store does not answer."""
+        """Return the verdict; PASS with the reason `NAME.store` if the store does not answer."""
         try:
             return await self.judge(request, context)
         except StoreError as error:
             context.note("store", str(error) or type(error).__name__)
             return Verdict(Outcome.PASS, f"{self.name}.store")
 
-    def lists_asked(self) -> Iterable[ListUse]:
-        """The DNS lists that it asks, to be watched."""
+    def queried_lists(self) -> Iterable[ListUse]:
+        """Return the DNS lists that this check queries, so that they can be monitored."""
         return ()
 
     @abstractmethod
     async def judge(self, request: Request, context: Context) -> Verdict:
-        """The opinion itself. May raise StoreError."""
+        """Return the verdict on `request`. May raise StoreError."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The look-ups that Postfix's restrictions share: one question after another, first answer wins (dns_lookup(3))."""
+"""The DNS lookups that Postfix's restrictions share: one query after another, first answer wins (dns_lookup(3))."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,42 +12,42 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname
 
 
-async def ask(context: Context, name: str, type: str) -> Answer | None:
-    """The answer, noted; None if DNS did not give one."""
+async def query_dns(context: Context, name: str, type: str) -> Answer | None:
+    """Return the answer and note it; None if DNS did not give one."""
     answer = known_answer(context.resolver, name, type) or await resolve(context.resolver, name, type)
     if isinstance(answer, DNSError):
-        context.note(_what(name, type), f"no answer: {str(answer) or answer.__class__.__name__}")
+        context.note(_describe_query(name, type), f"no answer: {str(answer) or answer.__class__.__name__}")
         return None
-    context.note_later(partial(_told, name, type, answer))
+    context.note_later(partial(_describe, name, type, answer))
     return answer
 
 
-def _told(name: str, type: str, answer: Answer) -> tuple[str, str]:
-    return _what(name, type), _found(answer)
+def _describe(name: str, type: str, answer: Answer) -> tuple[str, str]:
+    return _describe_query(name, type), _describe_answer(answer)
 
 
-def _what(name: str, type: str) -> str:
+def _describe_query(name: str, type: str) -> str:
     return f"{type} {printable(name, 255)}"
 
 
-def _found(answer: Answer) -> str:
+def _describe_answer(answer: Answer) -> str:
     if answer.records:
-        return ", ".join(_show(record) for record in answer.records[:8])
+        return ", ".join(_describe_record(record) for record in answer.records[:8])
     return "no data" if answer.exists else "no such name"
 
 
 async def exists(context: Context, name: str, types: Sequence[str]) -> bool | None:
-    """Whether `name` has records of any of `types`, asked in this order; None if DNS trouble keeps it open.
+    """Return whether `name` has records of any of `types`, queried in this order; None if DNS trouble hides it.
 
-    As in Postfix a failing question does not matter once another one is answered, and what is no host name (a bare
-    address too) does not exist, unasked.
+    As in Postfix a failing query does not matter once another one brings records, and anything that is not a host name
+    (a bare address, for example) does not exist and is not looked up.
     """
     if not is_hostname(name):
-        context.note(f"name {printable(name, 255)}", "is no host name")
+        context.note(f"name {printable(name, 255)}", "is not a host name")
         return False
     trouble = False
     for type in types:
-        answer = await ask(context, name, type)
+        answer = await query_dns(context, name, type)
         if answer is None:
             trouble = True
         elif answer.records:
@@ -56,7 +56,7 @@ async def exists(context: Context, name: str, types: Sequence[str]) -> bool | No
 
 
 def a_label(domain: str) -> str:
-    """`domain` as the DNS has it: lower case, U-labels as A-labels; as it is if it can never be in the DNS."""
+    """Return `domain` as the DNS has it: lower case, U-labels as A-labels; unchanged if it can never be in the DNS."""
     if domain.isascii():
         return domain.lower()
     name = to_name(domain)
@@ -64,19 +64,20 @@ def a_label(domain: str) -> str:
 
 
 def is_null_mx(answer: Answer) -> bool:
-    """True if one of the records is the null MX (RFC 7505); one beside real ones still counts, as in Postfix."""
+    """Return whether one of the records is the null MX (RFC 7505); as in Postfix, even beside real ones it counts."""
     return any(isinstance(record, MX) and not record.host for record in answer.records)
 
 
-def servers_of(answer: Answer) -> tuple[str, ...]:
-    """The names in MX or NS records that Postfix does not throw away as malformed (valid_rr_name()): an address in the
-    place of a name may stay.
+def server_names(answer: Answer) -> tuple[str, ...]:
+    """Return the names in MX or NS records, without those that Postfix drops as malformed (valid_rr_name()).
+
+    An address in place of a name is kept.
     """
     names = [record.host if isinstance(record, MX) else str(record) for record in answer.records]
     return tuple([name for name in names if is_hostname(name) or is_address(name)])
 
 
-def _show(record: object) -> str:
+def _describe_record(record: object) -> str:
     if isinstance(record, MX):
         return f"{record.preference} {printable(record.host, 255) or '.'}"
     return printable(record.decode("ascii", "replace") if isinstance(record, bytes) else str(record), 120)

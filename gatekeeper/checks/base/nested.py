@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Restrictions inside a restriction: those that a table entry names, and classes of them (RESTRICTION_CLASS_README).
 
-They are asked as if they stood in the list themselves (smtpd_check.c, generic_checks(), which calls itself): a soft
-failure and an action are kept and the next is asked, a permit ends the calling list, a refusal ends everything.
+They run as if they stood in the list themselves (smtpd_check.c, generic_checks(), which calls itself): a soft failure
+or an action is kept and the next restriction runs, a permit ends the calling list, a refusal ends everything.
 """
 
 from collections.abc import Sequence
@@ -18,32 +18,32 @@ SERVER_ERROR = reject("access.not_allowed", "451", "4.3.5", "Server configuratio
 """Postfix's answer to an OK that may not permit (forbid_allowlist()). `warn_if_reject` does not soften it."""
 
 
-def softened(verdict: Verdict, context: Context) -> Verdict:
-    """What `warn_if_reject` makes of a verdict: a refusal is noted and let pass, anything else stays."""
+def soften(verdict: Verdict, context: Context) -> Verdict:
+    """Turn a refusal into a noted PASS, as `warn_if_reject` does; return any other verdict unchanged."""
     if not verdict.refuses or verdict.reason == SERVER_ERROR.reason:
         return verdict
     context.note("would refuse", verdict.reply)
     return Verdict(Outcome.PASS, f"warn_if_reject.{verdict.reason}", kept=verdict.kept)
 
 
-async def ask(checks: Sequence[Check], request: Request, context: Context) -> Verdict:
-    """The first verdict that decides, with what was kept on the way; else PASS with it.
+async def run_checks(checks: Sequence[Check], request: Request, context: Context) -> Verdict:
+    """Return the first verdict that decides, else PASS, with the soft failures and actions kept on the way.
 
-    What is only observed is observed in a list of its own, not here.
+    A check in observe mode is observed only where it stands in a list itself; here it is skipped.
     """
     kept: list[Verdict] = []
-    said = PASS
+    passed = PASS
     for check in checks:
         if check.mode is not Mode.ENFORCE or any(getattr(request, need) is None for need in check.needs):
             continue
         verdict = await check.check(request, context)
         if context.warn_only:
-            verdict = softened(verdict, context)
+            verdict = soften(verdict, context)
         context.note(f"within: {check.name}", verdict.reason or verdict.outcome)
         kept += verdict.kept
         match verdict.outcome:
             case Outcome.PASS:
-                said = replace(verdict, kept=()) if verdict.reason else said
+                passed = replace(verdict, kept=()) if verdict.reason else passed
             case Outcome.DEFER_IF_PERMIT | Outcome.DEFER_IF_REJECT:
                 kept.append(verdict)
             case Outcome.ACTION if not verdict.text.startswith("DISCARD"):
@@ -52,7 +52,7 @@ async def ask(checks: Sequence[Check], request: Request, context: Context) -> Ve
                 return replace(verdict, kept=tuple(kept))
         if {Outcome.DEFER_IF_PERMIT, Outcome.DEFER_IF_REJECT} <= {verdict.outcome for verdict in kept}:
             break
-    return replace(said, kept=tuple(kept)) if kept else said
+    return replace(passed, kept=tuple(kept)) if kept else passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,15 @@ class RestrictionClass:
     needs: tuple[str, ...] = ()
 
     async def check(self, request: Request, context: Context) -> Verdict:
-        """What its restrictions come to."""
-        return await ask(self.checks, request, context)
+        return await run_checks(self.checks, request, context)
 
 
 @dataclass(frozen=True, slots=True)
 class WarnIfReject:
-    """`warn_if_reject` before a restriction: what it would refuse is written down and let pass.
+    """`warn_if_reject` before a restriction: what it would refuse is logged and passes.
 
-    As in Postfix a permit still permits, a kept `defer_if_reject` still tempers what comes after, and in a class or a
-    table entry that names restrictions each of them is let pass on its own.
+    As in Postfix a permit still permits, a kept `defer_if_reject` still makes later refusals temporary, and in a class
+    or in a table entry that names restrictions each of them is softened on its own.
     """
 
     inner: Check
@@ -92,9 +91,8 @@ class WarnIfReject:
         return self.inner.needs
 
     def wants(self, request: Request, context: Context) -> ReadAhead | None:
-        """What the inner check announces."""
         return self.inner.wants(request, context) if isinstance(self.inner, Announcing) else None
 
     async def check(self, request: Request, context: Context) -> Verdict:
-        """The inner verdict, unless it refuses."""
-        return softened(await self.inner.check(request, context._replace(warn_only=True)), context)
+        """Return the inner verdict, or let pass what it would refuse."""
+        return soften(await self.inner.check(request, context._replace(warn_only=True)), context)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Turns the words of a restriction list, with their arguments, into checks, and collects every mistake in them."""
+"""Building checks from the words of a restriction list and their arguments, collecting every mistake in them."""

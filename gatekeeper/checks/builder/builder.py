@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The words of a restriction list, with their arguments, made into checks.
+"""CheckBuilder: turns the words of a restriction list, with their arguments, into checks.
 
-A word is Postfix's own (postfix_words.py says which, and why some cannot be had here) or one of ours, with its section
-`[checks.NAME]`, or the name of a restriction class. The tables that words name are opened here and nowhere later, and
+A word is Postfix's own (postfix_words.py says which, and why some are not supported) or one of ours, with its section
+`[checks.NAME]`, or the name of a restriction class. The tables that words name are opened here and never later, and
 every mistake is collected instead of stopping at the first.
 """
 
@@ -14,20 +14,20 @@ from pydantic import BaseModel
 
 from gatekeeper.checks.base.check_types import ConfiguredCheck, SourceLine
 from gatekeeper.checks.base.nested import RestrictionClass, WarnIfReject
-from gatekeeper.checks.builder.errors import known_words, no_parameters, takes, why_not
-from gatekeeper.checks.builder.own_checks import OPINIONS
+from gatekeeper.checks.builder.errors import expect_arguments, explain_unknown, known_words, refuse_parameters
+from gatekeeper.checks.builder.own_checks import OWN_CHECKS
 from gatekeeper.checks.builder.postfix_words import (
     BARE_TABLES,
     LIST_WORDS,
     MAP_WORDS,
-    NO_OK,
+    OK_FORBIDDEN,
     OLD_NAMES,
     PLAIN_WORDS,
     TABLE_WORDS,
     build_access,
     build_list,
-    build_mapped,
-    table_of,
+    build_map_check,
+    parse_table_argument,
 )
 from gatekeeper.checks.dnslists.rbl import PermitListed, RejectListed
 from gatekeeper.checks.greylisting.greylist import SHIPPED, Greylist
@@ -57,19 +57,25 @@ _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
     ("sender", find_sender, "sender"),
     ("recipient", find_recipient, "recipient"),
 )
-"""In the order in which `access` asks."""
+"""Option, lookup function and required Request attribute of each kind of table, in the order in which `access` asks."""
 
 _ENDS = ("permit", "reject", "defer")
-"""Words behind which nothing is asked."""
+"""Words that end every list: nothing after them is evaluated."""
 
 Words = tuple[Sequence[str], SourceLine]
-"""A restriction as it is written, and where."""
+"""A restriction as it is written, and where it stands."""
+
+
+def _section_header(section: str, _option: str, _index: int) -> SourceLine:
+    return SourceLine(f"[checks.{section}]")
 
 
 class CheckBuilder:
-    """Makes checks of restrictions. `sections` holds the decoded sections by name; one that is missing has its
-    defaults. `classes` are the restriction classes by name, `maps` the tables of `[policy]` by option; `where` tells
-    where the values of a section's option stand. Table names are relative to `folder`.
+    """Builds checks from restrictions.
+
+    `sections` holds the decoded `[checks.NAME]` sections by name; a missing one has its defaults. `classes` are the
+    restriction classes by name, `maps` the tables of `[policy]` by option. `where(section, option, index)` returns the
+    place of one value of an option. Table names are relative to `folder`.
     """
 
     def __init__(
@@ -79,7 +85,7 @@ class CheckBuilder:
         *,
         classes: Mapping[str, Sequence[Words]] = {},
         maps: Mapping[str, tuple[Sequence[str], SourceLine]] = {},
-        where: Callable[[str, str, int], SourceLine] = lambda section, option, index: SourceLine(f"[checks.{section}]"),
+        where: Callable[[str, str, int], SourceLine] = _section_header,
     ) -> None:
         self._sections = sections
         self._classes = classes
@@ -96,22 +102,22 @@ class CheckBuilder:
 
     @property
     def problems(self) -> list[Problem]:
-        """Every mistake and warning so far, those in tables too, each once."""
+        """Every mistake and warning so far, including those in tables, each once."""
         return list(dict.fromkeys([*self._problems, *self._tables.problems]))
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What allow entries of tables demand that only the milter can find out (checks/tables/sender_proof.py)."""
+        """The conditions on allow entries in tables that only the milter can check (checks/tables/sender_proof.py)."""
         return tuple(sorted(self._tables.conditions - {"spf"}))
 
     def owners(self, hostname: str, delimiter: str) -> SenderOwners:
-        """Who owns an address, by `policy.sender_login_maps`."""
+        """Return the lookup of who owns a sender address, by `policy.sender_login_maps`."""
         names, place = self._maps.get("sender_login_maps", ((), SourceLine("")))
         tables = (self._tables.read(name, place, values=True) for name in names)
         return SenderOwners(tuple(table for table in tables if table is not None), hostname.lower(), delimiter)
 
     def limiter(self) -> Limiter:
-        """The limits of `[checks.ratelimit]`, for the lists and for the milter's connections."""
+        """Return the limits of `[checks.ratelimit]`, for the restriction lists and for the milter's connections."""
         if self._limiter is None:
             options = self._sections.get("ratelimit")
             options = options if isinstance(options, RateLimit) else RateLimit()
@@ -121,100 +127,107 @@ class CheckBuilder:
 
     @property
     def lists(self) -> tuple[ListUse, ...]:
-        """The DNS lists that the checks so far ask, those that tables name too."""
+        """The DNS lists that the checks built so far query, including those named in tables."""
         return tuple(self._lists)
 
     def check(self, words: Sequence[str], place: SourceLine, list: str = "") -> Check | None:
-        """The check that `words` name: a word and its arguments. None, and a problem, if there is none. `list` is the
-        list of the pipeline that they stand in: it says what a table without a word means.
+        """Return the check for `words`, a word and its arguments; None, and note a problem, if there is none.
+
+        `list` is the list of the pipeline that they stand in: it decides what a table without a word means.
         """
         try:
             return self._parse([*words], place, list)
         except ValueError as error:
             self._problems.append(place.problem(str(error)))
-        except _Told:
+        except _AlreadyReported:
             pass
         return None
 
-    def warn_behind(self, restrictions: Sequence[Words]) -> None:
-        """Tell of what stands behind a word that ends every list, and is never asked; as Postfix does."""
+    def warn_unreachable(self, restrictions: Sequence[Words]) -> None:
+        """Warn about a restriction after a word that ends every list, which is never evaluated; as Postfix does."""
         for ((word, *_), _), (words, place) in pairwise(restrictions):
             if word.lower() in _ENDS:
-                self._problems.append(place.problem(f"{' '.join(words)} behind {word} is never asked", warning=True))
+                self._problems.append(place.problem(f"{' '.join(words)} after {word} is never reached", warning=True))
                 return
 
     def check_classes(self) -> None:
-        """Look for mistakes in the classes that no list asks, too."""
+        """Look for mistakes in the restriction classes, including those that no list uses."""
         for name, restrictions in self._classes.items():
             if name.lower() in known_words() and restrictions:
-                what = f"{name!r} is a restriction already; give the class another name"
+                what = f"{name!r} is already a restriction; give the class another name"
                 self._problems.append(restrictions[0][1].problem(what))
             elif not any(built == name for built, _ in self._built):
                 try:
                     self._class(name, "")
-                except (ValueError, _Told):
+                except (ValueError, _AlreadyReported):
                     pass  # noted where it stands
 
     def _parse(self, words: list[str], place: SourceLine | None, list: str = "") -> Check:
-        """Raises ValueError with what is wrong. Without a place (inside a table) no tables can be named."""
+        """Return the check for `words`. Raises ValueError with what is wrong, _AlreadyReported if that is noted.
+
+        Without a place (inside a table) no tables can be named.
+        """
         if not words:
             raise ValueError("the restriction is empty")
         written, *arguments = words
         word = OLD_NAMES.get(written.lower(), written.lower())
-        no_parameters(words)
+        refuse_parameters(words)
         if word == "warn_if_reject":
             while arguments and arguments[0].lower() == word:
-                del arguments[0]  # more of them mean no more
+                del arguments[0]  # repeating it changes nothing
             if not arguments:
-                raise ValueError("warn_if_reject needs a restriction behind it")
+                raise ValueError("warn_if_reject needs a restriction after it")
             return WarnIfReject(self._parse(arguments, place, list))
         if ":" in word and list in BARE_TABLES and place is not None:
             word, arguments = BARE_TABLES[list], [written, *arguments]
         if word in PLAIN_WORDS:
-            takes(0, written, arguments)
+            expect_arguments(0, written, arguments)
             return PLAIN_WORDS[word]
         if word in LIST_WORDS:
-            takes(1, written, arguments, "a DNS list, as zen.spamhaus.org=127.0.0.[2..11]")
+            expect_arguments(1, written, arguments, "a DNS list, as zen.spamhaus.org=127.0.0.[2..11]")
             listed = build_list(word, arguments[0])
             if isinstance(listed.judge, RejectListed | PermitListed):
                 self._lists[listed.judge.use] = None
             return listed
         if word in TABLE_WORDS:
-            takes(1, written, arguments, "a table, as hash:/etc/postfix/access")
-            name, more = table_of(word, arguments[0])
-            return build_access(word, arguments[0], self._table(name, word, place), more)
+            expect_arguments(1, written, arguments, "a table, as hash:/etc/postfix/access")
+            name, attributes = parse_table_argument(word, arguments[0])
+            return build_access(word, arguments[0], self._table(name, word, place), attributes)
         if word in MAP_WORDS:
-            takes(0, written, arguments)
-            return build_mapped(word, self._mapped(written, MAP_WORDS[word]))
+            expect_arguments(0, written, arguments)
+            return build_map_check(word, self._policy_tables(written, MAP_WORDS[word]))
         if word == "access":
-            takes(0, written, arguments)
+            expect_arguments(0, written, arguments)
             return self._build_access()
         if word == "ratelimit":
-            takes(0, written, arguments)
+            expect_arguments(0, written, arguments)
             return self.limiter()
-        if word in OPINIONS:
-            takes(0, written, arguments)
+        if word in OWN_CHECKS:
+            expect_arguments(0, written, arguments)
             section = self._sections.get(word, None)
-            opinion = section if isinstance(section, ConfiguredCheck) else OPINIONS[word]()
-            if opinion.mode is not Mode.OFF:
-                self._lists |= dict.fromkeys(opinion.lists_asked())
-            return self._with_tables(opinion) if isinstance(opinion, Greylist) else opinion
+            check = section if isinstance(section, ConfiguredCheck) else OWN_CHECKS[word]()
+            if check.mode is not Mode.OFF:
+                self._lists |= dict.fromkeys(check.queried_lists())
+            return self._with_allow_lists(check) if isinstance(check, Greylist) else check
         if written in self._classes:
-            takes(0, written, arguments)
+            expect_arguments(0, written, arguments)
             return self._class(written, list)
-        raise ValueError(why_not(written, self._classes, entry=place is None))
+        raise ValueError(explain_unknown(written, self._classes, in_table=place is None))
 
     def _class(self, name: str, list: str) -> RestrictionClass:
-        """The class as it is asked in one list. Raises _Told for a class with mistakes, ValueError for a circle."""
+        """Return the class as it runs in one list.
+
+        Raises _AlreadyReported for a class with mistakes, ValueError for one that contains itself.
+        """
         if name in self._building:
             circle = " -> ".join([*self._building[self._building.index(name) :], name])
-            raise ValueError(f"the restriction class {name} asks itself: {circle}")
+            raise ValueError(f"the restriction class {name} contains itself: {circle}")
         if (name, list) not in self._built:
             self._building.append(name)
             checks = [self.check(words, place, list) for words, place in self._classes[name]]
             self._building.pop()
             if None in checks:
-                raise _Told
+                raise _AlreadyReported
             self._built[name, list] = RestrictionClass(name, tuple(check for check in checks if check is not None))
         return self._built[name, list]
 
@@ -231,8 +244,8 @@ class CheckBuilder:
             self._access = Access(tuple(lookups), options.mode)
         return self._access
 
-    def _with_tables(self, greylist: Greylist) -> Greylist:
-        """The check with its allow lists."""
+    def _with_allow_lists(self, greylist: Greylist) -> Greylist:
+        """Return the check with its allow lists read."""
         shipped = (SHIPPED,) if greylist.allow_shipped else ()
         lookups: list[LookUp] = []
         for kind, option, names, find in (
@@ -243,43 +256,44 @@ class CheckBuilder:
             for index, name in enumerate(names):
                 table = self._table(name, f"check_{kind}_access", self._where("greylist", option, index))
                 lookups.append(LookUp(f"{kind} in {name}", find, table))
-        return greylist.with_tables(lookups)
+        return greylist.with_allow_lists(lookups)
 
     def _table(self, name: str, word: str, place: SourceLine | None) -> Table:
         if place is None:
             raise ValueError("a table cannot name another table; name a restriction class")
         table = self._tables.read(name, place)
         if table is None:
-            raise _Told
+            raise _AlreadyReported
         if word == "check_sender_access":
-            self._warn_of(
+            self._warn_about_allows(
                 table,
                 "an OK for a sender lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc",
             )
-        if word in NO_OK:
-            self._warn_of(table, "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO")
+        if word in OK_FORBIDDEN:
+            what = "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO"
+            self._warn_about_allows(table, what)
         return table
 
-    def _warn_of(self, table: Table, what: str) -> None:
+    def _warn_about_allows(self, table: Table, what: str) -> None:
         self._problems += [entry.problem(what, warning=True) for entry in table.allows]
 
-    def _mapped(self, word: str, option: str) -> list[Table]:
-        """The tables that an option of `[policy]` names."""
+    def _policy_tables(self, word: str, option: str) -> list[Table]:
+        """Return the tables that an option of `[policy]` names. Raises ValueError if `word` needs one and has none."""
         names, place = self._maps.get(option, ((), SourceLine("")))
         if not names and not word.lower().startswith("permit_tls_all"):
             raise ValueError(f"{word} needs the tables of Postfix's {option}; name them in policy.{option}")
         tables = [self._tables.read(name, place, values=True) for name in names]
         if None in tables:
-            raise _Told
+            raise _AlreadyReported
         return [table for table in tables if table is not None]
 
     def _nested(self, text: str) -> tuple[Check, ...]:
-        """The restrictions that a table entry names. Raises ValueError."""
+        """Return the checks for the restrictions that a table entry names. Raises ValueError with what is wrong."""
         try:
             return tuple(self._parse([*restriction.words], None) for restriction in split(text))
-        except _Told:
+        except _AlreadyReported:
             raise ValueError(f"{text!r} names a restriction class that has mistakes") from None
 
 
-class _Told(Exception):
+class _AlreadyReported(Exception):
     """The problem has been noted where it was found."""

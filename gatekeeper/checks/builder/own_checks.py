@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The opinions of our own: the word that names each in a restriction list, and the model of its section."""
+"""The checks of our own: the word that names each in a restriction list, and the model of its section."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ from gatekeeper.checks.greylisting.greylist import Greylist
 from gatekeeper.checks.limits.ratelimit import RateLimit
 from gatekeeper.checks.tables.access import AccessOptions
 
-OPINIONS: Mapping[str, type[ConfiguredCheck]] = {
+OWN_CHECKS: Mapping[str, type[ConfiguredCheck]] = {
     "dnsbl": Dnsbl,
     "spf": SpfCheck,
     "greylist": Greylist,
 }
-SECTIONS: Mapping[str, type[BaseModel]] = {"access": AccessOptions, "ratelimit": RateLimit, **OPINIONS}
-"""The models of the `[checks.NAME]` sections. `dmarc` has none: it is `verify.dmarc`."""
+SECTIONS: Mapping[str, type[BaseModel]] = {"access": AccessOptions, "ratelimit": RateLimit, **OWN_CHECKS}
+"""The models of the `[checks.NAME]` sections. `dmarc` has none: its options are in `[verify]`."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Postfix's words (postconf(5)): those that can be had, their old names, and why the others cannot.
+"""Postfix's restrictions (postconf(5)): those that are supported, their old names, and why the others are not.
 
-Two words of ours stand among them: `permit_always_reachable`, `reject_helo_ours`.
+Two of our own are among them: `permit_always_reachable`, `reject_helo_ours`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,9 +60,9 @@ _PLAIN: tuple[tuple[str, Judge, tuple[str, ...]], ...] = (
 )
 PLAIN_WORDS: Mapping[str, PostfixCheck] = {name: PostfixCheck(name, judge, needs) for name, judge, needs in _PLAIN}
 
-LIST_WORDS: Mapping[str, tuple[rbl.Subject, str, tuple[str, ...]]] = {
-    "reject_rbl_client": (rbl.client_address, rbl.CLIENT, ()),
-    "reject_rhsbl_client": (rbl.client_name, rbl.CLIENT, ()),
+LIST_WORDS: Mapping[str, tuple[rbl.SubjectSource, str, tuple[str, ...]]] = {
+    "reject_rbl_client": (rbl.client_address, rbl.CLIENT_LABEL, ()),
+    "reject_rhsbl_client": (rbl.client_name, rbl.CLIENT_LABEL, ()),
     "reject_rhsbl_reverse_client": (rbl.reverse_client_name, "Unverified Client host", ()),
     "reject_rhsbl_helo": (rbl.helo, "Helo command", _HELO),
     "reject_rhsbl_sender": (rbl.sender, address.SENDER.label, _SENDER),
@@ -81,24 +81,24 @@ ACCESS_WORDS: Mapping[str, tuple[Find, tuple[str, ...]]] = {
     "check_etrn_access": (find_etrn, ()),
 }
 
-_NAMED: tuple[tuple[str, server_access.Named, tuple[str, ...]], ...] = (
+_SERVER_NAMES: tuple[tuple[str, server_access.NameSource, tuple[str, ...]], ...] = (
     ("client", server_access.of_client, ()),
     ("reverse_client_hostname", server_access.of_reverse_client, ()),
     ("helo", server_access.of_helo, _HELO),
     ("sender", server_access.of_sender, _SENDER),
     ("recipient", server_access.of_recipient, _RECIPIENT),
 )
-SERVER_WORDS: Mapping[str, tuple[server_access.Named, str, tuple[str, ...]]] = {
-    f"check_{whose}_{type.lower()}_access": (named, type, needs)
-    for whose, named, needs in _NAMED
+SERVER_WORDS: Mapping[str, tuple[server_access.NameSource, str, tuple[str, ...]]] = {
+    f"check_{subject}_{type.lower()}_access": (name_of, type, needs)
+    for subject, name_of, needs in _SERVER_NAMES
     for type in ("A", "MX", "NS")
 }
 CERTIFICATE_ACCESS = "check_ccert_access"
 TABLE_WORDS = (*ACCESS_WORDS, *SERVER_WORDS, CERTIFICATE_ACCESS)
-"""Words with an access table behind them."""
+"""Words that take an access table."""
 
-NO_OK = frozenset({"check_reverse_client_hostname_access", *SERVER_WORDS})
-"""Words whose tables may not say OK: whoever owns the address or the name chooses what is looked up."""
+OK_FORBIDDEN = frozenset({"check_reverse_client_hostname_access", *SERVER_WORDS})
+"""Words whose tables may not answer OK: whoever owns the address or the name chooses what is looked up."""
 
 BARE_TABLES: Mapping[str, str] = {
     CLIENT: "check_client_access",
@@ -107,7 +107,7 @@ BARE_TABLES: Mapping[str, str] = {
     RECIPIENTS: "check_recipient_access",
     ETRN: "check_etrn_access",
 }
-"""What a table that stands without a word means, by list."""
+"""The restriction that a table without a word stands for, by list."""
 
 LOGIN_WORDS: Mapping[str, tuple[bool, bool, bool]] = {
     "reject_sender_login_mismatch": (True, True, False),
@@ -120,7 +120,7 @@ MAP_WORDS: Mapping[str, str] = {
     **dict.fromkeys(LOGIN_WORDS, "sender_login_maps"),
     **dict.fromkeys(CERTIFICATE_WORDS, "relay_clientcerts"),
 }
-"""Words that ask tables of `[policy]`, and which option names those."""
+"""Words that look in tables of `[policy]`, and the option that names these."""
 
 OLD_NAMES: Mapping[str, str] = {
     "reject_invalid_hostname": "reject_invalid_helo_hostname",
@@ -134,7 +134,7 @@ OLD_NAMES: Mapping[str, str] = {
 _TABLES = "it needs Postfix's own tables; leave it in main.cf"
 _RELAY = "only Postfix knows where it would send the mail; leave it in main.cf, before check_policy_service"
 
-REFUSED: Mapping[str, str] = {
+UNSUPPORTED: Mapping[str, str] = {
     "permit_auth_destination": _RELAY,
     "reject_unauth_destination": _RELAY,
     "defer_unauth_destination": _RELAY,
@@ -146,19 +146,19 @@ REFUSED: Mapping[str, str] = {
     "reject_unverified_sender": "it needs Postfix's verify(8) service; leave it in main.cf",
     "reject_unverified_recipient": "it needs Postfix's verify(8) service; leave it in main.cf",
     "reject_unauth_pipelining": "only Postfix sees how commands arrive; leave it in main.cf",
-    "check_policy_service": "gatekeeper is a policy service and asks no other; leave it in main.cf",
+    "check_policy_service": "gatekeeper is a policy service and queries no other; leave it in main.cf",
     "reject_maps_rbl": "its lists are in maps_rbl_domains, which Postfix has dropped; use reject_rbl_client ZONE",
     "sleep": "gatekeeper answers at once; leave it in main.cf, where it delays the session as well",
 }
-"""Words of Postfix that are not to be had, with the reason and what to do."""
+"""Postfix's words that are not supported, with the reason and what to do."""
 
 
 def build_list(word: str, argument: str) -> PostfixCheck:
-    """A restriction with a DNS list. Raises ValueError with what is allowed."""
+    """Return the check for a restriction with a DNS list. Raises ValueError with what is allowed."""
     subject, label, needs = LIST_WORDS[word]
     site = parse_list(argument)
     if "*" in argument:
-        raise ValueError(f"{word} knows no weights; lists with weights stand in [checks.dnsbl]")
+        raise ValueError(f"{word} takes no weights; lists with weights go into [checks.dnsbl]")
     reason = word.partition("_")[2].rpartition("_")[0]  # reject_rhsbl_sender: rhsbl
     name = f"{word} {site.shown}"
     if word.startswith("permit_"):
@@ -169,24 +169,27 @@ def build_list(word: str, argument: str) -> PostfixCheck:
 
 
 def build_access(word: str, name: str, table: Table, attributes: Sequence[str] = ()) -> PostfixCheck:
-    """A restriction with an access table that has been read; `attributes` are those of check_ccert_access."""
+    """Return the check for a restriction with an access table that has been read.
+
+    `attributes` are the Request's attributes that check_ccert_access looks up.
+    """
     if word in SERVER_WORDS:
-        named, type, needs = SERVER_WORDS[word]
-        return PostfixCheck(f"{word} {name}", server_access.ServerAccess(named, type, table), needs)
+        name_of, type, needs = SERVER_WORDS[word]
+        return PostfixCheck(f"{word} {name}", server_access.ServerAccess(name_of, type, table), needs)
     if word == CERTIFICATE_ACCESS:
         return PostfixCheck(f"{word} {name}", CertificateAccess(table, tuple(attributes)))
     find, needs = ACCESS_WORDS[word]
     what = word.removeprefix("check_").removesuffix("_access")
-    return PostfixCheck(f"{word} {name}", LookUp(f"{what} in {name}", find, table, word not in NO_OK), needs)
+    return PostfixCheck(f"{word} {name}", LookUp(f"{what} in {name}", find, table, word not in OK_FORBIDDEN), needs)
 
 
-def table_of(word: str, argument: str) -> tuple[str, tuple[str, ...]]:
-    """The table that stands behind a word, and what else its argument says. Raises ValueError."""
+def parse_table_argument(word: str, argument: str) -> tuple[str, tuple[str, ...]]:
+    """Return the table that a word's argument names, and the attributes of check_ccert_access. Raises ValueError."""
     return parse_search(argument) if word == CERTIFICATE_ACCESS else (argument, ())
 
 
-def build_mapped(word: str, tables: Sequence[Table]) -> PostfixCheck:
-    """A restriction that asks tables of `[policy]`."""
+def build_map_check(word: str, tables: Sequence[Table]) -> PostfixCheck:
+    """Return the check for a restriction that looks in tables of `[policy]`."""
     if word in CERTIFICATE_WORDS:
         return PostfixCheck(word, PermitCertificates(tuple(tables), trusted=CERTIFICATE_WORDS[word]))
     return PostfixCheck(word, LoginMismatch(tuple(tables), *LOGIN_WORDS[word]), _SENDER)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Postfix's words for DNS lists: reject_rbl_client, reject_rhsbl_*, permit_dnswl_client, permit_rhswl_client.
+"""Postfix's restrictions with DNS lists: reject_rbl_client, reject_rhsbl_*, permit_dnswl_client, permit_rhswl_client.
 
-One list each. Deny lists that stand side by side are asked at once when it is the first one's turn; all lists of a
-request share one budget of time. The reply is Postfix's, with the list's own text. A failing deny list decides nothing;
-a failing allow list keeps a `defer_if_reject`, because it might have permitted; so does one that is switched off
-because it does not answer.
+One list each. Deny lists that stand side by side are all queried when the first one runs; all lists of a request share
+one time limit. The reply is Postfix's, with the list's own text. A failing deny list decides nothing; a failing allow
+list keeps a `defer_if_reject`, because it might have permitted; so does one that is switched off because it does not
+answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from gatekeeper.checks.dnslists.lookup import (
     ListResult,
     ListSubject,
     listed_domain,
-    look_up,
+    query_lists,
     reply_text,
     reversed_address,
 )
@@ -28,33 +28,33 @@ from gatekeeper.dnslists.queries import ListQuestion
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.context import Context
 
-CLIENT = "Client host"
+CLIENT_LABEL = "Client host"
 
-Subject = Callable[[Request], tuple[str, str]]
-"""What is looked up, for the reply, and what stands before the zone in the question: empty if there is nothing."""
+SubjectSource = Callable[[Request], tuple[str, str]]
+"""Returns what is looked up, as the reply names it, and as it precedes the zone; empty if there is nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class RejectListed:
-    """554 5.7.1 (`maps_rbl_reject_code`) for what `site` has."""
+    """554 5.7.1 (`maps_rbl_reject_code`) for a subject that `site` lists."""
 
     site: DnsList
     label: str
-    subject: Subject
+    subject: SubjectSource
     reason: str
-    ahead: tuple["RejectListed", ...] = ()
-    """Lists further down whose turn comes next."""
+    prefetched: tuple["RejectListed", ...] = ()
+    """The deny lists right after this one, which are queried together with it."""
 
     @property
     def use(self) -> ListUse:
-        """The list, to be watched."""
+        """The list and what it is used for, so that it can be monitored."""
         return self.site, _kind(self.subject)
 
     async def __call__(self, request: Request, context: Context) -> Verdict:
-        if self.ahead:
-            asked = ((next.site, _kind(next.subject), next.subject(request)[1]) for next in self.ahead)
-            context.lists.begin([ListQuestion(site, kind, subject) for site, kind, subject in asked if subject])
-        found = await _look_up(context, self.site, self.subject, request, self.label)
+        if self.prefetched:
+            queries = ((next.site, _kind(next.subject), next.subject(request)[1]) for next in self.prefetched)
+            context.lists.begin([ListQuestion(site, kind, query) for site, kind, query in queries if query])
+        found = await _query(context, self.site, self.subject, request, self.label)
         if found is None or not found.hits:
             return PASS
         return reject(self.reason, "554", "5.7.1", await reply_text(context, found.hits[0]))
@@ -62,39 +62,39 @@ class RejectListed:
 
 @dataclass(frozen=True, slots=True)
 class PermitListed:
-    """Permit a client, or its name, that `site` has; never for mail that we would have to relay."""
+    """Permit a client that `site` lists by address or name; never for mail that we would have to relay."""
 
     site: DnsList
-    subject: Subject
+    subject: SubjectSource
     reason: str
 
     @property
     def use(self) -> ListUse:
-        """The list, to be watched."""
+        """The list and what it is used for, so that it can be monitored."""
         return self.site, _kind(self.subject)
 
     async def __call__(self, request: Request, context: Context) -> Verdict:
         if request.stage is Stage.RCPT and not context.site.is_ours(domain_of(request.recipient or "")):
             return PASS
-        found = await _look_up(context, self.site, self.subject, request, CLIENT)
+        found = await _query(context, self.site, self.subject, request, CLIENT_LABEL)
         if found is None:
             return PASS
         if found.unknown:
             what, _ = self.subject(request)
-            text = f"<{printable(what, 255)}>: {CLIENT} rejected: Service unavailable"
+            text = f"<{printable(what, 255)}>: {CLIENT_LABEL} rejected: Service unavailable"
             return defer_if_reject(f"{self.reason}_temporary", "4.7.1", text)
         return permit(self.reason) if found.hits else PASS
 
 
-def ask_ahead(checks: Sequence[Check]) -> tuple[Check, ...]:
-    """`checks`, where the first of several deny lists that stand side by side has the others asked as well."""
+def prefetch_adjacent(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """Return `checks`, where the first of several adjacent deny lists starts the queries of the others, too."""
     done: list[Check] = []
     for _, run in groupby(checks, lambda check: _deny_list(check) is not None):
         first, *rest = run
-        mine = _deny_list(first)
-        if rest and mine is not None and isinstance(first, PostfixCheck):
-            ahead = tuple(judge for check in rest if (judge := _deny_list(check)) is not None)
-            first = replace(first, judge=replace(mine, ahead=ahead))
+        deny_list = _deny_list(first)
+        if rest and deny_list is not None and isinstance(first, PostfixCheck):
+            others = tuple(judge for check in rest if (judge := _deny_list(check)) is not None)
+            first = replace(first, judge=replace(deny_list, prefetched=others))
         done += [first, *rest]
     return tuple(done)
 
@@ -103,45 +103,45 @@ def _deny_list(check: Check) -> RejectListed | None:
     return check.judge if isinstance(check, PostfixCheck) and isinstance(check.judge, RejectListed) else None
 
 
-async def _look_up(
-    context: Context, site: DnsList, subject: Subject, request: Request, label: str
+async def _query(
+    context: Context, site: DnsList, subject: SubjectSource, request: Request, label: str
 ) -> ListResult | None:
-    what, asked = subject(request)
-    return await look_up(context, [(site, ListSubject(label, _kind(subject), what, asked))]) if asked else None
+    what, query = subject(request)
+    return await query_lists(context, [(site, ListSubject(label, _kind(subject), what, query))]) if query else None
 
 
-def _kind(subject: Subject) -> ListKind:
+def _kind(subject: SubjectSource) -> ListKind:
     return ListKind.ADDRESS if subject is client_address else ListKind.NAME
 
 
 def client_address(request: Request) -> tuple[str, str]:
-    """The client's address."""
+    """Return the client's address."""
     address = request.client.address
     return ("", "") if address is None else (str(address), reversed_address(address))
 
 
 def client_name(request: Request) -> tuple[str, str]:
-    """The confirmed name."""
+    """Return the client's confirmed name."""
     return _name(request.client.name)
 
 
 def reverse_client_name(request: Request) -> tuple[str, str]:
-    """The PTR, confirmed or not."""
+    """Return the client's PTR, confirmed or not."""
     return _name(request.client.reverse_name)
 
 
 def helo(request: Request) -> tuple[str, str]:
-    """The HELO name."""
+    """Return the HELO name."""
     return _name(request.helo)
 
 
 def sender(request: Request) -> tuple[str, str]:
-    """The sender's domain; nothing for the null sender."""
+    """Return the sender and its domain; nothing for the null sender."""
     return _name(request.sender)
 
 
 def recipient(request: Request) -> tuple[str, str]:
-    """The recipient's domain."""
+    """Return the recipient and its domain."""
     return _name(request.recipient)
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Greylisting (RFC 6647): the check, what the store keeps for it, and which clients look suspicious."""
+"""Greylisting (RFC 6647): the check, the state it keeps in the store, and which clients look suspicious."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a client's name looks like one that a provider gives to whoever dials in: a guess, good enough to wait for.
+"""Recognition of dynamic host names, such as providers give to dial-up clients.
 
-Two octets of the address in a name are not enough: Amazon SES and SparkPost name their senders like that.
+It is a guess, good enough to make a client wait. Two octets of the address in a name are not enough: Amazon SES and
+SparkPost name their senders like that.
 """
 
 import re
@@ -14,25 +15,28 @@ _WORDS = re.compile(
     r"|res(?:idential)?|umts|wimax)(?:$|[-._0-9])",
     re.IGNORECASE,
 )
-_LONGEST = 255
-"""Characters of a name that can be in the DNS."""
+_MAX_LENGTH = 255
+"""Characters of the longest name that can be in the DNS."""
 _NUMBER = re.compile(r"\d+", re.ASCII)
 
 
 def looks_dynamic(name: str, address: Address) -> bool:
-    """True if `name` holds the client's address, or a word such as `dhcp` left of its last two labels."""
-    return _looks_dynamic(name, address) if len(name) <= _LONGEST else False
+    """Return whether `name` contains the client's address, or a word such as `dhcp` left of its last two labels."""
+    return _looks_dynamic(name, address) if len(name) <= _MAX_LENGTH else False
 
 
-@lru_cache(maxsize=4096)  # a client that may have to wait is asked about twice a request, and sends more than one
+@lru_cache(maxsize=4096)  # called twice a request for each client that may have to wait, and it sends several
 def _looks_dynamic(name: str, address: Address) -> bool:
     name = name.lower()
     host = ".".join(name.split(".")[:-2])
-    return _WORDS.search(host) is not None or _holds(name, address)
+    return _WORDS.search(host) is not None or _contains_address(name, address)
 
 
-def _holds(name: str, address: Address) -> bool:
-    """Three octets in a row, forwards or backwards, or the whole address in hexadecimal."""
+def _contains_address(name: str, address: Address) -> bool:
+    """Return whether `name` has three octets in a row, forwards or backwards, or the whole address in hexadecimal.
+
+    For IPv6, the last 64 bits are enough.
+    """
     if address.version == 6:
         return address.exploded.replace(":", "")[16:] in name.replace("-", "").replace(".", "")
     octets = list(address.packed)

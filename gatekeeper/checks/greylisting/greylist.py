@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`greylist`: what a stranger sends for the first time waits (RFC 6647). Software that does not retry goes away.
+"""`greylist`: the first mail from a stranger is deferred (RFC 6647), because spamming software rarely retries.
 
 A triplet of client, sender and recipient is deferred until `delay` has passed since it was first seen, must come back
-within `retry_window`, and is then known for `lifetime` since its last mail; a client that has shown `auto_allow` such
-triplets is known as a whole. The client is its network or, where SPF passes, the domain that answers for it: so a pool
-may retry from any of its addresses. The sender is taken without what differs from message to message (verp.py).
+within `retry_window`, and is then known for `lifetime` after its last mail; a client with `auto_allow` known triplets
+is known as a whole. The client is identified by its network or, if SPF passes, by the domain that authorizes it: so a
+pool may retry from any of its addresses. The parts of the sender address that differ from message to message are left
+out (verp.py).
 
-Unless told otherwise only suspicious clients are asked to wait: without a confirmed name, with one that looks dynamic,
-on one of `lists`, or on one of dnsbl's that did not suffice to refuse it. In a store's first days (`learning`) nobody
-waits, but what comes is learnt. Authenticated users, mynetworks, who is on an allow list (tables like those of
+By default only suspicious clients have to wait: without a confirmed name, with one that looks dynamic, on one of
+`lists`, or on one of dnsbl's lists without reaching its threshold. In a store's first days (`learning`) nobody waits,
+but triplets are learned. Authenticated users, mynetworks, clients and recipients on an allow list (tables like those of
 `access`, and one that is shipped), and our postmaster and abuse mailboxes never wait.
 
-Everything that may be read is known from the request, and read at once (`wants`); SPF is only asked about clients that
-would have to wait. Nothing is written before the decision is known, and nothing about mail that is refused for good.
+Every key that may be read follows from the request, and all are read at once (`wants`); SPF is only looked up for
+clients that would have to wait. Nothing is written before the decision is known, and nothing for mail that is refused
+for good.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +26,15 @@ from pydantic import Field, PrivateAttr, StrictBool, StrictInt
 from gatekeeper.checks.base.always_reachable import always_reachable
 from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.checks.base.client_network import Prefix4, Prefix6, network_of
-from gatekeeper.checks.dnslists.lookup import Sites, ask_all
+from gatekeeper.checks.dnslists.lookup import Sites, query_address
 from gatekeeper.checks.greylisting.dynamic_hostname import looks_dynamic
-from gatekeeper.checks.greylisting.triplet import ClientIdentity, TripletState, first_value, known_value, see
+from gatekeeper.checks.greylisting.triplet import (
+    ClientIdentity,
+    TripletState,
+    first_value,
+    known_value,
+    read_state,
+)
 from gatekeeper.checks.greylisting.verp import normal_sender
 from gatekeeper.checks.tables.access import LookUp
 from gatekeeper.core.log import WAITED
@@ -44,7 +52,7 @@ SHIPPED = f"hash:{Path(__file__).parent / 'greylist_clients'}"
 
 
 class Greylist(ConfiguredCheck):
-    """450 4.7.1 to a client that has to try again, with how long it has to wait."""
+    """450 4.7.1 for a client that has to try again; the reply says how long it has to wait."""
 
     name: ClassVar[str] = "greylist"
     needs: ClassVar[tuple[str, ...]] = ("sender", "recipient")
@@ -59,10 +67,11 @@ class Greylist(ConfiguredCheck):
     )
     clients: Literal["suspicious", "all"] = Field(
         default="suspicious",
-        description="suspicious: only clients without a confirmed name, with a dynamic-looking one, or on `lists`; all",
+        description="suspicious: only clients without a confirmed name, with a dynamic-looking one, or on `lists`; "
+        "all: every client",
     )
     lists: Sites = Field(
-        default=(), description="DNS lists that make a client suspicious: those too broad to refuse by"
+        default=(), description="DNS lists that make a client suspicious: lists that are too broad to refuse mail by"
     )
     learning: Duration = Field(default=86400.0, description="how long after an empty store was opened nobody waits")
     ipv4_prefix: Prefix4 = Field(default=24, description="bits of an IPv4 address that make one client network")
@@ -71,28 +80,27 @@ class Greylist(ConfiguredCheck):
         default=(), description="tables (TYPE:FILE) whose OK for a client's name or address spares it the wait"
     )
     allow_recipients: TableNames = Field(
-        default=(), description="tables whose OK for a recipient or its domain spares everybody who writes there"
+        default=(), description="tables whose OK for a recipient or its domain spares all mail to it the wait"
     )
     allow_shipped: StrictBool = Field(
-        default=True, description="also go by the list that is shipped: large senders that retry from anywhere"
+        default=True, description="also use the shipped list of large senders that retry from any of their addresses"
     )
 
     _allow: tuple[LookUp, ...] = PrivateAttr(())
 
-    def with_tables(self, allow: Sequence[LookUp]) -> Self:
-        """The same check with its allow lists read."""
+    def with_allow_lists(self, allow: Sequence[LookUp]) -> Self:
+        """Return the same check with its allow lists, which have been read."""
         copy = self.model_copy()
         copy._allow = tuple(allow)
         return copy
 
-    def lists_asked(self) -> Iterator[ListUse]:
-        """The lists, to be watched."""
+    def queried_lists(self) -> Iterator[ListUse]:
         if self.clients == "suspicious":
             yield from ((site, ListKind.ADDRESS) for site in self.lists)
 
     def wants(self, request: Request, context: Context) -> ReadAhead | None:
-        """All that may be looked up, unless it is plain that nothing will be."""
-        address = self._whom(request, context)
+        """Return all keys that may be read; None if it is certain that none will be."""
+        address = self._address_to_judge(request, context)
         if address is None:
             return None
         if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request, address):
@@ -101,8 +109,8 @@ class Greylist(ConfiguredCheck):
         return ReadAhead((*network.reads, *domain.reads), born=self.learning > 0)
 
     async def judge(self, request: Request, context: Context) -> Verdict:
-        """Wait, or not and why not."""
-        address = self._whom(request, context)
+        """Defer the mail, or pass it with the reason why it need not wait."""
+        address = self._address_to_judge(request, context)
         if address is None:
             return PASS
         why = _looks_suspicious(request, address) or next(iter(context.journal.suspicions), "")
@@ -112,18 +120,20 @@ class Greylist(ConfiguredCheck):
             context.note("client", "not suspicious")
             return PASS
         network, domain = context.journal.memo.get(id(self)) or self._identities(request, address, context)
-        seen = await see(network, context.store) if why else None
-        if seen is None or seen.known is None:  # whoever is known passes anyway
+        state = await read_state(network, context.store) if why else None
+        if state is None or state.known is None:  # a known triplet passes anyway
             for look_up in self._allow:
                 if (await look_up(request, context)).outcome is Outcome.PERMIT:
                     return _pass("allowed")
-        if not why and (hits := await ask_all(context, self.lists, address)):
+        if not why and (hits := await query_address(context, self.lists, address)):
             why = f"is listed on {hits[0].list.shown}"
         context.note("client", why or "not suspicious")
-        return await self._look_up(seen or await see(network, context.store), domain, context) if why else PASS
+        if not why:
+            return PASS
+        return await self._judge_triplet(state or await read_state(network, context.store), domain, context)
 
-    def _whom(self, request: Request, context: Context) -> Address | None:
-        """The client, if it is one that may have to wait."""
+    def _address_to_judge(self, request: Request, context: Context) -> Address | None:
+        """Return the client's address; None if this client or this mail never has to wait."""
         address = request.client.address
         if request.stage is not Stage.RCPT or request.sasl_user or context.site.is_internal(address):
             return None
@@ -132,7 +142,7 @@ class Greylist(ConfiguredCheck):
     def _identities(
         self, request: Request, address: Address, context: Context
     ) -> tuple[ClientIdentity, ClientIdentity]:
-        """The client's network, and the domain that it would have to be authenticated for."""
+        """Return two identities of the client: its network, and the domain that it would need to pass SPF for."""
         network = network_of(address, self.ipv4_prefix, self.ipv6_prefix)
         domain = domain_of(request.sender) if request.sender else (request.helo or "").lower()
         sender, recipient = normal_sender(request.sender or ""), (request.recipient or "").lower()
@@ -141,62 +151,62 @@ class Greylist(ConfiguredCheck):
             ClientIdentity.of(context.keys, f"spf:{domain}", sender, recipient, self.lifetime),
         )
 
-    async def _look_up(self, seen: TripletState, domain: ClientIdentity, context: Context) -> Verdict:
+    async def _judge_triplet(self, state: TripletState, domain: ClientIdentity, context: Context) -> Verdict:
         now = context.clock()
-        if not self._may_pass(seen, now) and (spf := await context.facts.spf()).authenticates:
+        if not self._may_pass(state, now) and (spf := await context.facts.spf()).authenticates:
             context.note("SPF", f"passes: the client is known as {printable(spf.domain, 255)}")
-            other = await see(domain, context.store)
+            other = await read_state(domain, context.store)
             # It may have come before from elsewhere, or from here while the DNS was down.
-            first = min((first for first in (seen.first, other.first) if first is not None), default=None)
-            seen = other._replace(first=first)
-        return await self._weigh(seen, now, context)
+            first = min((first for first in (state.first, other.first) if first is not None), default=None)
+            state = other._replace(first=first)
+        return await self._verdict(state, now, context)
 
-    def _is_over(self, seen: TripletState, now: float) -> bool:
-        return seen.first is not None and seen.waited(now) >= self.delay
+    def _has_waited(self, state: TripletState, now: float) -> bool:
+        return state.first is not None and state.waited(now) >= self.delay
 
-    def _may_pass(self, seen: TripletState, now: float) -> bool:
-        return seen.known is not None or seen.allowed or self._is_over(seen, now)
+    def _may_pass(self, state: TripletState, now: float) -> bool:
+        return state.known is not None or state.allowed or self._has_waited(state, now)
 
-    async def _weigh(self, seen: TripletState, now: float, context: Context) -> Verdict:
-        if seen.known is not None:
-            if now - seen.known > self.lifetime / 20:  # not a write for each mail
-                self._remember(seen.identity, context)
+    async def _verdict(self, state: TripletState, now: float, context: Context) -> Verdict:
+        if state.known is not None:
+            if now - state.known > self.lifetime / 20:  # saves a write for each mail
+                self._record_known(state.identity, context)
             return _pass("known")
-        waited = seen.waited(now)
-        if self._may_pass(seen, now):
-            if seen.first is not None:
+        waited = state.waited(now)
+        if self._may_pass(state, now):
+            if state.first is not None:
                 context.note(WAITED, f"{waited:.0f}s")
-            self._remember(seen.identity, context)
-            return _pass("passed" if self._is_over(seen, now) else "known_network")
-        if seen.first is None:
+            self._record_known(state.identity, context)
+            return _pass("passed" if self._has_waited(state, now) else "known_network")
+        if state.first is None:
             if self.learning and now < await context.store.born() + self.learning:
-                self._remember(seen.identity, context)
+                self._record_known(state.identity, context)
                 return _pass("learning")
-            self._note_first(seen.identity, context)
+            self._record_first(state.identity, context)
         context.note(WAITED, f"{waited:.0f}s")
         return _early(self.delay - waited)
 
-    def _remember(self, identity: ClientIdentity, context: Context) -> None:
+    def _record_known(self, identity: ClientIdentity, context: Context) -> None:
         store, value = context.store, known_value(context.clock())
 
-        async def settle(decision: Decision) -> None:
+        async def settle(_decision: Decision) -> None:
             await store.set(identity.triplet, value, self.lifetime)
             if self.auto_allow and (await store.hit([identity.passed]))[0] >= self.auto_allow:
                 await store.set(identity.allowed, value, self.lifetime)
 
         context.after(settle, lambda decision: not decision.verdict.refuses)
 
-    def _note_first(self, identity: ClientIdentity, context: Context) -> None:
+    def _record_first(self, identity: ClientIdentity, context: Context) -> None:
         store, value = context.store, first_value(context.clock())
 
         context.after(
-            lambda decision: store.set(identity.triplet, value, self.retry_window, absent=True),
+            lambda _decision: store.set(identity.triplet, value, self.retry_window, absent=True),
             lambda decision: not decision.verdict.code.startswith("5"),
         )
 
 
 def _looks_suspicious(request: Request, address: Address) -> str:
-    """Why; empty if it does not."""
+    """Return why the client looks suspicious; empty if it does not."""
     name = request.client.name
     if name == UNKNOWN:
         return "has no confirmed name"

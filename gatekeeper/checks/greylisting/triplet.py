@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the store remembers for greylisting, under which keys, and what a value says.
+"""What greylisting keeps in the store: its keys and values.
 
 A triplet's value is `first TIME` while it waits and `known TIME` once it has passed, in seconds since the epoch; a
-client that is known as a whole has a value of its own. Knows no policy: greylist.py decides, import-postgrey fills in.
+client that is known as a whole has a value of its own. Makes no decisions: greylist.py does, and import-postgrey fills
+the store.
 """
 
 from functools import lru_cache
@@ -15,20 +16,20 @@ _FIRST_SEEN, _KNOWN = b"first ", b"known "
 
 
 class ClientIdentity(NamedTuple):
-    """What a client may be known as, its network or the domain that SPF lets it speak for, and the keys of that."""
+    """One identity of a client, its network or a domain that SPF authorizes it for, and the store keys for it."""
 
     triplet: str
     imported: str
     """The triplet as postgrey would have kept it, where that differs; else empty."""
     allowed: str
-    """Holds a value if the client is known as a whole."""
+    """The key that has a value if the client is known as a whole."""
     name: str
     lifetime: float
     keys: Keys
 
     @classmethod
     def of(cls, keys: Keys, name: str, sender: str, recipient: str, lifetime: float) -> Self:
-        """For a network or a domain; `sender` as normal_sender() has it, `lifetime` in seconds."""
+        """Return the identity for a network or a domain; `sender` is from normal_sender(), `lifetime` in seconds."""
         recipient, postgrey = recipient.lower(), postgrey_sender(sender)
         return cls(
             keys("greylist", name, sender, recipient),
@@ -41,47 +42,48 @@ class ClientIdentity(NamedTuple):
 
     @property
     def passed(self) -> CounterHit:
-        """Counts the triplet for the client, once it has passed."""
+        """The counter hit that counts the triplet for its client once it has passed."""
         return CounterHit(self.keys("greylist-passed", self.name), self.lifetime, once=self.triplet)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """All that may be read."""
+        """All keys that may be read."""
         return (self.triplet, self.allowed, self.imported) if self.imported else (self.triplet, self.allowed)
 
 
-@lru_cache(maxsize=4096)  # who sends once sends again
+@lru_cache(maxsize=4096)  # most clients send more than once
 def _allowed(keys: Keys, name: str) -> str:
     return keys("greylist-allowed", name)
 
 
 class TripletState(NamedTuple):
-    """What the store says of a triplet. Times in seconds since the epoch."""
+    """What the store knows about a triplet; times are in seconds since the epoch."""
 
     identity: ClientIdentity
     known: float | None
-    """When it was last written down that the triplet is known."""
+    """When it was last recorded that the triplet is known."""
     first: float | None
-    """Since when it waits."""
+    """When the triplet was first seen, if it still waits."""
     allowed: bool
+    """Whether the client is known as a whole."""
 
     def waited(self, now: float) -> float:
-        """Seconds; 0 for one that comes for the first time, and if the clock was put back."""
+        """Return for how many seconds the triplet has waited; 0 if it is new, or if the clock was set back."""
         return 0.0 if self.first is None else max(0.0, now - self.first)
 
 
 def known_value(now: float) -> bytes:
-    """What is kept for a triplet or client that has passed; `now` in seconds since the epoch."""
+    """Return the value of a triplet or client that has passed; `now` is in seconds since the epoch."""
     return _KNOWN + str(int(now)).encode()
 
 
 def first_value(now: float) -> bytes:
-    """What is kept for a triplet that waits since `now`."""
+    """Return the value of a triplet first seen `now`, in seconds since the epoch."""
     return _FIRST_SEEN + str(int(now)).encode()
 
 
-async def see(identity: ClientIdentity, store: Store) -> TripletState:
-    """What the store says of a triplet, in one question. Raises StoreError."""
+async def read_state(identity: ClientIdentity, store: Store) -> TripletState:
+    """Return what the store knows about a triplet, read in one round trip. Raises StoreError."""
     _, [triplet, allowed, *imported] = await store.ask((), identity.reads)
     known = first = None
     for value in (triplet, *imported):
@@ -95,6 +97,6 @@ async def see(identity: ClientIdentity, store: Store) -> TripletState:
 
 
 def _time(value: bytes) -> float:
-    """The time in a triplet's value; a damaged one counts as the beginning of time."""
+    """Return the time in a triplet's value; a damaged value counts as 0, the beginning of time."""
     digits = value[len(_KNOWN) :]
     return float(digits) if digits.isdigit() else 0.0

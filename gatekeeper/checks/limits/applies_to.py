@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whom a rule is for, or not: the words of `for`, `except` and `exceptions`, and the files that they name.
+"""Patterns for sessions that a limit applies to: the words of `for`, `except` and `exceptions`, and files of them.
 
     "192.0.2.0/24", "mynetworks", "authenticated", "client:.example.net", "user:alice", "user:@example.com",
     "sender:news@example.com", "sender:<>", "recipient:@example.org", "user:/etc/gatekeeper/newsletters"
 
-A file, as in Postfix's lists, stands for what is in it: the first word of each line, so that the source text of a
-Postfix table serves too. Files are read once, at start and at a reload. Everything is compared without case.
+A file, as in Postfix's lists, stands for its contents: the first word of each line, so that the source text of a
+Postfix table can be used as well. Files are read once, at start and at a reload. Comparison ignores case.
 """
 
 import re
@@ -25,17 +25,18 @@ from gatekeeper.pipeline.site import Site
 
 MYNETWORKS, AUTHENTICATED = "mynetworks", "authenticated"
 _KINDS = ("client", "user", "sender", "recipient")
+_INVALID = "is not a client, user or address"
 _ALLOWED = (
     'allowed: "192.0.2.0/24", "mynetworks", "authenticated", "client:NAME", "client:.DOMAIN", "user:NAME", '
     '"user:@DOMAIN", "sender:ADDRESS", "sender:@DOMAIN", "recipient:…", or "user:/FILE" and so on'
 )
-_MOST = 1_000_000
-"""Lines of a file."""
+_MAX_LINES = 1_000_000
+"""Most lines that a file may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPattern:
-    """One word: of which `kind` it is, and its value as far as it can be told without opening files."""
+    """One word: its kind (client, user, sender or recipient) and its value, which may be the name of a file."""
 
     text: str
     kind: str
@@ -43,7 +44,7 @@ class SessionPattern:
 
     @property
     def is_file(self) -> bool:
-        """True if the value names a file."""
+        """Whether the value names a file."""
         return self.value.startswith(("/", "./"))
 
     def __str__(self) -> str:
@@ -51,23 +52,23 @@ class SessionPattern:
 
 
 def parse_session_pattern(value: Any) -> SessionPattern:
-    """The word in `value`. Raises ValueError with what is allowed."""
+    """Parse one word of `for`, `except` or `exceptions`. Raises ValueError with what is allowed."""
     if isinstance(value, SessionPattern):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is nobody; {_ALLOWED}")  # noqa: TRY004 (pydantic wants ValueError)
+        raise ValueError(f"{value!r} {_INVALID}; {_ALLOWED}")  # noqa: TRY004 (pydantic wants ValueError)
     text = value.strip()
     kind, colon, rest = text.partition(":")
     if text in (MYNETWORKS, AUTHENTICATED):
         return SessionPattern(text, "client" if text == MYNETWORKS else "user", text)
     if not colon or kind not in _KINDS:
         if _network(text) is None:
-            raise ValueError(f"{value!r} is nobody; {_ALLOWED}")
+            raise ValueError(f"{value!r} {_INVALID}; {_ALLOWED}")
         return SessionPattern(text, "client", text)
-    word = SessionPattern(text, kind, rest.strip())
-    if not word.is_file:
-        _entry(kind, word.value)
-    return word
+    pattern = SessionPattern(text, kind, rest.strip())
+    if not pattern.is_file:
+        _parse_value(kind, pattern.value)
+    return pattern
 
 
 def _words(value: Any) -> Any:
@@ -81,8 +82,9 @@ SessionPatternList = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class SessionPatterns:
-    """Words and their files in a form that is quick to ask. `names` are by kind (`user`: alice, @example.com),
-    `networks` by IP version and host bits.
+    """Patterns, with their files read, in a form that is quick to match.
+
+    `names` are by kind (`user`: alice, @example.com), `networks` by IP version and number of host bits.
     """
 
     mynetworks: bool
@@ -90,22 +92,22 @@ class SessionPatterns:
     networks: Mapping[tuple[int, int], frozenset[int]]
     names: Mapping[str, frozenset[str]]
 
-    def holds(self, request: Request, site: Site) -> bool:
-        """True if any of the words is said of the session."""
-        return self.holds_names(request) or self.holds_client(request, site)
+    def matches(self, request: Request, site: Site) -> bool:
+        """Return whether any of the patterns matches the session."""
+        return self.matches_names(request) or self.matches_client(request, site)
 
-    def holds_names(self, request: Request) -> bool:
-        """The same by user, sender and recipient."""
-        if request.sasl_user and (self.authenticated or _named(self.names.get("user"), request.sasl_user)):
+    def matches_names(self, request: Request) -> bool:
+        """Return whether a pattern matches the user, the sender or the recipient."""
+        if request.sasl_user and (self.authenticated or _contains(self.names.get("user"), request.sasl_user)):
             return True
         if self.names:
             for kind, address in (("sender", request.sender), ("recipient", request.recipient)):
-                if address is not None and _named(self.names.get(kind), address or "<>"):
+                if address is not None and _contains(self.names.get(kind), address or "<>"):
                     return True
         return False
 
-    def holds_client(self, request: Request, site: Site) -> bool:
-        """The same by the client."""
+    def matches_client(self, request: Request, site: Site) -> bool:
+        """Return whether a pattern matches the client."""
         address, name = request.client.address, request.client.name
         if address is not None:
             if self.mynetworks and site.is_internal(address):
@@ -117,71 +119,75 @@ class SessionPatterns:
         return bool(names) and name != UNKNOWN and not names.isdisjoint(_domains(name.lower()))
 
 
-def read(words: Sequence[SessionPattern], folder: Path) -> tuple[SessionPatterns, list[Problem]]:
-    """What `words` say, their files read (relative ones from `folder`), and what is wrong in these."""
+def load_patterns(patterns: Sequence[SessionPattern], folder: Path) -> tuple[SessionPatterns, list[Problem]]:
+    """Return `patterns` with their files read (relative paths start at `folder`), and the mistakes in these."""
     networks: dict[tuple[int, int], set[int]] = {}
     names: dict[str, set[str]] = {}
     problems: list[Problem] = []
-    for word in words:
-        if word.value in (MYNETWORKS, AUTHENTICATED):
+    for pattern in patterns:
+        if pattern.value in (MYNETWORKS, AUTHENTICATED):
             continue
-        for entry in _file(word, folder, problems) if word.is_file else (_entry(word.kind, word.value),):
-            if isinstance(entry, str):
-                names.setdefault(word.kind, set()).add(entry)
+        for value in (
+            _read_file(pattern, folder, problems) if pattern.is_file else (_parse_value(pattern.kind, pattern.value),)
+        ):
+            if isinstance(value, str):
+                names.setdefault(pattern.kind, set()).add(value)
             else:
-                host_bits = entry.max_prefixlen - entry.prefixlen
-                networks.setdefault((entry.version, host_bits), set()).add(int(entry.network_address) >> host_bits)
-    values = {word.value for word in words}
-    whom = SessionPatterns(
+                host_bits = value.max_prefixlen - value.prefixlen
+                networks.setdefault((value.version, host_bits), set()).add(int(value.network_address) >> host_bits)
+    values = {pattern.value for pattern in patterns}
+    loaded = SessionPatterns(
         mynetworks=MYNETWORKS in values,
         authenticated=AUTHENTICATED in values,
         networks={bits: frozenset(found) for bits, found in networks.items()},
         names={kind: frozenset(found) for kind, found in names.items()},
     )
-    return whom, problems
+    return loaded, problems
 
 
-def _file(word: SessionPattern, folder: Path, problems: list[Problem]) -> Iterator[str | IPv4Network | IPv6Network]:
-    path = folder / word.value
+def _read_file(
+    pattern: SessionPattern, folder: Path, problems: list[Problem]
+) -> Iterator[str | IPv4Network | IPv6Network]:
+    path = folder / pattern.value
     try:
         lines = watched_files.read(path).decode("utf-8", "surrogateescape").split("\n")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not a path"
         problems.append(Problem(str(path), 0, f"cannot be read: {reason}"))
         return
-    if len(lines) > _MOST:
-        problems.append(Problem(str(path), _MOST, f"has more than {_MOST} lines"))
+    if len(lines) > _MAX_LINES:
+        problems.append(Problem(str(path), _MAX_LINES, f"has more than {_MAX_LINES} lines"))
         return
     for number, line in enumerate(lines, 1):
         # A line that begins with white space continues the one before, as in Postfix's tables.
         if not line.strip() or line[0] in " \t#":
             continue
         try:
-            yield _entry(word.kind, line.split()[0])
+            yield _parse_value(pattern.kind, line.split()[0])
         except ValueError as error:
             problems.append(Problem(str(path), number, str(error)))
 
 
-def _entry(kind: str, value: str) -> str | IPv4Network | IPv6Network:
-    """One value of a kind. Raises ValueError."""
+def _parse_value(kind: str, value: str) -> str | IPv4Network | IPv6Network:
+    """Parse the value of a pattern of `kind`. Raises ValueError with what is allowed."""
     name = value.lower()
     if kind == "client":
         if (network := _network(name)) is not None:
             return network
         if re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) and not name.replace(".", "").isdigit():
             return name
-        raise ValueError(f'{value!r} is no client; allowed: "192.0.2.0/24", "mail.example.net", ".example.net"')
+        raise ValueError(f'{value!r} is not a client; allowed: "192.0.2.0/24", "mail.example.net", ".example.net"')
     if not name or re.search(r"\s", name):
-        raise ValueError(f'{value!r} is no {kind}; allowed: a name, or "@example.com" for all of a domain')
+        raise ValueError(f'{value!r} is not a {kind}; allowed: a name, or "@example.com" for the whole domain')
     if kind != "user" and "@" not in name and not (kind == "sender" and name == "<>"):
         raise ValueError(
-            f'{value!r} is no {kind}; allowed: "someone@example.com", or "@example.com" for the whole domain'
+            f'{value!r} is not a {kind}; allowed: "someone@example.com", or "@example.com" for the whole domain'
         )
     return name
 
 
 def _network(text: str) -> IPv4Network | IPv6Network | None:
-    """The network in `text`, None if it is none. Raises ValueError for one that says more than its prefix."""
+    """Return the network in `text`, None if it is not a network. Raises HostBits for one with host bits set."""
     try:
         return plain_network(parse_network(text))
     except HostBits:
@@ -190,7 +196,7 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
-def _named(names: frozenset[str] | None, value: str) -> bool:
+def _contains(names: frozenset[str] | None, value: str) -> bool:
     if not names:
         return False
     value = value.lower()
@@ -198,7 +204,7 @@ def _named(names: frozenset[str] | None, value: str) -> bool:
 
 
 def _domains(name: str) -> Iterator[str]:
-    """`a.b.c` with `.b.c` and `.c`, what names it in Postfix's lists."""
+    """Yield what matches a name in Postfix's lists: `a.b.c`, `.b.c` and `.c`."""
     yield name
     while "." in name.lstrip("."):
         name = name.lstrip(".").partition(".")[2]

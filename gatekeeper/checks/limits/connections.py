@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Limits on new and on simultaneous connections, asked by the milter when a client connects: a policy service hears of
-neither connect nor disconnect.
+"""Limits on new and on simultaneous connections, checked by the milter when a client connects.
 
-A connection that may stay holds a lease in the store for each limit on simultaneous ones. While it lives the lease is
-renewed, and it is given back when the connection closes; so what a killed worker held ends LEASE seconds later. Leases
-are exact across workers and relays, because they are counted and taken in one step. While the store is gone, each
-process counts the connections of its own, those from before included.
+A policy service cannot do it, because Postfix tells it of neither connect nor disconnect.
+
+A connection that is let in holds a lease in the store for each limit on simultaneous connections. The lease is renewed
+while the connection lives and released when it closes; the leases of a killed worker end LEASE seconds later. Leases
+are exact across workers and relays, because they are counted and taken in one step. While the store is unavailable,
+each process counts its own connections, including those opened before.
 """
 
 import asyncio
@@ -24,16 +25,18 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import Lease, Store, StoreError
 
 LEASE = 60.0
-"""Seconds that a lease holds unless it is renewed, which is done three times as often."""
+"""Seconds that a lease is valid unless it is renewed, which happens three times as often."""
 _BATCH = 200
 """Leases that are renewed in one call."""
 _CLOSING = 1.0
-"""Seconds that giving back may take when the process ends."""
+"""Seconds that releasing all leases may take when the process ends."""
 
 
 class Connections:
-    """The connections that this process holds, and the check that lets them in. A request's `instance` says which
-    connection it is: `name()` makes one. `alone` is what the process remembers by itself.
+    """The connections that this process holds, and the check that lets them in.
+
+    A request's `instance` identifies the connection: `new()` makes one. `alone` is a store of this process alone, for
+    when the shared one is unavailable.
     """
 
     name: ClassVar[str] = "ratelimit"
@@ -50,16 +53,16 @@ class Connections:
 
     @property
     def mode(self) -> Mode:
-        """As of all limits."""
+        """The mode of `[checks.ratelimit]`."""
         return self._limiter.mode
 
     @property
     def limited(self) -> bool:
-        """True if there is anything to ask when a client connects."""
+        """Whether there is anything to check when a client connects."""
         return self.mode is not Mode.OFF and any(self._limiter.limits(what) for what in AT_CONNECT)
 
     def new(self) -> str:
-        """A name for a connection that no other process gives."""
+        """Return an identifier for a new connection, unique across all processes."""
         return f"{self._process}.{next(self._numbers)}"
 
     async def check(self, request: Request, context: Context) -> Verdict:
@@ -67,36 +70,36 @@ class Connections:
         if self._limiter.is_excepted(request, context.site):
             return PASS
         counts = [*self._limiter.counts(AT_CONNECT, request, context.site)]
-        rates, places = ([count for count in counts if count.what == what] for what in AT_CONNECT)
+        rates, simultaneous = ([count for count in counts if count.what == what] for what in AT_CONNECT)
         tally = await Tally.of([(each, self._limiter.hit(each, context.keys)) for each in rates], context)
         verdict = await tally.verdict(context)
-        if not verdict.refuses and places:
-            verdict = await self._take(request.instance, places, context)
+        if not verdict.refuses and simultaneous:
+            verdict = await self._acquire(request.instance, simultaneous, context)
             if verdict.refuses and not self._limiter.count_refused:
                 with suppress(StoreError):
                     await tally.give_back(context)
         return verdict
 
     def closed(self, connection: str) -> None:
-        """A connection has ended. To be called on the event loop."""
+        """Release the leases of a connection that has closed. To be called on the event loop."""
         if leases := self._held.pop(connection, ()):
             task = asyncio.get_running_loop().create_task(self._release(leases))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def renew(self) -> None:
-        """Renew the leases of all connections; takes places anew in a store that was emptied."""
+        """Renew the leases of all connections; in a store that was emptied, take them anew."""
         leases = [lease for leases in self._held.values() for lease in leases]
         for start in range(0, len(leases), _BATCH):
             batch = leases[start : start + _BATCH]
             for store in self._stores:
                 with suppress(StoreError):
                     await store.lease(batch, LEASE)
-            # What was closed meanwhile may have been given back before it was renewed.
+            # A connection that closed in the meantime may have released its leases before they were renewed.
             await self._release([lease for lease in batch if lease.holder not in self._held])
 
     async def close(self) -> None:
-        """Give back everything."""
+        """Release all leases."""
         if self._renewal is not None:
             self._renewal.cancel()
         left = [lease for leases in self._held.values() for lease in leases]
@@ -105,21 +108,21 @@ class Connections:
             async with asyncio.timeout(_CLOSING):
                 await asyncio.gather(self._release(left), *self._tasks)
 
-    async def _take(self, connection: str, places: Sequence[CounterResult], context: Context) -> Verdict:
-        """Take a place for every limit, all or none."""
-        leases = [Lease(place.key(context.keys), connection, place.limit.count) for place in places]
+    async def _acquire(self, connection: str, counts: Sequence[CounterResult], context: Context) -> Verdict:
+        """Take a lease for every limit, all or none."""
+        leases = [Lease(count.key(context.keys), connection, count.limit.count) for count in counts]
         try:
             taken = await context.store.lease(leases, LEASE)
         except StoreError as error:
             context.note("store", f"{error}; this process counts alone")
             taken = await context.alone.lease(leases, LEASE)
-        for place, number in zip(places, taken, strict=True):
-            context.note(place.counter, place.told(number))
-        for place, number in zip(places, taken, strict=True):
-            if number > place.limit.count:
-                return place.refusal()
+        for count, number in zip(counts, taken, strict=True):
+            context.note(count.counter, count.progress(number))
+        for count, number in zip(counts, taken, strict=True):
+            if number > count.limit.count:
+                return count.refusal()
         held = self._held[connection] = tuple(lease._replace(most=None) for lease in leases)
-        await context.alone.lease(held, LEASE)  # so that it is known here if the store goes
+        await context.alone.lease(held, LEASE)  # so that this process knows it if the store fails
         if self._renewal is None:
             self._renewal = asyncio.create_task(self._keep_renewing())
         return PASS

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How one request is counted by the rules: which counters are its, what they came to, and what is said if that is too
-much. ratelimit.py and connections.py say what is counted when.
+"""Counting one request by the rules: which counters it has, their values, and the reply if one exceeds its limit.
+
+ratelimit.py and connections.py decide what is counted when.
 """
 
 import math
@@ -19,56 +20,61 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.site import Site
 from gatekeeper.stores.store import CounterHit, Keys, Store, StoreError
 
-_ERRORS = {
+_REPLY_TEXTS = {
     "messages": "too much mail",
     "recipients": "too many recipients",
     "logins": "too many logins",
     "connections": "too many connections",
     "simultaneous": "too many connections",
 }
-"""anvil's words (smtpd.c)."""
-NAMED = "rule "
-"""What the names of rules begin with, other than of those that the simple options make."""
-_COUNTERS = {"connections": "new connections", "simultaneous": "simultaneous connections"}
+"""Postfix's words for limits of anvil(8) (smtpd.c)."""
+RULE_PREFIX = "rule "
+"""Beginning of the names of configured rules; the rules that the simple options make do not have it."""
+_COUNTER_NAMES = {"connections": "new connections", "simultaneous": "simultaneous connections"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterRule:
-    """A rule with its words and files read. `what` it limits has its limits, none of them if it says so."""
+    """A rule with its patterns loaded.
+
+    `limits` are by what they count; no limits under a name mean that the rule leaves this unlimited.
+    """
 
     name: str
     by: tuple[str, ...]
-    whom: SessionPatterns | None
+    applies_to: SessionPatterns | None
     excepted: SessionPatterns
     ipv4_prefix: int
     ipv6_prefix: int
     limits: Mapping[str, tuple[Limit, ...]]
     counters: Mapping[str, tuple[tuple[Limit, str], ...]] = field(init=False, repr=False)
-    """The limits, each with what tells its counters from those of all others."""
+    """The limits, each with an ID that tells its counters from those of all other limits."""
 
     def __post_init__(self) -> None:
-        of = "\n".join((self.name, " ".join(self.by)))
+        rule_id = "\n".join((self.name, " ".join(self.by)))
         counters = {
-            what: tuple((limit, f"{of}\n{what}\n{limit.window:g}") for limit in limits)
+            what: tuple((limit, f"{rule_id}\n{what}\n{limit.window:g}") for limit in limits)
             for what, limits in self.limits.items()
         }
         object.__setattr__(self, "counters", counters)
 
     def is_for(self, request: Request, site: Site) -> bool:
-        """True if the rule is for this session."""
-        return (self.whom is None or self.whom.holds(request, site)) and not self.excepted.holds(request, site)
+        """Return whether the rule applies to this session."""
+        if self.applies_to is not None and not self.applies_to.matches(request, site):
+            return False
+        return not self.excepted.matches(request, site)
 
-    def whose(self, request: Request) -> tuple[str, ...] | None:
-        """What makes the counter of this session; None if one of the rule's words is not known of it."""
-        parts = []
+    def by_values(self, request: Request) -> tuple[str, ...] | None:
+        """Return the value of each word of `by` for this request; None if one is not known."""
+        values = []
         for word in self.by:
-            part = self._part(word, request)
-            if not part:
+            value = self._by_value(word, request)
+            if not value:
                 return None
-            parts.append(part)
-        return tuple(parts)
+            values.append(value)
+        return tuple(values)
 
-    def _part(self, word: str, request: Request) -> str:
+    def _by_value(self, word: str, request: Request) -> str:
         match word:
             case "client":
                 address = request.client.address
@@ -83,53 +89,55 @@ class CounterRule:
 
 
 class CounterResult(NamedTuple):
-    """One limit that holds for a request, and the counter that it is about: `whose` of those that `of` tells apart."""
+    """One limit that applies to a request, and the counter for it: `counter_id` with `by_values`."""
 
     rule: CounterRule
     what: str
     limit: Limit
-    of: str
-    whose: tuple[str, ...]
+    counter_id: str
+    by_values: tuple[str, ...]
 
     def key(self, keys: Keys) -> str:
-        """The counter's key. It does not depend on the limit: a reload that changes a number forgets nothing."""
-        return _key(keys, self.of, self.whose)
+        """Return the counter's key, without the limit itself, so that a reload with a new limit keeps the count."""
+        return _key(keys, self.counter_id, self.by_values)
 
     @property
     def counter(self) -> str:
         """What is counted, in words: `messages from alice to example.com`."""
-        return f"{_COUNTERS.get(self.what, self.what)} {self._of()}"
+        return f"{_COUNTER_NAMES.get(self.what, self.what)} {self._from_to()}"
 
-    def told(self, sum_: int) -> str:
-        """How far the counter is: `3 of 100 in 10m`, with the name of a rule that has one."""
-        name = f" ({self.rule.name})" if self.rule.name.startswith(NAMED) else ""
+    def progress(self, sum_: int) -> str:
+        """Return how far the counter is: `3 of 100 in 10m`, with the name of a configured rule."""
+        name = f" ({self.rule.name})" if self.rule.name.startswith(RULE_PREFIX) else ""
         return f"{sum_} of {self.limit}{name}"
 
     def refusal(self, wait: float = math.inf) -> Verdict:
-        """Anvil's refusal, with the limit and the seconds to wait, if these are known."""
-        text = f"Error: {_ERRORS[self.what]} {self._of()}: the limit is {self.limit}; try again {_when(wait)}"
+        """Return Postfix's refusal, with the limit and how long to wait; `wait` is in seconds, infinite if unknown."""
+        what = f"{_REPLY_TEXTS[self.what]} {self._from_to()}"
+        text = f"Error: {what}: the limit is {self.limit}; try again {_retry_text(wait)}"
         code, enhanced = ("421", "4.7.0") if self.what in ("connections", "simultaneous") else ("450", "4.7.1")
         return reject(f"ratelimit.{self.what}", code, enhanced, text)
 
-    def _of(self) -> str:
-        words = list(zip(self.rule.by, self.whose, strict=True))
-        start = [printable(part, 80) for word, part in words if word != "recipient_domain"]
-        to = [printable(part, 80) for word, part in words if word == "recipient_domain"]
-        return " ".join((["from", ", ".join(start)] if start else []) + (["to", *to] if to else []))
+    def _from_to(self) -> str:
+        words = list(zip(self.rule.by, self.by_values, strict=True))
+        source = [printable(value, 80) for word, value in words if word != "recipient_domain"]
+        to = [printable(value, 80) for word, value in words if word == "recipient_domain"]
+        return " ".join((["from", ", ".join(source)] if source else []) + (["to", *to] if to else []))
 
 
-def _in_words(count: CounterResult, sum_: int) -> tuple[str, str]:
-    return count.counter, count.told(sum_)
+def _describe(count: CounterResult, sum_: int) -> tuple[str, str]:
+    return count.counter, count.progress(sum_)
 
 
-@lru_cache(maxsize=4096)  # who sends once sends again
-def _key(keys: Keys, of: str, whose: tuple[str, ...]) -> str:
-    return keys("ratelimit", of, *whose)
+@lru_cache(maxsize=4096)  # most clients send more than once
+def _key(keys: Keys, counter_id: str, by_values: tuple[str, ...]) -> str:
+    return keys("ratelimit", counter_id, *by_values)
 
 
 class Tally(NamedTuple):
-    """What one request was counted by, each limit with its hit, and the sums that these came to. `alone` if the store
-    was gone and this process counted by itself.
+    """The limits by which one request was counted, each with its counter hit, and the resulting sums.
+
+    `alone` is true if the store was unavailable and this process counted by itself.
     """
 
     counts: Sequence[CounterResult]
@@ -139,7 +147,7 @@ class Tally(NamedTuple):
 
     @classmethod
     async def of(cls, counted: Sequence[tuple[CounterResult, CounterHit]], context: Context) -> Self:
-        """Count. What is over any limit is counted by none."""
+        """Count a request. If it exceeds any of the limits, none of them counts it."""
         counts, hits = [count for count, _ in counted], [hit for _, hit in counted]
         alone = False
         try:
@@ -148,22 +156,22 @@ class Tally(NamedTuple):
             context.note("store", f"{error}; this process counts alone")
             alone, sums = True, await context.alone.hit(hits)
         for count, sum_ in zip(counts, sums, strict=True):
-            context.note_later(partial(_in_words, count, sum_))
+            context.note_later(partial(_describe, count, sum_))
         return cls(counts, hits, sums, alone)
 
     async def verdict(self, context: Context) -> Verdict:
-        """The refusal by that limit which lasts longest, if any is exceeded."""
+        """Return the refusal by the exceeded limit with the longest wait; PASS if none is exceeded."""
         waits: list[tuple[float, CounterResult]] = []
         for count, hit, sum_ in zip(self.counts, self.hits, self.sums, strict=True):
             if sum_ > count.limit.count:
-                waits.append((await _wait(self._store(context), hit, sum_ - count.limit.count), count))
+                waits.append((await _seconds_to_wait(self._store(context), hit, sum_ - count.limit.count), count))
         if not waits:
             return PASS
         longest, count = max(waits, key=lambda found: found[0])
         return count.refusal(longest)
 
     async def give_back(self, context: Context, without: Sequence[str] = ()) -> None:
-        """Uncount it all, but what counts one of `without`. Raises StoreError."""
+        """Undo the count, except by limits on one of `without`. Raises StoreError."""
         hits = [hit for count, hit in zip(self.counts, self.hits, strict=True) if count.what not in without]
         if hits:
             await self._store(context).unhit(hits)
@@ -172,8 +180,8 @@ class Tally(NamedTuple):
         return context.alone if self.alone else context.store
 
 
-async def _wait(store: Store, hit: CounterHit, excess: int) -> float:
-    """Seconds until `excess` of what `hit` counts has left its window; infinite if that is not known."""
+async def _seconds_to_wait(store: Store, hit: CounterHit, excess: int) -> float:
+    """Return the seconds until `excess` of what `hit` counts has left its window; infinity if that is not known."""
     try:
         for leaves, amount in await store.spread(hit):
             excess -= amount
@@ -184,8 +192,8 @@ async def _wait(store: Store, hit: CounterHit, excess: int) -> float:
     return math.inf
 
 
-def _when(seconds: float) -> str:
-    """How long to wait, rounded up to what a person would say."""
+def _retry_text(seconds: float) -> str:
+    """Return in words when to try again, rounded up as a person would say it."""
     if seconds == math.inf:
         return "later"
     unit = next(unit for unit, most in ((1.0, 120.0), (60.0, 7200.0), (3600.0, math.inf)) if seconds <= most)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How limits are written: `"100/10m"`, and rules that say by what is counted, for whom, and how much is too much.
+"""The notation of limits, `"100/10m"`, and the options of rules: what is counted, by what, for whom, up to which limit.
 
-Knows neither requests nor the store; ratelimit.py makes rules count.
+Knows neither requests nor the store; ratelimit.py applies the rules.
 """
 
 import re
@@ -16,14 +16,14 @@ from gatekeeper.checks.limits.applies_to import SessionPatternList
 from gatekeeper.core.units import duration_text, seconds
 
 _LIMIT = re.compile(r"(\d{1,9})\s*/\s*(\S+)", re.ASCII)
-LONGEST = 366 * 86400.0
+MAX_WINDOW = 366 * 86400.0
 """Seconds of the longest window."""
 
 BY = ("client", "user", "sender", "sender_domain", "recipient_domain")
 RATES = ("messages", "recipients", "logins", "connections")
 COUNTED = (*RATES, "simultaneous")
 AT_CONNECT = ("connections", "simultaneous")
-"""What is counted when a client connects, where nothing is known but the client."""
+"""What is counted when a client connects and nothing but the client is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +34,38 @@ class Limit:
     window: float
 
     def __str__(self) -> str:
-        return _shown(self.count, self.window)
+        return _limit_text(self.count, self.window)
 
 
 @cache
-def _shown(count: int, window: float) -> str:
+def _limit_text(count: int, window: float) -> str:
     return f"{count} in {duration_text(window)}" if window else f"{count} at once"
 
 
 def parse_limit(value: Any) -> Limit:
-    """The limit that `"100/1h"` names. Raises ValueError with what is allowed."""
+    """Parse a limit such as `"100/1h"`. Raises ValueError with what is allowed."""
     if isinstance(value, Limit):
         return value
     match = _LIMIT.fullmatch(value.strip()) if isinstance(value, str) else None
     allowed = 'allowed: COUNT/WINDOW, as "100/1h"'
     if match is None:
-        raise ValueError(f"{value!r} is no limit; {allowed}")
+        raise ValueError(f"{value!r} is not a limit; {allowed}")
     window = seconds(match[2])
     if window <= 0:
         raise ValueError(f"{value!r} has no window; {allowed}")
-    if window > LONGEST:
-        raise ValueError(f"{value!r} has too long a window; allowed: up to {duration_text(LONGEST)}")
+    if window > MAX_WINDOW:
+        raise ValueError(f"{value!r} has too long a window; allowed: up to {duration_text(MAX_WINDOW)}")
     return Limit(int(match[1]), window)
 
 
-def _listed(value: Any) -> Any:
-    """A list, or one string with commas between."""
+def _split_limits(value: Any) -> Any:
+    """Return a list as it is, and one string split at its commas."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value if isinstance(value, list | tuple) else [value]  # parse_limit says what is allowed
 
 
-def _one_for_a_window(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+def _check_windows_differ(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
     windows = [limit.window for limit in limits]
     for limit in limits:
         if windows.count(limit.window) > 1:
@@ -73,41 +73,41 @@ def _one_for_a_window(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
     return limits
 
 
-def _by(value: Any) -> tuple[str, ...]:
+def _parse_by(value: Any) -> tuple[str, ...]:
     words = re.split(r"[\s,]+", value.strip(", \t\n")) if isinstance(value, str) else value
     allowed = f'allowed: {", ".join(BY)}, or several as a list, ["user", "recipient_domain"]'
     if not isinstance(words, list | tuple) or not words:
-        raise ValueError(f"{value!r} is nothing to count by; {allowed}")
+        raise ValueError(f"{value!r} names nothing to count by; {allowed}")
     for word in words:
         if word not in BY:
-            raise ValueError(f"{word!r} is nothing to count by; {allowed}")
+            raise ValueError(f"{word!r} is not something to count by; {allowed}")
     if len(set(words)) < len(words):
-        raise ValueError(f"{value!r} names one thing twice; {allowed}")
+        raise ValueError(f"{value!r} names the same thing twice; {allowed}")
     return tuple(words)
 
 
 Limits = Annotated[
     tuple[Annotated[Limit, BeforeValidator(parse_limit)], ...],
-    BeforeValidator(_listed),
-    AfterValidator(_one_for_a_window),
+    BeforeValidator(_split_limits),
+    AfterValidator(_check_windows_differ),
 ]
-By = Annotated[tuple[str, ...], BeforeValidator(_by)]
+By = Annotated[tuple[str, ...], BeforeValidator(_parse_by)]
 Simultaneous = Annotated[StrictInt, Field(ge=0, le=10**9)]
 
 
 class LimitRule(BaseModel):
-    """One rule, `[checks.ratelimit.rules.NAME]`: what it names is limited, an empty list or 0 means not at all."""
+    """One rule, `[checks.ratelimit.rules.NAME]`; an empty list or 0 means that there is no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    by: By = Field(description=f"what makes one counter: {', '.join(BY)}; one or several together")
-    whom: SessionPatternList = Field(
-        default=(), validation_alias="for", description="for whom the rule is; without it for all"
+    by: By = Field(description=f"what has a counter of its own: {', '.join(BY)}; one or several together")
+    applies_to: SessionPatternList = Field(
+        default=(), validation_alias="for", description="whom the rule applies to; without it, to all"
     )
-    excepted: SessionPatternList = Field(default=(), validation_alias="except", description="for whom it is not")
-    messages: Limits = Field(default=(), description='messages: limits as "300/1m", all of which hold')
+    excepted: SessionPatternList = Field(default=(), validation_alias="except", description="whom it does not apply to")
+    messages: Limits = Field(default=(), description='messages: limits as "300/1m", all of which apply')
     recipients: Limits = Field(default=(), description="recipients of all messages")
-    logins: Limits = Field(default=(), description="connections in which somebody authenticated and sent mail")
+    logins: Limits = Field(default=(), description="connections in which a user authenticated and sent mail")
     connections: Limits = Field(default=(), description="new connections, as the milter sees them; by client only")
     simultaneous: Simultaneous = Field(default=0, description="connections at once; 0: any number")
     ipv4_prefix: Prefix4 | None = Field(default=None, description="bits of an IPv4 address that make one client")
@@ -115,7 +115,7 @@ class LimitRule(BaseModel):
 
     @property
     def limits(self) -> dict[str, tuple[Limit, ...]]:
-        """The limits by what they count; what the rule does not name is not in it."""
+        """The limits by what they count, without what the rule does not name."""
         named = [what for what in COUNTED if what in self.model_fields_set]
         return {what: self._limits(what) for what in named}
 
@@ -126,7 +126,7 @@ class LimitRule(BaseModel):
         return limits
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
+    def _check_consistency(self) -> Self:
         named = [what for what in COUNTED if what in self.model_fields_set]
         if not named:
             raise ValueError(f"limits nothing; allowed: one or more of {', '.join(COUNTED)}")
@@ -138,7 +138,9 @@ class LimitRule(BaseModel):
                 continue
             if self.by != ("client",):
                 raise ValueError(f'{what} are counted when a client connects; allowed: by = "client"')
-            for word in (*self.whom, *self.excepted):
-                if word.kind != "client":
-                    raise ValueError(f"{what} are counted before {word} is known; allowed: networks and client names")
+            for pattern in (*self.applies_to, *self.excepted):
+                if pattern.kind != "client":
+                    raise ValueError(
+                        f"{what} are counted before {pattern} is known; allowed: networks and client names"
+                    )
         return self

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`ratelimit`: messages, recipients and logins in sliding windows, by client, user, sender, domains, as anvil(8) and
-beyond. Connections are counted by the same rules where the milter hears of them: connections.py.
+"""`ratelimit`: limits on messages, recipients and logins in sliding windows, by client, user, sender and domain.
 
-A message counts once, by Postfix's `instance`, however often it is asked about; a recipient once for its message. A
-request that is over any limit counts for none, and what a later check refuses is given back. What Postfix refuses
-behind our back cannot be known and counts.
+They are those of anvil(8) and more. Connections are counted by the same rules where the milter sees them:
+connections.py.
 
-Among the rules that count the same thing by the same words, the first that is for the session and names it holds; the
-simple options (`client_messages` …) come last. While the store is gone each process counts alone (`Context.alone`).
+A message counts once, by Postfix's `instance`, however many requests there are for it; a recipient counts once per
+message. A request that exceeds any limit is counted by none, and the count is undone for mail that a later check
+refuses. What Postfix itself refuses afterwards cannot be known here, and counts.
+
+Among rules that count the same thing by the same words, the first that applies to the session and names that thing is
+used; the simple options (`client_messages` …) come last. While the store is unavailable, each process counts alone
+(`Context.alone`).
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,10 +27,10 @@ from gatekeeper.checks.limits.applies_to import (
     MYNETWORKS,
     SessionPatternList,
     SessionPatterns,
+    load_patterns,
     parse_session_pattern,
-    read,
 )
-from gatekeeper.checks.limits.counters import NAMED, CounterResult, CounterRule, Tally
+from gatekeeper.checks.limits.counters import RULE_PREFIX, CounterResult, CounterRule, Tally
 from gatekeeper.checks.limits.limit import Limit, LimitRule, Limits, Simultaneous
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Request, Stage
@@ -38,16 +41,17 @@ from gatekeeper.stores.store import CounterHit, Keys
 
 
 class RateLimit(BaseModel):
-    """`[checks.ratelimit]`."""
+    """The options of `[checks.ratelimit]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Mode = Field(
         default=Mode.ENFORCE,
-        description="enforce: the verdict counts; observe: it is only written down; off: it is not asked for",
+        description="enforce: the verdict counts; observe: it is only logged; off: the check is not run",
     )
     client_messages: Limits = Field(
-        default=(Limit(300, 60.0),), description='messages of one client network: limits as "300/1m", all of which hold'
+        default=(Limit(300, 60.0),),
+        description='messages of one client network: limits as "300/1m", all of which apply',
     )
     client_recipients: Limits = Field(
         default=(Limit(1500, 60.0),), description="recipients of all messages of one client network"
@@ -59,24 +63,24 @@ class RateLimit(BaseModel):
         default=(Limit(500, 600.0), Limit(5000, 86400.0)), description="recipients of all messages of one such user"
     )
     client_connections: Limits = Field(
-        default=(), description="new connections of one client network, counted by the milter; none: not limited"
+        default=(), description="new connections of one client network, counted by the milter; empty: no limit"
     )
     client_simultaneous: Simultaneous = Field(
-        default=0, description="connections that one client network may have at once, counted by the milter; 0: any"
+        default=0, description="simultaneous connections of one client network, counted by the milter; 0: no limit"
     )
     ipv4_prefix: Prefix4 = Field(default=32, description="bits of an IPv4 address that make one client, as in anvil(8)")
     ipv6_prefix: Prefix6 = Field(default=84, description="bits of an IPv6 address that make one client, as in anvil(8)")
     exceptions: SessionPatternList = Field(
         default=(parse_session_pattern(MYNETWORKS),),
-        description="whom no limit concerns; a network spares only those who have not authenticated",
+        description="whom no limit applies to; a network exempts only clients that have not authenticated",
     )
-    count_refused: StrictBool = Field(default=False, description="count what is refused here too, as anvil(8) does")
-    rules: Mapping[str, LimitRule] = Field(default={}, description="limits by other things and for some only")
+    count_refused: StrictBool = Field(default=False, description="also count what is refused here, as anvil(8) does")
+    rules: Mapping[str, LimitRule] = Field(default={}, description="limits by other things, or for some sessions only")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """What is counted of a request: at which stages, and by which token a single time."""
+    """A thing that requests are counted by: at which stages, and the token by which each one counts only once."""
 
     stages: Collection[Stage]
     once: Callable[[Request], str]
@@ -87,19 +91,20 @@ def _login(request: Request) -> str:
     return f"{client.address} {client.port}" if request.sasl_user and client.address and client.port else ""
 
 
-_ASKED: Mapping[str, Quantity] = {
+_QUANTITIES: Mapping[str, Quantity] = {
     "messages": Quantity((Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_MESSAGE), lambda request: request.instance),
     "recipients": Quantity((Stage.RCPT,), lambda r: f"{r.instance} {r.recipient}" if r.instance else ""),
     "logins": Quantity((Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_MESSAGE), _login),
 }
-_STAGES = _ASKED["messages"].stages
-_AT = {stage: [(what, one) for what, one in _ASKED.items() if stage in one.stages] for stage in _STAGES}
+_STAGES = _QUANTITIES["messages"].stages
+_AT = {stage: [(what, one) for what, one in _QUANTITIES.items() if stage in one.stages] for stage in _STAGES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limiter:
-    """All rules, ready to count: the check of the policy daemon, and what connections.py asks. The rules of a group
-    count by the same words.
+    """All rules, ready to count: the check in the policy daemon, and the source of limits for connections.py.
+
+    The rules of one group count by the same words.
     """
 
     name: ClassVar[str] = "ratelimit"
@@ -112,47 +117,50 @@ class Limiter:
 
     @classmethod
     def read(cls, options: RateLimit, folder: Path) -> tuple[Self, list[Problem]]:
-        """The rules of `options`, their files read (relative ones from `folder`), and what is wrong in these."""
+        """Return the rules of `options` with their files read (relative paths start at `folder`), and the mistakes."""
         problems: list[Problem] = []
 
-        def whom(words: SessionPatternList) -> SessionPatterns:
-            found, wrong = read(words, folder)
-            problems.extend(wrong)
-            return found
+        def load(patterns: SessionPatternList) -> SessionPatterns:
+            loaded, mistakes = load_patterns(patterns, folder)
+            problems.extend(mistakes)
+            return loaded
 
-        bound = [
+        counter_rules = [
             CounterRule(
                 name=name,
                 by=rule.by,
-                whom=whom(rule.whom) if rule.whom else None,
-                excepted=whom(rule.excepted),
+                applies_to=load(rule.applies_to) if rule.applies_to else None,
+                excepted=load(rule.excepted),
                 ipv4_prefix=rule.ipv4_prefix or options.ipv4_prefix,
                 ipv6_prefix=rule.ipv6_prefix or options.ipv6_prefix,
                 limits=rule.limits,
             )
-            for name, rule in (*((f"{NAMED}{name}", rule) for name, rule in options.rules.items()), *_simple(options))
+            for name, rule in (
+                *((f"{RULE_PREFIX}{name}", rule) for name, rule in options.rules.items()),
+                *_simple_rules(options),
+            )
         ]
         groups: dict[tuple[object, ...], list[CounterRule]] = {}
-        for rule in bound:
-            same = (rule.by, rule.ipv4_prefix, rule.ipv6_prefix) if "client" in rule.by else (rule.by,)
-            groups.setdefault(same, []).append(rule)
+        for rule in counter_rules:
+            group = (rule.by, rule.ipv4_prefix, rule.ipv6_prefix) if "client" in rule.by else (rule.by,)
+            groups.setdefault(group, []).append(rule)
         limiter = cls(
             mode=options.mode,
-            exceptions=whom(options.exceptions),
+            exceptions=load(options.exceptions),
             count_refused=options.count_refused,
             groups=tuple(map(tuple, groups.values())),
         )
         return limiter, problems
 
     def limits(self, what: str) -> bool:
-        """True if any rule limits `what`."""
+        """Return whether any rule limits `what`."""
         return any(rule.limits.get(what) for rules in self.groups for rule in rules)
 
     def counts(self, whats: Collection[str], request: Request, site: Site) -> Iterator[CounterResult]:
-        """The limits on any of `whats` that hold for a request."""
+        """Yield the limits on any of `whats` that apply to a request."""
         for rules in self.groups:
-            whose = rules[0].whose(request)
-            if whose is None:
+            by_values = rules[0].by_values(request)
+            if by_values is None:
                 continue
             left = whats
             for rule in rules:
@@ -160,17 +168,21 @@ class Limiter:
                 if named and rule.is_for(request, site):
                     left = [what for what in left if what not in named]
                     for what in named:
-                        for limit, of in rule.counters[what]:
-                            yield CounterResult(rule, what, limit, of, whose)
+                        for limit, counter_id in rule.counters[what]:
+                            yield CounterResult(rule, what, limit, counter_id, by_values)
 
     def is_excepted(self, request: Request, site: Site) -> bool:
-        """True if no limit concerns the session. A stolen account is used from anywhere: only its name spares it."""
-        if not request.sasl_user and self.exceptions.holds_client(request, site):
+        """Return whether no limit applies to the session.
+
+        A stolen account can be used from anywhere, also from an excepted network: so an authenticated session is only
+        excepted by name.
+        """
+        if not request.sasl_user and self.exceptions.matches_client(request, site):
             return True
-        return self.exceptions.holds_names(request)
+        return self.exceptions.matches_names(request)
 
     async def check(self, request: Request, context: Context) -> Verdict:
-        """Count this request, and refuse it if that is too much."""
+        """Count this request, and refuse it if it exceeds a limit."""
         if request.stage not in _STAGES or always_reachable(request.recipient, context.site):
             return PASS
         if self.is_excepted(request, context.site):
@@ -184,7 +196,7 @@ class Limiter:
         return await tally.verdict(context)
 
     def hit(self, count: CounterResult, keys: Keys, once: str = "") -> CounterHit:
-        """What counts in the store for one limit."""
+        """Return the counter hit in the store for one limit."""
         most = None if self.count_refused else count.limit.count
         return CounterHit(count.key(keys), count.limit.window, once=once, most=most)
 
@@ -197,15 +209,16 @@ class Limiter:
 
 
 def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> None:
-    """What is refused does not count. A message of which a recipient was accepted before (it has a queue id) does, and
-    so does a login.
+    """Undo the count if the request is refused.
+
+    A login still counts, and so does a message with a recipient that was accepted before (it has a queue ID).
     """
-    kept = ("logins", "messages") if request.queue_id else ("logins",)
-    context.after(lambda decision: tally.give_back(context, kept), lambda decision: decision.verdict.refuses)
+    still_counted = ("logins", "messages") if request.queue_id else ("logins",)
+    context.after(lambda _decision: tally.give_back(context, still_counted), lambda decision: decision.verdict.refuses)
 
 
-def _simple(options: RateLimit) -> Iterator[tuple[str, LimitRule]]:
-    """The options without a rule of their own, as rules."""
+def _simple_rules(options: RateLimit) -> Iterator[tuple[str, LimitRule]]:
+    """Yield the simple options, such as `client_messages`, as rules with names."""
     client = {
         "messages": options.client_messages,
         "recipients": options.client_recipients,

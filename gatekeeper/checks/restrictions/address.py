@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The envelope's mailboxes: Postfix's reject_non_fqdn_{sender,recipient} and reject_unknown_{sender,recipient}_domain.
+"""Envelope addresses: Postfix's reject_non_fqdn_{sender,recipient} and reject_unknown_{sender,recipient}_domain.
 
-The null sender passes all of them, an address literal (`user@[192.0.2.1]`) too.
+The null sender passes all of them, and so does an address literal (`user@[192.0.2.1]`).
 """
 
 from dataclasses import dataclass
 
-from gatekeeper.checks.base.dns_lookups import a_label, ask, exists, is_null_mx, servers_of
+from gatekeeper.checks.base.dns_lookups import a_label, exists, is_null_mx, query_dns, server_names
 from gatekeeper.core.request import Request, domain_of
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, printable, reject
 from gatekeeper.pipeline.context import Context
@@ -16,17 +16,17 @@ from gatekeeper.postfix.hostname_syntax import is_hostname, without_final_dot
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One end of the envelope and the codes that Postfix has for it. `attribute` is the Request's."""
+    """One end of the envelope and Postfix's reply codes for it; `attribute` is the Request's."""
 
     attribute: str
     label: str
     unknown: str
-    """The enhanced code of a domain that does not exist, without its first digit."""
+    """The enhanced status code for a domain that does not exist, without its first digit."""
     null_mx: tuple[str, str]
-    """Reply and enhanced code of a domain that takes no mail (RFC 7505): fixed, whatever the parameters say."""
+    """Reply code and enhanced code for a domain that takes no mail (RFC 7505): fixed, whatever the parameters say."""
 
     def text(self, mailbox: str, why: str) -> str:
-        """Postfix's words."""
+        """Return Postfix's reply text."""
         return f"<{printable(mailbox, 320)}>: {self.label} rejected: {why}"
 
 
@@ -36,16 +36,17 @@ RECIPIENT = Side("recipient", "Recipient address", ".1.2", ("556", "5.1.10"))
 
 @dataclass(frozen=True, slots=True)
 class NonFqdn:
-    """504 5.5.2 for a mailbox whose domain is missing, has no dot, or is no host name."""
+    """504 5.5.2 for a mailbox whose domain is missing, has no dot, or is not a host name."""
 
     side: Side
 
-    async def __call__(self, request: Request, context: Context) -> Verdict:
+    async def __call__(self, request: Request, _context: Context) -> Verdict:
         mailbox: str = getattr(request, self.side.attribute) or ""
         domain = mailbox.rpartition("@")[2] if "@" in mailbox else ""
         if not mailbox or _is_literal(domain):
             return PASS
-        # U-labels (RFC 6531) are names; Postfix takes them only with SMTPUTF8, which a policy service is not told of.
+        # U-labels (RFC 6531) are names; Postfix takes them only with SMTPUTF8, which it does not report to a policy
+        # service.
         name = a_label(without_final_dot(domain))
         if is_hostname(name) and "." in name:
             return PASS
@@ -57,7 +58,7 @@ class NonFqdn:
 class UnknownDomain:
     """`unknown_address_reject_code` for a domain with neither MX nor address, 550 or 556 for one with a null MX.
 
-    DNS trouble defers and never rejects; a failing MX question beside an address that is there decides nothing.
+    DNS trouble defers and never rejects; if the MX query fails but the domain has an address, it passes.
     """
 
     side: Side
@@ -70,12 +71,12 @@ class UnknownDomain:
         side, domain = self.side, a_label(domain)
         found: bool | None = False
         if is_hostname(domain):
-            mx = await ask(context, domain, "MX")
+            mx = await query_dns(context, domain, "MX")
             if mx is not None and is_null_mx(mx):
                 text = side.text(mailbox, f"Domain {domain} does not accept mail (nullMX)")
                 return reject(f"{side.attribute}.null_mx", *side.null_mx, text)
             if mx is not None and mx.records:
-                found = bool(servers_of(mx))  # with malformed names alone Postfix asks no further
+                found = bool(server_names(mx))  # if all names are malformed, Postfix looks no further
             else:
                 found = await exists(context, domain, ("A", "AAAA"))
                 if mx is None and not found:
@@ -94,5 +95,5 @@ def _is_literal(domain: str) -> bool:
 
 
 def _is_final(site: Site, domain: str) -> bool:
-    """True if mail for `domain` ends here. Relay domains do not count: Postfix looks those up too."""
+    """Return whether mail for `domain` is delivered here. Relay domains do not count: Postfix looks those up too."""
     return any(domain == ours or (ours.startswith(".") and domain.endswith(ours)) for ours in site.local_domains)

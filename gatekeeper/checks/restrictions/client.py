@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who connects: Postfix's reject_unknown_client_hostname and reject_unknown_reverse_client_hostname.
+"""The client's host name: Postfix's reject_unknown_client_hostname and reject_unknown_reverse_client_hostname.
 
-Postfix says only `unknown`, which means "no name" as well as "DNS failed": to choose between a permanent and a
-temporary answer the name is looked up again, once for the session (facts.iprev).
+Postfix reports only `unknown`, which may mean "no name" or "DNS failed": to choose between a permanent and a temporary
+reply the name is looked up again, once per session (facts.iprev).
 """
 
 from gatekeeper.auth.iprev import IprevResult
@@ -12,7 +12,11 @@ from gatekeeper.pipeline.context import Context
 
 
 async def reject_unknown_client_hostname(request: Request, context: Context) -> Verdict:
-    """`unknown_client_reject_code` 4.7.25 without a name that leads back to the address; 450 if DNS failed."""
+    """Refuse a client without a name that resolves back to its address.
+
+    The reply is `unknown_client_reject_code` 4.7.25, the first digit of the enhanced code following the reply code;
+    450 if DNS failed.
+    """
     if request.client.name != UNKNOWN or request.client.address is None:
         return PASS
     iprev = await context.facts.iprev()
@@ -27,7 +31,11 @@ async def reject_unknown_client_hostname(request: Request, context: Context) -> 
 
 
 async def reject_unknown_reverse_client_hostname(request: Request, context: Context) -> Verdict:
-    """`unknown_client_reject_code` 4.7.1 without any PTR; 450 if DNS failed."""
+    """Refuse a client without any PTR.
+
+    The reply is `unknown_client_reject_code` 4.7.1, the first digit of the enhanced code following the reply code;
+    450 if DNS failed.
+    """
     if request.client.reverse_name != UNKNOWN or request.client.address is None:
         return PASS
     iprev = await context.facts.iprev()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Postfix's words that look at nothing but who is asking: permit, reject, defer and their kin (postconf(5))."""
+"""Postfix's generic restrictions, which need no lookup: permit, reject, defer and their relatives (postconf(5))."""
 
 from gatekeeper.checks.base.check_types import Judge
 from gatekeeper.core.request import Request, Stage
@@ -8,9 +8,9 @@ from gatekeeper.pipeline.context import Context
 
 
 def always(verdict: Verdict) -> Judge:
-    """A judge with one answer."""
+    """Return a function that always gives `verdict`."""
 
-    async def judge(request: Request, context: Context) -> Verdict:
+    async def judge(_request: Request, _context: Context) -> Verdict:
         return verdict
 
     return judge
@@ -28,29 +28,36 @@ async def permit_mynetworks(request: Request, context: Context) -> Verdict:
     return permit("mynetworks") if context.site.is_internal(request.client.address) else PASS
 
 
-async def permit_inet_interfaces(request: Request, context: Context) -> Verdict:
-    """Permit a client at one of this machine's addresses. Of these Postfix tells the one that the client has connected
-    to, which is what a connection from the machine to itself comes from; any other is not known here.
+async def permit_inet_interfaces(request: Request, _context: Context) -> Verdict:
+    """Permit a client at one of this machine's addresses.
+
+    Postfix reports only the address that the client has connected to, which is also where a connection from the
+    machine to itself comes from; its other addresses are not known here.
     """
     address = request.client.address
     return permit("inet_interfaces") if address is not None and address == request.server_address else PASS
 
 
-async def permit_sasl_authenticated(request: Request, context: Context) -> Verdict:
-    """Permit a client that has logged in."""
+async def permit_sasl_authenticated(request: Request, _context: Context) -> Verdict:
+    """Permit a client that has authenticated."""
     return permit("sasl") if request.sasl_user else PASS
 
 
-async def reject_plaintext_session(request: Request, context: Context) -> Verdict:
-    """450 4.7.1 without TLS: `plaintext_reject_code`, and the first digit of the enhanced code follows it."""
+async def reject_plaintext_session(request: Request, _context: Context) -> Verdict:
+    """Refuse a session without TLS with 450 4.7.1.
+
+    450 is the default of `plaintext_reject_code`; the first digit of the enhanced code follows it.
+    """
     if request.encryption_protocol:
         return PASS
     return reject("plaintext", "450", "4.7.1", "Session encryption is required")
 
 
-async def reject_multi_recipient_bounce(request: Request, context: Context) -> Verdict:
-    """550 5.5.3 for the null sender with several recipients: at DATA and at the end of the message by their number; at
-    RCPT by the queue id, which a message has from its first accepted recipient on.
+async def reject_multi_recipient_bounce(request: Request, _context: Context) -> Verdict:
+    """Refuse mail from the null sender to several recipients with 550 5.5.3.
+
+    At DATA and at the end of the message this goes by their number; at RCPT by the queue ID, which a message has from
+    its first accepted recipient on.
     """
     several = request.recipient_count > 1 or (request.stage is Stage.RCPT and bool(request.queue_id))
     if request.sender != "" or not several:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the client says its name is: Postfix's reject_{invalid,non_fqdn,unknown}_helo_hostname.
+"""The HELO name: Postfix's reject_{invalid,non_fqdn,unknown}_helo_hostname and permit_naked_ip_address.
 
-An address literal gets the same syntax check from all three, and no other.
+All three reject_ restrictions check only the syntax of an address literal.
 """
 
-from gatekeeper.checks.base.dns_lookups import ask, exists, is_null_mx
+from gatekeeper.checks.base.dns_lookups import exists, is_null_mx, query_dns
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, permit, printable, reject
 from gatekeeper.pipeline.context import Context
@@ -15,28 +15,28 @@ def _text(helo: str, why: str) -> str:
     return f"<{printable(helo, 255)}>: Helo command rejected: {why}"
 
 
-def _literal(helo: str) -> Verdict:
+def _judge_literal(helo: str) -> Verdict:
     if is_literal(helo[1:-1] if len(helo) > 2 and helo[-1] == "]" else helo):
         return PASS
     return reject("helo.invalid", "501", "5.5.2", _text(helo, "invalid ip address"))
 
 
-async def reject_invalid_helo_hostname(request: Request, context: Context) -> Verdict:
-    """501 5.5.2 for bad syntax. A bare IP address passes, as it always did in Postfix."""
+async def reject_invalid_helo_hostname(request: Request, _context: Context) -> Verdict:
+    """Refuse a HELO name with bad syntax with 501 5.5.2; a bare IP address passes, as it always did in Postfix."""
     helo = request.helo or ""
     if not helo or helo[0] == "[":
-        return _literal(helo) if helo else PASS
+        return _judge_literal(helo) if helo else PASS
     name = without_final_dot(helo)
     if is_hostname(name) or is_address(name):
         return PASS
     return reject("helo.invalid", "501", "5.5.2", _text(helo, "Invalid name"))
 
 
-async def reject_non_fqdn_helo_hostname(request: Request, context: Context) -> Verdict:
-    """504 5.5.2 for a name without a dot, or that is no name; so also for a bare IP address."""
+async def reject_non_fqdn_helo_hostname(request: Request, _context: Context) -> Verdict:
+    """Refuse a HELO name that has no dot, or is not a host name (a bare IP address, too), with 504 5.5.2."""
     helo = request.helo or ""
     if not helo or helo[0] == "[":
-        return _literal(helo) if helo else PASS
+        return _judge_literal(helo) if helo else PASS
     name = without_final_dot(helo)
     if is_hostname(name) and "." in name:
         return PASS
@@ -44,17 +44,18 @@ async def reject_non_fqdn_helo_hostname(request: Request, context: Context) -> V
 
 
 async def reject_unknown_helo_hostname(request: Request, context: Context) -> Verdict:
-    """`unknown_hostname_reject_code` 4.7.1 for a name with neither A, AAAA nor MX; a null MX is an MX here.
+    """Refuse a HELO name with neither A, AAAA nor MX; a null MX is an MX here.
 
+    The reply is `unknown_hostname_reject_code` 4.7.1, the first digit of the enhanced code following the reply code.
     DNS trouble defers and never rejects.
     """
     helo = request.helo or ""
     if not helo or helo[0] == "[":
-        return _literal(helo) if helo else PASS
+        return _judge_literal(helo) if helo else PASS
     found = await exists(context, helo, ("A", "AAAA"))
     if not found and is_hostname(helo):
-        mx = await ask(context, helo, "MX")
-        # A null MX is an MX here, but no more than that: trouble with the addresses outweighs it.
+        mx = await query_dns(context, helo, "MX")
+        # A null MX counts as an MX here, but if the address lookups fail, the name is still in doubt.
         known = bool(mx and mx.records)
         found = None if mx is None or (found is None and is_null_mx(mx)) else known or found
     if found:
@@ -66,10 +67,10 @@ async def reject_unknown_helo_hostname(request: Request, context: Context) -> Ve
     return reject("helo.unknown", code, f"{code[0]}.7.1", text)
 
 
-async def permit_naked_ip_address(request: Request, context: Context) -> Verdict:
-    """Permit a client whose HELO is a bare address, as Postfix still does under a warning; a bad one is 501 5.5.2."""
+async def permit_naked_ip_address(request: Request, _context: Context) -> Verdict:
+    """Permit a client whose HELO is a bare address, as Postfix still does with a warning; a bad one is 501 5.5.2."""
     helo = request.helo or ""
     if not helo or helo.strip("0123456789.:"):
         return PASS
-    verdict = _literal(helo)
+    verdict = _judge_literal(helo)
     return permit("helo.naked_address") if verdict is PASS else verdict

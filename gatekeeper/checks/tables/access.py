@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Look-ups in access tables, in Postfix's order: check_{client,helo,sender,recipient}_access and our own `access`.
+"""Lookups in access tables, in Postfix's order: check_{client,helo,sender,recipient}_access and our own `access`.
 
-Client: the name, its parent domains down to the top level, then the address, shortened. Mailbox: `user+ext@domain`,
-`user@domain`, `domain` (and, only here, `@domain`), parent domains, `user+ext@`, `user@`; the null sender is `<>`. The
-first entry found is the answer, DUNNO too. (smtpd_check.c, check_namadr_access() and check_mail_access(); access(5).)
+Client: the name, its parent domains up to the top level, then the address, shortened field by field. Mailbox:
+`user+ext@domain`, `user@domain`, `domain` (and, only here, `@domain`), parent domains, `user+ext@`, `user@`; the null
+sender is `<>`. The first entry found decides, even a DUNNO. (smtpd_check.c, check_namadr_access() and
+check_mail_access(); access(5).)
 """
 
 import re
@@ -25,14 +26,14 @@ from gatekeeper.postfix.restriction_list import TableNames
 _DOT_ATOM = re.compile(
     r"[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+(?:\.[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+)*|\".*\"", re.DOTALL
 )
-"""A local part that needs no quotes, or has them already (RFC 5322 section 3.2.3; RFC 6531 adds all but ASCII)."""
+"""A local part that needs no quotes, or has them (RFC 5322 section 3.2.3; RFC 6531 adds all non-ASCII characters)."""
 
 Find = Callable[[Table, Request, str], tuple[TableAction | None, Subject]]
-"""Looks up one thing of a request; the string is the recipient delimiter."""
+"""Looks up one attribute of a request in a table; the string is the recipient delimiter."""
 
 
 def domain_keys(name: str) -> Iterator[str]:
-    """The name and its parent domains, in the case as given, since patterns see it; a numeric address has none."""
+    """Yield the name and its parent domains, in their original case, because patterns see it; an address has none."""
     if is_address(name):
         yield name
         return
@@ -42,13 +43,13 @@ def domain_keys(name: str) -> Iterator[str]:
 
 
 def mailbox_keys(mailbox: str, delimiter: str) -> Iterator[str]:
-    """What is looked up for a sender or a recipient. `delimiter` is any of these characters, as in Postfix."""
+    """Yield the keys of a sender or a recipient; each character of `delimiter` is a delimiter, as in Postfix."""
     local, at, domain = mailbox.lower().rpartition("@")
-    if not at:  # Postfix appends its own domain before it looks; what is before the @ is looked up all the same
+    if not at:  # Postfix appends its own domain first, but looks up the part before the @ all the same
         yield from (domain, f"{domain}@", f"{without_extension(domain, delimiter)}@")
         return
     domain = domain.removesuffix(".")
-    if not _DOT_ATOM.fullmatch(local):  # Postfix looks up what would be written, quotes and all
+    if not _DOT_ATOM.fullmatch(local):  # Postfix looks up the external form, with its quotes
         local = '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"'
     mailbox = f"{local}@{domain}"
     bare = without_extension(local, delimiter)
@@ -64,9 +65,9 @@ def mailbox_keys(mailbox: str, delimiter: str) -> Iterator[str]:
 
 
 def without_extension(local: str, delimiter: str) -> str:
-    """`user` of `user+ext`: cut at the first delimiter that is not at the start (strip_addr(3)).
+    """Return `user` of `user+ext`, cut at the first delimiter that is not at the start (strip_addr(3)).
 
-    Postfix never takes mailer-daemon, double-bounce and owner-... apart.
+    Postfix never splits mailer-daemon and double-bounce, nor owner-... and ...-request at a hyphen.
     """
     if local in ("mailer-daemon", "double-bounce") or (
         "-" in delimiter and (local.startswith("owner-") or local.endswith("-request"))
@@ -76,8 +77,8 @@ def without_extension(local: str, delimiter: str) -> str:
     return local[: min(ends)] if ends else local
 
 
-def find_client(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
-    """check_client_access: by confirmed name, then by address."""
+def find_client(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+    """Look up the client for check_client_access: by confirmed name, then by address."""
     client = request.client
     action = table.search(domain_keys(client.name))
     if action is None and client.address is not None:
@@ -86,8 +87,8 @@ def find_client(table: Table, request: Request, delimiter: str) -> tuple[TableAc
     return action, Subject(what, "Client host")
 
 
-def find_reverse_client(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
-    """check_reverse_client_hostname_access: by PTR, confirmed or not, then by address."""
+def find_reverse_client(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+    """Look up the client for check_reverse_client_hostname_access: by PTR, confirmed or not, then by address."""
     client = request.client
     action = table.search(domain_keys(client.reverse_name))
     if action is None and client.address is not None:
@@ -95,40 +96,43 @@ def find_reverse_client(table: Table, request: Request, delimiter: str) -> tuple
     return action, Subject(client.reverse_name, "Unverified Client host")
 
 
-def find_helo(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
-    """check_helo_access."""
+def find_helo(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+    """Look up the HELO name for check_helo_access."""
     helo = request.helo or ""
     return table.search(domain_keys(helo)), Subject(helo, "Helo command")
 
 
 def find_sender(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
-    """check_sender_access."""
+    """Look up the sender for check_sender_access."""
     sender = request.sender or ""
     keys = mailbox_keys(sender, delimiter) if sender else iter(["<>"])
     return table.search(keys), Subject(sender, "Sender address")
 
 
 def find_recipient(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
-    """check_recipient_access."""
+    """Look up the recipient for check_recipient_access."""
     recipient = request.recipient or ""
     return table.search(mailbox_keys(recipient, delimiter)), Subject(recipient, "Recipient address")
 
 
-def find_sasl(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
-    """check_sasl_access: the login name as it is, nothing else."""
+def find_sasl(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+    """Look up the SASL login name for check_sasl_access, exactly as it is."""
     user = request.sasl_user
     return (table.search([user]) if user else None), Subject(user, "SASL login name")
 
 
-def find_etrn(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
-    """check_etrn_access: the domain that ETRN asks mail for."""
+def find_etrn(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+    """Look up the domain of an ETRN command for check_etrn_access."""
     domain = request.etrn_domain
     return (table.search(domain_keys(domain)) if domain else None), Subject(domain, "Etrn command")
 
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """One table, asked about one thing; `what` is for the explanation. Where not `may_allow`, an OK is an error."""
+    """One table, searched for one attribute of a request.
+
+    `what` names the lookup in notes. Without `may_allow`, an OK is a configuration error.
+    """
 
     what: str
     find: Find
@@ -147,7 +151,7 @@ class LookUp:
 
 
 class AccessOptions(BaseModel):
-    """The section of `access`: tables that are asked in this order, the first that decides."""
+    """The options of `[checks.access]`: tables that are searched in this order, until one decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -155,32 +159,32 @@ class AccessOptions(BaseModel):
 
     mode: Mode = Field(
         default=Mode.ENFORCE,
-        description="enforce: the verdict counts; observe: it is only written down; off: it is not asked for",
+        description="enforce: the verdict counts; observe: it is only logged; off: the check is not run",
     )
-    client: TableNames = Field(default=(), description="tables (TYPE:FILE) asked for the client's name and address")
-    helo: TableNames = Field(default=(), description="tables asked for the HELO name")
-    sender: TableNames = Field(default=(), description="tables asked for the sender; <> is the null sender")
-    recipient: TableNames = Field(default=(), description="tables asked for the recipient")
+    client: TableNames = Field(default=(), description="tables (TYPE:FILE) searched for the client's name and address")
+    helo: TableNames = Field(default=(), description="tables searched for the HELO name")
+    sender: TableNames = Field(default=(), description="tables searched for the sender; <> is the null sender")
+    recipient: TableNames = Field(default=(), description="tables searched for the recipient")
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`access`: several look-ups as one check."""
+    """The check `access`: several lookups as one check."""
 
     lookups: tuple[tuple[str, LookUp], ...]
-    """With the Request attribute that each needs, or an empty string."""
+    """The lookups, each with the Request attribute that it needs, or an empty string."""
     mode: Mode = Mode.ENFORCE
     name: str = "access"
     needs: tuple[str, ...] = ()
 
     async def check(self, request: Request, context: Context) -> Verdict:
-        """The first verdict that is more than PASS; of several PASS the last that says why."""
-        said = PASS
+        """Return the first verdict that is more than PASS, else the last PASS with a reason."""
+        passed = PASS
         for need, look_up in self.lookups:
             if need and getattr(request, need) is None:
                 continue
             verdict = await look_up(request, context)
             if verdict.outcome is not Outcome.PASS or verdict.kept:
                 return verdict
-            said = verdict if verdict.reason else said
-        return said
+            passed = verdict if verdict.reason else passed
+        return passed

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The right-hand side of an access table, access(5): what an entry says is to be done.
+"""Actions, the right-hand sides of access tables (access(5)).
 
-Replies are what Postfix makes of them: default codes, an enhanced code at the head of the text, and the mapping of
-x.1.y codes to the thing that is refused (smtpd_dsn_fix.c). Restriction names on the right side are checks of their own.
+Replies are what Postfix makes of them: default codes, an enhanced code at the beginning of the text, and the mapping of
+x.1.y codes to the thing that is refused (smtpd_dsn_fix.c). Restriction names on the right-hand side become checks.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gatekeeper.checks.base.nested import ask
-from gatekeeper.checks.tables.sender_proof import CONDITIONS, holds
+from gatekeeper.checks.base.nested import run_checks
+from gatekeeper.checks.tables.sender_proof import CONDITIONS, is_proven
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable
 from gatekeeper.pipeline.check import Check
@@ -37,7 +37,7 @@ _ARGUMENT = {
     "REDIRECT": (re.compile(r"\S*@\S+"), "an address, user@domain"),
     "WARN": (re.compile(".*"), ""),
 }
-"""What Postfix does itself, and what has to stand behind the word."""
+"""Actions that Postfix itself carries out, and the argument that each needs."""
 
 ACTIONS = ("OK", "RELAY", "DUNNO", *_REPLIES, *_ARGUMENT)
 """The words that an entry may begin with, besides codes and restrictions."""
@@ -50,9 +50,10 @@ ALLOWED = (
 
 @dataclass(frozen=True, slots=True)
 class TableAction:
-    """What an entry says. `verdict` lacks only the name of the thing that is refused; `checks` are asked instead of it.
+    """The action of an entry.
 
-    `condition` is what an allow entry demands (sender_proof.py): without it the entry does not count.
+    `verdict` lacks only the name of the thing that is refused; `checks`, if any, run instead of it. `condition` is what
+    an allow entry requires (sender_proof.py): if it is not met, the entry does not count.
     """
 
     verdict: Verdict
@@ -61,16 +62,16 @@ class TableAction:
 
     @property
     def allows(self) -> bool:
-        """True for OK: ends the list in favour of the client."""
+        """Whether the action is OK, which ends the list in favour of the client."""
         return self.verdict.outcome is Outcome.PERMIT
 
 
-Restrictions = Callable[[str], tuple[Check, ...]]
-"""Makes checks of restriction names. Raises ValueError with what is wrong."""
+RestrictionBuilder = Callable[[str], tuple[Check, ...]]
+"""Builds the checks for a list of restrictions. Raises ValueError with what is wrong."""
 
 
-def parse_action(text: str, restrictions: Restrictions) -> TableAction:
-    """What `text` says. Raises ValueError with what is allowed."""
+def parse_action(text: str, restrictions: RestrictionBuilder) -> TableAction:
+    """Parse a right-hand side. Raises ValueError with what is allowed."""
     word, rest = [*text.split(None, 1), "", ""][:2]
     rest = rest.strip()
     upper = word.upper()
@@ -89,26 +90,26 @@ def parse_action(text: str, restrictions: Restrictions) -> TableAction:
     if upper in _ARGUMENT:
         pattern, needed = _ARGUMENT[upper]
         if not pattern.fullmatch(rest):
-            raise ValueError(f"{upper} needs {needed} behind it")
+            raise ValueError(f"{upper} needs {needed} after it")
         return TableAction(Verdict(Outcome.ACTION, f"access.{upper.lower()}", text=f"{upper} {rest}".strip()))
     if ":" in text:
         raise ValueError(f"{text!r}: a table cannot name another table; {ALLOWED}")
     return TableAction(PASS, restrictions(text))
 
 
-def plain(text: str) -> TableAction:
-    """A right-hand side that is no action but a text, such as the owners of an address: the verdict's text."""
+def text_action(text: str) -> TableAction:
+    """Wrap a right-hand side that is not an action but a text, such as the owners of an address: the verdict's text."""
     return TableAction(replace(PASS, text=text))
 
 
 def _allow(rest: str) -> TableAction:
-    """OK; text behind it is ignored, as in Postfix, but for our own `if=`."""
+    """Parse an OK; any text after it is ignored, as in Postfix, except our own `if=`."""
     allowed = Verdict(Outcome.PERMIT, "access.ok")
     match = _IF.search(rest)
     if match is None:
         return TableAction(allowed)
     if match[1] not in CONDITIONS:
-        raise ValueError(f"{match[0]!r} is no condition; allowed: {', '.join(f'if={name}' for name in CONDITIONS)}")
+        raise ValueError(f"{match[0]!r} is not a condition; allowed: {', '.join(f'if={name}' for name in CONDITIONS)}")
     return TableAction(allowed, condition=match[1])
 
 
@@ -120,26 +121,26 @@ def _reply(word: str, outcome: Outcome, code: str, enhanced: str, default: str, 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The thing that was looked up, and what Postfix calls it: `Client host`, `Helo command`, `Sender address`, ..."""
+    """What was looked up, and what Postfix calls it in replies: `Client host`, `Helo command`, `Sender address`, ..."""
 
     what: str
     label: str
 
 
 async def apply(action: TableAction, subject: Subject, request: Request, context: Context) -> Verdict:
-    """The verdict of an entry that was found for `subject`."""
-    if action.condition and not await holds(action.condition, request, context):
+    """Return the verdict of an entry that was found for `subject`."""
+    if action.condition and not await is_proven(action.condition, request, context):
         return Verdict(Outcome.PASS, "access.unproven")
     if action.checks:
-        return await ask(action.checks, request, context)
+        return await run_checks(action.checks, request, context)
     verdict = action.verdict
     if not verdict.code:
         return verdict
     text = f"<{printable(subject.what, 320)}>: {subject.label} rejected: {printable(verdict.text)}"
-    return replace(verdict, enhanced=_fix(verdict.enhanced, subject.label), text=text)
+    return replace(verdict, enhanced=_fix_dsn(verdict.enhanced, subject.label), text=text)
 
 
-_MAPPED = {
+_ADDRESS_STATUS = {
     # detail of x.1.detail: for a sender, for a recipient
     "1": ("7", "1"),
     "2": ("8", "2"),
@@ -152,12 +153,12 @@ _MAPPED = {
 }
 
 
-def _fix(enhanced: str, label: str) -> str:
-    """An address status (x.1.y) made to fit what is refused; any other stays."""
+def _fix_dsn(enhanced: str, label: str) -> str:
+    """Make an address status (x.1.y) fit what is refused; return any other unchanged."""
     first, _, rest = enhanced.partition(".")
     if not rest.startswith("1."):
         return enhanced
-    sender, recipient = _MAPPED.get(rest[2:], ("0", "0"))
+    sender, recipient = _ADDRESS_STATUS.get(rest[2:], ("0", "0"))
     if label == "Sender address":
         return f"{first}.1.{sender}"
     if label == "Recipient address":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Clients with a TLS certificate: Postfix's check_ccert_access, permit_tls_clientcerts, permit_tls_all_clientcerts.
 
-Postfix tells the fingerprints of a certificate, trusted or not, if `smtpd_tls_ask_ccert` is on, and the names in it
-only if it trusts the certificate: that is how the last one knows.
+If `smtpd_tls_ask_ccert` is on, Postfix reports the fingerprints of a certificate, trusted or not, but the names in it
+only if it trusts the certificate: permit_tls_all_clientcerts relies on that.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,29 @@ from gatekeeper.core.verdict import PASS, Verdict, permit
 from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.restriction_list import cut, unbraced
 
-KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}
-"""What may be searched for, by the name in `search_order`, in its default order: the Request's attributes."""
+SEARCH_KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}
+"""Keyword of `search_order` -> the Request attribute that is looked up; in the default order."""
 
 
 def parse_search(argument: str) -> tuple[str, tuple[str, ...]]:
-    """Table and attributes of `TYPE:FILE` or `{ TYPE:FILE, { search_order = KEY, KEY } }`. Raises ValueError."""
+    """Return table and attributes of `TYPE:FILE` or `{ TYPE:FILE, { search_order = KEY, KEY } }`. Raises ValueError."""
     inner = unbraced(argument)
     if inner is None:
-        return argument, tuple(KEYS.values())
+        return argument, tuple(SEARCH_KEYS.values())
     table, *options = [word for _, word in cut(inner)] or [""]
-    keys = list(KEYS.values())
+    keys = list(SEARCH_KEYS.values())
     if options:
         text = " ".join(options)
         name, equals, value = (unbraced(text) or text).partition("=")
-        keys = [KEYS.get(word, "") for _, word in cut(value)]
+        keys = [SEARCH_KEYS.get(word, "") for _, word in cut(value)]
         if not equals or name.strip() != "search_order" or not keys or "" in keys:
-            raise ValueError(f"{text!r} is no search order; allowed: {{ search_order = {', '.join(KEYS)} }}")
+            raise ValueError(f"{text!r} is not a search order; allowed: {{ search_order = {', '.join(SEARCH_KEYS)} }}")
     return table, tuple(keys)
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateAccess:
-    """One table, asked for the fingerprints in `attributes` until an entry decides."""
+    """One table, searched for the fingerprints in `attributes` until an entry decides."""
 
     table: Table
     attributes: tuple[str, ...]
@@ -59,17 +59,18 @@ class CertificateAccess:
 
 @dataclass(frozen=True, slots=True)
 class PermitCertificates:
-    """Permit a client whose fingerprint is in `policy.relay_clientcerts`, with whatever beside it; `trusted`: also one
-    whose certificate Postfix trusts.
+    """Permit a client whose fingerprint is a key in `policy.relay_clientcerts`, whatever the right-hand side.
+
+    With `trusted`, also permit one whose certificate Postfix trusts.
     """
 
     tables: Sequence[Table]
     trusted: bool
 
-    async def __call__(self, request: Request, context: Context) -> Verdict:
+    async def __call__(self, request: Request, _context: Context) -> Verdict:
         if self.trusted and (request.ccert_subject or request.ccert_issuer):
             return permit("certificate.trusted")
-        for attribute in KEYS.values():
+        for attribute in SEARCH_KEYS.values():
             fingerprint: str = getattr(request, attribute).lower()
             if fingerprint and search(self.tables, fingerprint) is not None:
                 return permit("certificate.listed")

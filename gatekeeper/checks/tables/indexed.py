@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tables of exact keys: the source text of `hash:`, `btree:`, `dbm:`, `lmdb:` and `texthash:`, access(5).
+"""Tables of exact keys: the source text of `hash:`, `btree:`, `dbm:`, `lmdb:` and `texthash:` tables (access(5)).
 
-What postmap(1) would compile is read directly, so the files are used as they are and no database library is needed. A
-look-up costs the same however many entries there are. Two spellings that tutorials use and Postfix never matches do
-match here, with a warning for each: `@domain`, and a network in CIDR notation.
+The source of postmap(1) is read directly, so the files are used as they are and no database library is needed. A lookup
+takes the same time however many entries there are. Two notations that tutorials use and Postfix never matches do match
+here, with a warning for each: `@domain`, and a network in CIDR notation.
 """
 
 import re
@@ -20,19 +20,19 @@ from gatekeeper.core.request import Address
 from gatekeeper.core.units import parse_network
 
 _QUOTED = re.compile(rb'(?:"(?:\\.|[^"\\])*"?|[^\s"])+', re.DOTALL)
-"""A key that may hold white space within quotes (postmap(1), since Postfix 3.2)."""
+"""A key, which may contain white space within quotes (postmap(1), since Postfix 3.2)."""
 _PLAIN_KEY = re.compile(rb"[^\W_](?:[^/]*[^\W_])?", re.ASCII)
 
 
 def fold(key: bytes) -> bytes:
-    """`key` as Postfix compares it: ASCII in lower case, UTF-8 case-folded (casefold(3) of Postfix)."""
+    """Return `key` as Postfix compares it: ASCII in lower case, UTF-8 case-folded (Postfix's casefold(3))."""
     if key.isascii():
         return key.lower()
     return key.decode("utf-8", "surrogateescape").casefold().encode("utf-8", "surrogateescape")
 
 
 class Networks:
-    """Entries by network. A look-up costs one step for each prefix length in use."""
+    """Entries by network; a lookup takes one step for each prefix length in use."""
 
     def __init__(self, capacity: int, actions: Actions) -> None:
         self._entries = Packed(capacity)
@@ -40,12 +40,13 @@ class Networks:
         self._actions = actions
 
     def add(self, network: IPv4Network | IPv6Network, text: str) -> bool:
-        """An entry that has been checked; the first for a network stays."""
+        """Add an entry that has been checked; False, and nothing done, if there is one for the same network."""
         return self._add(network.version, network.prefixlen, int(network.network_address), network.max_prefixlen, text)
 
     def add_plain(self, network: str, text: str) -> bool:
-        """The same for an IPv4 network as text, five times as fast; False, and nothing done, if it is anything else or
-        has host bits.
+        """Add an entry for an IPv4 network given as text, five times as fast as `add`.
+
+        Return False, and do nothing, if `network` is anything else or has host bits set. The first entry stays.
         """
         address, slash, digits = network.partition("/")
         length = int(digits) if digits.isdecimal() and digits.isascii() else -1 if slash else 32
@@ -63,11 +64,11 @@ class Networks:
         return self._entries.add(_network_key(version, length, number, bits), text.encode("utf-8", "surrogateescape"))
 
     def first(self, address: Address) -> TableAction | None:
-        """The entry added first of those whose network holds `address`: the order of a cidr: table."""
+        """Return the first entry whose network contains `address`, as in a cidr: table."""
         return self._action(min(self._hits(address), default=None))
 
     def longest(self, address: Address) -> TableAction | None:
-        """The entry of the longest network that holds `address`."""
+        """Return the entry for the longest prefix that contains `address`."""
         return self._action(max(self._hits(address), key=lambda hit: hit[1], default=None))
 
     def _hits(self, address: Address) -> Iterator[tuple[int, int, bytes]]:
@@ -78,7 +79,7 @@ class Networks:
                 yield order, length, text
 
     def _action(self, hit: tuple[int, int, bytes] | None) -> TableAction | None:
-        return None if hit is None else self._actions.found(hit[2].decode("utf-8", "surrogateescape"))
+        return None if hit is None else self._actions.parsed(hit[2].decode("utf-8", "surrogateescape"))
 
 
 def _network_key(version: int, length: int, number: int, bits: int) -> bytes:
@@ -87,7 +88,7 @@ def _network_key(version: int, length: int, number: int, bits: int) -> bytes:
 
 @dataclass(slots=True)
 class IndexedTable:
-    """Exact keys, folded."""
+    """A table of exact, case-folded keys."""
 
     entries: Packed
     actions: Actions
@@ -95,16 +96,16 @@ class IndexedTable:
     allows: list[SourceLine] = field(default_factory=list)
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
-        """The entry for the first key that has one."""
+        """Return the entry for the first key that has one."""
         find = self.entries.find
         for key in keys:
             text = find(key.lower().encode() if key.isascii() else fold(key.encode("utf-8", "surrogateescape")))
             if text is not None:
-                return self.actions.found(text.decode("utf-8", "surrogateescape"))
+                return self.actions.parsed(text.decode("utf-8", "surrogateescape"))
         return None
 
     def search_address(self, address: Address) -> TableAction | None:
-        """The entry for the address itself, else for a network in CIDR notation, else for a shortened address."""
+        """Return the entry for the address, else for a network in CIDR notation, else for a shortened address."""
         if self.networks is None:
             return self.search(address_keys(str(address)))
         whole, *shortened = address_keys(str(address))
@@ -113,7 +114,7 @@ class IndexedTable:
 
 
 def address_keys(address: str) -> Iterator[str]:
-    """The address, then shortened field by field: `192.0.2.1`, `192.0.2`, `192.0`, `192`; by `:` for IPv6."""
+    """Yield the address, then shortened field by field: `192.0.2.1`, `192.0.2`, `192.0`, `192`; by `:` for IPv6."""
     separator = ":" if ":" in address else "."
     while address:
         yield address
@@ -121,7 +122,7 @@ def address_keys(address: str) -> Iterator[str]:
 
 
 def cut_key(content: bytes) -> tuple[bytes, bytes]:
-    """Key and right side of a logical line; the right side may be missing."""
+    """Split a logical line into key and right-hand side, which may be empty."""
     if b'"' in content and (match := _QUOTED.match(content)):
         return match[0], content[match.end() :].strip()
     key, *rest = content.split(None, 1)
@@ -129,11 +130,11 @@ def cut_key(content: bytes) -> tuple[bytes, bytes]:
 
 
 def parse_indexed(data: bytes, actions: Actions) -> IndexedTable:
-    """The table written in `data`: `key action` lines. As in postmap the first of two equal keys stays."""
+    """Parse a table of `key action` lines. As in postmap(1), the first of two equal keys stays."""
     capacity = data.count(b"\n") + 1
     table = IndexedTable(Packed(capacity), actions, allows=actions.allows)
     add = table.entries.add
-    fine = b""  # most entries say what the one before says
+    last_valid = b""  # most entries have the same right-hand side as the one before
     for line, content in logical_lines(data):
         written, right = cut_key(content)
         if not right:
@@ -141,23 +142,24 @@ def parse_indexed(data: bytes, actions: Actions) -> IndexedTable:
             actions.mistake(line, f"{shown!r} has no action; allowed: KEY ACTION, with white space between")
             continue
         key = written.lower() if written.isascii() else fold(written)
-        if right != fine:
-            noted = len(actions.allows)
+        if right != last_valid:
+            allows = len(actions.allows)
             if not actions.check(line, right.decode("utf-8", "surrogateescape")):
                 continue
-            fine = right if len(actions.allows) == noted else b""  # of those, each is noted
+            # every allow entry has to be checked, so that its line is recorded
+            last_valid = right if len(actions.allows) == allows else b""
         if not add(key, right):
             shown = key.decode("utf-8", "replace")
-            actions.mistake(line, f"{shown!r} is here twice; the first one counts", warning=True)
+            actions.mistake(line, f"{shown!r} occurs twice; the first one counts", warning=True)
         elif not actions.values and not _PLAIN_KEY.fullmatch(key):
-            _odd_key(
+            _check_odd_key(
                 line, key.decode("utf-8", "replace"), right.decode("utf-8", "surrogateescape"), table, actions, capacity
             )
     return table
 
 
-def _odd_key(line: int, key: str, text: str, table: IndexedTable, actions: Actions, capacity: int) -> None:
-    """Say what is to be known about a key that Postfix would not match, and make it match where that is meant."""
+def _check_odd_key(line: int, key: str, text: str, table: IndexedTable, actions: Actions, capacity: int) -> None:
+    """Warn about a key that Postfix would not match, and make a network match here."""
     if "/" in key and "@" not in key:
         if table.networks is None:
             table.networks = Networks(capacity, actions)
@@ -166,13 +168,15 @@ def _odd_key(line: int, key: str, text: str, table: IndexedTable, actions: Actio
         except ValueError as error:
             actions.mistake(line, str(error))
         else:
-            what = f"Postfix never matches the network {key} here, gatekeeper does; put it into a cidr: table"
+            what = f"Postfix never matches the network {key} here, but gatekeeper does; put it into a cidr: table"
             actions.mistake(line, what, warning=True)
     elif key.startswith("@"):
-        what = f"Postfix never matches {key!r} here, gatekeeper does; write {key[1:]!r}, which holds for all below too"
+        what = (
+            f"Postfix never matches {key!r} here, but gatekeeper does; write {key[1:]!r}, which covers subdomains too"
+        )
         actions.mistake(line, what, warning=True)
     elif key.startswith("."):
-        what = f"neither Postfix nor gatekeeper matches {key!r} here; write {key[1:]!r}, which holds for all below it"
+        what = f"neither Postfix nor gatekeeper matches {key!r} here; write {key[1:]!r}, which covers subdomains too"
         actions.mistake(line, what, warning=True)
     elif key.endswith(":") and ":" not in key[:-1]:
-        actions.mistake(line, f"{key!r} ends with a colon; this is no alias file", warning=True)
+        actions.mistake(line, f"{key!r} ends with a colon; this is not an alias file", warning=True)

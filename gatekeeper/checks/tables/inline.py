@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tables without a file, written in the restriction itself (DATABASE_README).
 
-`inline:{ key=value, { key = value with spaces } }` has exact keys, as a hash: table has; of two equal keys the last
-one counts, as in Postfix. `static:value` has the same for every key, `static:{ value with spaces }` too.
-`cidr:{ { rule }, { rule } }`, and regexp: and pcre: likewise, hold the lines of a file.
+`inline:{ key=value, { key = value with spaces } }` has exact keys, as a hash: table; of two equal keys the last one
+counts, as in Postfix. `static:value` and `static:{ value with spaces }` give the same result for every key.
+`cidr:{ { rule }, { rule } }`, and likewise regexp: and pcre:, contain the lines of a file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,32 +25,32 @@ _ALLOWED_RULES = "allowed: cidr:{ { NETWORK ACTION }, { NETWORK ACTION } }, pcre
 
 @dataclass(frozen=True, slots=True)
 class StaticTable:
-    """The same action for whatever is looked up."""
+    """A table with the same action for every key."""
 
     action: TableAction
     allows: Sequence[SourceLine] = field(default=())
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
-        """The action, unless there is nothing to look up."""
+        """Return the action, unless there is nothing to look up."""
         return self.action if next(iter(keys), "") else None
 
-    def search_address(self, address: Address) -> TableAction | None:
-        """The action."""
+    def search_address(self, address: Address) -> TableAction | None:  # noqa: ARG002 (the protocol's signature)
+        """Return the action."""
         return self.action
 
 
 def parse_inline(data: bytes, actions: Actions) -> IndexedTable:
-    """The table written in `data`, braces included. Mistakes are noted in `actions`, without a line."""
+    """Parse an inline: table, written in `data` with its braces. Mistakes are noted in `actions`, without a line."""
     text = data.decode("utf-8", "surrogateescape")
     entries = [word for _, word in cut(unbraced(text) or "")]
     table = IndexedTable(Packed(len(entries) + 1), actions, allows=actions.allows)
     if not entries:
-        actions.mistake(0, f"{text!r} is no table; {_ALLOWED}")
+        actions.mistake(0, f"{text!r} is not a table; {_ALLOWED}")
     for word in reversed(entries):
         pair = unbraced(word)
         key, equals, value = (" ".join(part.split()) for part in (word if pair is None else pair).partition("="))
         if not equals or not key:
-            actions.mistake(0, f"{word!r} is no entry; {_ALLOWED}")
+            actions.mistake(0, f"{word!r} is not an entry; {_ALLOWED}")
         elif actions.check(0, value):
             table.entries.add(fold(_bytes(key)), _bytes(value))
     return table
@@ -61,17 +61,17 @@ def _bytes(text: str) -> bytes:
 
 
 def parse_static(data: bytes, actions: Actions) -> StaticTable:
-    """The table with the action in `data` for everything."""
+    """Parse a static: table, which has the action in `data` for every key."""
     text = data.decode("utf-8", "surrogateescape")
     return StaticTable(actions.action(0, unbraced(text) or text) or TableAction(PASS), actions.allows)
 
 
-def lines_within(text: str) -> bytes:
-    """The lines of the table written in `text` with its braces, as a file would have them. Raises ValueError."""
+def inline_lines(text: str) -> bytes:
+    """Return the rules of a table in braces, each as a line of a file. Raises ValueError with what is allowed."""
     rules = [(word, unbraced(word)) for _, word in cut(unbraced(text) or "")]
     if not rules:
-        raise ValueError(f"{text!r} is no table; {_ALLOWED_RULES}")
+        raise ValueError(f"{text!r} is not a table; {_ALLOWED_RULES}")
     for word, rule in rules:
         if rule is None:
-            raise ValueError(f"{word!r} is no rule; {_ALLOWED_RULES}")
+            raise ValueError(f"{word!r} is not a rule; {_ALLOWED_RULES}")
     return b"".join(_bytes(" ".join((rule or "").split())) + b"\n" for _, rule in rules)

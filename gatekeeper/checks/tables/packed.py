@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keys and texts in two blocks of memory, without a Python object for each.
+"""A hash table of keys and texts in two blocks of memory, without a Python object for each entry.
 
-A million entries take their own size and 8 MB more, are shared by all processes after the fork (no reference counts
-that a look-up would write to), and cost a look-up one or two probes. Filled once, by `add`, then only read.
+A million entries take their own size and 8 MB more, and are shared by all processes after the fork (there are no
+reference counts that a lookup would write to); a lookup takes one or two probes. Filled once, by `add`, then only read.
 
 Known limit: 4 GiB of entries.
 """
@@ -11,7 +11,7 @@ from array import array
 
 
 class Packed:
-    """Entries by key, as a hash table with open addressing. `capacity` is how many there may be."""
+    """Texts by key, in a hash table with open addressing; `capacity` is the greatest number of entries."""
 
     __slots__ = ("_blob", "_mask", "_slots", "count")
 
@@ -23,7 +23,10 @@ class Packed:
         self.count = 0
 
     def add(self, key: bytes, text: bytes) -> bool:
-        """Add an entry; False, and nothing done, if there is one for `key`. A key holds no tab, a text no line end."""
+        """Add an entry; return False, and do nothing, if there is one for `key`.
+
+        A key must not contain a tab, nor a text a line end.
+        """
         entry = key + b"\t"
         slots, mask, blob = self._slots, self._mask, self._blob
         slot = hash(key) & mask
@@ -39,13 +42,13 @@ class Packed:
         return True
 
     def find(self, key: bytes) -> bytes | None:
-        """The text for `key`."""
-        if not self._slots[hash(key) & self._mask]:  # most often it is nobody's
+        """Return the text for `key`; None if there is no entry."""
+        if not self._slots[hash(key) & self._mask]:  # most often the slot is empty
             return None
         return self.find_ordered(key)[1]
 
     def find_ordered(self, key: bytes) -> tuple[int, bytes | None]:
-        """The text for `key` with a number that grows in the order of adding; 0 and None if there is no entry."""
+        """Return a number that grows in the order of adding, and the text for `key`; 0 and None if it has no entry."""
         entry = key + b"\t"
         slots, mask, blob = self._slots, self._mask, self._blob
         slot = hash(key) & mask
@@ -57,5 +60,5 @@ class Packed:
         return 0, None
 
     def keys(self) -> list[bytes]:
-        """Every key, in the order of adding."""
+        """Return every key, in the order of adding."""
         return [entry.partition(b"\t")[0] for entry in bytes(self._blob[1:-1]).split(b"\n")] if self.count else []

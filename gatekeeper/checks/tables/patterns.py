@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tables of patterns, first match wins: `cidr:`, `regexp:`, `pcre:` (cidr_table(5), regexp_table(5), pcre_table(5)).
 
-Each applies to the whole thing that is looked up, never to parts of it. `!pattern`, `if` and `endif` work in all three,
-`$1` in the texts of regexp and pcre. A cidr: table without conditions is indexed: a million networks cost no more
-than ten.
+Patterns apply to the whole string that is looked up, never to parts of it. `!pattern`, `if` and `endif` work in all
+three, `$1` in the texts of regexp and pcre. A cidr: table without conditions is indexed: a lookup among a million
+networks takes no longer than among ten.
 """
 
 import logging
@@ -24,9 +24,9 @@ from gatekeeper.core.verdict import printable
 
 logger = logging.getLogger(__name__)
 
-Found = tuple[bytes, ...] | None
-"""The groups of what matched; none if nothing did."""
-Matcher = Callable[[str], Found]
+Groups = tuple[bytes, ...] | None
+"""The groups of a match; None if nothing matched."""
+Matcher = Callable[[str], Groups]
 
 _SUBSTITUTE = re.compile(r"\$(?:(\$)|(\d{1,2})|\{(\d{1,2})\}|\((\d{1,2})\))", re.ASCII)
 _KEYWORD = re.compile(r"(if|endif)(?:\s+|$)", re.IGNORECASE)
@@ -35,7 +35,7 @@ _CONDITION = re.compile(rb"^(?:!|if\s|endif\b)", re.IGNORECASE | re.MULTILINE)
 
 @dataclass(slots=True)
 class PatternRule:
-    """One line. With an action it is a pattern; without one an `if`, and `skip_to` is where its `endif` stands."""
+    """One rule: a pattern with an action or, without one, an `if`; `skip_to` is the index of the rule after its end."""
 
     matches: Matcher
     negated: bool
@@ -45,18 +45,18 @@ class PatternRule:
 
 
 class NoAddress(Exception):
-    """A network is asked about a name, or about an address of the other IP version (cidr_match_execute())."""
+    """A network cannot be compared with a name or an address of the other IP version (cidr_match_execute())."""
 
 
 @dataclass(slots=True)
 class RuleTable:
-    """Rules in order."""
+    """A table of rules, tried in order."""
 
     rules: list[PatternRule] = field(default_factory=list)
     allows: list[SourceLine] = field(default_factory=list)
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
-        """The action of the first rule that matches the first of `keys`."""
+        """Return the action of the first rule that matches the first of `keys`."""
         key = next(iter(keys), "")
         if not key:
             return None
@@ -65,18 +65,18 @@ class RuleTable:
             rule = self.rules[at]
             at += 1
             try:
-                found = rule.matches(key)
-                applies = (found is not None) is not rule.negated
+                groups = rule.matches(key)
+                applies = (groups is not None) is not rule.negated
             except (MatchLimitReached, NoAddress):
                 applies = False  # whether negated or not, as in Postfix
             if not applies:
                 at = rule.skip_to if rule.action is None else at
             elif rule.action is not None:
-                return _substitute(rule.action, found) if rule.substitutes else rule.action
+                return _substitute(rule.action, groups) if rule.substitutes else rule.action
         return None
 
     def search_address(self, address: Address) -> TableAction | None:
-        """The action of the first rule that matches the address as text."""
+        """Return the action of the first rule that matches the address as text."""
         return self.search([str(address)])
 
 
@@ -88,61 +88,61 @@ class NetworkTable:
     allows: list[SourceLine] = field(default_factory=list)
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
-        """The entry for the first key, if that is an address."""
+        """Return the entry for the first key, if that is an address."""
         address = parse_address(next(iter(keys), ""))
         return None if address is None else self.networks.first(address)
 
     def search_address(self, address: Address) -> TableAction | None:
-        """The first entry whose network holds `address`."""
+        """Return the first entry whose network contains `address`."""
         return self.networks.first(address)
 
 
-def _substitute(action: TableAction, found: Found) -> TableAction:
-    """`action` with the groups of the match in its text. They are the client's words, so they are made harmless."""
-    groups = [group.decode("utf-8", "surrogateescape") for group in found or ()]
+def _substitute(action: TableAction, groups: Groups) -> TableAction:
+    """Return `action` with the groups of the match in its text, sanitized because they come from the client."""
+    values = [group.decode("utf-8", "surrogateescape") for group in groups or ()]
 
-    def text_of(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         if match[1]:
             return "$"
         number = int(match[2] or match[3] or match[4])
-        return printable(groups[number - 1], 255) if 0 < number <= len(groups) else ""
+        return printable(values[number - 1], 255) if 0 < number <= len(values) else ""
 
-    return replace(action, verdict=replace(action.verdict, text=_SUBSTITUTE.sub(text_of, action.verdict.text)))
+    return replace(action, verdict=replace(action.verdict, text=_SUBSTITUTE.sub(replacement, action.verdict.text)))
 
 
 def parse_cidr(data: bytes, actions: Actions) -> NetworkTable | RuleTable:
-    """The cidr: table written in `data`."""
+    """Parse a cidr: table."""
     if _CONDITION.search(data):
-        return _parse_rules(data, actions, _read_network)
+        return _parse_rules(data, actions, _parse_network_rule)
     table = NetworkTable(Networks(data.count(b"\n") + 1, actions), allows=actions.allows)
     for line, content in text_lines(data):
         pattern, rest = _cut(content)
-        fine = bool(rest) and actions.check(line, rest)
-        if fine and table.networks.add_plain(pattern, rest):
+        valid = bool(rest) and actions.check(line, rest)
+        if valid and table.networks.add_plain(pattern, rest):
             continue
         network = _network(line, pattern, actions)
         if not rest:
             actions.mistake(line, f"{pattern!r} has no action; allowed: NETWORK ACTION")
-        elif network is not None and fine:
+        elif network is not None and valid:
             table.networks.add(network, rest)
     return table
 
 
 def parse_regexp(data: bytes, actions: Actions) -> RuleTable:
-    """The regexp: table written in `data`."""
-    return _parse_rules(data, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_posix))
+    """Parse a regexp: table."""
+    return _parse_rules(data, actions, lambda line, source, actions: _parse_regex(line, source, actions, compile_posix))
 
 
 def parse_pcre(data: bytes, actions: Actions) -> RuleTable:
-    """The pcre: table written in `data`."""
-    return _parse_rules(data, actions, lambda line, source, actions: _read_regex(line, source, actions, compile_perl))
+    """Parse a pcre: table."""
+    return _parse_rules(data, actions, lambda line, source, actions: _parse_regex(line, source, actions, compile_perl))
 
 
-_Reader = Callable[[int, str, Actions], tuple[Matcher, str, int] | None]
-"""Takes a pattern off the front of a line: how it matches, what is left, and how many groups it has."""
+_PatternParser = Callable[[int, str, Actions], tuple[Matcher, str, int] | None]
+"""Parses the pattern that a line begins with: returns its matcher, the rest of the line, and its number of groups."""
 
 
-def _parse_rules(data: bytes, actions: Actions, read: _Reader) -> RuleTable:
+def _parse_rules(data: bytes, actions: Actions, parse_pattern: _PatternParser) -> RuleTable:
     table = RuleTable(allows=actions.allows)
     open_ifs: list[tuple[int, PatternRule]] = []
     for line, content in text_lines(data):
@@ -156,16 +156,16 @@ def _parse_rules(data: bytes, actions: Actions, read: _Reader) -> RuleTable:
         source = content[match.end() :] if match else content
         pattern = source.lstrip("! \t")
         negated = source[: len(source) - len(pattern)].count("!") % 2 == 1
-        taken = read(line, pattern, actions)
-        if taken is None:
+        parsed = parse_pattern(line, pattern, actions)
+        if parsed is None:
             continue
-        matches, rest, groups = taken
+        matches, rest, groups = parsed
         rule = PatternRule(matches, negated)
         if keyword:
             if rest:
-                actions.mistake(line, f"{rest!r} stands behind the pattern of an if", warning=True)
+                actions.mistake(line, f"{rest!r} after the pattern of an if is ignored", warning=True)
             open_ifs.append((line, rule))
-        elif not _read_action(line, rest, 0 if negated else groups, rule, actions):
+        elif not _parse_action(line, rest, 0 if negated else groups, rule, actions):
             continue
         table.rules.append(rule)
     for line, rule in open_ifs:
@@ -174,8 +174,8 @@ def _parse_rules(data: bytes, actions: Actions, read: _Reader) -> RuleTable:
     return table
 
 
-def _read_action(line: int, text: str, groups: int, rule: PatternRule, actions: Actions) -> bool:
-    """Fill in what a rule does. False, and a problem, if that cannot be done."""
+def _parse_action(line: int, text: str, groups: int, rule: PatternRule, actions: Actions) -> bool:
+    """Set the action of `rule`. Return False, and note a problem, if it is not valid."""
     if not text:
         actions.mistake(line, "the pattern has no action; allowed: PATTERN ACTION, with white space between")
         return False
@@ -196,12 +196,12 @@ def _read_action(line: int, text: str, groups: int, rule: PatternRule, actions: 
     return True
 
 
-def _read_regex(
+def _parse_regex(
     line: int, source: str, actions: Actions, compile: Callable[[str, str], PcrePattern]
 ) -> tuple[Matcher, str, int] | None:
     delimiter = source[:1]
     if not delimiter or delimiter.isalnum():
-        actions.mistake(line, f"{source[:40]!r} is no pattern; allowed: /PATTERN/FLAGS ACTION, if /PATTERN/, endif")
+        actions.mistake(line, f"{source[:40]!r} is not a pattern; allowed: /PATTERN/FLAGS ACTION, if /PATTERN/, endif")
         return None
     end = 1
     while end < len(source) and source[end] != delimiter:
@@ -222,34 +222,33 @@ def _read_regex(
         actions.mistake(line, f"/{pattern}/{flags} {error}")
         return None
     if is_risky(pattern):
-        what = (
-            f"/{pattern}/ has a repeat directly inside a repeat: on a hostile name it is given up and matches nothing"
-        )
+        cost = "on a hostile name it may reach the step limit and match nothing"
+        what = f"/{pattern}/ has a repeat directly inside a repeat: {cost}"
         actions.mistake(line, what, warning=True)
     return _matcher(compiled, SourceLine(actions.file, line)), rest, compiled.groups
 
 
 def _matcher(pattern: PcrePattern, place: SourceLine) -> Matcher:
-    def matches(key: str) -> Found:
+    def matches(key: str) -> Groups:
         subject = key.encode("utf-8", "surrogateescape")
         if len(subject) > MAX_SUBJECT:
             return None
         try:
             return pattern.search(subject)
         except MatchLimitReached as error:
-            logger.warning("%s:%d: given up on a name, and passed over: %s", place.file, place.line, error)
+            logger.warning("%s:%d: pattern skipped, matching took too long: %s", place.file, place.line, error)
             raise
 
     return matches
 
 
-def _read_network(line: int, source: str, actions: Actions) -> tuple[Matcher, str, int] | None:
+def _parse_network_rule(line: int, source: str, actions: Actions) -> tuple[Matcher, str, int] | None:
     pattern, rest = _cut(source)
     network = _network(line, pattern, actions)
     if network is None:
         return None
 
-    def matches(key: str) -> Found:
+    def matches(key: str) -> Groups:
         address = parse_address(key)
         if address is None or address.version != network.version:
             raise NoAddress
@@ -267,6 +266,6 @@ def _network(line: int, pattern: str, actions: Actions) -> IPv4Network | IPv6Net
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """The first word of `text`, which may be empty, and the rest."""
+    """Split `text` into its first word, which may be empty, and the rest."""
     head, *rest = re.split(r"\s+", text, maxsplit=1)
     return head, rest[0].strip() if rest else ""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PCRE2, the library that Postfix's own pcre: tables use, called through ctypes: its syntax, and an end to every match.
+"""PCRE2, the library that Postfix's own pcre: tables use, called through ctypes, with a limit on every match.
 
-Subjects are what strangers say, and Python's `re` has no limit of any kind. PCRE2 counts its steps: a match gives up
-after STEPS of them (pcre2api(3), "The match context"), some 70 ms at worst, as in Postfix (there after ten million
-steps for each start, dict_pcre.c). Bytes are matched, not characters, with the ASCII tables, as Postfix does.
+Subjects come from strangers, and Python's `re` has no limit of any kind. PCRE2 counts its steps: a match gives up after
+STEPS of them (pcre2api(3), "The match context"), some 70 ms at worst, as in Postfix (there after ten million steps for
+each start, dict_pcre.c). Bytes are matched, not characters, with the ASCII tables, as Postfix does.
 
 libpcre2-8 comes with grep on Debian and with glib elsewhere. A compiled pattern is used by one thread at a time.
 """
@@ -13,7 +13,7 @@ import functools
 from enum import IntFlag
 
 STEPS = 5_000_000
-"""Steps of one match, all starts in the subject together: PCRE2 counts them anew for each start."""
+"""Limit on the steps of one match over all starts in the subject; PCRE2 itself counts anew for each start."""
 
 _NO_MATCH = -1
 _MATCH_LIMIT = -47
@@ -34,7 +34,7 @@ class PcreOption(IntFlag):
 
 
 class PcreMissing(Exception):
-    """libpcre2-8 is not on this machine; the text says how to get it."""
+    """libpcre2-8 is not installed; the text says how to install it."""
 
 
 class MatchLimitReached(Exception):
@@ -43,7 +43,7 @@ class MatchLimitReached(Exception):
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Raises Missing."""
+    """Load libpcre2-8 and declare its functions. Raises PcreMissing."""
     try:
         library = ctypes.CDLL("libpcre2-8.so.0")
     except OSError:
@@ -72,7 +72,7 @@ def _library() -> ctypes.CDLL:
 
 
 class PcrePattern:
-    """A compiled pattern. Raises Missing, and ValueError with what is wrong with the pattern."""
+    """A compiled pattern. Raises PcreMissing, and ValueError with what is wrong with the pattern."""
 
     def __init__(self, pattern: bytes, options: PcreOption) -> None:
         self._code = self._context = self._data = None
@@ -84,21 +84,24 @@ class PcrePattern:
         if not self._code:
             text = ctypes.create_string_buffer(256)
             library.pcre2_get_error_message_8(code, text, len(text))
-            at = f" (behind {pattern[: offset.value].decode('utf-8', 'replace')!r})" if offset.value else ""
+            at = f" (after {pattern[: offset.value].decode('utf-8', 'replace')!r})" if offset.value else ""
             raise ValueError(f"cannot be used as a regular expression: {text.value.decode()}{at}")
         count = ctypes.c_uint32()
         library.pcre2_pattern_info_8(self._code, _CAPTURES, ctypes.byref(count))
         self.groups = count.value
-        """How many groups the pattern has."""
+        """The number of groups in the pattern."""
         self._data = library.pcre2_match_data_create_from_pattern_8(self._code, None)
         self._context = library.pcre2_match_context_create_8(None)
         if not self._data or not self._context:
-            raise MemoryError("no memory for a pattern")
+            raise MemoryError("out of memory for a pattern")
         library.pcre2_set_heap_limit_8(self._context, 4096)  # KiB
         library.pcre2_set_depth_limit_8(self._context, 100_000)
 
     def search(self, subject: bytes) -> tuple[bytes, ...] | None:
-        """The groups of the first match, empty where they took no part; None if nothing matches. Raises TooHard."""
+        """Return the groups of the first match, empty where they took no part; None if nothing matches.
+
+        Raises MatchLimitReached.
+        """
         library = self._library
         library.pcre2_set_match_limit_8(self._context, STEPS // (len(subject) + 1) + 1)
         found = library.pcre2_match_8(self._code, subject, len(subject), 0, 0, self._data, self._context)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-r"""Postfix's regular expressions, regexp_table(5) and pcre_table(5), as PCRE2 patterns with a limit on time.
+r"""Postfix's regular expressions, regexp_table(5) and pcre_table(5), as PCRE2 patterns with a time limit.
 
-Perl's are handed over as they are. POSIX extended ones are spelled in Perl's way, or refused with the reason: a
-backslash in brackets is itself, `\<` and `\>` are word ends, `{,n}` is `{0,n}`. Where Perl finds another match than
-POSIX's longest, only `$1` could tell; whether anything matches is the same.
+Perl's are passed on unchanged. POSIX extended ones are translated to Perl's syntax, or refused with the reason: a
+backslash in brackets is literal, `\<` and `\>` are word boundaries, `{,n}` is `{0,n}`. Where Perl finds another match
+than POSIX's longest, only `$1` could show it; whether anything matches is the same.
 """
 
 import re
@@ -11,7 +11,7 @@ import re
 from gatekeeper.checks.tables.pcre2 import PcreMissing, PcreOption, PcrePattern
 
 MAX_SUBJECT = 1000
-"""Bytes: more than any host name or mailbox that SMTP allows (RFC 5321 section 4.5.3.1). Longer ones match nothing."""
+"""Bytes: more than any host name or mailbox in SMTP may have (RFC 5321 section 4.5.3.1); longer ones match nothing."""
 
 _PERL_FLAGS = {
     "i": PcreOption.CASELESS,
@@ -30,7 +30,10 @@ _NESTED_REPEAT = re.compile(r"(?:[*+]|\{\d+,\})\)(?:[*+]|\{\d+,\})")
 
 
 def compile_posix(pattern: str, flags: str) -> PcrePattern:
-    """A pattern of a regexp: table. `flags` toggle: i (on at first), m, x. Raises ValueError with the reason."""
+    """Compile a pattern of a regexp: table.
+
+    `flags` toggle: i (initially on), m, x. Raises ValueError with the reason.
+    """
     options = _toggle(PcreOption.CASELESS | PcreOption.DOTALL | PcreOption.DOLLAR_ENDONLY, flags, _POSIX_FLAGS)
     if flags.count("x") % 2:
         raise ValueError("basic regular expressions (flag x) are not supported; write an extended one")
@@ -38,12 +41,15 @@ def compile_posix(pattern: str, flags: str) -> PcrePattern:
 
 
 def compile_perl(pattern: str, flags: str) -> PcrePattern:
-    """A pattern of a pcre: table. `flags` toggle: i and s (on at first), m, x, A, E, U, X. Raises ValueError."""
+    """Compile a pattern of a pcre: table.
+
+    `flags` toggle: i and s (initially on), m, x, A, E, U, X. Raises ValueError with the reason.
+    """
     return _compile(pattern, _toggle(PcreOption.CASELESS | PcreOption.DOTALL, flags, _PERL_FLAGS))
 
 
 def is_risky(pattern: str) -> bool:
-    """True if a repeat stands directly inside a repeat."""
+    """Return whether a repeat stands directly inside a repeat, so that matching may take very long."""
     return _NESTED_REPEAT.search(pattern) is not None
 
 
@@ -77,23 +83,23 @@ def _from_posix(pattern: str) -> str:
         elif char == "{":
             match = re.compile(r"\{(?:\d+(?:,\d*)?|,\d+)\}", re.ASCII).match(pattern, at)
             if match is None:
-                raise ValueError(r"'{' begins no repeat count; write \{ for the brace itself")
+                raise ValueError(r"'{' does not begin a repeat count; write \{ for a literal brace")
             out.append(match[0].replace("{,", "{0,"))
             at = match.end()
-            _no_repeat(pattern, at)
+            _refuse_repeat(pattern, at)
         else:
             if _NOTHING_BEFORE.match(pattern, at) or (at == 0 and char in "*+?"):
                 raise ValueError(f"{pattern[at : at + 2]!r}: there is nothing to repeat")
             out.append(char)
             at += 1
             if char in "*+?":
-                _no_repeat(pattern, at)
+                _refuse_repeat(pattern, at)
     return "".join(out)
 
 
-def _no_repeat(pattern: str, at: int) -> None:
+def _refuse_repeat(pattern: str, at: int) -> None:
     if pattern[at : at + 1] in ("+", "?", "*", "{"):
-        raise ValueError("a repeat right behind a repeat means something else in Perl; write it with parentheses")
+        raise ValueError("a repeat right after a repeat means something else in Perl; write it with parentheses")
 
 
 def _posix_escape(char: str) -> str:
@@ -106,15 +112,16 @@ def _posix_escape(char: str) -> str:
     if char == "'":
         return r"\z"
     if not char:
-        raise ValueError("a backslash stands at the end")
+        raise ValueError("the pattern ends with a backslash")
     if char.isalnum() and char not in _POSIX_ESCAPES:
-        raise ValueError(rf"'\{char}' is no POSIX expression; write [0-9] for \d, or use a pcre: table")
+        raise ValueError(rf"'\{char}' is not a POSIX expression; write [0-9] for \d, or use a pcre: table")
     return "\\" + char
 
 
 def _bracket(pattern: str, start: int) -> tuple[str, int]:
-    """The bracket expression at `start` in Perl's spelling, where a backslash escapes, and where the pattern goes
-    on.
+    """Translate the bracket expression at `start` to Perl's syntax, where a backslash escapes.
+
+    Return the translation and the position after the expression. Raises ValueError.
     """
     at = start + 1
     out = ["["]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whose sender address is it? Postfix's reject_*sender_login_mismatch on `policy.sender_login_maps`.
+"""Ownership of sender addresses: Postfix's reject_*sender_login_mismatch with `policy.sender_login_maps`.
 
-The tables say who owns a sender address: login names with commas or white space between. They are searched as Postfix
-does (mail_addr_find(3)): `user+ext@domain`, `user@domain`, then for our own host name `user+ext` and `user`, then
-`@domain`; each in all tables before the next. The null sender belongs to nobody and is never refused.
+The tables say who owns a sender address: login names, separated by commas or white space. They are searched as in
+Postfix (mail_addr_find(3)): `user+ext@domain`, `user@domain`, then for our own host name `user+ext` and `user`, then
+`@domain`; each in all tables before the next. The null sender has no owner and is never refused.
 
 Known difference: Postfix tries a bare `user` for all of mydestination; here only for `hostname`, because
-`local_domains` holds virtual domains too, in which the same user may be somebody else.
+`local_domains` contains virtual domains too, in which the same user may be another person.
 """
 
 import re
@@ -22,7 +22,7 @@ from gatekeeper.pipeline.context import Context
 
 
 def search(tables: Sequence[Table], whole: str, parts: Sequence[str] = ()) -> str | None:
-    """The value for `whole`, else for the first of `parts` that has one. Tables of patterns match the whole only."""
+    """Return the value for `whole`, else for the first of `parts` that has one; patterns only match the whole."""
     for key in (whole, *parts):
         for table in tables:
             if key is not whole and isinstance(table, RuleTable | NetworkTable):
@@ -32,12 +32,12 @@ def search(tables: Sequence[Table], whole: str, parts: Sequence[str] = ()) -> st
     return None
 
 
-def _parts(mailbox: str, delimiter: str, own: str) -> Iterator[str]:
+def _parts(mailbox: str, delimiter: str, hostname: str) -> Iterator[str]:
     local, _, domain = mailbox.rpartition("@")
     bare = without_extension(local, delimiter)
     if bare != local:
         yield f"{bare}@{domain}"
-    if domain == own:
+    if domain == hostname:
         yield local
         if bare != local:
             yield bare
@@ -46,25 +46,25 @@ def _parts(mailbox: str, delimiter: str, own: str) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class SenderOwners:
-    """Who owns an address, by `tables`. `own` is our host name, `delimiter` what separates user and extension."""
+    """The owners of an address, by `tables`; `hostname` is ours, `delimiter` separates user and extension."""
 
     tables: tuple[Table, ...]
-    own: str = ""
+    hostname: str = ""
     delimiter: str = ""
 
     def __call__(self, mailbox: str) -> frozenset[str] | None:
-        """The logins, in lower case, that own the address; None if the tables do not say."""
+        """Return the logins, in lower case, that own the address; None if the tables have none."""
         mailbox = mailbox.lower()
-        found = search(self.tables, mailbox, tuple(_parts(mailbox, self.delimiter, self.own)))
+        found = search(self.tables, mailbox, tuple(_parts(mailbox, self.delimiter, self.hostname)))
         return None if found is None else frozenset(re.split(r"[\s,]+", found.lower())) - {""}
 
 
 @dataclass(frozen=True, slots=True)
 class LoginMismatch:
-    """553 5.7.1 for a sender address that somebody else owns.
+    """553 5.7.1 for a sender address that belongs to somebody else.
 
-    `logged_in`: a user who is logged in has to own it, and with `known_only` unless it is nobody's. `logged_out`: who
-    is not logged in must not use what somebody owns.
+    With `logged_in`, an authenticated user has to own the address; with `known_only`, only if it has an owner. With
+    `logged_out`, a client that has not authenticated must not use an address that has an owner.
     """
 
     tables: tuple[Table, ...]
@@ -77,9 +77,9 @@ class LoginMismatch:
         if not request.sender or not (self.logged_in if user else self.logged_out):
             return PASS
         mailbox = request.sender.lower()
-        own = context.site.hostname.lower()
-        mailbox = mailbox if "@" in mailbox else f"{mailbox}@{own}"
-        owners = search(self.tables, mailbox, tuple(_parts(mailbox, context.site.recipient_delimiter, own)))
+        hostname = context.site.hostname.lower()
+        mailbox = mailbox if "@" in mailbox else f"{mailbox}@{hostname}"
+        owners = search(self.tables, mailbox, tuple(_parts(mailbox, context.site.recipient_delimiter, hostname)))
         context.note(f"owners of {printable(mailbox, 320)}", printable(owners or "nobody", 200))
         if owners is None and (not user or self.known_only):
             return PASS

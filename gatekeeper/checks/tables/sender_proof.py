@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an allow entry may demand, `OK if=spf|dkim|dmarc`: proof that the sender's domain is not forged.
+"""Conditions on allow entries, `OK if=spf|dkim|dmarc`: proof that the sender's domain is not forged.
 
-SPF is known at RCPT. DKIM and DMARC are known at the end of a message only, when the entry has long been asked. So the
-milter remembers, for LIFETIME, from which client network (/24, /64) mail of a sender's domain came that was signed by
+SPF is known at RCPT. DKIM and DMARC are known only at the end of a message, long after the entry was looked up. So the
+milter remembers, for LIFETIME, from which client network (/24, /64) a sender's domain has sent mail that was signed by
 that domain or a parent of it (dkim), or whose From passed DMARC in that domain or its organizational domain (dmarc).
-An entry holds if that was seen; `if=dmarc` also if SPF passes now. So the first mail from a network never passes by
-dkim: it is judged like everybody's.
+An entry counts if that was seen; with `if=dmarc` also if SPF passes now. So the first mail from a network never passes
+by `if=dkim`: it is judged like any other.
 
-Known limit: who shares the network with a proven sender may forge that sender there. Nothing is written unless some
-entry demands it; keys are keyed hashes.
+Known limit: a client that shares the network with a proven sender can forge that sender there. Nothing is written
+unless some entry requires it; store keys are keyed hashes.
 """
 
 from collections.abc import Callable, Coroutine
@@ -27,11 +27,11 @@ from gatekeeper.stores.store import Keys, StoreError
 
 CONDITIONS = ("spf", "dkim", "dmarc")
 LIFETIME = 36 * 86400.0
-"""Seconds since the last mail with proof: as long as greylisting knows a client."""
+"""Seconds for which the last proof is remembered: as long as greylisting knows a client."""
 
 
-async def holds(condition: str, request: Request, context: Context) -> bool:
-    """Whether the sender of `request` is proven as `condition` demands; says why in a note."""
+async def is_proven(condition: str, request: Request, context: Context) -> bool:
+    """Return whether the sender of `request` is proven as `condition` requires, and note why."""
     what = f"if={condition}"
     if condition in ("spf", "dmarc"):
         spf = await context.facts.spf()
@@ -41,19 +41,19 @@ async def holds(condition: str, request: Request, context: Context) -> bool:
         if condition == "spf":
             context.note(what, f"SPF: {spf.result}; the entry does not count")
             return False
-    key, where = _key(condition, request, context)
+    key, origin = _key(condition, request, context)
     try:
         seen = bool(key) and await context.store.get(key) is not None
     except StoreError:
         context.note(what, "the store does not answer; the entry does not count")
         return False
-    said = "seen lately" if seen else f"not seen in {LIFETIME / 86400:.0f} days; the entry does not count"
-    context.note(what, f"proof of {where} {said}")
+    result = "seen lately" if seen else f"not seen in {LIFETIME / 86400:.0f} days; the entry does not count"
+    context.note(what, f"proof of {origin} {result}")
     return seen
 
 
 class ProofRecorder(ConfiguredCheck):
-    """Remembers what was proven at the end of a message; no opinion of its own."""
+    """Remembers what was proven at the end of a message; never refuses anything."""
 
     name: ClassVar[str] = "remember"
     needs: ClassVar[tuple[str, ...]] = ("sender",)
@@ -61,30 +61,33 @@ class ProofRecorder(ConfiguredCheck):
     conditions: tuple[str, ...] = ()
 
     async def judge(self, request: Request, context: Context) -> Verdict:
-        """Always PASS."""
+        """Register the proof, which is written after the decision; always pass."""
         if request.stage is not Stage.END_OF_MESSAGE:
             return PASS
-        proofs: dict[str, Callable[[str, Context], Coroutine[Any, Any, bool]]] = {"dkim": _signed, "dmarc": _passes}
+        proofs: dict[str, Callable[[str, Context], Coroutine[Any, Any, bool]]] = {
+            "dkim": _is_signed_by,
+            "dmarc": _passes_dmarc,
+        }
         for condition in self.conditions:
             key, _ = _key(condition, request, context)
             if key and await proofs[condition](domain_of(request.sender or ""), context):
-                self._keep(key, context)
+                self._record(key, context)
         return PASS
 
-    def _keep(self, key: str, context: Context) -> None:
+    def _record(self, key: str, context: Context) -> None:
         context.after(
-            lambda decision: context.store.set(key, b"1", LIFETIME), lambda decision: not decision.verdict.refuses
+            lambda _decision: context.store.set(key, b"1", LIFETIME), lambda decision: not decision.verdict.refuses
         )
 
 
-async def _signed(domain: str, context: Context) -> bool:
+async def _is_signed_by(domain: str, context: Context) -> bool:
     return any(
         found.result is DkimResult.PASS and not found.testing and is_within(domain, found.domain)
         for found in await context.facts.dkim()
     )
 
 
-async def _passes(domain: str, context: Context) -> bool:
+async def _passes_dmarc(domain: str, context: Context) -> bool:
     found = await context.facts.dmarc()
     return found.result is DmarcResult.PASS and (
         is_within(domain, found.domain) or (found.organizational != "" and is_within(domain, found.organizational))
@@ -92,10 +95,10 @@ async def _passes(domain: str, context: Context) -> bool:
 
 
 def _key(condition: str, request: Request, context: Context) -> tuple[str, str]:
-    """The key of a proof, empty if there can be none, and what it is a proof of."""
+    """Return the store key of a proof, empty if there can be none, and in words what it proves."""
     domain, address = domain_of(request.sender or ""), request.client.address
     if not domain or address is None:
         return "", "a sender without domain"
     network = network_of(address, 24, 64)
-    # Facts are the same in observe mode, so they are not kept apart.
+    # Facts are the same in observe mode, so the keys are those of enforce mode.
     return Keys(context.keys.secret)("proof", condition, domain, network), f"{domain} from {network}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What all access tables share: logical lines, right-hand sides with their mistakes, and how a table is asked."""
+"""What all access tables share: the lookup protocol, logical lines, and right-hand sides with their mistakes."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,40 +7,46 @@ from io import BytesIO
 from typing import Protocol
 
 from gatekeeper.checks.base.check_types import SourceLine
-from gatekeeper.checks.tables.action import Restrictions, TableAction, parse_action, plain
+from gatekeeper.checks.tables.action import RestrictionBuilder, TableAction, parse_action, text_action
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Address
 
 MAX_PROBLEMS = 50
-"""Problems and warnings that one file may raise before the rest is only counted."""
-_KEPT = 1000
-"""Right-hand sides that stay parsed: most tables have few, and one of a million texts of its own is no reason to hold
-a million objects."""
-_SURELY_FINE = re.compile(r"(?:REJECT|DEFER|DEFER_IF_PERMIT|DEFER_IF_REJECT|DUNNO)(?:[ \t].*)?", re.IGNORECASE)
+"""Problems and warnings recorded for one file; any more are only counted."""
+_MAX_PARSED = 1000
+"""Right-hand sides that stay parsed: most tables have few different ones.
+
+A table with a million different ones must not keep a million objects.
+"""
+_ALWAYS_VALID = re.compile(r"(?:REJECT|DEFER|DEFER_IF_PERMIT|DEFER_IF_REJECT|DUNNO)(?:[ \t].*)?", re.IGNORECASE)
 
 
 class Table(Protocol):
-    """What can be looked up."""
+    """An access table, as lookups use it."""
 
     @property
     def allows(self) -> Sequence[SourceLine]:
-        """Where entries say OK without a condition; at most a few."""
+        """The lines of entries that say OK without a condition, at most MAX_PROBLEMS of them."""
         ...
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
-        """The entry for the first of `keys` that has one. The first key is the whole thing that is looked up, the
-        others are parts of it, which tables of patterns do not match.
+        """Return the entry for the first of `keys` that has one.
+
+        The first key is the whole string that is looked up; the others are parts of it, which tables of patterns
+        do not match.
         """
         ...
 
     def search_address(self, address: Address) -> TableAction | None:
-        """The entry for a client address."""
+        """Return the entry for a client address."""
         ...
 
 
 def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Lines with what continues them, and the number of the first (postmap(1)): comments and blank lines do not count,
-    a line that starts with white space continues the one before. White space is ASCII's, as in Postfix.
+    """Yield each logical line with the number of its first line, as postmap(1) reads them.
+
+    Comments and blank lines are skipped; a line that starts with white space continues the one before. White space is
+    ASCII only, as in Postfix.
     """
     start, content = 0, b""
     for number, line in enumerate(BytesIO(data), 1):
@@ -58,32 +64,37 @@ def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def text_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """The same as text; bytes that are no UTF-8 are kept as surrogates."""
+    """Yield logical lines as text; bytes that are not UTF-8 become surrogates."""
     for line, content in logical_lines(data):
         yield line, content.decode("utf-8", "surrogateescape")
 
 
 class Actions:
-    """The right-hand sides of one file: mistakes are collected with their line while it is read; afterwards what an
-    entry says is parsed when it is found.
+    """The right-hand sides of one file.
+
+    Mistakes are collected with their line while the file is read; afterwards a right-hand side is parsed when its
+    entry is found.
     """
 
-    def __init__(self, file: str, restrictions: Restrictions, values: bool = False, line: int = 0) -> None:
-        """`values`: the right-hand sides are no actions but plain texts. `line` is where a table without a file is."""
+    def __init__(self, file: str, restrictions: RestrictionBuilder, values: bool = False, line: int = 0) -> None:
+        """Prepare for one file; with `values` the right-hand sides are not actions but plain texts.
+
+        `line` is the line in which a table without a file is written.
+        """
         self.file = file
         self.values = values
         self._line = line
         self.problems: list[Problem] = []
         self.allows: list[SourceLine] = []
         self.conditions: set[str] = set()
-        """What allow entries demand."""
+        """The conditions on allow entries."""
         self._restrictions = restrictions
         self._known: dict[str, TableAction | str] = {}
-        self._restricting: dict[str, TableAction] = {}
+        self._with_checks: dict[str, TableAction] = {}
         self._dropped = 0
 
     def action(self, line: int, text: str) -> TableAction | None:
-        """What `text` says; None, and a problem, if it says nothing that can be done."""
+        """Return the action that `text` says; None, and note a problem, if it is not valid."""
         action = self._parse(text)
         if isinstance(action, str):
             self.mistake(line, action)
@@ -95,41 +106,41 @@ class Actions:
         return action
 
     def check(self, line: int, text: str) -> bool:
-        """Whether `found` will know what `text` says; False, and a problem, if not."""
-        return _SURELY_FINE.fullmatch(text) is not None or self.action(line, text) is not None
+        """Return whether `text` is valid and `parsed` may be called with it; if not, note a problem."""
+        return _ALWAYS_VALID.fullmatch(text) is not None or self.action(line, text) is not None
 
-    def found(self, text: str) -> TableAction:
-        """What `text`, which has been checked, says."""
+    def parsed(self, text: str) -> TableAction:
+        """Return the action that `text` says, which must have been checked."""
         action = self._parse(text)
         assert isinstance(action, TableAction), text
         return action
 
     def _parse(self, text: str) -> TableAction | str:
-        known = self._restricting.get(text) or self._known.get(text)
+        known = self._with_checks.get(text) or self._known.get(text)
         if known is not None:
             return known
         try:
-            action: TableAction | str = plain(text) if self.values else parse_action(text, self._restrictions)
+            action: TableAction | str = text_action(text) if self.values else parse_action(text, self._restrictions)
         except ValueError as error:
             action = str(error)
         if isinstance(action, TableAction) and action.checks:
-            # Its checks may be made of files that a worker could not read: they are made once.
-            self._restricting[text] = action
+            # Its checks may come from files that a worker could not read: they are built once.
+            self._with_checks[text] = action
             return action
-        if len(self._known) >= _KEPT:
+        if len(self._known) >= _MAX_PARSED:
             self._known.clear()
         self._known[text] = action
         return action
 
     def mistake(self, line: int, what: str, *, warning: bool = False) -> None:
-        """Note a problem, within bounds."""
+        """Record a problem, or only count it if there are too many."""
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(SourceLine(self.file, self._line or line).problem(what, warning=warning))
         else:
             self._dropped += 1
 
     def finish(self) -> list[Problem]:
-        """All problems; the last says how many more there are."""
+        """Return all problems; the last one says how many more there are."""
         if self._dropped:
             self.problems.append(SourceLine(self.file).problem(f"and {self._dropped} more", warning=True))
             self._dropped = 0
