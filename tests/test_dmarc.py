@@ -47,7 +47,7 @@ async def test_an_aligned_signature_passes() -> None:
             DmarcResult.PASS,
             domain="example.com",
             record_domain="example.com",
-            published=DmarcPolicy.REJECT,
+            published_policy=DmarcPolicy.REJECT,
             record_policy=DmarcPolicy.REJECT,
             reason="DKIM passed for example.com",
             dkim_aligned=True,
@@ -58,7 +58,7 @@ async def test_an_aligned_signature_passes() -> None:
 
 async def test_a_message_that_nobody_vouches_for_fails_with_the_policy_of_its_domain() -> None:
     found = await dmarc(REJECT, spf=spf_pass("example.net"), dkim=dkim_pass("evil-example.com"))
-    assert (DmarcResult.FAIL, DmarcPolicy.REJECT, DmarcPolicy.REJECT) == (found.result, found.policy, found.published)
+    assert (DmarcResult.FAIL, DmarcPolicy.REJECT, DmarcPolicy.REJECT) == (found.result, found.policy, found.published_policy)
     assert "neither SPF nor DKIM passed for example.com" == found.reason
 
 
@@ -376,7 +376,7 @@ def test_the_domain_of_the_author_is_read_as_readers_see_it(value: bytes, domain
         (b" <@relay.example:joe@example.com>", "From is malformed"),
         (b' "Joe <joe@example.com>', "From is malformed"),
         (b" Joe) <joe@example.com>", "From is malformed"),
-        (b" Joe (a <joe@example.com>", "From has a comment without an end"),
+        (b" Joe (a <joe@example.com>", "From has an unterminated comment"),
         (b" a@victim.example\x00 <joe@example.com>", "From has control characters in it"),
         (b" a@victim.example\n <joe@example.com>", "From has control characters in it"),
         (b" a@victim.example\r <joe@example.com>", "From has control characters in it"),

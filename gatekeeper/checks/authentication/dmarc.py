@@ -125,6 +125,6 @@ class DmarcCheck(ConfiguredCheck):
         for hop in reversed(arc.hops):
             if not any(is_within(hop.domain, ours) for ours in self.sealers):
                 return ""
-            if hop.stated.passed("dmarc"):
+            if hop.results.passed("dmarc"):
                 return hop.domain
         return ""
