@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from gatekeeper.auth import dkim
 from gatekeeper.auth.dkim import DkimFinding, DkimResult, DkimVerifier
 from gatekeeper.auth.dkim_key import parse_key
-from gatekeeper.auth.dkim_signature import Signature, parse_signature, empty_b
+from gatekeeper.auth.dkim_signature import Signature, empty_b, parse_signature
 from gatekeeper.auth.tags import parse_tags
 from gatekeeper.core.message import Header, parse
 from gatekeeper.dnsclient.resolver import Answer, DNSTimeout, TableResolver

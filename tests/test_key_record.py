@@ -105,7 +105,7 @@ def test_a_new_key_that_would_be_refused_is_named_with_what_mends_it(
     folder.mkdir()
     folder.chmod(0o777)
     _, _, error = gatekeeper(capsys, "dkim", "genkey", "-D", folder, "--type", "ed25519")
-    assert f"mend it with: chmod o-w {folder}" in error
+    assert f"fix it with: chmod o-w {folder}" in error
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def write(
     selector: str,
     domain: str,
     *,
-    kind: key_generation.Kind = "rsa",
+    kind: key_generation.KeyType = "rsa",
     bits: int = 2048,
     terms: Terms = _USUAL,
     absolute: bool = False,
