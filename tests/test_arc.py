@@ -106,7 +106,7 @@ async def test_a_chain_tells_who_sealed_it_and_what_they_said(hops: int) -> None
         arc.oldest_pass,
         arc.signs_from,
     )
-    assert arc.hops[0].results.passed("dmarc")
+    assert arc.hops[0].stated.passed("dmarc")
 
 
 async def test_what_was_changed_between_two_handlers_is_told_by_the_oldest_pass() -> None:

@@ -47,7 +47,7 @@ async def test_an_aligned_signature_passes() -> None:
             DmarcResult.PASS,
             domain="example.com",
             record_domain="example.com",
-            published_policy=DmarcPolicy.REJECT,
+            published=DmarcPolicy.REJECT,
             record_policy=DmarcPolicy.REJECT,
             reason="DKIM passed for example.com",
             dkim_aligned=True,
@@ -58,8 +58,7 @@ async def test_an_aligned_signature_passes() -> None:
 
 async def test_a_message_that_nobody_vouches_for_fails_with_the_policy_of_its_domain() -> None:
     found = await dmarc(REJECT, spf=spf_pass("example.net"), dkim=dkim_pass("evil-example.com"))
-    assert (DmarcResult.FAIL, DmarcPolicy.REJECT) == (found.result, found.policy)
-    assert DmarcPolicy.REJECT == found.published_policy
+    assert (DmarcResult.FAIL, DmarcPolicy.REJECT, DmarcPolicy.REJECT) == (found.result, found.policy, found.published)
     assert "neither SPF nor DKIM passed for example.com" == found.reason
 
 

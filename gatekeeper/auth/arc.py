@@ -47,11 +47,11 @@ class ArcResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """What one handler sealed: `domain` is `d=` of its ARC-Seal, `results` its ARC-Authentication-Results."""
+    """What one handler sealed: `domain` is `d=` of its ARC-Seal, `stated` its ARC-Authentication-Results."""
 
     domain: str
     selector: str
-    results: ReceivedResults
+    stated: ReceivedResults
 
 
 @dataclass(frozen=True, slots=True)

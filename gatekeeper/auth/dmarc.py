@@ -44,7 +44,7 @@ class DmarcFinding:
     `domain` is that of From, `record_domain` the name whose record applies. `organizational` is the organizational
     domain, empty if it made no difference and so was not looked up.
 
-    `record` is that record, `record_policy` its `p=`, `published_policy` what it asks for this domain (`p`, `sp` or
+    `record` is that record, `record_policy` its `p=`, `published` what it asks for this domain (`p`, `sp` or
     `np`), `policy` what is to be applied: `none` unless the result is `fail`, and one step milder if the domain is
     testing. `spf_aligned` and `dkim_aligned` say what passed.
     """
@@ -54,7 +54,7 @@ class DmarcFinding:
     organizational: str = ""
     record_domain: str = ""
     policy: DmarcPolicy = DmarcPolicy.NONE
-    published_policy: DmarcPolicy = DmarcPolicy.NONE
+    published: DmarcPolicy = DmarcPolicy.NONE
     reason: str = ""
     spf_aligned: bool = False
     dkim_aligned: bool = False
@@ -124,13 +124,13 @@ async def check_dmarc(
     dkim_aligned = await walks.any_aligned(walk, passed[1], record.strict_dkim)
     if spf_aligned or dkim_aligned:
         published = _published_policy(author.domain, record_domain, record)
-        return _pass(replace(finding, published_policy=published), bool(spf_aligned), bool(dkim_aligned))
+        return _pass(replace(finding, published=published), bool(spf_aligned), bool(dkim_aligned))
     try:
         exists = record.nonexistent is None or (await resolver.query(author.domain, "A")).exists
     except DNSError:
         return replace(finding, result=DmarcResult.TEMPERROR, reason=f"{author.domain} could not be looked up")
     published = _published_policy(author.domain, record_domain, record, exists=exists)
-    finding = replace(finding, published_policy=published)
+    finding = replace(finding, published=published)
     if None in (spf_aligned, dkim_aligned) or _undecided(walk, record, spf, dkim):
         reason = "because of DNS errors it is not known whether SPF or DKIM passed for this domain"
         return replace(finding, result=DmarcResult.TEMPERROR, reason=reason)
@@ -229,7 +229,7 @@ class _Walks:
             author,
             record_domain=author,
             record=record,
-            published_policy=record.policy,
+            published=record.policy,
             record_policy=record.policy,
             testing=record.testing,
         )

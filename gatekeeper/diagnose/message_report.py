@@ -218,15 +218,15 @@ def _found(findings: MessageFindings, *, records: bool = True) -> Iterator[str]:
         who = f"d={dkim.domain} s={dkim.selector}" if dkim.domain else ""
         yield _line("DKIM", dkim.result, who, key, dkim.reason)
     yield from told("dkim")
-    policy = f"published policy {dmarc.published_policy}" if dmarc.record_domain else ""
+    policy = f"published policy {dmarc.published}" if dmarc.record_domain else ""
     yield _line("DMARC", dmarc.result, dmarc.domain, policy, dmarc.reason)
     yield from told("dmarc")
     yield _line("ARC", findings.arc.result, findings.arc.reason)
     yield from told("arc")
     for instance, hop in enumerate(findings.arc.hops, 1):
-        said = ", ".join(f"{method}={result}" for method, result in hop.results.results.items())
+        said = ", ".join(f"{method}={result}" for method, result in hop.stated.results.items())
         who = f"i={instance} d={hop.domain} s={hop.selector}"
-        yield " " * 17 + printable(f"{who}; {hop.results.authserv_id} says {said}")
+        yield " " * 17 + printable(f"{who}; {hop.stated.authserv_id} says {said}")
 
 
 def field_lines(field: Header) -> Iterator[str]:

@@ -131,7 +131,7 @@ def parents(domain: str) -> Iterator[str]:
 def pattern(text: str, *, ignore_case: bool = True) -> re.Pattern[str]:
     """Compile the refile pattern `text`, to be used with `search`. Raises ValueError.
 
-    OpenDKIM puts `^` before and `$` behind it, so `a|b` is anything that begins with a or ends with b.
+    OpenDKIM puts `^` before and `$` after it, so `a|b` is anything that begins with a or ends with b.
     """
     try:
         return re.compile(_translate(f"^{_globbed(text)}$"), re.DOTALL | (re.IGNORECASE if ignore_case else 0))

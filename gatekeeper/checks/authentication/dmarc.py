@@ -125,6 +125,6 @@ class DmarcCheck(ConfiguredCheck):
         for hop in reversed(arc.hops):
             if not any(is_within(hop.domain, ours) for ours in self.sealers):
                 return ""
-            if hop.results.passed("dmarc"):
+            if hop.stated.passed("dmarc"):
                 return hop.domain
         return ""

@@ -60,7 +60,7 @@ class ReportCounter(ConfiguredCheck):
 def _disposition(found: Finding, said: Verdict) -> str:
     """What DMARC did to the message, in the words of RFC 9990."""
     if found.result is DmarcResult.PASS:
-        return "none" if found.published_policy is DmarcPolicy.NONE else "pass"
+        return "none" if found.published is DmarcPolicy.NONE else "pass"
     if said.reason not in ("dmarc.reject", "dmarc.quarantine"):
         return "none"
     return "reject" if said.outcome is Outcome.REJECT else "quarantine"
@@ -69,7 +69,7 @@ def _disposition(found: Finding, said: Verdict) -> str:
 def _reasons(found: Finding, said: Verdict, disposition: str) -> Iterator[str]:
     if found.result is not DmarcResult.FAIL:
         return
-    if found.published_policy is not found.policy:
+    if found.published is not found.policy:
         yield "policy_test_mode"
     if disposition != found.policy:
         yield _REASONS.get(said.reason, "local_policy")
