@@ -178,7 +178,7 @@ def test_a_broken_key_is_found_by_check_config(folder: Path, capsys: pytest.Capt
     with_key(folder)
     (folder / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
     assert CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
-    assert "key.pem: this is no valid private key" in capsys.readouterr().out
+    assert "key.pem: this is not a valid private key" in capsys.readouterr().out
 
 
 def test_replay_plays_the_recorded_sessions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,16 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
 from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
-from gatekeeper.reports.aggregate import Authenticated, Report
-from gatekeeper.reports.counters import KEPT, MOST_ROWS, SHARES, CountedRow, bucket, reports_of, rows_of
+from gatekeeper.reports.aggregate import AuthResult, Report
+from gatekeeper.reports.counters import (
+    BUCKETS,
+    MAX_BUCKET_ROWS,
+    RETENTION,
+    CountedRow,
+    bucket_key,
+    build_reports,
+    read_rows,
+)
 from gatekeeper.reports.summary import summarise
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.sqlite.store import SqliteStore
@@ -83,7 +91,7 @@ class World:
         await context.settle(decision)
 
     async def reports(self) -> list[Report]:
-        return reports_of(await rows_of(self.store, Keys(b"secret"), DAY), DAY, "mx.example.net")
+        return build_reports(await read_rows(self.store, Keys(b"secret"), DAY), DAY, "mx.example.net")
 
 
 async def test_messages_that_are_alike_are_one_row() -> None:
@@ -103,9 +111,9 @@ async def test_messages_that_are_alike_are_one_row() -> None:
     )  # fmt: skip
     assert ("example.com", "example.com") == (row.header_from, row.envelope_from)
     assert (
-        Authenticated("spf", "example.com", "pass"),
-        Authenticated("dkim", "example.com", "pass", "sel"),
-    ) == row.found
+        AuthResult("spf", "example.com", "pass"),
+        AuthResult("dkim", "example.com", "pass", "sel"),
+    ) == row.auth_results
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,7 @@ async def test_the_store_learns_of_no_person() -> None:
 
         async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
             self.rows.append(bucket.encode() + row)
-            assert (KEPT, MOST_ROWS) == (ttl, most)
+            assert (RETENTION, MAX_BUCKET_ROWS) == (ttl, most)
             return await super().tally(bucket, row, ttl, most)
 
     await World(Seen()).mail("reject.example", sender="very.private@reject.example")
@@ -173,26 +181,26 @@ async def test_each_record_that_was_published_in_a_day_has_its_own_report() -> N
     world.resolver = TableResolver(Zone.parse(f'_dmarc.none.example TXT "v=DMARC1; p=reject; {RUA}"'))
     await world.mail("none.example")
     assert ["none", "reject"] == [report.policy for report in await world.reports()]
-    assert 2 == len({report.number for report in await world.reports()})
+    assert 2 == len({report.report_id for report in await world.reports()})
 
 
 async def test_each_day_and_each_store_has_keys_of_its_own() -> None:
     world = World()
     await world.mail("reject.example")
-    assert 1 == len(await rows_of(world.store, Keys(b"secret"), DAY.replace(hour=23)))
-    assert {} == await rows_of(world.store, Keys(b"other"), DAY)
-    assert {} == await rows_of(world.store, Keys(b"secret"), DAY.replace(day=23))
+    assert 1 == len(await read_rows(world.store, Keys(b"secret"), DAY.replace(hour=23)))
+    assert {} == await read_rows(world.store, Keys(b"other"), DAY)
+    assert {} == await read_rows(world.store, Keys(b"secret"), DAY.replace(day=23))
 
 
 async def test_domains_share_buckets_evenly() -> None:
-    used = {bucket(Keys(b"secret"), 0, f"d{number}.example") for number in range(1000)}
-    assert SHARES == len(used)
+    used = {bucket_key(Keys(b"secret"), 0, f"d{number}.example") for number in range(1000)}
+    assert BUCKETS == len(used)
 
 
 @given(st.builds(
     CountedRow,
     domain=st.text(),
-    published=st.lists(st.tuples(st.text(), st.text())).map(tuple),
+    policy_published=st.lists(st.tuples(st.text(), st.text())).map(tuple),
     source=st.text(),
     disposition=st.text(),
     spf=st.booleans(),
@@ -200,22 +208,22 @@ async def test_domains_share_buckets_evenly() -> None:
     reasons=st.lists(st.text()).map(tuple),
     header_from=st.text(),
     envelope_from=st.text(),
-    found=st.lists(st.builds(Authenticated, st.text(), st.text(), st.text(), st.text())).map(tuple),
+    auth_results=st.lists(st.builds(AuthResult, st.text(), st.text(), st.text(), st.text())).map(tuple),
 ))  # fmt: skip
 def test_a_row_comes_back_as_it_was_counted(row: CountedRow) -> None:
-    assert row == CountedRow.of_bytes(row.to_bytes())
+    assert row == CountedRow.from_bytes(row.to_bytes())
 
 
 @given(st.binary() | st.text('[]"{},:0123truefalsn\\').map(str.encode))
 def test_no_damaged_row_raises(row: bytes) -> None:
-    assert [] == reports_of({row: 1}, DAY, "x") or CountedRow.of_bytes(row)
+    assert [] == build_reports({row: 1}, DAY, "x") or CountedRow.from_bytes(row)
 
 
 async def counts(state: Path) -> list[int]:
     """How often each row of today was counted, in the store at `state`."""
     store = SqliteStore(state, read_only=True)
     try:
-        return [*(await rows_of(store, Keys(await store.secret()), datetime.now(UTC))).values()]
+        return [*(await read_rows(store, Keys(await store.secret()), datetime.now(UTC))).values()]
     finally:
         await store.close()
 

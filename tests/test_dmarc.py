@@ -376,7 +376,7 @@ def test_the_domain_of_the_author_is_read_as_readers_see_it(value: bytes, domain
         (b" <@relay.example:joe@example.com>", "From is malformed"),
         (b' "Joe <joe@example.com>', "From is malformed"),
         (b" Joe) <joe@example.com>", "From is malformed"),
-        (b" Joe (a <joe@example.com>", "From has a comment without an end"),
+        (b" Joe (a <joe@example.com>", "From has an unterminated comment"),
         (b" a@victim.example\x00 <joe@example.com>", "From has control characters in it"),
         (b" a@victim.example\n <joe@example.com>", "From has control characters in it"),
         (b" a@victim.example\r <joe@example.com>", "From has control characters in it"),

@@ -19,7 +19,7 @@ from gatekeeper.auth.tags import parse_tags
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.records.dkim import examine, judge
-from gatekeeper.records.key_record import KeyRecord, Terms
+from gatekeeper.records.key_record import KeyRecord, RecordOptions
 from gatekeeper.signing.keys import PrivateKey
 from tests.conftest import require_program
 from tests.lab.dns import DnsServer
@@ -105,7 +105,7 @@ def test_a_new_key_that_would_be_refused_is_named_with_what_mends_it(
     folder.mkdir()
     folder.chmod(0o777)
     _, _, error = gatekeeper(capsys, "dkim", "genkey", "-D", folder, "--type", "ed25519")
-    assert f"mend it with: chmod o-w {folder}" in error
+    assert f"fix it with: chmod o-w {folder}" in error
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_new_key_that_would_be_refused_is_named_with_what_mends_it(
     [
         (["-b", "512"], "1024 to 4096 bits"),
         (["-h", "sha1"], "SHA-1 alone"),
-        (["-h", "md5"], "there is no hash 'md5'"),
+        (["-h", "md5"], "'md5' is not a known hash"),
         (["-s", "../etc/x"], "is no selector"),
         (["-s", "x; rm -rf"], "is no selector"),
         (["-d", "no domain"], "is no domain"),
@@ -140,7 +140,7 @@ KEYS = {"rsa": rsa, "ed25519": ed25519}
 def test_a_record_says_to_receivers_what_it_was_made_from(
     kind: str, note: str, email: bool, testing: bool, subdomains: bool, hashes: str
 ) -> None:
-    terms = Terms(hashes=hashes, note=note, email_only=email, testing=testing, subdomains=subdomains)
+    terms = RecordOptions(hashes=hashes, note=note, email_only=email, testing=testing, subdomains=subdomains)
     record = KeyRecord.of("s", "example.com", KEYS[kind](), terms)
     zone = Zone.parse(record.zone())
     (rrset,) = zone.lookup(record.name, "TXT").rrsets
@@ -189,8 +189,8 @@ OTHER = "v=DKIM1; k=rsa; p=" + PrivateKey(rsa_pem(1024), "another").public()
         ([TEXT.replace("sha256", "sha1")], "not for SHA-256"),
         ([TEXT.replace("k=rsa", "k=rsa; s=tlsrpt")], "not for mail"),
         (["k=rsa; v=DKIM1; p=" + rsa().public()], "v=DKIM1 must come first"),
-        (["".join(CHUNKS[:-1])], "142 characters of the key are missing behind the first 250"),
-        ([CHUNKS[0] + "p=" + CHUNKS[2]], "250 characters of the key are missing behind the first 0"),
+        (["".join(CHUNKS[:-1])], "142 characters of the key are missing after the first 250"),
+        ([CHUNKS[0] + "p=" + CHUNKS[2]], "250 characters of the key are missing after the first 0"),
         ([CHUNKS[0] + CHUNKS[1] + '" "' + CHUNKS[2]], "quote marks"),
         ([TEXT.replace(";", "\\;")], "backslashes"),
         ([TEXT.replace("p=", "p= ")], ""),
@@ -206,7 +206,7 @@ def test_a_key_published_wrong_is_named_with_its_cause(records: list[str], said:
 
 
 async def test_a_record_under_a_wrong_name_is_found() -> None:
-    for name, why in (("s._domainkey.example.com.example.com", "stands there twice"), ("s.example.com", "is missing")):
+    for name, why in (("s._domainkey.example.com.example.com", "appears twice"), ("s.example.com", "is missing")):
         zone = Zone.parse(KeyRecord.of("s", "example.com", rsa()).zone().replace("s._domainkey.example.com", name))
         found = await examine(TableResolver(zone), "example.com", "s", rsa())
         assert (False, True) == (found.good, any(why in remark.what for remark in found.remarks))
@@ -215,7 +215,7 @@ async def test_a_record_under_a_wrong_name_is_found() -> None:
 WRONG = "v=DKIM1; k=rsa; p=MIIB"
 WORLD = f"""
 {KeyRecord.of("good", "example.com", rsa()).zone()}
-{KeyRecord.of("test", "example.com", rsa(), Terms(testing=True, email_only=True)).zone()}
+{KeyRecord.of("test", "example.com", rsa(), RecordOptions(testing=True, email_only=True)).zone()}
 {KeyRecord.of("other", "example.com", PrivateKey(rsa_pem(1024), "another")).zone()}
 gone._domainkey.example.com. TXT "v=DKIM1; p="
 broken._domainkey.example.com. TXT "{WRONG}"

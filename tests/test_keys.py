@@ -85,8 +85,8 @@ def elliptic() -> bytes:
         (public(), "PUBLIC KEY, not a private key"),
         (elliptic(), "RSA and Ed25519 keys only"),
         (rsa_pem(1024)[:400], "neither PEM nor base64"),
-        (b64encode(b"nothing of the kind"), "no valid private key"),
-        (b"", "no valid private key"),
+        (b64encode(b"nothing of the kind"), "not a valid private key"),
+        (b"", "not a valid private key"),
     ],
 )
 def test_what_is_no_usable_key_is_named(data: bytes, said: str) -> None:
@@ -144,7 +144,7 @@ def test_bytes_that_are_no_key_raise_bad_key_without_quoting_them(data: bytes) -
 
 WORDS = {
     "this is neither PEM nor base64",
-    "this is no valid private key; allowed are RSA and Ed25519, in PEM or base64 of DER",
+    "this is not a valid private key; allowed are RSA and Ed25519, in PEM or base64 of DER",
 }
 
 
@@ -163,7 +163,7 @@ def test_a_key_that_others_can_read_or_write_is_refused_with_the_command_that_me
     path.chmod(mode)
     key, (problem,) = read_key(path)
     assert key is None
-    assert str(problem) == f"{path}: every user can read or write the key; mend it with: {mend} '{path}'"
+    assert str(problem) == f"{path}: every user can read or write the key; fix it with: {mend} '{path}'"
 
 
 def test_without_require_safe_unsafe_permissions_are_a_warning(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_key_of_another_user_is_refused(tmp_path: Path) -> None:
         os.chown(path, 4321, 4321)
     key, problems = read_key(path, owners=[1234])
     assert key is None
-    assert f"mend it with: chown 1234 {path}" in problems[0].what
+    assert f"fix it with: chown 1234 {path}" in problems[0].what
 
 
 def test_a_group_that_holds_nobody_else_may_read_the_key(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_group_that_holds_somebody_else_may_not_read_the_key(tmp_path: Path) -
     path.chmod(0o640)
     key, (problem,) = read_key(path)
     assert key is None
-    assert f"daemon can read or write the key by its group; mend it with: chmod g-rw {path}" == problem.what
+    assert f"daemon can read or write the key by its group; fix it with: chmod g-rw {path}" == problem.what
 
 
 def test_a_key_in_a_folder_that_others_can_write_to_is_refused_and_the_folder_named_once(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_key_in_a_folder_that_others_can_write_to_is_refused_and_the_folder_na
     folder.chmod(0o777)
     files = KeyFiles()
     assert [None, None] == [files.read(write_key(folder / name)) for name in ("a", "b")]
-    assert [f"{folder}: every user can write to this folder of keys; mend it with: chmod o-w {folder}"] == [
+    assert [f"{folder}: every user can write to this folder of keys; fix it with: chmod o-w {folder}"] == [
         str(problem) for problem in files.problems
     ]
 

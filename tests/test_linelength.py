@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.core.message import Header
-from gatekeeper.signing.line_length import LineLimit, broken_field
+from gatekeeper.signing.line_length import LineLimit, break_field
 from tests.signing_world import sent
 
 TEXT = st.lists(st.sampled_from([b"a", b"bcd", b" ", b"\r\n", b"\r", b"\n", b"\r\r\n"]), max_size=30).map(b"".join)
@@ -32,5 +32,5 @@ def test_without_a_limit_lines_stay_whole() -> None:
 
 def test_the_name_of_a_field_counts() -> None:
     field = Header(b"Subject", b" " + b"y" * 12)
-    assert Header(b"Subject", b" yyy\r\n yyyyyyyyy") == broken_field(field, 12)
-    assert field is broken_field(field, 21)
+    assert Header(b"Subject", b" yyy\r\n yyyyyyyyy") == break_field(field, 12)
+    assert field is break_field(field, 21)

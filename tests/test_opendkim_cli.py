@@ -128,7 +128,7 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
         ("Mode x", "Mode: 'x' is no mode; allowed: s (sign), v (verify), sv"),
         ("Selector x", "Selector: it needs a KeyFile"),
         ("Socket 8891", "Socket: '8891' is a path for OpenDKIM; for a port write inet:8891@localhost"),
-        ("PeerList {f}/gone", "PeerList: cannot read the table {f}/gone: No such file or directory; mend the path"),
+        ("PeerList {f}/gone", "PeerList: cannot read the table {f}/gone: No such file or directory; fix the path"),
         ("SigningTable {f}/SigningTable", "SigningTable: it names keys of a KeyTable, and there is none"),
         ("KeyTable {f}/KeyTable", "KeyTable: nothing says who signs with these keys; write a SigningTable too"),
         ("On-BadSignature maybe", ("On-BadSignature: 'maybe' is no action; allowed: accept (a), discard (d), "

@@ -28,11 +28,11 @@ slow.example. MX !TIMEOUT
     ("record", "error", "words"),
     [
         ("v=DMARC1; p=reject; rua=mailto:d@example.com", False, ""),
-        ("v=DMARC1; p=reject; pct=50; rua=mailto:d@example.com", False, "pct is gone"),
+        ("v=DMARC1; p=reject; pct=50; rua=mailto:d@example.com", False, "pct was removed"),
         ("v=DMARC1; p=reject; rua=d@example.com", True, "lacks mailto:"),
         ("v=DMARC1; p=reject; rua=mailto:d@example.com!10m", False, "size limit"),
-        ("v=DMARC1; p=reject; rua=mailto:d@example.com,", True, "comma too much"),
-        ("v=DMARC1; p=reject; rua=mailto:d@nowhere.example", True, "takes no mail"),
+        ("v=DMARC1; p=reject; rua=mailto:d@example.com,", True, "comma too many"),
+        ("v=DMARC1; p=reject; rua=mailto:d@nowhere.example", True, "does not accept mail"),
         ("v=DMARC1; p=reject; rua=mailto:d@reports.example", True, "example.com._report._dmarc.reports.example"),
         ("v=DMARC1; p=reject; rua=mailto:d@agreed.example", False, ""),
         ("v=DMARC1; p=reject; rua=mailto:d@slow.example", False, "does not answer"),
@@ -40,7 +40,7 @@ slow.example. MX !TIMEOUT
         ("v=DMARC1; p=none", False, "without rua"),
         ("v=DMARC1; rua=mailto:d@example.com", True, "p is missing"),
         ("v=DMARC1; p=reject; sp=none; rua=mailto:d@example.com", False, "milder than p=reject"),
-        ("v=DMARC1; p=reject; p=none; rua=mailto:d@example.com", True, "stands there twice"),
+        ("v=DMARC1; p=reject; p=none; rua=mailto:d@example.com", True, "appears twice"),
         ("v=DMARC1; p=reject; ruaa=mailto:d@example.com", True, "did you mean rua?"),
         ("v=DMARC1; p=reject, rua=mailto:d@example.com", True, "is not valid"),
         ("v=DMARC1 p=reject", True, "must begin with exactly"),
@@ -65,10 +65,10 @@ async def test_two_dmarc_records_are_none() -> None:
 
 @pytest.mark.parametrize("policy", list(DmarcPolicy))
 async def test_what_is_written_is_read_as_it_was_meant(policy: DmarcPolicy) -> None:
-    wish = dmarc.WantedRecord(
+    wanted = dmarc.WantedRecord(
         policy=policy, subdomains=DmarcPolicy.REJECT, rua=("d@example.com",), strict=True, testing=True
     )
-    record = find_record([dmarc.write(wish).encode()])
+    record = find_record([dmarc.write(wanted).encode()])
     assert record is not None
     assert (policy, DmarcPolicy.REJECT, True, True, True) == (
         record.policy,
@@ -105,7 +105,7 @@ def world(**records: str) -> TableResolver:
         ("v=spf1 -all mx", True, "never reached: mx"),
         ("v=spf1 ipv4:192.0.2.1 -all", True, "did you mean ip4?"),
         ("v=spf1 ip4:2001:db8::1 -all", True, "an address for ip6"),
-        ("v=spf1 ip4:192.0.2.300 -all", True, "no address or network"),
+        ("v=spf1 ip4:192.0.2.300 -all", True, "not an address or network"),
         ("v=spf1 include: -all", True, "the domain is missing"),
         ("v=spf1 include:nothing.example -all", True, "is included and has no SPF record"),
         ("v=spf1 include:example.com -all", True, "includes itself"),

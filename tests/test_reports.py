@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.reports.aggregate import MAX_ROWS, Authenticated, Report, parse_report
+from gatekeeper.reports.aggregate import MAX_ROWS, AuthResult, Report, parse_report
 from gatekeeper.reports.summary import SourceKind, advise, sentences, summarise
 from gatekeeper.reports.unpack import ReportError, documents
 
@@ -67,17 +67,17 @@ def test_a_report_is_read_whole() -> None:
     report = parse_report(xml(SERVICE, policy="quarantine"))
     assert ("receiver.example", "1", "example.com", "quarantine") == (
         report.reporter,
-        report.number,
+        report.report_id,
         report.domain,
         report.policy,
     )
     (found,) = report.rows
-    assert ("198.51.100.7", 20, False, False, (Authenticated("spf", "mailer.example", "pass"),)) == (
+    assert ("198.51.100.7", 20, False, False, (AuthResult("spf", "mailer.example", "pass"),)) == (
         found.source,
         found.count,
         found.spf,
         found.dkim,
-        found.found,
+        found.auth_results,
     )
 
 
@@ -126,17 +126,17 @@ BOMB = b"""<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b 
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        (b"<html></html>", "no aggregate report"),
+        (b"<html></html>", "not an aggregate report"),
         (b"<feedback>", "malformed in line 1"),
         (b"<feedback></feedback>", "which domain"),
         (BOMB, "document type declaration"),
         (b'<!DOCTYPE x SYSTEM "file:///etc/passwd"><feedback/>', "document type declaration"),
         (b"<feedback>" + b"<a>" * 100_000, "nested too deeply"),
         (b"<feedback>" + b"<a/>" * 100_000 + b"</feedback>", "too many elements"),
-        (xml(row("nonsense")), "no address"),
-        (xml(PASSED).replace(b"1000", b"-5"), "no number"),
+        (xml(row("nonsense")), "not an address"),
+        (xml(PASSED).replace(b"1000", b"-5"), "not a number"),
         (xml(PASSED).replace(str(BEGIN).encode(), b"9" * 30), "date_range"),
-        (xml(*["<record/>"] * 3), "no address"),
+        (xml(*["<record/>"] * 3), "not an address"),
         (b'<?xml version="1.0" encoding="nonsense"?><feedback/>', "malformed|character set"),
     ],
 )

@@ -70,8 +70,8 @@ def test_one_key_may_sign_for_every_domain_in_its_own_name(folder: Path) -> None
         ('domains = "example.com"\nselector = "s"\n', ":2: signing.domains signs nothing without signing.key_file"),
         ('key_file = "a.pem"\n', ":2: signing.key_file signs nothing without signing.domains"),
         (TABLES + 'sign_headers = ["+X-Mine"]\n', '"*, +X-Mine"'),
-        (TABLES + 'macros = ["a b", "a-b"]\n', "gatekeeper.toml:4: signing.macros: a-b is no milter macro"),
-        (TABLES + 'peers = "refile:none"\n', "none: No such file or directory; mend the path, or write the file"),
+        (TABLES + 'macros = ["a b", "a-b"]\n', "gatekeeper.toml:4: signing.macros: a-b is not a milter macro"),
+        (TABLES + 'peers = "refile:none"\n', "none: No such file or directory; fix the path, or write the file"),
         (TABLES + 'exempt_domains = "db:exempt.db"\n', "db: tables are not supported, write their contents"),
         (TABLES + 'minimum_key_bits = 512\n', "minimum_key_bits"),
     ],
@@ -139,6 +139,6 @@ def test_keys_that_are_not_as_they_should_be_do_not_sign(folder: Path) -> None:
 def test_a_key_that_others_may_read_is_refused_or_only_warned_about(folder: Path) -> None:
     (folder / "a.pem").chmod(0o644)
     (said,) = complaints(folder, TABLES)
-    assert "every user can read or write the key; mend it with: chmod go-rwx" in said
+    assert "every user can read or write the key; fix it with: chmod go-rwx" in said
     (warning,) = plan(folder, f"{TABLES}safe_keys = false\n").warnings
     assert "chmod go-rwx" in warning.what

@@ -15,12 +15,12 @@ RSA, ED = identity(), SigningIdentity("example.com", "ed", ed25519())
 
 def holding(message: bytes, identities: list[SigningIdentity], now: float = NOW + 60) -> list[SigningIdentity]:
     headers, body = parse(message)
-    again = Resigning.seen(headers, identities, Signer(headers, identities, SignOptions(), NOW).names, now)
+    again = Resigning.detect(headers, identities, Signer(headers, identities, SignOptions(), NOW).names, now)
     if again is None:
         return []
     for byte in body:
         again.update(bytes([byte]))
-    return again.holding()
+    return again.valid_identities()
 
 
 @pytest.mark.parametrize("who", [RSA, ED], ids=["rsa", "ed25519"])
@@ -68,4 +68,4 @@ def test_a_signature_that_has_expired_or_covers_a_part_does_not_count() -> None:
 
 def test_a_message_without_our_signature_costs_nothing() -> None:
     headers = [Header(b"DKIM-Signature", b" v=1; d=example.net"), Header(b"From", b" a@example.com")]
-    assert Resigning.seen(headers, [RSA], ["From"], NOW) is None
+    assert Resigning.detect(headers, [RSA], ["From"], NOW) is None

@@ -60,7 +60,7 @@ def test_a_macro_counts_if_it_is_set_as_wanted(spec: str | list[str], macros: di
 
 def test_what_is_no_macro_is_named() -> None:
     _, (problem,) = MacroList.read(["a-b c"], "signing.macros")
-    assert problem.what.startswith("a-b is no milter macro")
+    assert problem.what.startswith("a-b is not a milter macro")
 
 
 @given(st.text(max_size=60))

@@ -71,7 +71,7 @@ def test_mail_is_ours_by_its_daemon_its_user_or_its_client(
     client: Client, sasl_user: str, daemon_name: str, origin: str
 ) -> None:
     choice = choose(policy(), "joe@example.com", client=client, sasl_user=sasl_user, daemon_name=daemon_name)
-    assert ("sign.ok", origin) == (choice.reason, choice.origin)
+    assert ("sign.ok", origin) == (choice.reason, choice.origin_reason)
     assert [("example.com", "mail")] == [(who.domain, who.selector) for who in choice.identities]
 
 
@@ -85,7 +85,7 @@ def test_why_mail_is_signed_is_written_down_condition_by_condition() -> None:
 
 def test_mail_from_outside_is_not_signed_and_no_condition_is_left_out() -> None:
     choice = choose(policy(), "joe@example.net", client=OUTSIDE, daemon_name="smtpd")
-    assert ("sign.not_origin", "", ()) == (choice.reason, choice.origin, choice.identities)
+    assert ("sign.not_origin", "", ()) == (choice.reason, choice.origin_reason, choice.identities)
     told = "the daemon is smtpd, nobody has authenticated, and mx.example.net[198.51.100.7] is not internal"
     assert [f"signing: not ours: {told}"] == notes(choice)
 
@@ -105,7 +105,7 @@ def test_mail_of_ours_that_is_not_signed_passes_and_says_why(values: list[str], 
     choice = choose(policy(), *values)
     assert (reason, (), False) == (choice.reason, choice.identities, choice.defer)
     assert said == notes(choice)[-1]
-    assert choice.origin
+    assert choice.origin_reason
 
 
 def test_several_addresses_in_one_domain_are_signed_for() -> None:
@@ -174,16 +174,16 @@ def test_a_macro_makes_mail_ours_and_is_missed_in_the_reason_if_it_does_not() ->
     wants = replace(policy(), macros=macros)
     request = Request(stage=Stage.END_OF_MESSAGE, client=OUTSIDE)
     headers = [Header(b"From", b" joe@example.com")]
-    assert "the macro {client_role}=robot" == wants.choose(request, headers, {"{client_role}": "robot"}).origin
+    assert "the macro {client_role}=robot" == wants.choose(request, headers, {"{client_role}": "robot"}).origin_reason
     (told, _) = notes(wants.choose(request, headers, {"{client_role}": "guest"}))
-    assert told.endswith("; of the macros {client_role} none is set as wanted")
+    assert told.endswith("; of the macros {client_role} none is set as required")
 
 
 def test_no_daemon_name_makes_mail_ours_if_none_is_wanted() -> None:
     choice = choose(
         replace(policy(), daemon_names=NameSet()), "joe@example.com", client=OUTSIDE, daemon_name="ORIGINATING"
     )
-    assert "" == choice.origin
+    assert "" == choice.origin_reason
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set
 from gatekeeper.signing.key_table import KeyTable, TableKey
-from gatekeeper.signing.signing_table import SigningTable, _Ordered
+from gatekeeper.signing.signing_table import SigningTable, _RefileIndex
 from tests.signing_world import ed25519_pem, rsa, rsa_pem, write_key
 
 
@@ -64,7 +64,7 @@ def test_a_key_table_is_read_with_and_without_a_prefix(world: World, prefix: str
     table = world.key_table(f"# keys\n\nmail._domainkey.example.com\texample.com:mail:{world.key}  # ours\n", prefix)
     key = found(table, "mail._domainkey.example.com")
     assert [] == world.said()
-    assert ("example.com", "mail", str(world.key)) == (key.domain, key.selector, key.location)
+    assert ("example.com", "mail", str(world.key)) == (key.domain, key.selector, key.path)
     assert key.private is not None
     assert rsa().record() == key.private.record()
 
@@ -119,13 +119,13 @@ def test_a_percent_sign_in_the_path_of_a_fixed_domain_is_that_domain(world: Worl
     write_key(world.folder / "example.com.private")
     table = world.key_table("k example.com:mail:./%.private\n")
     assert [] == world.said()
-    assert str(world.folder / "example.com.private") == found(table, "k", "example.org").location
+    assert str(world.folder / "example.com.private") == found(table, "k", "example.org").path
 
 
 def test_a_fourth_field_counts_only_if_it_names_an_algorithm(world: World) -> None:
     write_key(world.folder / "a:b", ed25519_pem())
     table = world.key_table("good e.com:s:./a:b:ed25519-sha256\nplain e.com:s:./a:b\nwrong e.com:s:./a:b:rsa-sha256\n")
-    assert [str(world.folder / "a:b")] * 2 == [found(table, name).location for name in ("good", "plain")]
+    assert [str(world.folder / "a:b")] * 2 == [found(table, name).path for name in ("good", "plain")]
     assert ["KeyTable:3: key wrong: its algorithm is ed25519-sha256, not rsa-sha256"] == world.said()
 
 
@@ -144,12 +144,12 @@ def test_all_mistakes_of_a_key_table_are_named_at_once_and_the_rest_works(world:
         "gone example.com:mail:./gone.private\n"
         f"spaced example.com : mail : {world.key}\n"
     )
-    expected = "expected domain:selector:key, with a path or the key itself behind the second :"
+    expected = "expected domain:selector:key, with a path or the key itself after the second :"
     assert [
         f"KeyTable:1: key stray: {expected}",
         f"KeyTable:2: key two: {expected}",
-        "KeyTable:3: key name: exa mple.com is no domain name, nor %",
-        "KeyTable:4: key sel: a b is no selector",
+        "KeyTable:3: key name: exa mple.com is neither a valid domain name nor %",
+        "KeyTable:4: key sel: a b is not a valid selector",
         "KeyTable:6: warning: key spaced: white space around a : is part of the value for OpenDKIM; remove it",
         "gone.private: cannot read the private key, named in KeyTable:5: No such file or directory",
     ] == world.said()
@@ -241,14 +241,14 @@ def test_lines_of_a_refile_that_cannot_match_are_named(world: World) -> None:
     assert [
         f"SigningTable:1: warning: {white}",
         "SigningTable:2: warning: b.com matches nothing: a refile compares whole addresses; write *@b.com",
-        "SigningTable:3: the pattern (*@c.com is no regular expression",
+        "SigningTable:3: the pattern (*@c.com is not a valid regular expression",
         "SigningTable:4: warning: a backslash stands for itself here; . and + need none",
     ] == world.said()
 
 
 def test_a_rule_names_its_place_its_key_and_its_signer(world: World) -> None:
     (rule,) = world.signing_table("\nexample.com %:joe@lists.%\n").match("joe", "example.com")
-    assert f"{world.folder}/SigningTable:2" == rule.place
+    assert f"{world.folder}/SigningTable:2" == rule.location
     assert ("example.com", "joe@lists.example.com") == (
         rule.key_for("example.com"),
         rule.signer_for("example.com"),
@@ -272,10 +272,10 @@ def test_all_mistakes_of_a_signing_table_are_named_at_once(world: World) -> None
     [
         (
             "/nonexistent/table",
-            "SigningTable: cannot read the table /nonexistent/table: No such file or directory; mend the path",
+            "SigningTable: cannot read the table /nonexistent/table: No such file or directory; fix the path",
         ),
         ("dsn:mysql://x", "SigningTable: dsn: tables are not supported, write their contents to a text file; allowed"),
-        ("hash:/etc/x", "SigningTable: hash: is no type of table; allowed"),
+        ("hash:/etc/x", "SigningTable: hash: is not a type of table; allowed"),
         ("/etc/x.db", "SigningTable: Berkeley DB files are not supported"),
     ],
 )
@@ -315,7 +315,7 @@ PATTERN = st.text(alphabet="ab*@.?+[]^(|)\\", max_size=8) | st.builds(
 def test_the_index_of_a_refile_finds_what_trying_each_pattern_in_order_finds(
     lines: Sequence[str], user: str, domain: str
 ) -> None:
-    ordered = _Ordered()
+    ordered = _RefileIndex()
     expected = []
     for number, line in enumerate(lines):
         try:

@@ -17,7 +17,7 @@ from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set as opendkim_data_set
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.key_table import KeyTable
-from gatekeeper.signing.keys import KeyDemands, KeyFiles
+from gatekeeper.signing.keys import KeyFiles, KeyRequirements
 from gatekeeper.signing.name_set import MacroList, NameSet
 from gatekeeper.signing.policy import SigningPolicy, WithoutKey
 from gatekeeper.signing.sender_binding import Owners, SenderBinding
@@ -135,8 +135,8 @@ class _Reader:
     def tables(self) -> tuple[KeyTable, SigningTable]:
         """KeyTable and SigningTable, or what one key for some domains comes to."""
         config, options = self._config, self._config.signing
-        demands = KeyDemands(options.minimum_key_bits, options.algorithm)
-        files = KeyFiles(key_owners(config), require_safe=options.safe_keys, demands=demands)
+        requirements = KeyRequirements(options.minimum_key_bits, options.algorithm)
+        files = KeyFiles(key_owners(config), require_safe=options.safe_keys, requirements=requirements)
         if options.key_table is not None or not (options.domains and options.selector and options.key_file):
             specs: tuple[_Spec, _Spec] = (_path(config, "key_table"), _path(config, "signing_table"))
             names = ("signing.key_table", "signing.signing_table")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Findings about who sent a message: SPF, iprev, DKIM, DMARC, and the field that reports them.
+"""Email authentication: SPF, iprev, DKIM, DMARC, ARC, and the Authentication-Results field that reports them.
 
-Knows answers and bytes; neither sockets nor libmilter. Whether a finding refuses a mail is decided in `checks`.
+Knows DNS answers and bytes; neither sockets nor libmilter. Whether a finding refuses a mail is decided in `checks`.
+The fields of a finding are also keys in the JSON of `gatekeeper verify --json`, so they keep their names.
 """

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ARC validation (RFC 8617): what did those who passed this message on say of it, and can they be believed?
+"""ARC validation (RFC 8617): what earlier handlers of a message said about it, and whether their chain verifies.
 
 A chain passes if its newest ARC-Message-Signature and every ARC-Seal verify. That says who handled the message, not
-that any of them deserves trust: whose word counts is for a check (`verify.trusted_sealers`).
+that any of them deserves trust: which sealers are trusted is for a check to say (`verify.trusted_sealers`).
 
-What is cheap comes first: the structure costs no look-up, and only if the newest set verifies are the keys of many
-others asked for. The seals are hashed in one pass. Nothing is raised for what a message or a key record says. We do
-not seal; a sealer would stand beside this module and use the same sets and digests.
+Cheap tests come first: checking the structure costs no look-up, and the keys of all the other sets are only looked up
+once the newest set has verified. The seals are hashed in one pass. No message or key record, however malformed, raises
+an exception. We do not seal; a sealer would be a module beside this one that uses the same sets and digests.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Protocol
 
 from gatekeeper.auth import canonicalization
 from gatekeeper.auth.arc_set import ArcSet, BadChain, parse_chain
-from gatekeeper.auth.digests import Digests, unsigned
+from gatekeeper.auth.digests import Digests, with_empty_b
 from gatekeeper.auth.dkim import CLOCK_SKEW
 from gatekeeper.auth.dkim_key import PublicKey, parse_key
 from gatekeeper.auth.received_results import ReceivedResults, parse_received_results
@@ -28,13 +28,16 @@ from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver, known_answ
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 6
-"""Keys that are asked for before the newest set has been verified."""
-_FAILS = "fail"
+_EARLY_KEYS = 6
+"""Keys that are looked up before the newest set has been verified."""
+_FAILED = "fail"
 
 
 class ArcResult(StrEnum):
-    """RFC 8617 section 4.4; `temperror` where a key could not be looked up (section 7.3 leaves it to us)."""
+    """Results of chain validation (RFC 8617 section 4.4).
+
+    `temperror`: a key could not be looked up (section 7.3 leaves this case to the implementation).
+    """
 
     NONE = "none"
     PASS = "pass"
@@ -53,10 +56,11 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class ArcFinding:
-    """The chain: its `hops` from the first instance on, filled only if it passes.
+    """The result of validating a chain, with its `hops` from the first instance on if it passes.
 
     `oldest_pass` is the lowest instance whose ARC-Message-Signature still verifies, 0 if all do (RFC 8617 section
-    5.2): what came before it was changed since. `signs_from` tells whether the newest covers From at all.
+    5.2): the message was changed after any earlier instance. `signs_from` says whether the newest one covers From at
+    all.
     """
 
     result: ArcResult
@@ -69,18 +73,18 @@ class ArcFinding:
 NO_CHAIN = ArcFinding(ArcResult.NONE, "the message has no ARC sets")
 
 
-class _Stop(Exception):
-    """The chain does not pass: the result, and the reason."""
+class _NotValid(Exception):
+    """The chain does not pass; carries the finding with its result and reason."""
 
     def __init__(self, reason: str, result: ArcResult = ArcResult.FAIL) -> None:
         super().__init__(reason)
-        self.arc = ArcFinding(result, reason)
+        self.finding = ArcFinding(result, reason)
 
 
 class ArcVerifier:
-    """The chain of one message, on the `digests` that the body is fed to: made before the body comes.
+    """Validates the chain of one message, using the `digests` that the body is fed to.
 
-    `now` is seconds since the epoch.
+    Create it before the body arrives. `now` is seconds since the epoch.
     """
 
     def __init__(self, headers: Sequence[Header], digests: Digests, *, now: float) -> None:
@@ -88,47 +92,50 @@ class ArcVerifier:
         self._digests = digests
         self._now = now
         self._keys: dict[str, Answer | DNSError] = {}
-        self._arc: ArcFinding | None = None
+        self._finding: ArcFinding | None = None
         self._sets: tuple[ArcSet, ...] = ()
         try:
             self._sets = parse_chain(headers)
             if not self._sets:
-                self._arc = NO_CHAIN
+                self._finding = NO_CHAIN
             self._check_statuses()
         except BadChain as error:
-            self._arc = ArcFinding(ArcResult.FAIL, str(error))
-        if self._arc is None:
+            self._finding = ArcFinding(ArcResult.FAIL, str(error))
+        if self._finding is None:
             for arc in self._sets:
                 digests.want(arc.signature)
 
     def _check_statuses(self) -> None:
-        """RFC 8617 section 5.2, steps 2 and 3: a failed chain stays so, and only the first set begins one."""
+        """Raise BadChain unless every `cv=` fits (RFC 8617 section 5.2, steps 2 and 3).
+
+        A chain that has failed stays failed, and only the first set begins a chain.
+        """
         for instance, arc in reversed([*enumerate(self._sets, 1)]):
             status = arc.seal.status
-            if status == _FAILS:
-                raise BadChain(f"instance {instance} says that the chain had failed before it (cv=fail)")
+            if status == _FAILED:
+                raise BadChain(f"instance {instance} says that the chain had already failed (cv=fail)")
             if status != ("none" if instance == 1 else "pass"):
                 raise BadChain(f"the ARC-Seal of instance {instance} says cv={status}")
 
     async def fetch(self, resolver: Resolver) -> None:
-        """Look up the keys of the newest sets. DNS trouble is kept for the result."""
-        if self._arc is None:
-            await self._fetch(resolver, [*self._key_names()][:_AHEAD])
+        """Look up the keys of the newest sets; DNS errors are kept for the result."""
+        if self._finding is None:
+            await self._fetch(resolver, [*self._key_names()][:_EARLY_KEYS])
 
     async def result(self, resolver: Resolver) -> ArcFinding:
-        """What the chain says. Ends the body."""
-        if self._arc is None:
+        """Return the finding for the chain. Ends the body."""
+        if self._finding is None:
             try:
-                self._arc = await self._validate(resolver)
-            except _Stop as stop:
-                self._arc = stop.arc
+                self._finding = await self._validate(resolver)
+            except _NotValid as failure:
+                self._finding = failure.finding
             except Exception:
                 logger.exception("validating an ARC chain failed")
-                self._arc = ArcFinding(ArcResult.FAIL, "it could not be processed")
-        return self._arc
+                self._finding = ArcFinding(ArcResult.FAIL, "it could not be processed")
+        return self._finding
 
     def _key_names(self) -> Iterator[str]:
-        """From the newest set on; each name once."""
+        """Yield the names of all keys, from the newest set back, each once."""
         names = (name for arc in reversed(self._sets) for name in (_key_name(arc.signature), _key_name(arc.seal)))
         yield from dict.fromkeys(names)
 
@@ -144,7 +151,7 @@ class ArcVerifier:
             self._keys.update(zip(wanted, answers, strict=True))
 
     async def _validate(self, resolver: Resolver) -> ArcFinding:
-        """RFC 8617 section 5.2, steps 4 to 6. Raises _Stop."""
+        """Verify signatures and seals (RFC 8617 section 5.2, steps 4 to 6). Raises _NotValid."""
         await self.fetch(resolver)
         newest = len(self._sets)
         seals = self._seal_digests()
@@ -154,7 +161,7 @@ class ArcVerifier:
         for instance in range(newest - 1, 0, -1):
             self._verify_seal(instance, seals[instance - 1])
         hops = tuple(
-            Hop(arc.seal.domain, arc.seal.selector, parse_received_results(self._headers[arc.results_place].value))
+            Hop(arc.seal.domain, arc.seal.selector, parse_received_results(self._headers[arc.results_index].value))
             for arc in self._sets
         )
         reason = f"i={newest}, sealed by {hops[-1].domain}"
@@ -165,27 +172,27 @@ class ArcVerifier:
         arc = self._sets[instance - 1]
         signature, whose = arc.signature, f"the ARC-Message-Signature of instance {instance}"
         if signature.expires_at is not None and signature.expires_at < self._now:
-            raise _Stop(f"{whose} has expired (x=)")
+            raise _NotValid(f"{whose} has expired (x=)")
         if signature.signed_at is not None and signature.signed_at > self._now + CLOCK_SKEW:
-            raise _Stop(f"{whose} is from the future (t=)")
+            raise _NotValid(f"{whose} is from the future (t=)")
         keys = self._usable_keys(_key_name(signature), signature.algorithm, whose)
         body, length = self._digests.body(signature)
         if body != signature.body_hash or (signature.length or 0) > length:
-            raise _Stop(f"the body was changed after {whose}")
-        digest = self._digests.header(arc.signature_place, signature)
+            raise _NotValid(f"the body was changed after {whose}")
+        digest = self._digests.header(arc.signature_index, signature)
         if not any(key.verifies(signature.b, digest) for key in keys):
-            raise _Stop(f"the header was changed after {whose}, or it was made with another key")
+            raise _NotValid(f"the header was changed after {whose}, or it was made with another key")
 
     def _verify_seal(self, instance: int, digest: bytes) -> None:
         seal, whose = self._sets[instance - 1].seal, f"the ARC-Seal of instance {instance}"
         keys = self._usable_keys(_key_name(seal), seal.algorithm, whose)
         if not any(key.verifies(seal.b, digest) for key in keys):
-            raise _Stop(f"{whose} does not verify: the ARC fields were changed, or it was made with another key")
+            raise _NotValid(f"{whose} does not verify: the ARC fields were changed, or it was made with another key")
 
     def _usable_keys(self, name: str, algorithm: str, whose: str) -> list[PublicKey]:
         answer = self._keys[name]
         if isinstance(answer, DNSError):
-            raise _Stop(f"the key {name} of {whose} could not be looked up", ArcResult.TEMPERROR)
+            raise _NotValid(f"the key {name} of {whose} could not be looked up", ArcResult.TEMPERROR)
         records = [record for record in answer.records if isinstance(record, bytes)]
         problem = f"there is no key {name}"
         keys = []
@@ -200,25 +207,29 @@ class ArcVerifier:
             else:
                 keys.append(key)
         if not keys:
-            raise _Stop(f"{whose}: {problem}")
+            raise _NotValid(f"{whose}: {problem}")
         return keys
 
     def _seal_digests(self) -> list[bytes]:
-        """For each instance the SHA-256 that its seal signs: all sets up to it, relaxed (RFC 8617 section 5.1.1)."""
+        """Return for each instance the SHA-256 that its seal signs (RFC 8617 section 5.1.1).
+
+        A seal covers all sets up to its own, in relaxed form.
+        """
         digests = []
         so_far = hashlib.sha256()
         for arc in self._sets:
-            for place in (arc.results_place, arc.signature_place):
-                so_far.update(self._digests.canonical(place, relaxed=True) + b"\r\n")
+            for index in (arc.results_index, arc.signature_index):
+                so_far.update(self._digests.canonical(index, relaxed=True) + b"\r\n")
             own = so_far.copy()
-            own.update(canonicalization.header(unsigned(self._headers[arc.seal_place]), relaxed=True))
+            own.update(canonicalization.header(with_empty_b(self._headers[arc.seal_index]), relaxed=True))
             digests.append(own.digest())
-            so_far.update(self._digests.canonical(arc.seal_place, relaxed=True) + b"\r\n")
+            so_far.update(self._digests.canonical(arc.seal_index, relaxed=True) + b"\r\n")
         return digests
 
     def _oldest_pass(self) -> int:
-        """The lowest instance whose signature still verifies, going back from the newest; 0 if all do. Only keys that
-        are known already are used: this is a courtesy to who debugs.
+        """Return the lowest instance whose signature still verifies, going back from the newest; 0 if all do.
+
+        Only keys that have been looked up already are used: this is a courtesy to whoever debugs a chain.
         """
         oldest = len(self._sets)
         for instance in range(oldest - 1, 0, -1):
@@ -226,18 +237,18 @@ class ArcVerifier:
                 break
             try:
                 self._verify_signature(instance)
-            except _Stop:
+            except _NotValid:
                 break
             oldest = instance
         return 0 if oldest == 1 else oldest
 
 
-class _Signed(Protocol):
+class _SignedBy(Protocol):
     @property
     def domain(self) -> str: ...
     @property
     def selector(self) -> str: ...
 
 
-def _key_name(signed: _Signed) -> str:
+def _key_name(signed: _SignedBy) -> str:
     return f"{signed.selector}._domainkey.{signed.domain}"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whose domain does From claim? The one answer, or the reason why there is none (RFC 5322 section 3.4, RFC 9989).
+"""The author domain of a message, or the reason why From does not name exactly one (RFC 5322 section 3.4, RFC 9989).
 
-An attacker must not choose which of several addresses is judged while readers see another, so this reads strictly:
-one From field, and every address in it, also one that poses as a display name, has the same domain; anything the
-grammar does not know is a problem. Encoded words are only ever display names here, as they are to readers.
+An attacker must not be able to choose which of several addresses is judged while readers see another, so parsing is
+strict: there must be one From field, and every address in it, even one that poses as a display name, must have the same
+domain; anything outside the grammar is a problem. Encoded words are only ever display names here, as they are to
+readers.
 """
 
 import re
@@ -29,7 +30,7 @@ _TOKEN = re.compile(
 
 
 class Author(NamedTuple):
-    """`domain` in normal form, or empty with the `problem` in our words."""
+    """The author's `domain` in normal form, or empty with the `problem` in our own words."""
 
     domain: str
     problem: str = ""
@@ -39,12 +40,12 @@ class _Token(NamedTuple):
     kind: str  # word (quoted), atom, literal, or special
     text: str
 
-    def is_special(self, which: str) -> bool:
-        return self.kind == "special" and self.text == which
+    def is_special(self, character: str) -> bool:
+        return self.kind == "special" and self.text == character
 
 
 def from_domain(headers: Sequence[Header]) -> Author:
-    """The domain of the author of a message with these fields. Never raises."""
+    """Return the domain of the author of a message with these header fields. Never raises."""
     fields = [field for field in headers if field.name.lower() == b"from"]
     if len(fields) != 1:
         return Author("", f"there are {len(fields)} From fields" if fields else "there is no From field")
@@ -60,9 +61,9 @@ def from_domain(headers: Sequence[Header]) -> Author:
 
 
 def parse_mailboxes(value: bytes) -> list[str]:
-    """The domains of all addresses in an address list, groups included, in order and in normal form.
+    """Return the domains of all addresses in an address list, groups included, in order and in normal form.
 
-    Raises ValueError with the problem, in words fit for a reason.
+    Raises ValueError with the problem, in words that can be reported as the reason.
     """
     text = value.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t").decode("utf-8", "surrogateescape")
     if len(text) > _MAX_LENGTH:
@@ -76,7 +77,7 @@ def parse_mailboxes(value: bytes) -> list[str]:
 
 
 def _tokens(text: str) -> list[_Token]:
-    """All tokens but white space and comments."""
+    """Split `text` into tokens, without white space and comments."""
     tokens, at = [], 0
     while at < len(text):
         if text[at] == "(":
@@ -93,31 +94,31 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _end_of_comment(text: str, at: int) -> int:
-    """The place behind the comment that starts at `at`; comments nest, to any depth."""
+    """Return the position after the comment that starts at `at`; comments nest, to any depth."""
     depth = 0
     for edge in _COMMENT_EDGE.finditer(text, at):
         depth += {"(": 1, ")": -1}.get(edge[0], 0)
         if not depth:
             return edge.end()
-    raise ValueError("From has a comment without an end")
+    raise ValueError("From has an unterminated comment")
 
 
 def _elements(tokens: list[_Token]) -> list[list[_Token]]:
-    """The tokens of each address; the names of groups are dropped."""
+    """Return the tokens of each address; the names of groups are dropped."""
     elements: list[list[_Token]] = [[]]
     in_angle = in_group = False
     for token in tokens:
-        which = token.text if token.kind == "special" else ""
-        if in_angle or which == "<":
-            in_angle = which != ">"
+        special = token.text if token.kind == "special" else ""
+        if in_angle or special == "<":
+            in_angle = special != ">"
             elements[-1].append(token)
-        elif which == ",":
+        elif special == ",":
             elements.append([])
-        elif which == ":":
+        elif special == ":":
             if in_group or any(token.is_special("@") or token.is_special(">") for token in elements[-1]):
                 raise ValueError("From is malformed")
             in_group, elements[-1] = True, []
-        elif which == ";":
+        elif special == ";":
             if not in_group:
                 raise ValueError("From is malformed")
             in_group = False
@@ -130,7 +131,7 @@ def _elements(tokens: list[_Token]) -> list[list[_Token]]:
 
 
 def _address(tokens: list[_Token]) -> list[str]:
-    """The domain of one address; and that of its display name, if it poses as an address (`a@b <c@d>`)."""
+    """Return the domain of one address, and that of a display name that poses as an address (`a@b <c@d>`)."""
     start = next((at for at, token in enumerate(tokens) if token.is_special("<")), None)
     if start is None:
         return [_addr_spec(tokens)]
@@ -144,7 +145,7 @@ def _address(tokens: list[_Token]) -> list[str]:
 
 
 def _addr_spec(tokens: list[_Token]) -> str:
-    """The domain of `local@domain`; the local part may have its dots anywhere, as some old mailboxes do."""
+    """Return the domain of `local@domain`; the local part may have dots anywhere, as in some old mailboxes."""
     at = next((at for at, token in enumerate(tokens) if token.is_special("@")), None)
     if at is None:
         raise ValueError("From has an address without a domain")

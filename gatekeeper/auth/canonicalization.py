@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What DKIM and ARC hash: header fields and body, `simple` and `relaxed` (RFC 6376 section 3.4).
+"""The canonical forms that DKIM and ARC hash, `simple` and `relaxed`, of header fields and body (RFC 6376 section 3.4).
 
-The body is hashed as its chunks arrive, so memory does not grow with the message; any chunking gives the same
-digest. Only CRLF ends a line here, as on the wire: a bare CR or LF is content. Knows neither keys nor signatures.
+The body is hashed as its chunks arrive, so memory does not grow with the message; however it is split, the digest is
+the same. Only CRLF ends a line here, as on the wire: a bare CR or LF is content. Knows neither keys nor signatures.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ _BLOCK = b"\r\n" * 4096
 
 
 def header(field: Header, relaxed: bool) -> bytes:
-    """The canonical form of one header field, without the final CRLF (RFC 6376 sections 3.4.1 and 3.4.2)."""
+    """Return one header field in canonical form, without the final CRLF (RFC 6376 sections 3.4.1 and 3.4.2)."""
     if not relaxed:
         return field.line
     name, value = field
@@ -26,9 +26,9 @@ def header(field: Header, relaxed: bool) -> bytes:
 class BodyHash:
     """The SHA-256 of a body in one canonical form, fed in chunks.
 
-    Signatures may cover only the first `l=` bytes of it: `want(limit)` asks for such a digest too, before the body
-    comes, so that any number of limits costs one canonicalization. After a `digest`, `length` is the size of the whole
-    canonical body in bytes, so a caller can tell a limit beyond the end (`length < limit`, invalid) and content that a
+    A signature may cover only the first `l=` bytes of it: call `want(limit)` for such a digest before the body arrives,
+    and any number of limits costs one canonicalization. After a `digest`, `length` is the size of the whole canonical
+    body in bytes, so that a caller can detect a limit beyond the end (`length < limit`, invalid) and content that a
     signature does not cover (`length > limit`).
     """
 
@@ -37,17 +37,17 @@ class BodyHash:
     def __init__(self, relaxed: bool, limit: int | None = None) -> None:
         self._relaxed = relaxed
         self._hash = hashlib.sha256()
-        self._whole = False  # is anything wanted but what the limits cut off?
+        self._whole = False  # is the digest of the whole body wanted?
         self._limits: list[int] = []
         self._cuts: dict[int | None, bytes] = {}
-        self._rest = b""  # an unfinished end: white space, or a CR whose LF has not come; never longer than two bytes
-        self._blank = 0  # line ends held back: at the end of the body they would not count
+        self._rest = b""  # not hashed yet: white space, or a CR whose LF has not come; never longer than two bytes
+        self._blank = 0  # line ends held back: at the end of the body they are not hashed
         self._ended = False
         self.length = 0
         self.want(limit)
 
     def want(self, limit: int | None) -> None:
-        """Have the digest of the first `limit` bytes ready, or of all."""
+        """Ask for the digest of the first `limit` bytes, or of the whole body."""
         if limit is None:
             self._whole = True
         elif limit not in self._limits:
@@ -68,7 +68,7 @@ class BodyHash:
         self._feed(text)
 
     def digest(self, limit: int | None = None) -> bytes:
-        """The digest of what was wanted, the whole body by default. Ends the body."""
+        """Return the digest of the first `limit` bytes, or of the whole body. Ends the body."""
         if not self._ended:
             self._ended = True
             # White space before the missing final line end is stripped as before any other; a lone CR is content.
@@ -80,7 +80,7 @@ class BodyHash:
         return self._cuts[limit] if limit in self._cuts else self._hash.digest()
 
     def _feed(self, text: bytes) -> None:
-        """Hash all but the line ends at the end of `text`; those wait for the next chunk to show whether they count."""
+        """Hash all but the line ends at the end of `text`: whether they count depends on what follows."""
         held = _line_ends(text)
         end = len(text) - 2 * held
         if not end:
@@ -105,8 +105,10 @@ class BodyHash:
 
 
 def _single_spaces(text: bytes) -> bytes:
-    """`text` with each run of white space as one space. A regular expression stops at every space: 115 ms for 1 MB of
-    English, and this 8; a run is halved each time, so even one of 64 kB takes 16 rounds.
+    """Replace each run of white space in `text` with one space.
+
+    A regular expression stops at every space: it takes 115 ms for 1 MB of English, this 8 ms. A run is halved each
+    time, so even one of 64 kB takes 16 rounds.
     """
     if b"\t" in text:
         text = text.replace(b"\t", b" ")
@@ -116,10 +118,10 @@ def _single_spaces(text: bytes) -> bytes:
 
 
 def _line_ends(text: bytes) -> int:
-    """How many CRLFs stand at the very end of `text`; in one pass, since a body may be nothing but empty lines."""
+    """Count the CRLFs at the very end of `text`, in one pass: a body may be nothing but empty lines."""
     if not text.endswith(b"\r\n"):
         return 0
     tail = text[len(text.rstrip(b"\r\n")) :]
-    # Behind the last doubled CR or LF the two alternate, so what is left are CRLFs, and maybe one LF before them.
+    # After the last doubled CR or LF the two alternate, so what is left is CRLFs, perhaps with one LF before them.
     doubled = max(tail.rfind(b"\r\r"), tail.rfind(b"\n\n"))
     return (len(tail) - doubled - 1) // 2

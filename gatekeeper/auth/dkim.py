@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DKIM verification (RFC 6376, 8301, 8463, 8616): which domains take responsibility for this message?
+"""DKIM verification: which domains take responsibility for a message (RFC 6376, 8301, 8463, 8616).
 
-The body is hashed as its chunks come, once for each distinct way that a signature wants it; keys come from our
-resolver; OpenSSL does the arithmetic. Every signature gets a result and a reason in our words: nothing a stranger
-wrote is in it but domains in normal form. Nothing is raised for what a message or a key record says.
+The body is hashed as its chunks arrive, once for each distinct way in which a signature covers it; keys come from our
+resolver; OpenSSL does the arithmetic. Every signature gets a result and a reason in our own words: nothing that a
+stranger wrote is in it except domains in normal form. No message or key record, however malformed, raises an exception.
 """
 
 import asyncio
@@ -23,14 +23,17 @@ from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver, known_answ
 logger = logging.getLogger(__name__)
 
 MAX_SIGNATURES = 8
-"""Signatures looked at, from the top: each may cost a look-up, a body hash and a verification."""
+"""Signatures that are verified, from the top: each may cost a look-up, a body hash and a verification."""
 CLOCK_SKEW = 300.0
-"""Seconds that a signer's clock and ours may be apart (OpenDKIM's ClockDrift)."""
+"""Seconds by which a signer's clock may differ from ours (OpenDKIM's ClockDrift)."""
 _MAX_KEYS = 4  # TXT records tried at one name
 
 
 class DkimResult(StrEnum):
-    """RFC 8601 section 2.7.1. `policy`: it verifies, and is not accepted; `neutral`: it was not looked at."""
+    """Results for one signature (RFC 8601 section 2.7.1).
+
+    `policy`: it verifies, but is not accepted; `neutral`: it was not looked at.
+    """
 
     NONE = "none"
     PASS = "pass"
@@ -43,10 +46,10 @@ class DkimResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DkimFinding:
-    """What came out for one signature. `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008).
+    """The result for one signature.
 
-    `testing` is the key's t=y; `no_key` means that its name does not exist in the DNS,
-    `tried` that a key record was found and tried.
+    `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008). `testing` is the key's t=y; `no_key`
+    means that there is no key record in the DNS, `tried` that a key record was found and tried.
     """
 
     result: DkimResult
@@ -66,11 +69,12 @@ NOT_SIGNED = DkimFinding(DkimResult.NONE, reason="the message is not signed")
 
 
 class DkimVerifier:
-    """The signatures of one message. Feed the body with `update`; `fetch` may run meanwhile; then ask `results`.
+    """Verifies the signatures of one message: feed the body to `update`, then await `results`.
 
-    `now` is seconds since the epoch. The body must have CRLF line ends, as on the wire. `digests` may be asked for more
-    than DKIM needs, before the body comes. Only signatures that are `wanted` are looked at; those of RSA keys below
-    `minimum_bits` do not count. `clock_skew`: seconds by which `t=` and `x=` may be off.
+    `fetch` may run while the body arrives. `now` is seconds since the epoch. The body must have CRLF line ends, as on
+    the wire. Before it arrives, `digests` may be asked for more than DKIM needs. Only signatures that are `wanted` are
+    verified; those of RSA keys below `minimum_bits` get `policy`. `clock_skew`: seconds by which `t=` and `x=` may be
+    off.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class DkimVerifier:
         *,
         now: float,
         max_signatures: int = MAX_SIGNATURES,
-        wanted: Callable[[Signature], bool] = lambda signature: True,
+        wanted: Callable[[Signature], bool] = lambda _signature: True,
         minimum_bits: int = MINIMUM_RSA_BITS,
         clock_skew: float = CLOCK_SKEW,
     ) -> None:
@@ -87,9 +91,9 @@ class DkimVerifier:
         self._minimum_bits = minimum_bits
         self._clock_skew = clock_skew
         self.now = now
-        places = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
-        self._ignored = max(0, len(places) - max_signatures)
-        signatures = ((index, parse_signature(headers[index])) for index in places[:max_signatures])
+        indexes = [index for index, field in enumerate(headers) if field.name.lower() == b"dkim-signature"]
+        self._ignored = max(0, len(indexes) - max_signatures)
+        signatures = ((index, parse_signature(headers[index])) for index in indexes[:max_signatures])
         self._signatures = [(index, signature) for index, signature in signatures if wanted(signature)]
         self.digests = Digests(headers)
         for _, signature in self._signatures:
@@ -97,7 +101,7 @@ class DkimVerifier:
                 self.digests.want(signature)
         self._keys: dict[str, Answer | DNSError] = {}
         self._results: tuple[DkimFinding, ...] | None = None
-        self._twice: dict[bytes, int] | None = None
+        self._repeated: dict[bytes, int] | None = None  # how often, by the name of the field
 
     @property
     def signed(self) -> bool:
@@ -109,7 +113,7 @@ class DkimVerifier:
         self.digests.update(chunk)
 
     async def fetch(self, resolver: Resolver) -> None:
-        """Look up the keys that are not known yet, all at once. DNS trouble is kept for the results."""
+        """Look up the keys that are not known yet, all at once; DNS errors are kept for the results."""
         names = {_key_name(signature) for _, signature in self._signatures if not self._objection(signature)}
         wanted = []
         for name in sorted(names - self._keys.keys()):
@@ -126,18 +130,18 @@ class DkimVerifier:
         self._keys[name] = await query_or_error(resolver, name, "TXT")
 
     async def results(self, resolver: Resolver) -> tuple[DkimFinding, ...]:
-        """One finding for each signature, from the top; a single `none` if there is none. Ends the body."""
+        """Return one finding for each signature, from the top; a single `none` without any. Ends the body."""
         await self.fetch(resolver)
         if self._results is None:
             self._results = self._verify_all()
         return self._results
 
     def results_so_far(self) -> tuple[DkimFinding, ...]:
-        """The findings by the keys that are known; `temperror` for those that are not. Ends the body."""
+        """Return the findings by the keys that are known; `temperror` where they are not. Ends the body."""
         return self._verify_all()
 
     def results_with(self, keys: Mapping[str, Answer]) -> tuple[DkimFinding, ...]:
-        """The findings by `keys`, the key records by their names, instead of the DNS. Ends the body."""
+        """Return the findings by `keys` (key records by their names) instead of the DNS. Ends the body."""
         self._keys = dict(keys)
         return self._verify_all()
 
@@ -171,28 +175,29 @@ class DkimVerifier:
         intact = body == signature.body_hash
         digest = self.digests.header(index, signature)
         tried = [
-            _judge(finding, signature, parse_key(record), digest, intact, length) for record in records[:_MAX_KEYS]
+            _try_key(finding, signature, parse_key(record), digest, intact, length) for record in records[:_MAX_KEYS]
         ]
-        best = min(tried, key=lambda tried: _PREFERRED.index(tried.result))
-        if best.result is DkimResult.PASS and (added := self._added(signature)):
-            best = replace(best, reason=f"{best.reason}, not signed: another {' and '.join(added)}")
+        best = min(tried, key=lambda tried: _PREFERENCE.index(tried.result))
+        if best.result is DkimResult.PASS and (unsigned := self._unsigned_duplicates(signature)):
+            best = replace(best, reason=f"{best.reason}, not signed: another {' and '.join(unsigned)}")
         if best.result is DkimResult.PASS and best.algorithm.startswith("rsa") and best.key_bits < self._minimum_bits:
-            reason = f"a {best.key_bits}-bit key is too short to count here; {self._minimum_bits} bits are wanted"
+            reason = f"a {best.key_bits}-bit key is too short to count here; {self._minimum_bits} bits are required"
             return replace(best, result=DkimResult.POLICY, reason=reason)
         return best
 
-    def _added(self, signature: Signature) -> list[str]:
-        """Names of fields that readers take for one, stand there twice, and are not all signed (RFC 6376 section 8.15):
-        anybody may have added the one that is shown. It still passes, as that is what verifying means; what DMARC makes
-        of two From fields is said there.
+    def _unsigned_duplicates(self, signature: Signature) -> list[str]:
+        """Return the names of repeated fields of which not all are signed, though only one may exist.
+
+        Anybody may have added the one that is shown (RFC 6376 section 8.15). The signature still passes, as that is
+        what verifying means; what two From fields mean for DMARC is decided there.
         """
-        if self._twice is None:
+        if self._repeated is None:
             present = Counter(field.name.lower() for field in self._headers)
-            self._twice = {name: present[name] for name in _ONCE if present[name] > 1}
-        return [_ONCE[name] for name, count in self._twice.items() if count > signature.names.count(name)]
+            self._repeated = {name: present[name] for name in _AT_MOST_ONE if present[name] > 1}
+        return [_AT_MOST_ONE[name] for name, count in self._repeated.items() if count > signature.names.count(name)]
 
     def _objection(self, signature: Signature) -> str:
-        """Why no key is needed to see that this signature is not valid; empty if one is."""
+        """Return why this signature is invalid whatever the key; empty if that depends on the key."""
         if signature.problem:
             return signature.problem
         if signature.expires_at is not None and signature.expires_at < self.now - self._clock_skew:
@@ -202,33 +207,38 @@ class DkimVerifier:
         return ""
 
 
-_ONCE = {
+_AT_MOST_ONE = {
     name.lower().encode(): name
     for name in ("From", "Sender", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID", "Content-Type")
 }
-"""Fields of which a message has one at most (RFC 5322 section 3.6, RFC 2045), with what readers see first."""
-_PREFERRED = (DkimResult.PASS, DkimResult.POLICY, DkimResult.FAIL, DkimResult.PERMERROR)
-"""Of several keys at one name, the one that says most (RFC 6376 section 6.1.2)."""
+"""Fields that readers see and that a message has at most once (RFC 5322 section 3.6, RFC 2045)."""
+_PREFERENCE = (DkimResult.PASS, DkimResult.POLICY, DkimResult.FAIL, DkimResult.PERMERROR)
+"""Which result is reported if there are several keys at one name, best first (RFC 6376 section 6.1.2)."""
 
 
-def _judge(
+def _try_key(
     finding: DkimFinding, signature: Signature, key: PublicKey | str, digest: bytes, intact: bool, length: int
 ) -> DkimFinding:
-    """The finding with one key: `digest` of the header, whether the body is `intact`, its canonical `length`."""
+    """Return the finding with one key, or with the reason why it cannot be used.
+
+    `digest` is that of the header; `intact` says whether the body is unchanged, `length` is its canonical length.
+    """
     if isinstance(key, str):
         return replace(finding, tried=True, result=DkimResult.PERMERROR, reason=key)
-    result, reason = _with(key, signature, digest, intact, length)
+    result, reason = _verify_with(key, signature, digest, intact, length)
     return replace(finding, tried=True, key_bits=key.bits, testing=key.testing, result=result, reason=reason)
 
 
-def _with(key: PublicKey, signature: Signature, digest: bytes, intact: bool, length: int) -> tuple[DkimResult, str]:
-    """The result, and the reason."""
+def _verify_with(
+    key: PublicKey, signature: Signature, digest: bytes, intact: bool, length: int
+) -> tuple[DkimResult, str]:
+    """Return the result and the reason. See _try_key."""
     if not signature.algorithm.startswith(key.kind):
         return DkimResult.PERMERROR, f"the key is {key.kind}, the signature is not"
     if key.strict and signature.identity_domain != signature.domain:
         return DkimResult.PERMERROR, "the key does not allow subdomains in the identity (t=s)"
-    unsigned = 0 if signature.length is None else length - signature.length
-    if unsigned < 0:
+    unsigned_bytes = 0 if signature.length is None else length - signature.length
+    if unsigned_bytes < 0:
         return DkimResult.FAIL, "the body is shorter than was signed (l=)"
     if not intact:
         return DkimResult.FAIL, "the body was changed after signing"
@@ -237,15 +247,15 @@ def _with(key: PublicKey, signature: Signature, digest: bytes, intact: bool, len
     reason = f"{key.bits}-bit {key.kind} key"
     if key.too_short:
         return DkimResult.POLICY, f"a {reason} is too short to count (RFC 8301)"
-    if unsigned and not signature.length:
+    if unsigned_bytes and not signature.length:
         return DkimResult.POLICY, "nothing of the body is signed (l=0)"
-    if unsigned:
-        reason += f", the last {unsigned} bytes of the body are not signed (l=)"
+    if unsigned_bytes:
+        reason += f", the last {unsigned_bytes} bytes of the body are not signed (l=)"
     return DkimResult.PASS, reason
 
 
 def _describe(signature: Signature) -> DkimFinding:
-    """What is known of a signature before it is judged."""
+    """Return what is known about a signature before it is verified."""
     return DkimFinding(
         DkimResult.NEUTRAL,
         signature.domain,

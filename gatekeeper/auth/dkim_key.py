@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The public key of a DKIM signature, as its TXT record publishes it (RFC 6376 section 3.6.1, RFC 8301, RFC 8463).
+"""Public keys of DKIM as TXT records publish them (RFC 6376 section 3.6.1, RFC 8301, RFC 8463).
 
-Knows neither DNS nor signatures: a record's bytes become a PublicKey or the reason why it is none.
+Knows neither DNS nor signatures: a record's bytes become a PublicKey, or the reason why it cannot be used.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _PADDING, _PREHASHED = PKCS1v15(), Prehashed(SHA256())
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A usable key and its conditions: `strict` is t=s (i= must equal d=), `testing` is t=y."""
+    """A usable key and its flags: `strict` is t=s (the domain of i= must equal d=), `testing` is t=y."""
 
     key: RSAPublicKey | Ed25519PublicKey
     strict: bool = False
@@ -38,16 +38,16 @@ class PublicKey:
 
     @property
     def bits(self) -> int:
-        """The size of the key."""
+        """The size of the key in bits."""
         return self.key.key_size if isinstance(self.key, RSAPublicKey) else 256
 
     @property
     def too_short(self) -> bool:
-        """True if no signature with this key counts."""
+        """True if no signature with this key may be accepted."""
         return self.kind == "rsa" and self.bits < MINIMUM_RSA_BITS
 
     def verifies(self, signature: bytes, digest: bytes) -> bool:
-        """True if `signature` is this key's over the SHA-256 `digest`."""
+        """Return whether `signature` was made with this key over the SHA-256 `digest`."""
         try:
             if isinstance(self.key, RSAPublicKey):
                 self.key.verify(signature, digest, _PADDING, _PREHASHED)
@@ -60,7 +60,10 @@ class PublicKey:
 
 @lru_cache(maxsize=512)
 def parse_key(record: bytes) -> PublicKey | str:
-    """The key in a TXT record, or why there is none for us. Remembered: parsing costs twice as much as verifying."""
+    """Return the key in a TXT record, or the reason why it cannot be used.
+
+    Cached, because parsing costs twice as much as verifying.
+    """
     try:
         tags = parse_tags(record)
     except ValueError as error:
@@ -81,7 +84,7 @@ def parse_key(record: bytes) -> PublicKey | str:
     except (ValueError, UnsupportedAlgorithm):
         return "the key is malformed"
     if key is None:
-        return "the key is of a kind that is not known here (k=)"
+        return "the key type (k=) is not supported here"
     return PublicKey(key, strict=b"s" in flags, testing=b"y" in flags)
 
 
@@ -92,5 +95,5 @@ def _load(kind: bytes, data: bytes) -> RSAPublicKey | Ed25519PublicKey | None:
         return None
     key = load_der_public_key(data)  # SubjectPublicKeyInfo, or PKCS#1 as the RFC's text has it
     if not isinstance(key, RSAPublicKey):
-        raise ValueError  # noqa: TRY004  # a key of another kind is as bad as none
+        raise ValueError  # noqa: TRY004  # a key of another type is as bad as none
     return key

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One DKIM-Signature field, parsed strictly (RFC 6376 sections 3.5 and 6.1.1, RFC 8301, RFC 8616).
+"""Parsing one DKIM-Signature field, strictly (RFC 6376 sections 3.5 and 6.1.1, RFC 8301, RFC 8616).
 
-Knows neither keys nor the message: a field becomes a Signature, which says what is wrong with it, if anything is.
+Knows neither keys nor the message: a field becomes a Signature, which says what is wrong with it, if anything.
 """
 
 import re
@@ -24,10 +24,10 @@ _REQUIRED = (b"v", b"a", b"b", b"bh", b"d", b"h", b"s")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """What a signature says. With a `problem` it is not valid, and only the first five fields may be set.
+    """The tags of one signature.
 
-    `b` and `body_hash` are decoded, `names` are lower case, `length` is `l=` in bytes; times are seconds since the
-    epoch.
+    With a `problem` it is not valid, and only the first five attributes may be set. `b` and `body_hash` are decoded,
+    `names` is `h=` in lower case, `length` is `l=` in bytes; times are seconds since the epoch.
     """
 
     domain: str = ""
@@ -47,7 +47,7 @@ class Signature:
 
 
 def parse_signature(field: Header) -> Signature:
-    """The signature in `field`. Never raises."""
+    """Parse the signature in `field`. Never raises."""
     try:
         tags = parse_tags(field.value)
     except ValueError as error:
@@ -59,8 +59,8 @@ def parse_signature(field: Header) -> Signature:
         return replace(partial, problem=str(error))
 
 
-def without_signature(value: bytes) -> bytes:
-    """The field value with `b=` emptied, as it was when it was signed (RFC 6376 section 3.7)."""
+def empty_b(value: bytes) -> bytes:
+    """Return a field's value with an empty `b=`, as it was when it was signed (RFC 6376 section 3.7)."""
     parts = value.split(b";")
     for index, part in enumerate(parts):
         name, equals, _ = part.partition(b"=")
@@ -70,7 +70,7 @@ def without_signature(value: bytes) -> bytes:
 
 
 def _complete(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
-    """`partial` with all the rest. Raises ValueError with the problem."""
+    """Return `partial` with all other tags. Raises ValueError with the problem."""
     parse_domain_tags(tags, _REQUIRED)
     if tags[b"v"] != b"1":
         raise ValueError("the version (v=) is not 1")
@@ -78,7 +78,7 @@ def _complete(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
         raise ValueError("the key is not in the DNS (q=)")
     identity, identity_domain = _identity(tags.get(b"i"), partial.domain)
     signature = parse_signed_parts(partial, tags, identity, identity_domain)
-    if b"" in signature.names:  # sealers of ARC write such lists
+    if b"" in signature.names:  # only ARC sealers write such lists
         raise ValueError("the list of signed fields (h=) is malformed")
     if b"from" not in signature.names:
         raise ValueError("From is not signed (h=)")
@@ -86,7 +86,10 @@ def _complete(partial: Signature, tags: dict[bytes, bytes]) -> Signature:
 
 
 def parse_domain_tags(tags: dict[bytes, bytes], required: Iterable[bytes]) -> Signature:
-    """Who signed, and how, with none of the `required` tags missing; for DKIM and ARC. Raises ValueError."""
+    """Return who signed with which algorithm, for DKIM and ARC.
+
+    Raises ValueError if one of these tags is not valid or one of the `required` tags is missing.
+    """
     missing = [name.decode() for name in required if not tags.get(name)]
     if missing:
         raise ValueError(f"the tag {missing[0]}= is missing or empty")
@@ -94,7 +97,7 @@ def parse_domain_tags(tags: dict[bytes, bytes], required: Iterable[bytes]) -> Si
     if tags[b"a"] == b"rsa-sha1":
         raise ValueError("rsa-sha1 is no longer valid (RFC 8301)")
     if tags[b"a"] not in _ALGORITHMS:
-        raise ValueError("the algorithm (a=) is not known here")
+        raise ValueError("the algorithm (a=) is not supported here")
     if "." not in found.domain:
         raise ValueError("the domain (d=) is malformed")
     if not found.selector:
@@ -105,7 +108,7 @@ def parse_domain_tags(tags: dict[bytes, bytes], required: Iterable[bytes]) -> Si
 def parse_signed_parts(
     partial: Signature, tags: dict[bytes, bytes], identity: str = "", identity_domain: str = ""
 ) -> Signature:
-    """`partial` with for whom and what is signed, and when; for DKIM and ARC. Raises ValueError."""
+    """Return `partial` with what was signed, for which identity and when; for DKIM and ARC. Raises ValueError."""
     relaxed_header, relaxed_body = _canonicalization(tags.get(b"c", b"simple/simple"))
     signed_at, expires_at = _number(tags, b"t"), _number(tags, b"x")
     if signed_at is not None and expires_at is not None and expires_at <= signed_at:
@@ -136,7 +139,7 @@ def _partial(tags: dict[bytes, bytes]) -> Signature:
 
 
 def _identity(value: bytes | None, domain: str) -> tuple[str, str]:
-    """The `i=` tag for people, and its domain, which must be d= or lie below it."""
+    """Return the `i=` tag made printable, and its domain, which must be `d=` or lie below it. Raises ValueError."""
     if value is None:
         return "@" + domain, domain
     # dkim-quoted-printable (RFC 6376 section 2.11), where white space means nothing
@@ -167,7 +170,7 @@ def _number(tags: dict[bytes, bytes], name: bytes, pattern: re.Pattern[bytes] = 
     if name not in tags:
         return None
     if not pattern.match(tags[name]):
-        raise ValueError(f"the tag {name.decode()}= is no number")
+        raise ValueError(f"the tag {name.decode()}= is not a number")
     return int(tags[name])
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DMARC (RFC 9989): did anyone who answers for the domain in From vouch for this message, and if not, what then?
+"""DMARC (RFC 9989): whether SPF or DKIM passed for the domain in From, and what its policy asks for if not.
 
-The organizational domain is found by the tree walk (section 4.10), without a list of public suffixes. DNS trouble is
-`temperror`, unless what is known decides already. A From that names no single domain is `permerror`, never `pass`.
+The organizational domain is found by the tree walk (section 4.10), without a list of public suffixes. A DNS error is
+`temperror`, unless what is known suffices to decide. A From that does not name exactly one domain is `permerror`, never
+`pass`.
 """
 
 from collections.abc import Sequence
@@ -20,11 +21,14 @@ from gatekeeper.dnsclient.resolver import DNSError, Resolver
 __all__ = ["DmarcFinding", "DmarcPolicy", "DmarcResult", "check_dmarc", "discover", "from_domain"]
 
 _MAX_LABELS = 8
-"""A longer name is cut to one label less after the first question, so that no walk takes more than 8."""
+"""After its first query, the walk up from a longer name goes on with 7 labels: it takes 8 queries at most."""
 
 
 class DmarcResult(StrEnum):
-    """RFC 9989 section 9.4 (`none`: no policy applies); `permerror` is a From that names no single domain."""
+    """Results of DMARC (RFC 9989 section 9.4).
+
+    `none`: no policy applies; `permerror`: From does not name exactly one domain.
+    """
 
     NONE = "none"
     PASS = "pass"
@@ -35,12 +39,14 @@ class DmarcResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DmarcFinding:
-    """What came out. `domain` is that of From, `record_domain` the name whose record applies. `organizational` is
-    empty where it made no difference and so was not looked for.
+    """The result of DMARC for one message.
 
-    `record` is that record, `record_policy` its `p=`, `published` what it says of this domain (`p`, `sp` or `np`),
-    `policy` what is to be applied: `none` unless the result is `fail`, and a step milder if the domain is testing.
-    `spf_aligned` and `dkim_aligned` say what passed.
+    `domain` is that of From, `record_domain` the name whose record applies. `organizational` is the organizational
+    domain, empty if it made no difference and so was not looked up.
+
+    `record` is that record, `record_policy` its `p=`, `published` what it asks for this domain (`p`, `sp` or
+    `np`), `policy` what is to be applied: `none` unless the result is `fail`, and one step milder if the domain is
+    testing. `spf_aligned` and `dkim_aligned` say what passed.
     """
 
     result: DmarcResult
@@ -59,11 +65,11 @@ class DmarcFinding:
 
 @dataclass(slots=True)
 class _Walk:
-    """One tree walk: the records on the way up, and whether DNS trouble ended it."""
+    """One tree walk: the records on the way up, and whether a DNS error ended it."""
 
     start: str
     records: list[tuple[str, DmarcRecord]] = field(default_factory=list)
-    broken: bool = False
+    failed: bool = False
 
     @property
     def organizational(self) -> str:
@@ -76,8 +82,9 @@ class _Walk:
         return self.records[-1][0] if self.records else self.start
 
     def applicable(self) -> tuple[str, DmarcRecord] | None:
-        """The record whose policy applies: at the domain, else at its organizational domain, else at its public
-        suffix domain (section 4.10.1).
+        """Return the record whose policy applies, with its name (section 4.10.1).
+
+        It is that of the domain, else that of its organizational domain, else that of its public suffix domain.
         """
         by_name = dict(self.records)
         suffixes = [name for name, record in self.records if record.psd == "y"]
@@ -90,20 +97,21 @@ class _Walk:
 async def check_dmarc(
     resolver: Resolver, headers: Sequence[Header], spf: SpfFinding, dkim: Sequence[DkimFinding]
 ) -> DmarcFinding:
-    """The finding for a message with these fields. `spf` is the finding for MAIL FROM (for the null sender, that is
-    the HELO identity). Nothing is raised.
+    """Return the finding for a message with these header fields. Never raises.
+
+    `spf` is the finding for MAIL FROM (for the null sender, that is the HELO identity).
     """
     author = from_domain(headers)
     if author.problem:
         return DmarcFinding(DmarcResult.PERMERROR, reason=author.problem)
     walks = _Walks(resolver)
     passed = (_passed(spf), _passed(*dkim))
-    if passing := await walks.without_walking(author.domain, *passed):
+    if passing := await walks.pass_without_walking(author.domain, *passed):
         return passing
     walk = await walks.walk(author.domain)
     finding = DmarcFinding(DmarcResult.NONE, author.domain, walk.organizational)
     found = walk.applicable()
-    if walk.broken and (found is None or found[0] != author.domain):
+    if walk.failed and (found is None or found[0] != author.domain):
         return replace(finding, result=DmarcResult.TEMPERROR, reason="the DMARC record could not be looked up")
     if found is None:
         return replace(finding, reason=f"{author.domain} publishes no DMARC record")
@@ -115,16 +123,16 @@ async def check_dmarc(
     spf_aligned = await walks.any_aligned(walk, passed[0], record.strict_spf)
     dkim_aligned = await walks.any_aligned(walk, passed[1], record.strict_dkim)
     if spf_aligned or dkim_aligned:
-        published = _published(author.domain, record_domain, record)
+        published = _published_policy(author.domain, record_domain, record)
         return _pass(replace(finding, published=published), bool(spf_aligned), bool(dkim_aligned))
     try:
         exists = record.nonexistent is None or (await resolver.query(author.domain, "A")).exists
     except DNSError:
         return replace(finding, result=DmarcResult.TEMPERROR, reason=f"{author.domain} could not be looked up")
-    published = _published(author.domain, record_domain, record, exists=exists)
+    published = _published_policy(author.domain, record_domain, record, exists=exists)
     finding = replace(finding, published=published)
     if None in (spf_aligned, dkim_aligned) or _undecided(walk, record, spf, dkim):
-        reason = "DNS trouble keeps it open whether SPF or DKIM passed for this domain"
+        reason = "because of DNS errors it is not known whether SPF or DKIM passed for this domain"
         return replace(finding, result=DmarcResult.TEMPERROR, reason=reason)
     policy = published.lowered() if record.testing else published
     reason = f"neither SPF nor DKIM passed for {author.domain}"
@@ -132,7 +140,7 @@ async def check_dmarc(
 
 
 async def discover(resolver: Resolver, headers: Sequence[Header]) -> None:
-    """Ask what `check_dmarc` will surely ask, so that a caching resolver knows it by then. Nothing is raised."""
+    """Make the query that `check_dmarc` surely needs, so that a caching resolver has its answer. Never raises."""
     author = from_domain(headers)
     if author.domain:
         try:
@@ -142,7 +150,7 @@ async def discover(resolver: Resolver, headers: Sequence[Header]) -> None:
 
 
 def _passed(*findings: SpfFinding | DkimFinding) -> list[str]:
-    """The domains that passed."""
+    """Return the domains for which SPF or DKIM passed."""
     return [one.domain for one in findings if one.result in (SpfResult.PASS, DkimResult.PASS) and one.domain]
 
 
@@ -157,8 +165,8 @@ def _pass(finding: DmarcFinding, spf_aligned: bool, dkim_aligned: bool) -> Dmarc
     )
 
 
-def _published(domain: str, record_domain: str, record: DmarcRecord, *, exists: bool = True) -> DmarcPolicy:
-    """The policy that the record has for `domain`, which does or does not exist in the DNS."""
+def _published_policy(domain: str, record_domain: str, record: DmarcRecord, *, exists: bool = True) -> DmarcPolicy:
+    """Return the policy that the record states for `domain`, which may or may not exist in the DNS."""
     assert record.policy is not None
     if domain == record_domain:
         return record.policy
@@ -168,7 +176,7 @@ def _published(domain: str, record_domain: str, record: DmarcRecord, *, exists: 
 
 
 def _undecided(walk: _Walk, record: DmarcRecord, spf: SpfFinding, dkim: Sequence[DkimFinding]) -> bool:
-    """True if something could not be checked that, had it passed, might have been aligned."""
+    """Return whether a check that ended in `temperror` might have passed with an aligned domain."""
 
     def might_align(domain: str, strict: bool) -> bool:
         return domain == walk.start if strict else is_within(domain, walk.organizational)
@@ -179,7 +187,7 @@ def _undecided(walk: _Walk, record: DmarcRecord, spf: SpfFinding, dkim: Sequence
 
 
 class _Walks:
-    """Tree walks that ask for each record once."""
+    """Tree walks that look up each record only once."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
@@ -193,25 +201,25 @@ class _Walks:
         try:
             for size in sizes:
                 name = _last_labels(start, size)
-                record = await self._at(name)
+                record = await self._record_at(name)
                 if record is not None:
                     walk.records.append((name, record))
                     if record.psd == "n" or (record.psd == "y" and name != start):
                         break
         except DNSError:
-            walk.broken = True
+            walk.failed = True
         return walk
 
-    async def without_walking(self, author: str, spf: Sequence[str], dkim: Sequence[str]) -> DmarcFinding | None:
-        """The finding for most mail: the author's domain has a record, and what passed has passed for that very name.
+    async def pass_without_walking(self, author: str, spf: Sequence[str], dkim: Sequence[str]) -> DmarcFinding | None:
+        """Return the finding for most mail: the author's domain has a record, and what passed did so for that name.
 
-        Where the organizational domain is makes no difference then, so nobody above is asked: a name server of a top
-        level that does not answer must not keep such mail waiting. None if it takes a walk to know.
+        The organizational domain makes no difference then, so no parent domain is queried: a top-level name server that
+        does not answer must not delay such mail. None if it takes a walk to know.
         """
         if not (spf or dkim) or any(domains and author not in domains for domains in (spf, dkim)):
             return None
         try:
-            record = await self._at(author)
+            record = await self._record_at(author)
         except DNSError:
             return None
         if record is None or record.policy is None:
@@ -228,8 +236,9 @@ class _Walks:
         return _pass(finding, author in spf, author in dkim)
 
     async def any_aligned(self, author: _Walk, domains: Sequence[str], strict: bool) -> bool | None:
-        """True if one of `domains` is aligned with that of the author; None if DNS trouble keeps that from being
-        known.
+        """Return whether one of `domains` is aligned with that of the author; None if DNS errors leave that unknown.
+
+        `strict` is strict alignment: only the author's very domain is aligned.
         """
         if author.start in domains:
             return True
@@ -237,16 +246,16 @@ class _Walks:
             return False
         unknown = False
         for domain in dict.fromkeys(domains):
-            if not author.broken and not is_within(domain, author.organizational):
+            if not author.failed and not is_within(domain, author.organizational):
                 continue
             other = await self.walk(domain)
-            if author.broken or other.broken:
+            if author.failed or other.failed:
                 unknown = True
             elif other.organizational == author.organizational:
                 return True
         return None if unknown else False
 
-    async def _at(self, name: str) -> DmarcRecord | None:
+    async def _record_at(self, name: str) -> DmarcRecord | None:
         if name not in self._records:
             self._records[name] = find_record((await self._resolver.query(f"_dmarc.{name}", "TXT")).records)
         return self._records[name]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A DMARC policy record (RFC 9989 sections 4.7 and 4.8): TXT bytes become a Record, or nothing.
+"""Parsing DMARC policy records (RFC 9989 sections 4.7 and 4.8): TXT bytes become a DmarcRecord, or nothing.
 
-Unknown and malformed tags are ignored, those of RFC 7489 that are gone (`pct`, `rf`, `ri`) among them. Knows no DNS.
+Unknown and malformed tags are ignored, among them those of RFC 7489 that RFC 9989 removed (`pct`, `rf`, `ri`). Knows no
+DNS.
 """
 
 import re
@@ -15,22 +16,23 @@ _URI = re.compile(r"(?!mailto:)[a-z][a-z0-9+.-]*:[^\s,!]+|mailto:[^\s,!@]+@[^\s,
 
 
 class DmarcPolicy(StrEnum):
-    """What the domain asks to be done with mail that fails."""
+    """What a domain asks receivers to do with mail that fails."""
 
     NONE = "none"
     QUARANTINE = "quarantine"
     REJECT = "reject"
 
     def lowered(self) -> "DmarcPolicy":
-        """One step milder, for a policy in testing (`t=y`)."""
+        """Return the policy one step milder, as for a domain that is testing (`t=y`)."""
         return DmarcPolicy.QUARANTINE if self is DmarcPolicy.REJECT else DmarcPolicy.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DmarcRecord:
-    """What a record says. `policy` is None if there is neither a valid `p` nor a `rua`: then DMARC does not apply.
+    """The tags of a record.
 
-    `subdomains` is `sp`, `nonexistent` is `np`, None if not said. `psd` is y, n or u.
+    `policy` is None if there is neither a valid `p` nor a `rua`: then DMARC does not apply. `subdomains` is `sp`,
+    `nonexistent` is `np`, None if absent. `psd` is y, n or u.
     """
 
     policy: DmarcPolicy | None
@@ -44,7 +46,7 @@ class DmarcRecord:
 
 
 def find_record(texts: Iterable[object]) -> DmarcRecord | None:
-    """The record among the TXT records of one name; None if there is none, or more than one (section 4.10)."""
+    """Return the DMARC record among the TXT records of a name; None if there is not exactly one (section 4.10)."""
     found = [text for text in texts if isinstance(text, bytes) and _VERSION.match(text)]
     return _parse(found[0]) if len(found) == 1 else None
 
@@ -59,7 +61,7 @@ def _parse(text: bytes) -> DmarcRecord:
     rua = tuple(uri for uri in (part.strip() for part in tags.get("rua", "").split(",")) if _URI.match(uri))
     policies = {name: _policy(tags[name]) for name in ("p", "sp", "np") if name in tags}
     if "p" not in policies or None in policies.values():
-        # section 4.10.1: act as if it said p=none, and nothing else, or leave the message alone
+        # section 4.10.1: with a rua, act as if it said only p=none; without one, do not apply DMARC
         policies = {"p": DmarcPolicy.NONE if rua else None}
     psd = tags.get("psd", "").lower()
     return DmarcRecord(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Domains as SPF, DKIM and DMARC compare them: lower-case A-labels without a final dot (RFC 8616).
+"""Domain names as SPF, DKIM and DMARC compare them: lower-case A-labels without a final dot (RFC 8616).
 
-What cannot be the domain of a mailbox or of a signature becomes the empty string, so that no one compares, looks up
-or prints what a stranger made up.
+Anything that cannot be the domain of a mailbox or of a signature becomes the empty string, so that what a stranger made
+up is never compared, looked up or printed.
 """
 
 import re
@@ -13,7 +13,7 @@ _DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\Z")
 
 
 def normal_domain(text: str) -> str:
-    """`text` as lower-case A-labels; empty if it is no domain name of letters, digits, hyphens and underscores."""
+    """Return `text` as lower-case A-labels; empty unless it consists of letters, digits, hyphens and underscores."""
     if not text.isascii():
         name = to_name(text)
         text = "" if name is None else to_text(name)
@@ -22,5 +22,5 @@ def normal_domain(text: str) -> str:
 
 
 def is_within(name: str, domain: str) -> bool:
-    """True if `name` is `domain` or lies below it; both in normal form."""
+    """Return whether `name` is `domain` or lies below it; both in normal form."""
     return name == domain or name.endswith("." + domain)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""iprev (RFC 8601 section 3): does the client's address have a name, and does that name lead back to it?
+"""iprev (RFC 8601 section 3): whether the client's address has a name, and whether that name resolves to the address.
 
-By Postfix's rules (smtpd_peer.c, valid_hostname.c), so that both say the same of a client: only the first PTR record
+Follows Postfix's rules (smtpd_peer.c, valid_hostname.c), so that both agree about a client: only the first PTR record
 counts, a numeric or malformed name counts as none, and an IPv4 client needs an A record, an IPv6 client an AAAA.
 """
 
@@ -18,7 +18,10 @@ _HOSTNAME = re.compile(r"(?=.{1,255}\Z)(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a
 
 
 class IprevResult(StrEnum):
-    """RFC 8601 section 2.7.3: `fail` if the name does not lead back, `permerror` if there is no name."""
+    """Results of iprev (RFC 8601 section 2.7.3).
+
+    `fail`: the name does not resolve to the address; `permerror`: the address has no name.
+    """
 
     PASS = "pass"
     FAIL = "fail"
@@ -28,8 +31,10 @@ class IprevResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class IprevFinding:
-    """What came out. `name` is set only if it is confirmed; `reverse` is what the first PTR record says, if usable;
-    `address` is the client as text.
+    """The result for one client.
+
+    `name` is set only if it is confirmed; `reverse` is the name in the first PTR record, if usable; `address` is the
+    client's address as text.
     """
 
     result: IprevResult
@@ -40,7 +45,7 @@ class IprevFinding:
 
 
 async def check_iprev(resolver: Resolver, address: Address | None) -> IprevFinding:
-    """Look the client up, there and back. DNS trouble is `temperror`; nothing is raised."""
+    """Look up the client's name, and the addresses of that name. A DNS error is `temperror`. Never raises."""
     if address is None:
         return IprevFinding(IprevResult.PERMERROR, reason="the client's address is not known")
     if isinstance(address, IPv6Address):
@@ -52,7 +57,7 @@ async def check_iprev(resolver: Resolver, address: Address | None) -> IprevFindi
         return IprevFinding(IprevResult.TEMPERROR, "", "", f"the name of {client} could not be looked up", client)
     name = str(pointers[0]) if pointers else ""
     if not is_hostname(name):
-        why = f"{printable(name, 80)} is no host name" if name else "it has no PTR record"
+        why = f"{printable(name, 80)} is not a valid host name" if name else "it has no PTR record"
         return IprevFinding(IprevResult.PERMERROR, "", "", f"{client} has no name: {why}", client)
     try:
         found = (await resolver.query(name, "A" if address.version == 4 else "AAAA")).records
@@ -66,7 +71,7 @@ async def check_iprev(resolver: Resolver, address: Address | None) -> IprevFindi
 
 
 def is_hostname(name: str) -> bool:
-    """True if Postfix takes `name` for a host name: letters, digits, hyphens and underscores, and not all numeric."""
+    """Return whether `name` is a host name for Postfix: letters, digits, hyphens, underscores; not all numeric."""
     return _HOSTNAME.match(name) is not None and not name.replace(".", "").isdigit()
 
 

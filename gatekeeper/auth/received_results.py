@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What another server's authentication results say: the payload of an ARC-Authentication-Results field (RFC 8617
-section 4.1.1) or of a trusted host's Authentication-Results (RFC 8601), read for one purpose: which method had which
-result?
+"""Parsing the authentication results of other servers: which method had which result.
 
-Linear in the field's length, without recursion. Where the text is ambiguous the answer is the worse one: a method
-that is stated twice with different results, or in a comment, has not passed.
+Reads the payload of an ARC-Authentication-Results field (RFC 8617 section 4.1.1) or of a trusted host's
+Authentication-Results field (RFC 8601).
+
+Takes linear time in the field's length, without recursion. Where the text is ambiguous, the worse reading counts: a
+method with two different results, or one that is only mentioned in a comment, has not passed.
 """
 
 import re
@@ -22,18 +23,18 @@ _PIECE = re.compile(r'[()]|\\.|"(?:[^"\\]|\\.)*"|[^()\\"]+|["\\]', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class ReceivedResults:
-    """`results` by method, all in lower case. `authserv_id` is empty if the field is malformed."""
+    """The `results` by method, all in lower case. `authserv_id` is empty if the field is malformed."""
 
     authserv_id: str = ""
     results: Mapping[str, str] = field(default_factory=dict)
 
     def passed(self, method: str) -> bool:
-        """True if the only thing that is said of `method` is that it passed."""
+        """Return whether `method` has a result, and all its results are `pass`."""
         return self.results.get(method) == "pass"
 
 
 def parse_received_results(value: bytes) -> ReceivedResults:
-    """What a field says. Never raises; a malformed one says nothing."""
+    """Parse a field's value. Never raises; a malformed one has no results."""
     text = value.decode("utf-8", "replace").replace("\r\n", "")
     if match := _INSTANCE.match(text):
         text = text[match.end() :]
@@ -53,7 +54,7 @@ def parse_received_results(value: bytes) -> ReceivedResults:
 
 
 def _without_comments(text: str) -> str | None:
-    """`text` with each comment as a space and each quoted string as `""`; None if a comment has no end."""
+    """Replace each comment with a space and each quoted string with `""`; None if a comment is not terminated."""
     kept, depth = [], 0
     for piece in _PIECE.findall(text):
         if piece == "(":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Authentication-Results field that we add (RFC 8601).
+"""Building the Authentication-Results field that we add (RFC 8601).
 
-authres knows the syntax and sanitises nothing, so nothing is handed to it that has not been made safe: of a
-stranger's words only domains in normal form, addresses and plain tokens become properties, and what goes into a
-comment cannot end it, nor look like a result to a reader who only searches for `dkim=pass`. What does not fit is left
-out. Size is bounded by the caps on each value and on the number of signatures.
+authres knows the syntax but sanitises nothing, so everything is made safe before it gets there: of a stranger's words
+only domains in normal form, addresses and plain tokens become properties, and what goes into a comment can neither end
+it nor look like a result to a reader who only searches for `dkim=pass`. What does not fit is left out. The size is
+bounded by the limits on each value and on the number of signatures.
 """
 
 import re
@@ -28,7 +28,7 @@ __all__ = ["AllFindings", "Method", "authentication_results", "claims_to_be_ours
 
 
 class Method(StrEnum):
-    """What can be found out and told (RFC 8601 section 2.7)."""
+    """The authentication methods that can be reported (RFC 8601 section 2.7)."""
 
     SPF = "spf"
     IPREV = "iprev"
@@ -43,7 +43,7 @@ _MAX_COMMENT = 160
 _MAX_LINE = 78
 _FOLD = "\r\n\t"
 _UNFIT_FOR_COMMENT = re.compile(r"[^A-Za-z0-9 .,:/_@%+*~'-]")
-# our own, said without brackets and equals signs: "the signature has expired (x=)", "not valid (RFC 8301)", "tag b="
+# in our own reasons, to remove brackets and equals signs: "has expired (x=)", "not valid (RFC 8301)", "the tag b="
 _TAG_REMARK = re.compile(r" \(([a-z]{1,2})=(\w?)\)")
 _REMARK = re.compile(r" \(([^()]*)\)")
 _TAG = re.compile(r"\b([a-z]{1,2})=(?!\w)")
@@ -67,21 +67,21 @@ class AllFindings(Protocol):
 async def authentication_results(
     authserv_id: str, findings: AllFindings, methods: Collection[Method] = ALL_METHODS
 ) -> Header:
-    """Our field for one message, with what `methods` find out about it; waits for what is not known yet."""
+    """Return our field for one message, with the results of `methods`; waits for those not known yet."""
     iprev = await findings.iprev() if Method.IPREV in methods else None
     spf, helo_spf = (await findings.spf(), await findings.helo_spf()) if Method.SPF in methods else (None, None)
     dkim = await findings.dkim() if Method.DKIM in methods else ()
     dmarc = await findings.dmarc() if Method.DMARC in methods else None
     arc = await findings.arc() if Method.ARC in methods else None
-    both = [found for found in (spf, helo_spf) if found is not None]
+    spf_findings = [found for found in (spf, helo_spf) if found is not None]
     if spf is not None and spf.identity == "helo":
-        both = [spf]
+        spf_findings = [spf]
     chain = None if arc is None or arc.result is ArcResult.NONE else arc
-    return results_field(authserv_id, iprev=iprev, spf=both, dkim=dkim, dmarc=dmarc, arc=chain)
+    return results_field(authserv_id, iprev=iprev, spf=spf_findings, dkim=dkim, dmarc=dmarc, arc=chain)
 
 
 async def is_empty_result(findings: AllFindings, methods: Collection[Method]) -> bool:
-    """True if DKIM is all that is told, and the message is not signed."""
+    """Return whether DKIM is the only method, and the message is not signed."""
     return tuple(methods) == (Method.DKIM,) and await findings.dkim() == (NOT_SIGNED,)
 
 
@@ -94,7 +94,7 @@ def results_field(
     dmarc: DmarcFinding | None = None,
     arc: ArcFinding | None = None,
 ) -> Header:
-    """One Authentication-Results field with all methods: printable ASCII, folded with CRLF and a tab."""
+    """Return one Authentication-Results field with all results: printable ASCII, folded with CRLF and a tab."""
     results = [] if iprev is None else [_iprev(iprev)]
     results += map(_spf, spf)
     results += map(_dkim, dkim)
@@ -106,7 +106,7 @@ def results_field(
     return Header(b"Authentication-Results", text.removesuffix(";").encode("ascii"))
 
 
-# The same client, domain and policy come again and again, and words, checks and authres take 30 µs a result.
+# The same clients, domains and policies come again and again, and building one result takes 30 µs.
 @lru_cache(maxsize=512)
 def _iprev(found: IprevFinding) -> str:
     return _result("iprev", found.result, found.reason, ("policy", "iprev", found.address, _ADDRESS))
@@ -135,9 +135,10 @@ def _dkim(found: DkimFinding) -> str:
 
 @lru_cache(maxsize=512)
 def _dmarc(found: DmarcFinding) -> str:
-    """With what RFC 9989 registers: `p=` of the record, and where that was found if not at the From domain itself.
+    """Return the result with the properties that RFC 9989 registers.
 
-    `policy.dmarc` is what is to be applied after `sp`, `np` and `t`, as other verifiers tell it.
+    They are `p=` of the record, and its domain if that is not the From domain itself. `policy.dmarc` is the policy to
+    be applied after `sp`, `np` and `t`, as other verifiers report it.
     """
     policy = found.policy if found.result is DmarcResult.FAIL else ""
     elsewhere = found.record_domain if found.record_domain != found.domain else ""
@@ -153,32 +154,32 @@ def _dmarc(found: DmarcFinding) -> str:
 
 
 def _arc(found: ArcFinding) -> str:
-    """RFC 8617 sections 10.2 and 10.3; who wants to seal needs this result in our field."""
+    """Return the result (RFC 8617 sections 10.2 and 10.3); a sealer after us needs it in our field."""
     oldest = str(found.oldest_pass) if found.result is ArcResult.PASS else ""
     return _result("arc", found.result, found.reason, ("header", "oldest-pass", oldest, _TOKEN))
 
 
 def _result(method: str, result: str, reason: str, *properties: tuple[str, str, str, re.Pattern[str] | None]) -> str:
-    """One result, folded, with its semicolon. A property's value that does not fit its pattern is left out."""
+    """Return one result, folded, with its semicolon; property values that do not match their pattern are left out."""
     fit = [
         AuthenticationResultProperty(kind, name, value)
         for kind, name, value, pattern in properties
         if value and (pattern is None or pattern.match(value))
     ]
-    said = _TAG.sub(r"\1", _REMARK.sub(r", \1", _TAG_REMARK.sub(r" tag \1 \2", reason))).replace("  ", " ").rstrip()
-    comment = _UNFIT_FOR_COMMENT.sub("?", printable(said, _MAX_COMMENT))
+    text = _TAG.sub(r"\1", _REMARK.sub(r", \1", _TAG_REMARK.sub(r" tag \1 \2", reason))).replace("  ", " ").rstrip()
+    comment = _UNFIT_FOR_COMMENT.sub("?", printable(text, _MAX_COMMENT))
     return _folded(f"{AuthenticationResult(method, result=result, result_comment=comment, properties=fit)};")
 
 
 def _quoted(authserv_id: str) -> str:
-    """Our authserv-id as a token, or quoted if it is none; it comes from the configuration."""
+    """Return our authserv-id (from the configuration) as a token, or quoted if it is not one."""
     if _TOKEN.match(authserv_id):
         return authserv_id
     return '"' + re.sub(r'(["\\])', r"\\\1", printable(authserv_id, 255)) + '"'
 
 
 def _folded(result: str) -> str:
-    """A result, broken between words where it is long; no quoted string has a space in it."""
+    """Fold a long result between words; no quoted string in it contains a space."""
     lines = [""]
     for word in result.split(" "):
         if lines[-1] and len(lines[-1]) + len(word) >= _MAX_LINE - 8:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SPF (RFC 7208): may this client send for this domain? pyspf does the evaluation, our resolver the asking.
+"""SPF (RFC 7208): whether a client may send for a domain, evaluated by pyspf with answers from our own resolver.
 
-pyspf never waits here: its DNS seam answers from what was gathered for this evaluation or is remembered, or raises
-Missing; then the answer is awaited, and the evaluation runs again. The number of passes and the time are bounded. An
-outcome without macros is remembered with its answers, for the next message of the same client and domain. What
-pyspf does not do for us is done around it: bad addresses, U-labels, `exp=` text, records made to cost time, and
-exceptions of its own.
+pyspf never waits here: its DNS method answers from what was gathered for this evaluation or is in the cache, or raises
+AnswersMissing; then the answers are awaited, and the evaluation runs again. The number of passes and the time are
+bounded. A result that depends on no macro is cached with its answers, for the next message from the same client and
+domain. What pyspf lacks is done around it: invalid addresses, U-labels, the `exp=` text, records designed to take a
+long time, and exceptions of its own.
 """
 
 import asyncio
@@ -29,21 +29,21 @@ logger = logging.getLogger(__name__)
 
 TIME_LIMIT = 20.0
 """Seconds for one evaluation, answers included (RFC 7208 section 4.6.4 recommends at least 20)."""
-_MAX_PASSES = 60  # ten terms of at most three questions each, the explanation, and some room
+_MAX_PASSES = 60  # ten terms of at most three queries each, the explanation, and some to spare
 _MAX_RECORD = 8192  # bytes; pyspf takes quadratic time over repeated modifiers
 _MAX_TERM = 512  # characters of one domain-spec; its regular expressions take quadratic time over those
 _MAX_EXPLANATION = 1024
 _MAX_NAMES = 10  # RFC 7208 section 4.6.4: of an MX or PTR answer
 
-_HALF_THE_WORLD = re.compile(r"/[0-7]$")
-"""The prefix length of an address, or of what `a` and `mx` lead to."""
+_HUGE_NETWORK = re.compile(r"/[0-7]$")
+"""The prefix length of an `ip4` or `ip6`, or of the addresses of an `a` or `mx`."""
 _RECORD = re.compile(rb"v=spf1(?: |$)", re.IGNORECASE)
 
 Identity = Literal["mailfrom", "helo"]
 
 
 class SpfResult(StrEnum):
-    """RFC 7208 section 2.6."""
+    """Results of SPF (RFC 7208 section 2.6)."""
 
     NONE = "none"
     NEUTRAL = "neutral"
@@ -56,9 +56,11 @@ class SpfResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SpfFinding:
-    """What came out. `domain` is the one that was judged, `reason` a sentence of ours, and `explanation` the domain's
-    own words for a `fail` (empty if it has none): printable ASCII on one line. `mechanism` is the term of the domain's
-    own record that matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did.
+    """The result for one identity.
+
+    `domain` is the one that was checked, `reason` a sentence of ours, and `explanation` the domain's own words for a
+    `fail` (empty if it has none): printable ASCII on one line. `mechanism` is the term of the domain's own record that
+    matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did.
     """
 
     result: SpfResult
@@ -70,18 +72,18 @@ class SpfFinding:
 
     @property
     def authenticates(self) -> bool:
-        """True for a `pass` that says something of the client: not by `all`, nor by a network of half the world."""
+        """True for a `pass` that identifies the client: not by `all`, nor by a network larger than a /8."""
         if self.result is not SpfResult.PASS or self.mechanism.lstrip("+").lower() == "all":
             return False
-        return not _HALF_THE_WORLD.search(self.mechanism)
+        return not _HUGE_NETWORK.search(self.mechanism)
 
 
 async def check_mail_from(
     resolver: Resolver, *, address: Address | None, helo: str, sender: str, receiver: str
 ) -> SpfFinding:
-    """SPF for the MAIL FROM identity; for the null sender that is `postmaster@helo` (RFC 7208 section 2.4).
+    """Check the MAIL FROM identity; for the null sender that is `postmaster@helo` (RFC 7208 section 2.4).
 
-    `receiver` is our host name, for the `%{r}` macro. DNS trouble is `temperror`; nothing is raised.
+    `receiver` is our host name, for the `%{r}` macro. A DNS error is `temperror`. Never raises.
     """
     if not sender:
         return await check_helo(resolver, address=address, helo=helo, receiver=receiver)
@@ -90,7 +92,7 @@ async def check_mail_from(
 
 
 async def check_helo(resolver: Resolver, *, address: Address | None, helo: str, receiver: str) -> SpfFinding:
-    """SPF for the HELO identity (RFC 7208 section 2.3). DNS trouble is `temperror`; nothing is raised."""
+    """Check the HELO identity (RFC 7208 section 2.3). A DNS error is `temperror`. Never raises."""
     return await _check(resolver, "helo", address, "postmaster", helo, helo, receiver)
 
 
@@ -103,26 +105,28 @@ async def _check(
         return replace(nothing, reason="the client's address is not known")
     # RFC 7208 section 4.3: neither a literal, nor a name of one label, nor a malformed one has a policy
     if "." not in name or name.rpartition(".")[2].isdigit():
-        return replace(nothing, reason=f"{printable(domain, 80) or 'the empty name'} is no domain that could have one")
-    if remembered := _recall(resolver, address, name):
-        return SpfFinding(remembered[0], identity, name, *remembered[1:])
+        return replace(
+            nothing, reason=f"{printable(domain, 80) or 'the empty name'} is not a domain that could have an SPF record"
+        )
+    if cached := _cached_outcome(resolver, address, name):
+        return SpfFinding(cached[0], identity, name, *cached[1:])
     answer = await query_or_error(resolver, name, "TXT")
     if isinstance(answer, Answer) and not any(
         isinstance(text, bytes) and _RECORD.match(text) for text in answer.records
     ):
-        return replace(nothing, reason=f"{name} publishes no SPF record")  # most often so, and pyspf takes its time
+        return replace(nothing, reason=f"{name} publishes no SPF record")  # the most common case, and pyspf is slow
     evaluation = _Evaluation(address, local, name, normal_domain(helo) or "unknown", receiver, resolver)
     evaluation.answers[name, "TXT"] = answer
     try:
         result, explanation, reason = evaluation.outcome()
-    except Missing as missing:
+    except AnswersMissing as missing:
         try:
             async with asyncio.timeout(TIME_LIMIT):
-                result, explanation, reason = await _ask_on(resolver, evaluation, missing)
+                result, explanation, reason = await _fetch_and_evaluate(resolver, evaluation, missing)
         except TimeoutError:
             result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
     outcome = (result, explanation, printable(reason, 200), printable(evaluation.mechanism or "", 200))
-    _keep(outcome, evaluation, address)
+    _cache_outcome(outcome, evaluation, address)
     return SpfFinding(result, identity, name, *outcome[1:])
 
 
@@ -130,51 +134,54 @@ _Outcome = tuple[SpfResult, str, str, str]
 _outcomes: dict[tuple[Address, str], tuple[_Outcome, dict[tuple[str, str], Answer | DNSError]]] = {}
 _NO_OUTCOME: tuple[None, dict[tuple[str, str], Answer | DNSError]] = (None, {})
 _MAX_OUTCOMES = 2048
-_MAX_KEPT = 4096  # bytes of TXT records that an outcome may keep alive
+_MAX_CACHED = 4096  # bytes of records that a cached outcome may keep in memory
 
 
-def _recall(resolver: Resolver, address: Address, name: str) -> _Outcome | None:
-    """What came out for this client and domain before, if every answer that it was worked out from still is the one
-    that `resolver` remembers: 5 µs instead of 250 for what pyspf takes.
+def _cached_outcome(resolver: Resolver, address: Address, name: str) -> _Outcome | None:
+    """Return the earlier outcome for this client and domain, if all its answers are still those in `resolver`'s cache.
+
+    This takes 5 µs, pyspf 250 µs.
     """
     outcome, answers = _outcomes.get((address, name), _NO_OUTCOME)
-    for (asked, type), answer in answers.items():
-        if known_answer(resolver, asked, type) is not answer:
+    for (queried, type), answer in answers.items():
+        if known_answer(resolver, queried, type) is not answer:
             return None
     return outcome
 
 
-def _keep(outcome: _Outcome, evaluation: "_Evaluation", address: Address) -> None:
-    """Remember an outcome that depends on nothing but client, domain and DNS."""
+def _cache_outcome(outcome: _Outcome, evaluation: "_Evaluation", address: Address) -> None:
+    """Cache an outcome that depends on nothing but client, domain and DNS."""
     answers = evaluation.answers
-    kept = sum(len(text) for answer in answers.values() if isinstance(answer, Answer) for text in answer.records)
-    if evaluation.has_macros or kept > _MAX_KEPT or outcome[0] is SpfResult.TEMPERROR:
+    size = sum(len(text) for answer in answers.values() if isinstance(answer, Answer) for text in answer.records)
+    if evaluation.has_macros or size > _MAX_CACHED or outcome[0] is SpfResult.TEMPERROR:
         return
     if len(_outcomes) >= _MAX_OUTCOMES:
         _outcomes.clear()
     _outcomes[address, evaluation.o] = outcome, answers
 
 
-class Missing(Exception):
-    """These questions have to be asked before the evaluation can go on."""
+class AnswersMissing(Exception):
+    """The answers to these questions are needed before the evaluation can go on."""
 
     def __init__(self, *questions: tuple[str, str]) -> None:
         self.questions = questions
 
 
-class _Explain(str):
-    """Stands in place of the text of an `exp=` modifier, which is fetched only if the result is `fail`."""
+class _DeferredExplanation(str):
+    """The argument of an `exp=` modifier, whose text is fetched only if the result is `fail`."""
 
     domain: str
 
 
-async def _ask_on(resolver: Resolver, evaluation: "_Evaluation", missing: Missing) -> tuple[SpfResult, str, str]:
-    """The outcome of `evaluation`, once it has all its answers."""
+async def _fetch_and_evaluate(
+    resolver: Resolver, evaluation: "_Evaluation", missing: AnswersMissing
+) -> tuple[SpfResult, str, str]:
+    """Return the outcome of `evaluation` once it has all its answers."""
     for _ in range(_MAX_PASSES):
         await evaluation.gather(resolver, missing.questions)
         try:
             return evaluation.outcome()
-        except Missing as more:
+        except AnswersMissing as more:
             missing = more
     return SpfResult.PERMERROR, "", f"the record of {evaluation.o} needs too many look-ups"
 
@@ -199,13 +206,13 @@ def _reason(evaluation: "_Evaluation", result: str, _: object, text: object) -> 
 
 
 class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
-    """pyspf with its DNS seam replaced and its costs bounded."""
+    """pyspf with its DNS methods replaced and its costs bounded."""
 
     def __init__(self, address: Address, local: str, domain: str, helo: str, receiver: str, resolver: Resolver) -> None:
         if isinstance(address, IPv6Address):
             address = address.ipv4_mapped or IPv6Address(int(address))  # without a zone index
         super().__init__(str(address), f"{local}@{domain}", helo, receiver=receiver, querytime=TIME_LIMIT)
-        # pyspf splits at the first `@`, which a quoted local part may hold
+        # pyspf splits at the first `@`, which may be part of a quoted local part
         self.l, self.o, self.d = local, domain, domain
         self.answers: dict[tuple[str, str], Answer | DNSError] = {}
         self.has_macros = False
@@ -213,30 +220,30 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         self._found: tuple[str, Any, Any] | None = None
 
     def outcome(self) -> tuple[SpfResult, str, str]:
-        """(result, explanation, reason) by the answers that are there. Raises Missing."""
+        """Return (result, explanation, reason) by the answers gathered so far. Raises AnswersMissing."""
         try:
             if self._found is None:
                 self.exps = dict(self.defexps)  # a pass that was cut short may have changed it
                 self._found = self.check()
             explanation = self.explanation(self._found[2]) if self._found[0] == "fail" else ""
-        except Missing:
+        except AnswersMissing:
             raise
-        except Exception as error:  # ValueError and the like, over records that pyspf did not foresee
+        except Exception as error:  # noqa: BLE001 (records that pyspf does not expect: ValueError and others)
             logger.warning("pyspf failed on the record of %s: %s", self.o, type(error).__name__)
             return SpfResult.PERMERROR, "", f"the record of {self.o} cannot be evaluated"
         return SpfResult(self._found[0]), explanation, _reason(self, *self._found)
 
     async def gather(self, resolver: Resolver, questions: tuple[tuple[str, str], ...]) -> None:
-        """Ask what is missing, all at once; trouble is kept as the answer."""
-        if len(questions) == 1:  # mostly so, and a task costs more than a warm answer
+        """Look up what is missing, all at once; a DNS error is kept as the answer."""
+        if len(questions) == 1:  # the usual case, and a task costs more than a cached answer
             self.answers[questions[0]] = await query_or_error(resolver, *questions[0])
         else:
             answers = await asyncio.gather(*(query_or_error(resolver, *question) for question in questions))
             self.answers.update(zip(questions, answers, strict=True))
 
     def explanation(self, text: object) -> str:
-        """The domain's own words, expanded; empty if it has none or they cannot be had (RFC 7208 section 6.2)."""
-        if not isinstance(text, _Explain):
+        """Return the domain's explanation, expanded; empty if there is none or it fails (RFC 7208 section 6.2)."""
+        if not isinstance(text, _DeferredExplanation):
             return ""
         here, self.d = self.d, text.domain
         try:
@@ -249,15 +256,21 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
 
     # What follows replaces methods of pyspf.
 
-    def dns(self, name: str, qtype: str, cnames: object = None, ignore_void: bool = False) -> list[Any]:
-        """The records, from what was gathered. Counts void look-ups (RFC 7208 section 4.6.4)."""
+    def dns(
+        self,
+        name: str,
+        qtype: str,
+        cnames: object = None,  # noqa: ARG002 (pyspf's; our resolver follows CNAMEs)
+        ignore_void: bool = False,
+    ) -> list[Any]:
+        """Return the records, from the answers gathered. Counts void look-ups (RFC 7208 section 4.6.4)."""
         name = name.lower().removesuffix(".")
         # A name with bytes beyond ASCII comes from a local part, and never matches (RFC 8616 section 4).
         if not name.isascii() or not all(0 < len(label) < 64 for label in name.split(".")):
             return []
         answer = self._answer(name, qtype)
         if answer is None:
-            raise Missing((name, qtype))
+            raise AnswersMissing((name, qtype))
         if isinstance(answer, DNSError):
             raise spf.TempError(f"{qtype} of {printable(name, 80)} could not be looked up")
         if not answer.records and not ignore_void:
@@ -267,14 +280,17 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         return [_as_pyspf(record) for record in answer.records]
 
     def _answer(self, name: str, qtype: str) -> Answer | DNSError | None:
-        """What was gathered, or is remembered, and then holds for this whole evaluation."""
+        """Return the answer that was gathered or is cached; it stays the same during this evaluation."""
         answer = self.answers.get((name, qtype)) or known_answer(self._resolver, name, qtype)
         if answer is not None:
             self.answers[name, qtype] = answer
         return answer
 
     def cidrmatch(self, ipaddrs: Iterable[str], n: int) -> bool:
-        """Whether the client shares its first `n` bits with one of the addresses, which all have to be some."""
+        """Return whether the client shares its first `n` bits with one of the addresses.
+
+        Raises PermError unless all of them are valid.
+        """
         try:
             networks = [_network(address, n) for address in ipaddrs]
         except ValueError as error:
@@ -282,48 +298,48 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         return any(self.ipaddr in network for network in networks)
 
     def dns_mx(self, domainname: str) -> list[str]:
-        """The addresses of the mail exchangers; all of them are asked for at once."""
+        """Return the addresses of the mail exchangers, looked up all at once."""
         exchangers = self.dns(domainname, "MX")
         if len(exchangers) > _MAX_NAMES:
             raise spf.PermError(f"more than {_MAX_NAMES} mail exchangers")
         hosts = [host for _, host in sorted(exchangers) if host]
-        self._need(hosts)
+        self._require_addresses(hosts)
         return [address for host in hosts for address in self.dns_a(host, self.A)]
 
     def validated_ptrs(self) -> list[str]:
-        """The names of the client that lead back to it. Trouble means: no name (RFC 7208 section 5.5)."""
+        """Return the names of the client that resolve to it; a DNS error means none (RFC 7208 section 5.5)."""
         try:
             names: list[str] = self.dns_ptr(self.i)[:_MAX_NAMES]
         except spf.TempError:
             return []
-        self._need(names)
-        return [name for name in names if self._leads_back(name)]
+        self._require_addresses(names)
+        return [name for name in names if self._resolves_to_client(name)]
 
-    def _leads_back(self, name: str) -> bool:
+    def _resolves_to_client(self, name: str) -> bool:
         try:
             return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
         except spf.TempError:
             return False
 
-    def _need(self, hosts: list[str]) -> None:
-        """Raise Missing for all addresses of `hosts` that are not known yet, instead of for one after the other."""
+    def _require_addresses(self, hosts: list[str]) -> None:
+        """Raise AnswersMissing for all addresses of `hosts` not known yet, not for one after the other."""
         wanted = dict.fromkeys((host.lower().removesuffix("."), self.A) for host in hosts)
         missing = [question for question in wanted if question[0].isascii() and self._answer(*question) is None]
         if missing:
-            raise Missing(*missing)
+            raise AnswersMissing(*missing)
 
     def dns_txt(self, domainname: str, rr: str = "TXT", ignore_void: bool = False) -> list[bytes]:
-        """TXT records, without those that pyspf would take too long over."""
+        """Return the TXT records. Raises PermError for one that would take pyspf too long."""
         records: list[bytes] = super().dns_txt(domainname, rr, ignore_void)
         if any(len(record) > _MAX_RECORD and spf.RE_SPF.match(record) for record in records):
             raise spf.PermError(f"the record of {printable(domainname, 80)} is longer than {_MAX_RECORD} bytes")
         return records
 
-    def get_explanation(self, spec: str) -> _Explain:
-        """Not now: most results are no `fail`."""
-        later = _Explain(spec)
-        later.domain = self.d
-        return later
+    def get_explanation(self, spec: str) -> _DeferredExplanation:
+        """Defer the explanation: most results are not `fail`."""
+        deferred = _DeferredExplanation(spec)
+        deferred.domain = self.d
+        return deferred
 
     def expand_domain(self, arg: str) -> str:
         """Check and expand a domain-spec."""
@@ -342,13 +358,13 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         return expanded
 
 
-@lru_cache(maxsize=4096)  # a domain's networks are looked at for each of its clients: a third of an evaluation
+@lru_cache(maxsize=4096)  # a domain's networks are parsed for each of its clients: a third of an evaluation
 def _network(address: str, bits: int) -> IPv4Network | IPv6Network:
     return ip_network(address).supernet(new_prefix=bits)
 
 
 def _as_pyspf(record: Record) -> str | tuple[bytes] | tuple[int, str]:
-    """A record in the form that pyspf expects of its DNS library."""
+    """Return a record in the form that pyspf expects from its DNS library."""
     match record:
         case MX():
             return (record.preference, record.host)

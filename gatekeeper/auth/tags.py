@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tag lists of DKIM (RFC 6376 section 3.2): `a=1; b=two`, as signatures and key records have them.
+"""Parsing DKIM's tag lists, `a=1; b=two`, of signatures and key records (RFC 6376 section 3.2).
 
-dkimpy splits them; what it lets through is checked here. Knows nothing of what the tags mean.
+dkimpy splits them; what it lets through is checked here. Does not know what the tags mean.
 """
 
 import re
@@ -16,16 +16,16 @@ _NAME = re.compile(rb"[A-Za-z][A-Za-z0-9_]*\Z")
 
 
 def parse_tags(text: bytes) -> dict[bytes, bytes]:
-    """Tag names and values, without the white space around them. `text` may be folded.
+    """Return tag names and values, without the white space around them. `text` may be folded.
 
-    Raises ValueError with what is wrong, in words fit for a reason: no bytes of `text` are in it.
+    Raises ValueError with what is wrong, in words that can be reported as the reason: none of `text` is quoted in it.
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"the tag list is longer than {MAX_LENGTH} bytes")
     try:
         tags: dict[bytes, bytes] = parse_tag_value(text.replace(b"\r\n", b""))
     except DuplicateTag:
-        raise ValueError("a tag stands there twice") from None
+        raise ValueError("a tag appears twice") from None
     except InvalidTagValueList:
         raise ValueError("the tag list is malformed") from None
     # dkimpy only looks at how a name begins
@@ -35,7 +35,7 @@ def parse_tags(text: bytes) -> dict[bytes, bytes]:
 
 
 def parse_list(value: bytes) -> tuple[bytes, ...]:
-    """The items of a list with colons, in lower case."""
+    """Return the items of a colon-separated list, in lower case."""
     return tuple(item.strip().lower() for item in value.split(b":"))
 
 

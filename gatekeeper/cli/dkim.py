@@ -117,7 +117,7 @@ def genkey(options: argparse.Namespace) -> int:
     from gatekeeper.app.signing_plan import key_owners
     from gatekeeper.config import config_file
     from gatekeeper.records import new_key
-    from gatekeeper.records.key_record import Terms
+    from gatekeeper.records.key_record import RecordOptions
 
     domain, selector = domain_name(options.domain), selector_name(options.selector)
 
@@ -134,7 +134,7 @@ def genkey(options: argparse.Namespace) -> int:
             domain,
             kind=options.type,
             bits=options.bits,
-            terms=Terms(
+            record_options=RecordOptions(
                 hashes=options.hash_algorithms,
                 note=options.note,
                 email_only=options.restrict,

@@ -110,18 +110,18 @@ def dmarc_record(options: argparse.Namespace) -> int:
 
     async def work(resolver: "Resolver") -> int:
         texts = [options.record] if options.record else []
-        if wanted := policy(options.policy):
-            wish = dmarc.WantedRecord(
-                policy=wanted,
+        if wanted_policy := policy(options.policy):
+            wanted = dmarc.WantedRecord(
+                policy=wanted_policy,
                 subdomains=policy(options.subdomains),
                 nonexistent=policy(options.nonexistent),
                 rua=tuple(address.removeprefix("mailto:") for address in options.rua),
                 strict=options.strict,
                 testing=options.testing,
             )
-            texts = [dmarc.write(wish)]
+            texts = [dmarc.write(wanted)]
         try:
-            texts = texts or await dmarc.published(resolver, domain)
+            texts = texts or await dmarc.look_up(resolver, domain)
         except DNSError as error:
             print(f"gatekeeper: _dmarc.{domain} cannot be looked up right now: {error}", file=sys.stderr)
             return TEMPORARY

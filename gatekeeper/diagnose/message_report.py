@@ -151,7 +151,7 @@ class SigningReport:
 async def explain(app: App, request: Request, mail: Mail) -> SigningReport:
     """Sign or judge, with the reasons."""
     choice = choose(app, request, mail, {})
-    findings = None if choice.origin else await verify(app, request, mail)
+    findings = None if choice.origin_reason else await verify(app, request, mail)
     return SigningReport(findings, choice, await play(app, request, mail))
 
 
@@ -162,7 +162,7 @@ async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tu
     macros = {DAEMON_NAME: _SUBMISSION} if submitted else {}
     request = request._replace(client=_HERE) if submitted else request
     edits, choice = Edits(), choose(app, request, mail, macros)
-    if choice.origin:
+    if choice.origin_reason:
         edits = await play(app, request, mail, daemon_name=macros.get(DAEMON_NAME, ""))
         choice = replace(choice, reason=signing_reason(edits) or choice.reason)
     lines = LineLimit(app.plan.sign_options.line_length_limit)

@@ -181,7 +181,7 @@ class MilterSession:
         if choice.identities:
             signer = message.signer = Signer(headers, choice.identities, plan.sign_options, now)
             if not plan.sign_options.remove_old:
-                message.again = Resigning.seen(headers, choice.identities, signer.names, now)
+                message.again = Resigning.detect(headers, choice.identities, signer.names, now)
 
     def body(self, chunk: bytes) -> None:
         """The next bytes of the body."""
@@ -253,7 +253,7 @@ class MilterSession:
 
     def _judges(self, message: MilterMessage) -> bool:
         plan = self._app.plan
-        return "v" in plan.config.milter.mode and not plan.signing.origin(message.request, message.macros)
+        return "v" in plan.config.milter.mode and not plan.signing.origin_reason(message.request, message.macros)
 
     def _judges_ours(self, message: MilterMessage) -> bool:
         """OpenDKIM also verifies what is ours when it finds no key to sign it with."""
@@ -306,7 +306,7 @@ class MilterSession:
             return Edits(removals=removals)
         insertions: tuple[Insert, ...] = ()
         if message.signer is not None:
-            done = message.again.holding() if message.again is not None else []
+            done = message.again.valid_identities() if message.again is not None else []
             insertions = tuple(insertion(field) for field in message.signer.signatures(without=done))
             if insertions:
                 insertions += self._software(message)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The records that our own domains publish (SPF, DKIM, DMARC), judged as other receivers judge them."""
+"""Checks of the DNS records that our own domains publish (SPF, DKIM, DMARC), as receivers evaluate them."""

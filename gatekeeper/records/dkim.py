@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Our own DKIM keys as they are published: does the record that receivers find belong to the key that we sign with?
+"""Checks of our own published DKIM keys: whether the record that receivers find matches the key that we sign with.
 
-What is wrong is said with its cause where the cause can be seen: a string lost on the way through a web panel, quotes
-or backslashes that became part of the record, the domain twice in the name.
+If the cause of a mistake can be seen, it is named: a string that a web panel lost, quotes or backslashes that became
+part of the record, the domain twice in the name.
 """
 
 import re
@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from gatekeeper.auth.dkim_key import PublicKey, parse_key
 from gatekeeper.auth.tags import parse_list, parse_tags
 from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver
-from gatekeeper.records.key_record import name_of
+from gatekeeper.records.key_record import key_record_name
 from gatekeeper.records.remark import Remark
 from gatekeeper.signing.keys import RECOMMENDED_BITS, BadKey, PrivateKey
 
 _REVOKED = "the key has been revoked"
-_BROKEN = re.compile(rb"\bp\s*=\s*([^;]*)")
+_KEY_TAG = re.compile(rb"\bp\s*=\s*([^;]*)")
 
 
 @dataclass(slots=True)
 class PublishedKey:
-    """What was found of one key. `records` are the TXT records at `name`; `secure` says that DNSSEC vouches for them;
-    `trouble` is why the DNS did not answer.
+    """What was found for one key.
+
+    `records` are the TXT records at `name`; `secure` means that they were validated with DNSSEC; `trouble` is why the
+    DNS did not answer.
     """
 
     domain: str
@@ -35,8 +37,8 @@ class PublishedKey:
 
     @property
     def name(self) -> str:
-        """Where the record stands."""
-        return name_of(self.selector, self.domain)
+        """The name of the record in the DNS."""
+        return key_record_name(self.selector, self.domain)
 
     @property
     def key(self) -> PublicKey | None:
@@ -51,7 +53,7 @@ class PublishedKey:
 
 
 async def examine(resolver: Resolver, domain: str, selector: str, private: PrivateKey | None = None) -> PublishedKey:
-    """Look the record up and judge it; without a `private` key, by itself. Raises nothing."""
+    """Look up the record and check it, against `private` if given. Never raises."""
     found = PublishedKey(domain, selector)
     try:
         answer = await resolver.query(found.name, "TXT")
@@ -65,16 +67,16 @@ async def examine(resolver: Resolver, domain: str, selector: str, private: Priva
 
 
 def judge(records: Sequence[bytes], private: PrivateKey | None) -> Iterator[Remark]:
-    """Everything to know about the TXT records of a key's name. `private` is the key that should be there."""
+    """Yield remarks on the TXT records at a key's name. `private` is the key that should be there."""
     if not records:
         yield Remark(True, "there is no record")
     elif len(records) > 1:
         yield Remark(True, f"there are {len(records)} TXT records: receivers take any of them; leave one")
     else:
-        yield from _one(records[0], private)
+        yield from _judge_record(records[0], private)
 
 
-def _one(record: bytes, private: PrivateKey | None) -> Iterator[Remark]:
+def _judge_record(record: bytes, private: PrivateKey | None) -> Iterator[Remark]:
     found = parse_key(record)
     if isinstance(found, str):
         yield Remark(True, found + ("; signatures with it fail" if found == _REVOKED else ""))
@@ -89,13 +91,13 @@ def _one(record: bytes, private: PrivateKey | None) -> Iterator[Remark]:
         yield Remark(True, f"the private key cannot be used: {private.origin}: {bad}")
         return
     if found.kind != private.kind:
-        yield Remark(True, f"the record has an {found.kind} key (k=), and the private key is {private.kind}")
+        yield Remark(True, f"the record has an {found.kind} key (k=), but the private key is {private.kind}")
     elif parse_key(f"k={private.kind}; p={expected}".encode()) != PublicKey(found.key):
         yield Remark(True, "the published key is not that of the private key")
 
 
 def _conditions(record: bytes, found: PublicKey) -> Iterator[Remark]:
-    """What the other tags do to a key that can be used."""
+    """Yield remarks on the other tags of a key that can be used."""
     tags = parse_tags(record)
     if found.too_short:
         yield Remark(True, f"an RSA key of {found.bits} bits never counts (RFC 8301)")
@@ -104,20 +106,20 @@ def _conditions(record: bytes, found: PublicKey) -> Iterator[Remark]:
     if b"v" in tags and next(iter(tags)) != b"v":
         yield Remark(True, "v=DKIM1 must come first")
     if found.testing:
-        yield Remark(False, "t=y: receivers take mail for unsigned when they are strict; take it out once it works")
+        yield Remark(False, "t=y: strict receivers treat the mail as unsigned; remove it once signing works")
     if found.strict:
         yield Remark(False, "t=s: signatures whose i= lies in a subdomain fail")
     if b"h" in tags and b"sha1" in parse_list(tags[b"h"]):
         yield Remark(False, "h= allows sha1, which receivers ignore (RFC 8301)")
     if tags.get(b"g", b"*") != b"*":
-        yield Remark(False, "g= is gone since RFC 6376; some receivers still go by it: take it out")
+        yield Remark(False, "g= was removed by RFC 6376; some receivers still honour it: take it out")
 
 
 def _causes(record: bytes, private: PrivateKey | None) -> Iterator[Remark]:
-    """Why a record is broken, from its looks."""
+    """Yield the likely causes why a record is malformed, judging by its content."""
     if b"\\" in record:
-        yield Remark(True, "there are backslashes in it: they belong to a zone file, not into a web panel")
-    match = _BROKEN.search(record)
+        yield Remark(True, "there are backslashes in it: they belong in a zone file, not in a web panel")
+    match = _KEY_TAG.search(record)
     value = match[1] if match else b""
     if b'"' in value:
         yield Remark(True, "there are quote marks in the key: enter it without quotes, on one line (dkim dns --line)")
@@ -133,14 +135,17 @@ def _causes(record: bytes, private: PrivateKey | None) -> Iterator[Remark]:
     start = next((at for at, (one, other) in enumerate(zip(expected, there, strict=False)) if one != other), len(there))
     missing = len(expected) - len(there)
     if expected[start + missing :] == there[start:]:
-        what = f"{missing} characters of the key are missing behind the first {start}"
+        what = f"{missing} characters of the key are missing after the first {start}"
         yield Remark(True, f"{what}: a string was lost; a record over 255 bytes has several strings")
 
 
 async def _misplaced(resolver: Resolver, domain: str, selector: str) -> AsyncIterator[Remark]:
-    """Where records end up by mistake."""
+    """Yield a remark for each wrong name at which there is a key record."""
     for name, why in (
-        (f"{name_of(selector, domain)}.{domain}", "the domain stands there twice: a zone file needs a dot at its end"),
+        (
+            f"{key_record_name(selector, domain)}.{domain}",
+            "the domain appears twice: a zone file needs a dot at its end",
+        ),
         (f"{selector}.{domain}", "._domainkey is missing in its name"),
     ):
         if any(b"p=" in record for record in _texts(await resolver.query(name, "TXT"))):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Our own DMARC record (RFC 9989 section 4.7): written, and read as receivers read it, typos and all."""
+"""Our own DMARC record (RFC 9989 section 4.7): writing one, and checking it as receivers read it, typos and all."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ _VALUES = {
     "psd": ("y", "n", "u"),
 }
 _KNOWN = ("v", *_VALUES, "rua", "ruf", "fo")
-_GONE = {
-    "pct": "pct is gone since RFC 9989: receivers take it for pct=100; to test a policy write t=y",
-    "rf": "rf is gone since RFC 9989 and ignored",
-    "ri": "ri is gone since RFC 9989 and ignored: reports come once a day",
+_REMOVED = {
+    "pct": "pct was removed by RFC 9989: receivers treat it as pct=100; to test a policy write t=y",
+    "rf": "rf was removed by RFC 9989 and is ignored",
+    "ri": "ri was removed by RFC 9989 and is ignored: reports come once a day",
 }
 _FO = re.compile(r"[01ds](:[01ds])*")
 _SIZE = re.compile(r"![0-9]+[kmgt]?\Z", re.IGNORECASE)
@@ -35,7 +35,7 @@ _MAILTO = re.compile(r"mailto:([^\s,!@]+)@([^\s,!@]+)\Z", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedRecord:
-    """What a new record is to say. `rua` are mail addresses."""
+    """The content of a new record. `rua` are mail addresses."""
 
     policy: DmarcPolicy
     subdomains: DmarcPolicy | None = None
@@ -45,24 +45,24 @@ class WantedRecord:
     testing: bool = False
 
 
-def write(wish: WantedRecord) -> str:
-    """The text of the record that says it."""
-    tags = ["v=DMARC1", f"p={wish.policy}"]
-    if wish.subdomains is not None:
-        tags.append(f"sp={wish.subdomains}")
-    if wish.nonexistent is not None:
-        tags.append(f"np={wish.nonexistent}")
-    if wish.strict:
+def write(wanted: WantedRecord) -> str:
+    """Return the text of the record."""
+    tags = ["v=DMARC1", f"p={wanted.policy}"]
+    if wanted.subdomains is not None:
+        tags.append(f"sp={wanted.subdomains}")
+    if wanted.nonexistent is not None:
+        tags.append(f"np={wanted.nonexistent}")
+    if wanted.strict:
         tags += ["adkim=s", "aspf=s"]
-    if wish.testing:
+    if wanted.testing:
         tags.append("t=y")
-    if wish.rua:
-        tags.append("rua=" + ",".join(f"mailto:{address}" for address in wish.rua))
+    if wanted.rua:
+        tags.append("rua=" + ",".join(f"mailto:{address}" for address in wanted.rua))
     return "; ".join(tags)
 
 
 def zone_lines(domain: str, texts: Sequence[str]) -> Iterator[str]:
-    """The records as a zone file has them: no quoted string is longer than 255 bytes."""
+    """Yield the records as lines of a zone file: no quoted string is longer than 255 bytes."""
     for text in texts:
         data = "".join(character if " " <= character <= "~" else "?" for character in text)
         pieces = [data[start : start + 255] for start in range(0, len(data), 255)]
@@ -70,27 +70,27 @@ def zone_lines(domain: str, texts: Sequence[str]) -> Iterator[str]:
         yield f"_dmarc.{domain}. TXT {strings}"
 
 
-async def published(resolver: Resolver, domain: str) -> list[str]:
-    """The TXT records at the domain's place for DMARC, as text. Raises DNSError."""
+async def look_up(resolver: Resolver, domain: str) -> list[str]:
+    """Return the TXT records at `_dmarc` of the domain, as text. Raises DNSError."""
     answer = await resolver.query(f"_dmarc.{domain}", "TXT")
     return [record.decode("utf-8", "replace") for record in answer.records if isinstance(record, bytes)]
 
 
 async def examine(resolver: Resolver, domain: str, texts: Sequence[str]) -> list[Remark]:
-    """Everything to know about the records `texts` of `domain`, as if they were published."""
+    """Return remarks on the records `texts` of `domain`, as if they were published."""
     ours = [text for text in texts if re.match(r"\s*v\s*=\s*DMARC1?\b", text, re.IGNORECASE)]
     if not ours:
         return [Remark(True, f"there is no DMARC record at _dmarc.{domain}")]
     if len(ours) > 1:
-        return [Remark(True, f"there are {len(ours)} DMARC records: receivers take that for none; leave one")]
+        return [Remark(True, f"there are {len(ours)} DMARC records: receivers treat that as none; leave one")]
     remarks = list(lint(ours[0]))
-    for address, place in destinations(ours[0]):
-        remarks += await _destination(resolver, domain, address, place)
+    for address, host in destinations(ours[0]):
+        remarks += await _check_destination(resolver, domain, address, host)
     return remarks
 
 
 def lint(text: str) -> Iterator[Remark]:
-    """What is wrong with a record, and what is about to be, without asking the DNS."""
+    """Yield remarks on mistakes and risks in a record, without DNS queries."""
     if find_record([text.encode("utf-8", "surrogateescape")]) is None:
         yield Remark(True, "it must begin with exactly v=DMARC1; receivers ignore it as it is")
     if re.search("[\u201c\u201d\u2018\u2019]", text):
@@ -101,56 +101,58 @@ def lint(text: str) -> Iterator[Remark]:
         if not part.strip():
             continue
         if not equals:
-            yield Remark(True, f"{_shown(part)} is no tag; a tag is name=value, and a semicolon ends it")
+            yield Remark(True, f"{_shown(part)} is not a tag; a tag is name=value, and a semicolon ends it")
             continue
         tag = name.lower()
         if tag in seen:
-            yield Remark(True, f"{_shown(tag)} stands there twice")
+            yield Remark(True, f"{_shown(tag)} appears twice")
         seen.add(tag)
         if tag == "v" and number:
             yield Remark(True, "v=DMARC1 must come first")
-        yield from _tag(tag, value)
-    yield from _whole(text, seen)
+        yield from _lint_tag(tag, value)
+    yield from _lint_whole(text, seen)
 
 
-def _tag(tag: str, value: str) -> Iterator[Remark]:
-    if tag in _GONE:
-        yield Remark(False, _GONE[tag])
+def _lint_tag(tag: str, value: str) -> Iterator[Remark]:
+    if tag in _REMOVED:
+        yield Remark(False, _REMOVED[tag])
     elif tag not in _KNOWN:
         close = get_close_matches(tag, _KNOWN, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        yield Remark(True, f"{_shown(tag)} is not known and ignored{hint}")
+        yield Remark(True, f"{_shown(tag)} is unknown and ignored{hint}")
     elif tag in _VALUES and value.lower() not in _VALUES[tag]:
         yield Remark(True, f"{tag}={_shown(value)} is not valid; allowed: {', '.join(_VALUES[tag])}")
     elif tag == "fo" and not _FO.fullmatch(value.lower()):
         yield Remark(True, f"fo={_shown(value)} is not valid; allowed: 0, 1, d and s, with colons between")
     elif tag in ("rua", "ruf"):
-        yield from _addresses(tag, value)
+        yield from _lint_addresses(tag, value)
 
 
-def _addresses(tag: str, value: str) -> Iterator[Remark]:
+def _lint_addresses(tag: str, value: str) -> Iterator[Remark]:
     for uri in (uri.strip() for uri in value.split(",")):
         if not uri:
-            yield Remark(True, f"{tag} has a comma too much")
+            yield Remark(True, f"{tag} has one comma too many")
         elif _SIZE.search(uri):
-            yield Remark(False, f"{tag}={_shown(uri)}: the size limit behind ! is gone since RFC 9989")
+            yield Remark(False, f"{tag}={_shown(uri)}: the size limit after ! was removed by RFC 9989")
         elif re.match("mailto:", uri, re.IGNORECASE):
             if not _MAILTO.match(uri) or not normal_domain(uri.rpartition("@")[2]):
-                yield Remark(True, f"{tag}={_shown(uri)} is no mail address")
+                yield Remark(True, f"{tag}={_shown(uri)} is not a valid mail address")
         elif "@" in uri and ":" not in uri:
             yield Remark(True, f"{tag}={_shown(uri)} lacks mailto: in front, so no reports come")
         elif re.match("https?:|mail:|mailto//|malito:", uri, re.IGNORECASE):
             yield Remark(True, f"{tag}={_shown(uri)}: receivers only send to mailto: addresses")
         else:
-            yield Remark(True, f"{tag}={_shown(uri)} is no address; write mailto:reports@example.com")
+            yield Remark(True, f"{tag}={_shown(uri)} is not an address; write mailto:reports@example.com")
 
 
-def _whole(text: str, seen: set[str]) -> Iterator[Remark]:
+def _lint_whole(text: str, seen: set[str]) -> Iterator[Remark]:
     record = find_record([text.encode("utf-8", "surrogateescape")])
     if "p" not in seen:
-        yield Remark(True, "p is missing: with a valid rua receivers take it for p=none, without one for no record")
+        yield Remark(True, "p is missing: with a valid rua receivers treat it as p=none, without one as no record")
     if record is not None and record.policy is None and "p" in seen:
-        yield Remark(True, "a policy in it is not valid and there is no valid rua, so receivers do no DMARC at all")
+        yield Remark(
+            True, "a policy in it is not valid and there is no valid rua, so receivers do not apply DMARC at all"
+        )
     if "rua" not in seen:
         yield Remark(False, "without rua nobody tells you who sends as you")
     if record is not None and record.policy is not None:
@@ -165,7 +167,7 @@ def _whole(text: str, seen: set[str]) -> Iterator[Remark]:
 
 
 def destinations(text: str) -> Iterator[tuple[str, str]]:
-    """The mail addresses that reports go to, with their domains."""
+    """Yield the mail addresses that reports go to, with their domains."""
     for part in text.split(";"):
         name, _, value = part.partition("=")
         if name.strip().lower() in ("rua", "ruf"):
@@ -174,24 +176,27 @@ def destinations(text: str) -> Iterator[tuple[str, str]]:
                     yield f"{match[1]}@{match[2]}", normal_domain(match[2])
 
 
-async def _destination(resolver: Resolver, domain: str, address: str, place: str) -> list[Remark]:
-    """Whether reports can go to `address`: its domain takes mail, and agrees if it is another's (RFC 9990)."""
+async def _check_destination(resolver: Resolver, domain: str, address: str, host: str) -> list[Remark]:
+    """Check that reports can be sent to `address`, which is at `host`.
+
+    `host` must accept mail, and if it is outside `domain` it must agree to receive the reports (RFC 9990).
+    """
     shown = printable(address, 100)
     try:
-        mail = (await resolver.query(place, "MX")).records or (await resolver.query(place, "A")).records
-        mail = mail or (await resolver.query(place, "AAAA")).records
+        mail = (await resolver.query(host, "MX")).records or (await resolver.query(host, "A")).records
+        mail = mail or (await resolver.query(host, "AAAA")).records
         if not mail:
-            return [Remark(True, f"{shown}: {place} takes no mail")]
-        if is_within(place, domain) or is_within(domain, place):
+            return [Remark(True, f"{shown}: {host} does not accept mail")]
+        if is_within(host, domain) or is_within(domain, host):
             return []
-        name = f"{domain}._report._dmarc.{place}"
+        name = f"{domain}._report._dmarc.{host}"
         agreed = (await resolver.query(name, "TXT")).records
     except DNSError:
-        return [Remark(False, f"{shown}: the DNS of {place} does not answer right now")]
+        return [Remark(False, f"{shown}: the DNS of {host} does not answer right now")]
     if any(isinstance(text, bytes) and text.startswith(b"v=DMARC1") for text in agreed):
         return []
     return [
-        Remark(True, f'{shown}: {place} does not agree to take your reports; it has to publish {name} TXT "v=DMARC1"')
+        Remark(True, f'{shown}: {host} does not agree to receive your reports; it has to publish {name} TXT "v=DMARC1"')
     ]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The records that our own domains publish, judged as others will: DMARC and SPF.
+"""A remark on a record that one of our own domains publishes.
 
-One finding is one sentence for the postmaster; `error` means that receivers will not do what the record is for.
+It is one sentence for the postmaster; `error` means that the record does not achieve its purpose with receivers.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Our own SPF record (RFC 7208), walked as a receiver would: what it costs of the ten look-ups, and what is wrong.
+"""Checks of our own SPF record (RFC 7208), evaluated like a receiver: its look-ups (at most ten) and its mistakes.
 
-A receiver stops at a match; here every mechanism is followed, because the limit is met by whoever comes last. What
-depends on the sender (macros) is counted and not followed.
+A receiver stops at a match; here every mechanism is followed, because a sender that matches last hits the limit. What
+depends on the sender (macros) is counted but not followed.
 """
 
 import re
@@ -19,34 +19,37 @@ from gatekeeper.records.remark import Remark
 MAX_LOOKUPS = 10
 """RFC 7208 section 4.6.4."""
 MAX_VOID = 2
-_MAX_FOLLOWED = 60  # look-ups of our own: to show how far over the limit a record is, not to crawl
+_MAX_FOLLOWED = 60  # our own look-ups: enough to show how far over the limit a record is, without crawling
 _MAX_DEPTH = 20
 
-_TERM = re.compile(r"(?P<sign>[+?~-]?)(?P<name>[A-Za-z0-9]+)(?P<rest>[:/].*)?\Z")
+_TERM = re.compile(r"(?P<qualifier>[+?~-]?)(?P<name>[A-Za-z0-9]+)(?P<rest>[:/].*)?\Z")
 _MODIFIER = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9._-]*)=(?P<value>.*)\Z")
 _MECHANISMS = ("all", "include", "a", "mx", "ptr", "ip4", "ip6", "exists")
-_COSTLY = ("include", "a", "mx", "ptr", "exists", "redirect")
+_WITH_LOOKUP = ("include", "a", "mx", "ptr", "exists", "redirect")
 _CIDR = re.compile(r"(?P<domain>[^/]*)(?:/(?P<four>[0-9]{1,2}))?(?://(?P<six>[0-9]{1,3}))?\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class SpfTerm:
-    """One mechanism or modifier. `name` in lower case, `value` what stands behind the colon or the equals sign."""
+    """One mechanism or modifier: `name` in lower case, `value` what follows the colon or the equals sign."""
 
     text: str
     name: str
-    sign: str = "+"
+    qualifier: str = "+"
     value: str = ""
 
     @property
-    def costs(self) -> bool:
-        """True if it counts as a look-up."""
-        return self.name in _COSTLY
+    def needs_lookup(self) -> bool:
+        """True if it counts towards the limit of look-ups."""
+        return self.name in _WITH_LOOKUP
 
 
 @dataclass(slots=True)
 class SpfEvaluation:
-    """What was found: the tree, line by line with its depth and cost, and what to know about it."""
+    """What was found: the tree of terms and the remarks on it.
+
+    A line is the depth, the term and the look-ups so far (0 if the term needs none). `void` counts void look-ups.
+    """
 
     domain: str
     lookups: int = 0
@@ -62,7 +65,7 @@ class SpfEvaluation:
 
 
 async def examine(resolver: Resolver, domain: str, text: str | None = None) -> SpfEvaluation:
-    """Walk the record of `domain`, or `text` as if it stood there. DNS trouble is a remark."""
+    """Evaluate the record of `domain`, or `text` as if it were published there. A DNS error is a remark."""
     walk = SpfEvaluation(domain)
     await _Walker(resolver, walk).follow(domain, 0, (), text)
     if walk.lookups > MAX_LOOKUPS:
@@ -70,12 +73,12 @@ async def examine(resolver: Resolver, domain: str, text: str | None = None) -> S
     elif walk.lookups >= MAX_LOOKUPS - 1:
         walk.note(f"it takes {walk.lookups} look-ups of {MAX_LOOKUPS}: the next service will not fit")
     if walk.void > MAX_VOID:
-        walk.error(f"{walk.void} look-ups find nothing, of {MAX_VOID} that are allowed: receivers answer permerror")
+        walk.error(f"{walk.void} look-ups find nothing, but only {MAX_VOID} are allowed: receivers answer permerror")
     return walk
 
 
 def parse(text: str) -> Iterator[SpfTerm | Remark]:
-    """The terms of a record, or what is wrong with one."""
+    """Yield each term of a record, or a remark on what is wrong with it."""
     for word in text.split(" ")[1:]:
         if not word:
             continue
@@ -86,16 +89,16 @@ def parse(text: str) -> Iterator[SpfTerm | Remark]:
         if match is None or match["name"].lower() not in _MECHANISMS:
             close = get_close_matches(re.split("[:/=]", word.lstrip("+?~-"))[0].lower(), _MECHANISMS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            yield Remark(True, f"{printable(word, 80)} is no mechanism: receivers answer permerror{hint}")
+            yield Remark(True, f"{printable(word, 80)} is not a mechanism: receivers answer permerror{hint}")
             continue
         name, rest = match["name"].lower(), match["rest"] or ""
-        term = SpfTerm(word, name, match["sign"] or "+", rest.removeprefix(":"))
+        term = SpfTerm(word, name, match["qualifier"] or "+", rest.removeprefix(":"))
         problem = _problem(term, rest)
         yield Remark(True, f"{printable(word, 80)}: {problem}: receivers answer permerror") if problem else term
 
 
 def _problem(term: SpfTerm, rest: str) -> str:
-    """What is wrong with the argument of a mechanism; empty if nothing is."""
+    """Return what is wrong with the argument of a mechanism; empty if nothing."""
     if term.name == "all":
         return "all takes no argument" if rest else ""
     if term.name in ("include", "exists"):
@@ -104,7 +107,7 @@ def _problem(term: SpfTerm, rest: str) -> str:
         try:
             network = ip_network(term.value, strict=False)
         except ValueError:
-            return "that is no address or network"
+            return "that is not an address or network"
         return "" if network.version == int(term.name[2]) else f"that is an address for ip{network.version}"
     match = _CIDR.match(term.value)
     if rest == ":" or match is None or int(match["four"] or 0) > 32 or int(match["six"] or 0) > 128:
@@ -119,7 +122,7 @@ class _Walker:
         self._followed = 0
 
     async def follow(self, domain: str, depth: int, above: tuple[str, ...], text: str | None = None) -> None:
-        """One record and all below it."""
+        """Follow one record and all that it includes."""
         walk = self._walk
         if domain in above or depth > _MAX_DEPTH:
             walk.error(f"{domain} includes itself: receivers answer permerror")
@@ -151,7 +154,7 @@ class _Walker:
         if found:
             walk.error(f"{domain} has {len(found)} SPF records: receivers answer permerror; make them one")
         elif near := next((one for one in texts if re.match(r"\W*v\s*=?\s*spf", one, re.IGNORECASE)), None):
-            walk.error(f"{domain} has {printable(near, 60)}, which is no SPF record: it must begin with v=spf1")
+            walk.error(f"{domain} has {printable(near, 60)}, which is not an SPF record: it must begin with v=spf1")
         elif above:
             walk.error(f"{domain} is included and has no SPF record: receivers answer permerror")
         else:
@@ -159,41 +162,43 @@ class _Walker:
         return None
 
     def _judge(self, domain: str, record: str, terms: list[SpfTerm], *, top: bool) -> None:
-        """What a record shows by itself."""
+        """Add remarks on what a record shows by itself."""
         walk = self._walk
         names = [term.name for term in terms]
         if "all" in names:
-            place = names.index("all")
-            if ignored := [term.text for term in terms[place + 1 :] if term.name in _MECHANISMS]:
-                walk.error(f"{domain}: what stands behind all is never reached: {printable(' '.join(ignored), 80)}")
+            index = names.index("all")
+            if ignored := [term.text for term in terms[index + 1 :] if term.name in _MECHANISMS]:
+                walk.error(f"{domain}: what comes after all is never reached: {printable(' '.join(ignored), 80)}")
             if "redirect" in names:
                 walk.error(f"{domain}: redirect= is ignored, because there is an all")
-            sign = terms[place].sign
-            if sign == "+":
-                walk.error(f"{domain}: {terms[place].text} lets everybody send as you")
-            elif sign == "?" and top:
+            qualifier = terms[index].qualifier
+            if qualifier == "+":
+                walk.error(f"{domain}: {terms[index].text} lets everybody send as you")
+            elif qualifier == "?" and top:
                 walk.note(f"{domain}: ?all says nothing about others; ~all, or -all, does")
         elif "redirect" not in names and top:
             walk.error(f"{domain}: there is neither all nor redirect=: nothing is said about others; add ~all")
         if names.count("redirect") > 1 or names.count("exp") > 1:
-            walk.error(f"{domain}: a modifier stands there twice: receivers answer permerror")
+            walk.error(f"{domain}: a modifier appears twice: receivers answer permerror")
         if "ptr" in names:
-            walk.note(f"{domain}: ptr should not be used (RFC 7208 section 5.5): slow, and ignored by some")
+            walk.note(
+                f"{domain}: ptr should not be used (RFC 7208 section 5.5): it is slow, and some receivers ignore it"
+            )
         if len(record.encode()) > 450:
-            walk.note(f"{domain}: the record is {len(record.encode())} bytes long; over 512 DNS answers need TCP")
+            walk.note(f"{domain}: the record is {len(record.encode())} bytes long; DNS answers over 512 bytes need TCP")
 
     async def _term(self, term: SpfTerm, domain: str, depth: int, above: tuple[str, ...], has_all: bool) -> None:
         walk = self._walk
         if term.name == "redirect" and has_all:
             return
-        walk.lookups += term.costs
-        walk.lines.append((depth, printable(term.text, 100), walk.lookups if term.costs else 0))
-        if not term.costs or "%" in term.value or self._followed >= _MAX_FOLLOWED:
+        walk.lookups += term.needs_lookup
+        walk.lines.append((depth, printable(term.text, 100), walk.lookups if term.needs_lookup else 0))
+        if not term.needs_lookup or "%" in term.value or self._followed >= _MAX_FOLLOWED:
             return
         self._followed += 1
         target = normal_domain(re.split("/", term.value)[0]) if re.split("/", term.value)[0] else domain
         if not target:
-            walk.error(f"{domain}: {printable(term.text, 80)} names no domain")
+            walk.error(f"{domain}: {printable(term.text, 80)} does not name a valid domain")
         elif term.name in ("include", "redirect"):
             await self.follow(target, depth + 1, above)
         elif term.name in ("a", "mx", "exists"):
@@ -205,7 +210,7 @@ class _Walker:
             if term.name == "mx":
                 records = (await self._resolver.query(target, "MX")).records
                 if len(records) > 10:
-                    walk.error(f"{domain}: {term.text} has {len(records)} names of 10 that are allowed")
+                    walk.error(f"{domain}: {term.text} has {len(records)} names, but only 10 are allowed")
             else:
                 records = (await self._resolver.query(target, "A")).records
                 if not records and term.name == "a":
@@ -219,7 +224,7 @@ class _Walker:
 
 
 def sentences(walk: SpfEvaluation) -> Iterator[str]:
-    """The tree and the remarks, for a person."""
+    """Yield the tree and the remarks as lines for people."""
     yield f"{walk.domain}: {walk.lookups} look-ups of {MAX_LOOKUPS}, {walk.void} that find nothing of {MAX_VOID}"
     for depth, text, number in walk.lines:
         yield f"  {f'{number:2}' if number else '  '} {'  ' * depth}{text}"

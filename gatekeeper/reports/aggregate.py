@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One aggregate report: XML in, a Report out (RFC 9990 section 3, and the older schema of RFC 7489 appendix C).
+"""Parsing one aggregate report: XML to Report (RFC 9990 section 3, and the older schema of RFC 7489 appendix C).
 
-Reporters bend both schemas, so elements are found by their names, in any namespace and order, and what is missing is
-empty. A document type declaration, and with it every entity of the document's own, is refused; depth, text and the
-number of rows have limits.
+Reporters deviate from both schemas, so elements are found by their names, in any namespace and order, and what is
+missing is empty. A document type declaration, and with it any entity that the document defines, is refused; the depth,
+the length of texts and the number of rows are limited.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from gatekeeper.reports.unpack import ReportError
 
 MAX_ROWS = 200_000
 _MAX_DEPTH = 12
-_MAX_ELEMENTS = 2000  # outside rows, and in one row
+_MAX_ELEMENTS = 2000  # outside the rows, and in each row
 _MAX_TEXT = 1000  # characters of one element that are kept
-_FAR_FUTURE = 32_503_680_000  # the year 3000, where datetime still works everywhere
+_LATEST = 32_503_680_000  # the year 3000, which datetime supports everywhere
 
 
 @dataclass(frozen=True, slots=True)
-class Authenticated:
-    """One result of SPF or DKIM for `domain`. `selector` is DKIM's."""
+class AuthResult:
+    """One result of SPF or DKIM for `domain`. `selector` is only for DKIM."""
 
     method: str
     domain: str
@@ -35,7 +35,7 @@ class Authenticated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
-    """`count` messages that were alike. `spf` and `dkim` tell whether an aligned one passed."""
+    """`count` messages of the same kind. `spf` and `dkim` say whether it passed with an aligned domain."""
 
     source: str
     count: int
@@ -44,23 +44,23 @@ class ReportRow:
     dkim: bool
     reasons: tuple[str, ...]
     header_from: str
-    found: tuple[Authenticated, ...]
+    auth_results: tuple[AuthResult, ...]
     envelope_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one reporter saw of `domain` between `begin` and `end` (UTC)."""
+    """What one reporter saw of mail from `domain` between `begin` and `end` (UTC)."""
 
     reporter: str
-    number: str
+    report_id: str
     domain: str
     policy: str
     begin: datetime
     end: datetime
     rows: tuple[ReportRow, ...]
-    published: tuple[tuple[str, str], ...] = ()
-    """The tags of the record, but for `rua` and `ruf`."""
+    policy_published: tuple[tuple[str, str], ...] = ()
+    """The tags of the record, except `rua` and `ruf`."""
 
 
 @dataclass(slots=True)
@@ -83,11 +83,11 @@ _NOTHING = _Element("")
 
 
 def parse_report(document: bytes) -> Report:
-    """The report in an XML document. Raises ReportError."""
+    """Parse the report in an XML document. Raises ReportError."""
     reader = _Reader()
     root = reader.read(document)
     if root.name != "feedback":
-        raise ReportError("it is XML, but no aggregate report")
+        raise ReportError("it is XML, but not an aggregate report")
     about, published = root.one("report_metadata"), root.one("policy_published")
     domain = normal_domain(published.word("domain"))
     if not domain:
@@ -95,7 +95,7 @@ def parse_report(document: bytes) -> Report:
     dates = about.one("date_range")
     return Report(
         reporter=about.word("org_name") or about.word("email") or "unknown",
-        number=about.word("report_id"),
+        report_id=about.word("report_id"),
         domain=domain,
         policy=published.word("p").lower(),
         begin=_date(dates.word("begin")),
@@ -115,8 +115,8 @@ def _row(record: _Element) -> ReportRow:
         dkim=evaluated.word("dkim").lower() == "pass",
         reasons=tuple(dict.fromkeys(reason.word("type").lower() for reason in evaluated.all("reason"))),
         header_from=normal_domain(names.word("header_from")),
-        found=tuple(
-            Authenticated(one.name, normal_domain(one.word("domain")), one.word("result").lower(), one.word("selector"))
+        auth_results=tuple(
+            AuthResult(one.name, normal_domain(one.word("domain")), one.word("result").lower(), one.word("selector"))
             for one in record.one("auth_results").children
             if one.name in ("spf", "dkim")
         ),
@@ -125,7 +125,7 @@ def _row(record: _Element) -> ReportRow:
 
 def _number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 12:
-        raise ReportError("a row's count is no number")
+        raise ReportError("the count of a row is not a number")
     return int(text)
 
 
@@ -133,19 +133,22 @@ def _address(text: str) -> str:
     try:
         return str(ip_address(text))
     except ValueError:
-        raise ReportError("a row's source_ip is no address") from None
+        raise ReportError("the source_ip of a row is not an address") from None
 
 
 def _date(text: str) -> datetime:
-    """Seconds since the epoch; some reporters add a fraction."""
+    """Parse seconds since the epoch; some reporters add a fraction."""
     seconds = text.partition(".")[0]
-    if not seconds.isascii() or not seconds.isdigit() or int(seconds[:12]) > _FAR_FUTURE or len(seconds) > 11:
+    if not seconds.isascii() or not seconds.isdigit() or int(seconds[:12]) > _LATEST or len(seconds) > 11:
         raise ReportError("its date_range is malformed")
     return datetime.fromtimestamp(int(seconds), UTC)
 
 
 class _Reader:
-    """The document as elements, but its rows as `rows`: memory is for what is kept. No recursion; all has limits."""
+    """Parses a document to elements, except that each row goes to `rows`, so that its elements are not kept.
+
+    Works without recursion; everything is limited.
+    """
 
     def __init__(self) -> None:
         self.rows: list[ReportRow] = []
@@ -154,7 +157,7 @@ class _Reader:
         self._elements = 0
 
     def read(self, document: bytes) -> _Element:
-        """The root, without its rows. Raises ReportError."""
+        """Return the root element, without the rows. Raises ReportError."""
         parser = expat.ParserCreate()
         parser.buffer_text = True
         parser.StartElementHandler = self._start
@@ -168,7 +171,7 @@ class _Reader:
         except (LookupError, ValueError) as error:
             if isinstance(error, ReportError):
                 raise
-            raise ReportError("the XML is in a character set that is not known here") from None
+            raise ReportError("the XML is in a character set that is not supported here") from None
         return self._root
 
     def _start(self, name: str, _attributes: dict[str, str]) -> None:

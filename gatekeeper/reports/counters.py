@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What we verified, as the rows of the aggregate reports that may be sent one day (RFC 9990): counted in the store.
+"""Counting verified messages in the store, as rows for aggregate reports that may be sent one day (RFC 9990).
 
-A row says what was alike in some messages: where they came from, the domains that they named, what passed, what became
-of them and why. It holds no address of a person, neither sender nor recipient. Rows are spread over SHARES buckets a
-UTC day, by the domain whose record applies, so that a flood of one domain's rows costs the reports of few others.
-Nothing here sends.
+A row says what some messages have in common: where they came from, the domains that they named, what passed, what was
+done with them and why. It contains no personal address, neither sender nor recipient. Rows are spread over BUCKETS
+buckets per UTC day, by the domain whose record applies, so that a flood of rows for one domain affects the reports to
+only few others. Nothing here sends reports.
 """
 
 import json
@@ -18,24 +18,24 @@ from gatekeeper.auth.dkim import DkimFinding, DkimResult
 from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
 from gatekeeper.auth.dmarc_record import DmarcRecord
 from gatekeeper.auth.spf import SpfFinding, SpfResult
-from gatekeeper.reports.aggregate import Authenticated, Report, ReportRow
+from gatekeeper.reports.aggregate import AuthResult, Report, ReportRow
 from gatekeeper.stores.store import Keys, Store
 
-SHARES = 64
-MOST_ROWS = 2000
-"""Rows a bucket: with SHARES buckets of rows of mostly 300 bytes, a day that is full takes 40 MB."""
-KEPT = 3 * 86400.0
-"""Seconds since a row was last counted: reports are due on the day after."""
+BUCKETS = 64
+MAX_BUCKET_ROWS = 2000
+"""Rows per bucket: with BUCKETS buckets and some 300 bytes per row, a full day takes 40 MB."""
+RETENTION = 3 * 86400.0
+"""Seconds for which a row is kept after it was last counted: reports are due on the next day."""
 _VERSION = 1
-_MAX_SIGNATURES = 4  # the schema of RFC 9990 wants no more than 100; attackers choose how many
+_MAX_SIGNATURES = 4  # the schema of RFC 9990 allows 100; attackers choose how many there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountedRow:
-    """One row but for its count. `published` are the tags of the record at `domain`."""
+    """One row without its count. `policy_published` are the tags of the record at `domain`."""
 
     domain: str
-    published: tuple[tuple[str, str], ...]
+    policy_published: tuple[tuple[str, str], ...]
     source: str
     disposition: str
     spf: bool
@@ -43,17 +43,17 @@ class CountedRow:
     reasons: tuple[str, ...]
     header_from: str
     envelope_from: str
-    found: tuple[Authenticated, ...]
+    auth_results: tuple[AuthResult, ...]
 
     def to_bytes(self) -> bytes:
-        """The row as it is counted."""
+        """Return the row in the form in which it is counted."""
         return json.dumps([_VERSION, *astuple(self)], separators=(",", ":")).encode()
 
     @classmethod
-    def of_bytes(cls, row: bytes) -> "CountedRow | None":
-        """The row again; None for one that another version has written, or that is damaged."""
+    def from_bytes(cls, row: bytes) -> "CountedRow | None":
+        """Return the row from the form in which it is counted; None if another version wrote it, or it is damaged."""
         try:
-            version, domain, published, source, disposition, spf, dkim, reasons, header, envelope, found = json.loads(
+            version, domain, published, source, disposition, spf, dkim, reasons, header, envelope, results = json.loads(
                 row
             )
             return (
@@ -61,7 +61,7 @@ class CountedRow:
                 if version != _VERSION
                 else cls(
                     domain=str(domain),
-                    published=tuple((str(tag), str(value)) for tag, value in published),
+                    policy_published=tuple((str(tag), str(value)) for tag, value in published),
                     source=str(source),
                     disposition=str(disposition),
                     spf=spf is True,
@@ -69,21 +69,21 @@ class CountedRow:
                     reasons=tuple(map(str, reasons)),
                     header_from=str(header),
                     envelope_from=str(envelope),
-                    found=tuple(Authenticated(*map(str, one)) for one in found),
+                    auth_results=tuple(AuthResult(*map(str, one)) for one in results),
                 )
             )
         except (ValueError, TypeError, RecursionError):
             return None
 
 
-def counts(found: DmarcFinding) -> bool:
-    """True for what a report would tell: the domain has a record, wants reports by mail, and DMARC came to a result."""
+def is_reportable(found: DmarcFinding) -> bool:
+    """Return whether a report includes the message: DMARC passed or failed, and the domain wants reports by mail."""
     record = found.record
     wanted = record is not None and any(uri.lower().startswith("mailto:") for uri in record.rua)
     return wanted and found.result in (DmarcResult.PASS, DmarcResult.FAIL)
 
 
-def row_of(
+def counted_row(
     source: str,
     found: DmarcFinding,
     spf: SpfFinding,
@@ -92,16 +92,16 @@ def row_of(
     disposition: str,
     reasons: Iterable[str],
 ) -> CountedRow:
-    """The row for one message that `counts`."""
+    """Return the row for one message that is reportable."""
     assert found.record is not None
-    results = [Authenticated("spf", spf.domain, str(spf.result))] if spf.result is not SpfResult.NONE else []
+    results = [AuthResult("spf", spf.domain, str(spf.result))] if spf.result is not SpfResult.NONE else []
     signed = [one for one in dkim if one.domain and one.result is not DkimResult.NONE]
-    # those that passed first: a forger's own must not push out what aligns
+    # those that passed come first: signatures of a forger must not displace an aligned one
     signed.sort(key=lambda one: (one.result is not DkimResult.PASS, one.domain != found.domain))
-    results += [Authenticated("dkim", one.domain, str(one.result), one.selector) for one in signed[:_MAX_SIGNATURES]]
+    results += [AuthResult("dkim", one.domain, str(one.result), one.selector) for one in signed[:_MAX_SIGNATURES]]
     return CountedRow(
         domain=found.record_domain,
-        published=tuple(_tags(found.record)),
+        policy_published=tuple(_tags(found.record)),
         source=source,
         disposition=disposition,
         spf=found.spf_aligned,
@@ -109,50 +109,50 @@ def row_of(
         reasons=tuple(reasons),
         header_from=found.domain,
         envelope_from=spf.domain if spf.identity == "mailfrom" else "",
-        found=tuple(results),
+        auth_results=tuple(results),
     )
 
 
-def bucket(keys: Keys, now: float, domain: str) -> str:
-    """The store's key for rows about `domain` at `now` (seconds since the epoch)."""
-    share = blake2b(domain.encode(), digest_size=8).digest()[0] % SHARES
-    return _bucket(keys, datetime.fromtimestamp(now, UTC), share)
+def bucket_key(keys: Keys, now: float, domain: str) -> str:
+    """Return the store's key for rows about `domain` at `now` (seconds since the epoch)."""
+    number = blake2b(domain.encode(), digest_size=8).digest()[0] % BUCKETS
+    return _key(keys, datetime.fromtimestamp(now, UTC), number)
 
 
-async def rows_of(store: Store, keys: Keys, day: datetime) -> dict[bytes, int]:
-    """All rows of a UTC day with their counts, for `reports_of`. Raises StoreError."""
+async def read_rows(store: Store, keys: Keys, day: datetime) -> dict[bytes, int]:
+    """Return all rows of a UTC day with their counts, for `build_reports`. Raises StoreError."""
     rows: dict[bytes, int] = {}
-    for share in range(SHARES):
-        rows |= await store.tallies(_bucket(keys, day, share))
+    for number in range(BUCKETS):
+        rows |= await store.tallies(_key(keys, day, number))
     return rows
 
 
-def _bucket(keys: Keys, day: datetime, share: int) -> str:
-    return keys("verified", f"{day:%Y-%m-%d}", str(share))
+def _key(keys: Keys, day: datetime, number: int) -> str:
+    return keys("verified", f"{day:%Y-%m-%d}", str(number))
 
 
-def reports_of(rows: Mapping[bytes, int], day: datetime, reporter: str) -> list[Report]:
-    """The reports on a UTC day, one for each record that was seen: what `dmarc read` would read of them.
+def build_reports(rows: Mapping[bytes, int], day: datetime, reporter: str) -> list[Report]:
+    """Return the reports for a UTC day, one for each record that was seen, as `dmarc read` would read them.
 
     `day` is any time of that day in UTC, `reporter` our own name.
     """
     begin = day.replace(hour=0, minute=0, second=0, microsecond=0)
     by_record: dict[tuple[str, tuple[tuple[str, str], ...]], list[ReportRow]] = defaultdict(list)
     for raw, count in rows.items():
-        if (row := CountedRow.of_bytes(raw)) is not None:
-            by_record[row.domain, row.published].append(_with_count(row, count))
+        if (row := CountedRow.from_bytes(raw)) is not None:
+            by_record[row.domain, row.policy_published].append(_with_count(row, count))
     return [
         Report(
             reporter=reporter,
-            number=f"{begin:%Y%m%d}.{number}.{domain}",
+            report_id=f"{begin:%Y%m%d}.{number}.{domain}",
             domain=domain,
             policy=dict(published).get("p", ""),
             begin=begin,
             end=begin + timedelta(days=1),
-            rows=tuple(found),
-            published=published,
+            rows=tuple(report_rows),
+            policy_published=published,
         )
-        for number, ((domain, published), found) in enumerate(sorted(by_record.items()), 1)
+        for number, ((domain, published), report_rows) in enumerate(sorted(by_record.items()), 1)
     ]
 
 
@@ -165,7 +165,7 @@ def _with_count(row: CountedRow, count: int) -> ReportRow:
         dkim=row.dkim,
         reasons=row.reasons,
         header_from=row.header_from,
-        found=row.found,
+        auth_results=row.auth_results,
         envelope_from=row.envelope_from,
     )
 

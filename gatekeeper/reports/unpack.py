@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A file that holds aggregate reports, whatever it is wrapped in: XML, gzip, zip, or a mail with those attached.
+"""Unpacking files that contain aggregate reports: XML, gzip, zip, or a mail with those attached.
 
-Everybody may mail us a report, so nothing is believed: what is unpacked has a limit on its size and number, and one
-that is met is an error, not a truncation. Only names for people come from the wrapping, never paths to write to.
+Anybody may mail us a report, so nothing is trusted: the size and number of what is unpacked are limited, and exceeding
+a limit is an error, not a truncation. No file names are taken from an archive or a mail.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Protocol
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of all XML of one file together: the largest real reports have some megabytes."""
+"""Bytes of all XML in one file together: the largest real reports have a few megabytes."""
 MAX_FILE = 32 * 1024 * 1024
 """Bytes of the file itself."""
 MAX_DOCUMENTS = 100
@@ -27,11 +27,11 @@ class _Stream(Protocol):
 
 
 class ReportError(ValueError):
-    """What a file holds cannot be read as an aggregate report; the message says why, in our words."""
+    """A file cannot be read as an aggregate report; the message says why, in our own words."""
 
 
 def documents(data: bytes) -> list[bytes]:
-    """The XML documents in a file. Raises ReportError."""
+    """Return the XML documents in a file. Raises ReportError."""
     if len(data) > MAX_FILE:
         raise ReportError(f"the file is larger than {MAX_FILE // 1024 // 1024} MiB")
     found: list[bytes] = []
@@ -48,7 +48,7 @@ def documents(data: bytes) -> list[bytes]:
 
 
 def _unwrapped(data: bytes) -> Iterator[_Stream]:
-    """Each document as a stream, still compressed to the outside."""
+    """Yield each document as a stream that decompresses as it is read."""
     if data.startswith(b"\x1f\x8b"):
         yield gzip.GzipFile(fileobj=BytesIO(data))
     elif data.startswith(b"PK\x03\x04"):
@@ -74,7 +74,7 @@ def _members(data: bytes) -> Iterator[_Stream]:
 
 
 def _attachments(data: bytes) -> Iterator[_Stream]:
-    """What a mail carries. `compat32` never raises for what a mail says."""
+    """Yield the documents attached to a mail. Parsing with `compat32` never raises, whatever the mail contains."""
     mail = BytesParser(policy=policy.compat32).parsebytes(data)
     for part in mail.walk():
         payload = None if part.is_multipart() else part.get_payload(decode=True)
@@ -83,13 +83,13 @@ def _attachments(data: bytes) -> Iterator[_Stream]:
 
 
 def _read(stream: _Stream, limit: int) -> bytes:
-    """All of `stream`. Raises ReportError past `limit` bytes: a few kilobytes can unpack to terabytes."""
-    kept = BytesIO()
+    """Read all of `stream`. Raises ReportError past `limit` bytes: a few kilobytes can unpack to terabytes."""
+    content = BytesIO()
     try:
         while chunk := stream.read(_CHUNK):
-            kept.write(chunk)
-            if kept.tell() > limit:
+            content.write(chunk)
+            if content.tell() > limit:
                 raise ReportError(f"it unpacks to more than {MAX_BYTES // 1024 // 1024} MiB")
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError):
         raise ReportError("the compressed data is damaged") from None
-    return kept.getvalue()
+    return content.getvalue()

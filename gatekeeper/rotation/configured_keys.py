@@ -59,7 +59,7 @@ class Configured:
         except OSError:
             return None
 
-    def size(self) -> tuple[key_generation.Kind, int]:
+    def size(self) -> tuple[key_generation.KeyType, int]:
         """The kind of the key, and the size for a new RSA one. Raises Refused."""
         try:
             if self.private is not None:
@@ -86,7 +86,7 @@ class KeyConfiguration:
         private: dict[tuple[str, str, str], PrivateKey | None] = {}
         for key in keys:
             alone = key.domain if config.signing.key_table is not None else ""
-            at = (alone, key.selector, key.location)
+            at = (alone, key.selector, key.path)
             together.setdefault(at, []).append(key.domain)
             private[at] = key.private
         self.keys = tuple(

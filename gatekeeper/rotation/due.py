@@ -26,7 +26,7 @@ class World:
     config: Config
     authorities: Authorities
     in_flight: timedelta = IN_FLIGHT
-    kind: key_generation.Kind | None = None
+    kind: key_generation.KeyType | None = None
     bits: int | None = None
     dry: bool = False
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -100,7 +100,7 @@ def means(wanted: Wanted, domains: Iterable[str], *keys: Which) -> bool:
     return wanted.domain in ("", *domains) and (not wanted.selector or wanted.selector in selectors)
 
 
-def _selectors(now: datetime, kind: key_generation.Kind) -> Iterator[str]:
+def _selectors(now: datetime, kind: key_generation.KeyType) -> Iterator[str]:
     """202611r, 202611r2, …: year and month, and a letter for the kind, as a domain may have both."""
     stem = f"{now:%Y%m}{_LETTERS[kind]}"
     yield stem

@@ -58,7 +58,7 @@ class RotationState(_Frozen):
     domains: tuple[str, ...]
     old: Which
     new: Which
-    kind: key_generation.Kind = "rsa"
+    kind: key_generation.KeyType = "rsa"
     bits: int = 2048
     generated: datetime | None = None
     published: datetime | None = None

@@ -21,7 +21,7 @@ from gatekeeper.core.units import duration_text
 from gatekeeper.dnsclient.authoritative import ServerAnswer
 from gatekeeper.dnsclient.resolver import DNSError
 from gatekeeper.records.dkim import judge
-from gatekeeper.records.key_record import KeyRecord, name_of, revoked
+from gatekeeper.records.key_record import KeyRecord, key_record_name, revoked_zone_line
 from gatekeeper.rotation.configured_keys import KeyConfiguration
 from gatekeeper.rotation.due import World
 from gatekeeper.rotation.state import RotationRefused, RotationStage, RotationState
@@ -126,7 +126,7 @@ class Rotation:
             return True
         key, good, nobody = self._key(), 0, True
         for domain in state.domains:
-            name = name_of(state.new.selector, domain)
+            name = key_record_name(state.new.selector, domain)
             try:
                 voices = await self._world.authorities.texts(name)
             except DNSError as error:
@@ -140,7 +140,7 @@ class Rotation:
             return False
         if state.published is None and not self._world.dry:
             servers = "1 authoritative server has" if good == 1 else f"all {good} authoritative servers have"
-            self._reached(RotationStage.PUBLISHED, f"{servers} {name_of(state.new.selector, state.domains[0])}")
+            self._reached(RotationStage.PUBLISHED, f"{servers} {key_record_name(state.new.selector, state.domains[0])}")
         return True
 
     def _say_what_to_publish(self, key: PrivateKey, *, whole: bool) -> None:
@@ -189,7 +189,7 @@ class Rotation:
             return
         self._reached(RotationStage.RETIRED, f"nothing needs selector {state.old.selector} any more")
         self._out.next += ["the old record may now be emptied, which tells receivers that the key is withdrawn:"]
-        self._out.next += [revoked(state.old.selector, domain) for domain in state.domains]
+        self._out.next += [revoked_zone_line(state.old.selector, domain) for domain in state.domains]
         if state.old.path:
             self._out.next.append(f"the old private key was left in {state.old.path}; remove it once that is done")
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """OpenDKIM's data sets: `file:`, `refile:`, `csl:`, a bare path, a comma list; or a list of lines.
 
-Reads them into entries with their place; what keys and values mean is the tables' business. As OpenDKIM
-(opendkim-db.c): `#` starts a comment anywhere, the key runs to the first white space, the value is the rest. A
-refile key is a pattern: `*` is any text, `+` and `.` are themselves, the rest is a POSIX extended regular
-expression. A KeyTable may hold private keys, so nothing that could be one is shown in a problem.
+Reads them into entries with their location; what keys and values mean is up to the tables. As in OpenDKIM
+(opendkim-db.c), `#` starts a comment anywhere, the key ends at the first white space, and the value is the rest. A
+refile key is a pattern: `*` is any text, `+` and `.` are literal, the rest is a POSIX extended regular expression. A
+KeyTable may hold private keys, so nothing that could be one is shown in a problem.
 """
 
 import os
@@ -24,37 +24,41 @@ _ALLOWED = "allowed are file:PATH, refile:PATH, csl:LIST, the path of a file and
 
 @dataclass(frozen=True, slots=True)
 class DataSetEntry:
-    """One line, or one item of a list. `line` is 0 where the place has no lines."""
+    """One line, or one item of a list. `line` is 0 if it is not from a file."""
 
     line: int
     key: str
     value: str = ""
 
     def __repr__(self) -> str:
-        return f"Entry({self.line}, {self.key!r}, ...)"
+        return f"DataSetEntry({self.line}, {self.key!r}, ...)"
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """`name` is the file, or the option that holds the list. `kind` is `file`, `refile`, `csl` or `list`."""
+    """The entries of a data set.
+
+    `name` is the file, or the option that holds the list. `kind` is `file`, `refile`, `csl` or `list`.
+    """
 
     name: str
     kind: str
     entries: tuple[DataSetEntry, ...]
 
-    def place(self, entry: DataSetEntry) -> str:
-        """Where `entry` stands: `file:line`, or the option."""
+    def location(self, entry: DataSetEntry) -> str:
+        """Return where `entry` was read: `file:line`, or the option."""
         return f"{self.name}:{entry.line}" if entry.line else self.name
 
     def problem(self, entry: DataSetEntry, what: str, *, warning: bool = False) -> Problem:
-        """A Problem at the place of `entry`. A key that has slipped into a wrong field is not shown."""
+        """Return a Problem at the location of `entry`. A key that ended up in the wrong field is not shown."""
         return Problem(self.name, entry.line, _KEY.sub("(a key?)", what), warning=warning)
 
 
 def read(spec: str | Sequence[str], where: str, base: Path = Path()) -> tuple[DataSet, list[Problem]]:
-    """Read what `spec` names; relative paths start at `base`. `where` names the option, for lists and problems.
+    """Read the data set that `spec` names. Never raises.
 
-    A sequence is a list whose items are written as the lines of a file. Never raises.
+    Relative paths start at `base`. `where` names the option, for lists and problems. If `spec` is a sequence, it is a
+    list whose items are written like the lines of a file.
     """
     if not isinstance(spec, str):
         return DataSet(where, "list", tuple(_lines(spec, numbered=False))), []
@@ -69,7 +73,7 @@ def read(spec: str | Sequence[str], where: str, base: Path = Path()) -> tuple[Da
 
 
 def _kind(spec: str, base: Path) -> tuple[str, str]:
-    """The kind and what it is made from; for a kind that does not exist here, what to say about it."""
+    """Return the kind and the path or list; for an unsupported kind, what is wrong with it in place of the kind."""
     match = _TYPE.match(spec)
     if match is not None:
         name = match[1].lower()
@@ -78,7 +82,7 @@ def _kind(spec: str, base: Path) -> tuple[str, str]:
         if name in _UNSUPPORTED:
             return f"{name}: tables are not supported, write their contents to a text file", ""
         if not re.fullmatch(r"[0-9a-f]{1,4}", name):  # the beginning of an IPv6 address in a comma list
-            return f"{name}: is no type of table", ""
+            return f"{name}: is not a type of table", ""
     if spec.startswith("/"):
         if spec.endswith(".db"):
             return "Berkeley DB files are not supported, name the text file that this one was made from", ""
@@ -90,13 +94,13 @@ def _kind(spec: str, base: Path) -> tuple[str, str]:
 def _read_file(kind: str, path: Path, where: str) -> tuple[DataSet, list[Problem]]:
     name = str(path)
     try:
-        # Not UTF-8 by promise: bytes that are none survive as surrogates and match nothing.
+        # It may not be UTF-8: other bytes are kept as surrogates, and match nothing.
         text = watched_files.read(path).decode("utf-8", "surrogateescape")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
         return DataSet(name, kind, ()), [
-            Problem(where, 0, f"cannot read the table {name}: {reason}; mend the path, or write the file")
+            Problem(where, 0, f"cannot read the table {name}: {reason}; fix the path, or write the file")
         ]
     lines = text.split("\n")
     entries = tuple(_lines(lines))
@@ -117,7 +121,7 @@ def _lines(lines: Iterable[str], *, numbered: bool = True) -> Iterator[DataSetEn
 
 
 def parents(domain: str) -> Iterator[str]:
-    """`.example.com`, `.com` for `mail.example.com`."""
+    """Yield the parent domains with a leading dot: `.example.com`, `.com` for `mail.example.com`."""
     dot = domain.find(".")
     while dot >= 0:
         yield domain[dot:]
@@ -125,18 +129,18 @@ def parents(domain: str) -> Iterator[str]:
 
 
 def pattern(text: str, *, ignore_case: bool = True) -> re.Pattern[str]:
-    """The refile pattern `text`, to be used with `search`. Raises ValueError.
+    """Compile the refile pattern `text`, to be used with `search`. Raises ValueError.
 
-    OpenDKIM puts `^` before and `$` behind it, so `a|b` is anything that begins with a or ends with b.
+    OpenDKIM puts `^` before and `$` after it, so `a|b` is anything that begins with a or ends with b.
     """
     try:
         return re.compile(_translate(f"^{_globbed(text)}$"), re.DOTALL | (re.IGNORECASE if ignore_case else 0))
     except (re.error, ValueError, OverflowError, RecursionError):
-        raise ValueError(f"the pattern {text} is no regular expression") from None
+        raise ValueError(f"the pattern {text} is not a valid regular expression") from None
 
 
 def is_literal(text: str) -> bool:
-    """True if the refile pattern `text` matches exactly itself."""
+    """Return whether the refile pattern `text` matches only itself."""
     return not _SPECIAL.search(text)
 
 
@@ -144,8 +148,9 @@ _SPECIAL = re.compile(r"[*?()\[\]{}|^$\\]")
 
 
 def _globbed(text: str) -> str:
-    """What OpenDKIM's dkimf_mkregexp() makes of a pattern, the anchors aside: character for character, so that an
-    escaped dot becomes an escaped backslash and any character.
+    """Return what OpenDKIM's dkimf_mkregexp() turns a pattern into, without the anchors.
+
+    It works character by character, so that an escaped dot becomes an escaped backslash and any character.
     """
     return re.sub(r"\*+", ".*", re.sub(r"[+.]", r"\\\g<0>", text))
 
@@ -168,7 +173,7 @@ _TOKEN = re.compile(r"\\(.?)|\[(\^?\]?(?:\[:[a-z]+:\]|[^\]])*)\]|(.)", re.DOTALL
 
 
 def _translate(posix: str) -> str:
-    """A POSIX extended regular expression in Python's words."""
+    """Translate a POSIX extended regular expression to Python's syntax."""
 
     def token(match: re.Match[str]) -> str:
         if match[2] is not None:
@@ -177,14 +182,14 @@ def _translate(posix: str) -> str:
             if match[3] == "[" or (match[3] == "(" and posix.startswith("?", match.end())):
                 raise ValueError("a bracket is not closed, or it is a group that POSIX does not know")
             return r"\Z" if match[3] == "$" else match[3]
-        # glibc knows \w \W \s \S \b \B and back-references; any other escaped character is itself
+        # glibc knows \w \W \s \S \b \B and back-references; any other escaped character is literal
         return match[0] if match[1] and match[1] in "wWsSbB123456789" else re.escape(match[1] or "\\")
 
     return _TOKEN.sub(token, posix)
 
 
 def _bracket(inside: str) -> str:
-    """The inside of a bracket expression: a backslash is itself, [:class:] is a class, a leading ] is itself."""
+    """Translate the inside of a bracket expression: backslash and leading ] are literal, [:class:] is a class."""
     negated, inside = ("^", inside[1:]) if inside.startswith("^") else ("", inside)
     parts = re.split(r"\[:([a-z]+):\]", inside)
     plain = (re.sub(r"[\\\[\]&~|]", r"\\\g<0>", part) for part in parts[::2])

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Host lists with the semantics of OpenDKIM's InternalHosts, ExternalIgnoreList and PeerList.
 
-The name is tried exactly, then by its suffixes with their leading dot; independently the address is tried exactly,
-then as networks from the narrowest to the widest. At each try `!entry` counts before `entry`, and the first that is
-there decides. A host is in the list if its name *or* its address is, so `!name` does not veto an address.
+The name is looked up as it is, then by its parent domains with a leading dot; independently the address is looked up as
+it is, then by its networks from the narrowest to the widest. Each look-up tries `!entry` before `entry`, and the first
+entry found decides. A host is in the list if its name *or* its address is, so `!name` does not veto an address.
 
-Wanted deviations from OpenDKIM, each with a warning: a network with host bits set (`192.168.0.1/24`) counts as its
+Deliberate deviations from OpenDKIM, each with a warning: a network with host bits set (`192.168.0.1/24`) counts as its
 network (OpenDKIM never matches it), and a refile line such as `*.example.com` matches (OpenDKIM takes it as
-negated, so that such lines have never worked).
+negated, so such lines have never worked there).
 """
 
 import re
@@ -22,23 +22,23 @@ from gatekeeper.signing.data_set import DataSet, DataSetEntry
 
 Network = IPv4Network | IPv6Network
 _NAME = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.IGNORECASE)
-_EXACT = 999  # an address without /bits is tried before all networks, so also before its own /32
+_EXACT = 999  # an address without /bits is tried before all networks, even its own /32
 
 
 class HostList:
-    """Names and addresses, some of them negated. An empty list holds nobody."""
+    """Host names and addresses, some of them negated. An empty list contains no host."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[bool, str]] = {}
         self._patterns: list[tuple[re.Pattern[str], bool, str]] = []
-        # by IP version and bits: network address -> rank (even: negated) and the entry as it was written
+        # by IP version and bits: network address -> rank (even: negated) and the entry as written
         self._networks: dict[int, dict[int, dict[int, tuple[int, str]]]] = {4: {}, 6: {}}
 
     @classmethod
     def read(
         cls, spec: str | Sequence[str], where: str = "InternalHosts", *, base: Path = Path()
     ) -> "tuple[HostList, list[Problem]]":
-        """Read the list. `where` is the option's name, `base` where relative paths start."""
+        """Read the list. `where` is the option's name, `base` the directory where relative paths start."""
         data, problems = data_set.read(spec, where, base)
         hosts = cls()
         for entry in data.entries:
@@ -48,7 +48,7 @@ class HostList:
 
     @classmethod
     def of_networks(cls, networks: Iterable[Network]) -> "HostList":
-        """The list of these networks, as mynetworks has them."""
+        """Return the list of these networks, as in Postfix's mynetworks."""
         hosts = cls()
         for network in networks:
             hosts._add_network(network, network.prefixlen, 3, str(network))
@@ -56,7 +56,7 @@ class HostList:
         return hosts
 
     def find(self, client: Client) -> str:
-        """The entry that puts `client` in the list, as it is written there; empty if the client is not in it."""
+        """Return the entry that puts `client` in the list, as written there; empty if the client is not in it."""
         return self._find_name(client.name) or self._find_address(client.address)
 
     def _find_name(self, name: str) -> str:
@@ -65,8 +65,8 @@ class HostList:
         name = name.lower().removesuffix(".")
         if name == UNKNOWN:
             return ""
-        for probe in (name, *data_set.parents(name)):
-            if (found := self._probe(probe)) is not None:
+        for key in (name, *data_set.parents(name)):
+            if (found := self._look_up(key)) is not None:
                 return found
         return ""
 
@@ -79,15 +79,15 @@ class HostList:
             if found is not None:
                 rank, text = found
                 return text if rank % 2 else ""
-        return (self._patterns and self._probe(str(address))) or ""
+        return (self._patterns and self._look_up(str(address))) or ""
 
-    def _probe(self, text: str) -> str | None:
-        """The entry for exactly this text: empty if it is negated, None if there is none."""
+    def _look_up(self, text: str) -> str | None:
+        """Return the entry for exactly this text: empty if it is negated, None if there is none."""
         exact = self._names.get(text)
         if exact is not None and not exact[0]:
             return ""
-        found = [(wanted, entry) for pattern, wanted, entry in self._patterns if pattern.search(text)]
-        if not all(wanted for wanted, _ in found):
+        found = [(included, entry) for pattern, included, entry in self._patterns if pattern.search(text)]
+        if not all(included for included, _ in found):
             return ""
         if exact is not None:
             return exact[1]
@@ -95,25 +95,25 @@ class HostList:
 
     def _add(self, data: DataSet, entry: DataSetEntry) -> list[Problem]:
         text = entry.key.removeprefix("!")
-        wanted = text == entry.key
+        included = text == entry.key
         bracket = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](/.*)?", text)
         plain = bracket[1] + (bracket[2] or "") if bracket else text
         try:
             network = ip_network(plain, strict=False)
         except ValueError:
-            return self._add_name(data, entry, text, wanted)
+            return self._add_name(data, entry, text, included)
         bits = network.prefixlen if "/" in plain else _EXACT
-        self._add_network(network, bits, 2 * bool(bracket) + wanted, entry.key)
+        self._add_network(network, bits, 2 * bool(bracket) + included, entry.key)
         if bits != _EXACT and not _is_exact(plain, network):
             what = f"{entry.key} counts as {network} here, but OpenDKIM never matches it; write {network}"
             return [data.problem(entry, what, warning=True)]
         return []
 
     def _add_network(self, network: Network, bits: int, rank: int, text: str) -> None:
-        # rank: !x, x, ![x], [x], the order in which OpenDKIM asks for them
+        # rank: !x, x, ![x], [x], the order in which OpenDKIM looks them up
         address = int(network.network_address)
         if network.version == 6 and (mapped := IPv6Network(network).network_address.ipv4_mapped) is not None:
-            # a client's address never comes as an IPv4-mapped one
+            # a client's address is never IPv4-mapped
             address, bits = int(mapped), bits if bits == _EXACT else max(bits - 96, 0)
             table, size = self._networks[4], 32
         else:
@@ -122,10 +122,10 @@ class HostList:
         table.setdefault(bits, {}).setdefault(key, (rank, text))
         table[bits][key] = min(table[bits][key], (rank, text))
 
-    def _add_name(self, data: DataSet, entry: DataSetEntry, text: str, wanted: bool) -> list[Problem]:
+    def _add_name(self, data: DataSet, entry: DataSetEntry, text: str, included: bool) -> list[Problem]:
         if data.kind == "refile" and not data_set.is_literal(text):
             try:
-                self._patterns.append((data_set.pattern(text), wanted, entry.key))
+                self._patterns.append((data_set.pattern(text), included, entry.key))
             except ValueError as error:
                 return [data.problem(entry, str(error))]
             if entry.key.startswith("*"):
@@ -139,16 +139,16 @@ class HostList:
             )
             return [data.problem(entry, what, warning=True)]
         if self._names.get(name, (True, ""))[0]:
-            self._names[name] = (wanted, entry.key)
+            self._names[name] = (included, entry.key)
         return []
 
     def _sort(self) -> None:
-        """Narrow networks first."""
+        """Put narrow networks first."""
         for version, table in self._networks.items():
             self._networks[version] = dict(sorted(table.items(), reverse=True))
 
 
 def _is_exact(text: str, network: Network) -> bool:
-    """True if OpenDKIM, which compares text, can find this entry: no host bits, the length in bits."""
+    """Return whether OpenDKIM, which compares text, can find this entry: no host bits, the prefix length in bits."""
     address, _, bits = text.partition("/")
     return ip_address(address) == network.network_address and bits == str(network.prefixlen)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""New private keys, and the files that they go into.
+"""Generating private keys, and writing them to files.
 
-PKCS#8 in PEM, as opendkim-genkey (through OpenSSL 3) writes it, so that OpenDKIM reads them too. A file appears whole
-or not at all, is never readable by others, not even for a moment, and takes the place of another one only if asked to.
+PKCS#8 in PEM, as opendkim-genkey (through OpenSSL 3) writes it, so that OpenDKIM can read them too. A file appears
+complete or not at all, is never readable by others, not even for a moment, and replaces another one only if asked to.
 """
 
 import os
@@ -17,14 +17,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from gatekeeper.signing.keys import MINIMUM_BITS, RECOMMENDED_BITS
 
-Kind = Literal["rsa", "ed25519"]
-KINDS: tuple[Kind, ...] = ("rsa", "ed25519")
+KeyType = Literal["rsa", "ed25519"]
+KEY_TYPES: tuple[KeyType, ...] = ("rsa", "ed25519")
 MAXIMUM_BITS = 4096
-"""RFC 8301 section 3.2: the longest key that every verifier knows."""
+"""RFC 8301 section 3.2: the longest key that every verifier supports."""
 
 
-def generate_key(kind: Kind = "rsa", bits: int = RECOMMENDED_BITS) -> bytes:
-    """A new private key. `bits` is for RSA. Raises ValueError for a size that receivers do not accept."""
+def generate_key(kind: KeyType = "rsa", bits: int = RECOMMENDED_BITS) -> bytes:
+    """Generate a private key. `bits` is for RSA. Raises ValueError for a size that receivers do not accept."""
     if kind == "ed25519":
         return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     if not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
@@ -35,7 +35,10 @@ def generate_key(kind: Kind = "rsa", bits: int = RECOMMENDED_BITS) -> bytes:
 def write_key(
     path: Path, data: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None, replace: bool = False
 ) -> None:
-    """Write `path`, for `owner` (user and group id). Raises FileExistsError unless it may `replace`, and OSError."""
+    """Write `data` to `path`, owned by `owner` (user and group id).
+
+    Raises FileExistsError if the file exists, unless it may be replaced (`replace`), and OSError.
+    """
     new = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115 (it becomes the file)
     try:
         with new:
@@ -55,8 +58,10 @@ def write_key(
 
 
 def owner_in(folder: Path, owners: Collection[int]) -> tuple[int, int] | None:
-    """Whose a new key in `folder` is to be: the folder's owner if that is one of `owners` and not who asks (as
-    /etc/dkimkeys is opendkim's, who could not read root's keys); None for who asks.
+    """Return who should own a new key in `folder`; None for the current user.
+
+    If root asks, it is the folder's owner if that is another one of `owners`: /etc/dkimkeys belongs to opendkim, which
+    could not read root's keys.
     """
     status = folder.stat()
     if os.geteuid() == 0 and status.st_uid != 0 and status.st_uid in owners:
@@ -65,7 +70,7 @@ def owner_in(folder: Path, owners: Collection[int]) -> tuple[int, int] | None:
 
 
 def _sync(folder: Path) -> None:
-    """So that a name that was given survives a power failure, before anything is built on it."""
+    """Sync `folder`, so that a new name in it survives a power failure before anything relies on it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

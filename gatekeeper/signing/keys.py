@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Private keys: read by the privileged parent as bytes, parsed at first use in a worker, never shown.
+"""Private keys: read by the privileged parent as bytes, parsed by a worker at first use, never shown.
 
-The rule: key material is in no repr, log line or exception; what is wrong with a key is said in words and by its
-origin (a path, or `file:line` of an inline key). Parsing skips OpenSSL's validation, which costs 37 ms a key;
-`check()` does it, for check-config.
+The rule: no repr, log line or exception contains key material; an error message says in words what is wrong, and names
+the key's origin (a path, or `file:line` of an inline key). Parsing skips OpenSSL's validation, which takes 37 ms per
+key; `check()` does it, for check-config.
 """
 
 import binascii
@@ -42,12 +42,12 @@ _PREHASHED = Prehashed(SHA256())
 
 
 class BadKey(Exception):
-    """A private key cannot be used. The text says why and how to mend it, and holds nothing of the key."""
+    """A private key cannot be used. The message says why and how to fix it, and contains nothing of the key."""
 
 
 @dataclass(frozen=True, slots=True)
-class KeyDemands:
-    """What a key must be to be used: how long an RSA key, and which `a=` (empty: any)."""
+class KeyRequirements:
+    """What a key must meet to be used: the bits of an RSA key, and the `a=` that it is for (empty: any)."""
 
     minimum_bits: int = MINIMUM_BITS
     algorithm: str = ""
@@ -56,16 +56,16 @@ class KeyDemands:
 class PrivateKey:
     """An RSA or Ed25519 private key: PEM (PKCS#1 or PKCS#8), or base64 of DER, or of an Ed25519 seed of 32 bytes.
 
-    `origin` says where it comes from. Parsed at the first use of any property; BadKey is raised there, and each
-    time again.
+    `origin` says where it was read: a path, or `file:line`. It is parsed when a property is first used; that raises
+    BadKey, each time.
     """
 
-    __slots__ = ("_bits", "_data", "_demands", "_key", "origin")
+    __slots__ = ("_bits", "_data", "_key", "_requirements", "origin")
 
-    def __init__(self, data: bytes, origin: str, demands: KeyDemands = KeyDemands()) -> None:
+    def __init__(self, data: bytes, origin: str, requirements: KeyRequirements = KeyRequirements()) -> None:
         self.origin = origin
         self._data = data
-        self._demands = demands
+        self._requirements = requirements
         self._key: RSAPrivateKey | Ed25519PrivateKey | None = None
         self._bits = 0
 
@@ -85,7 +85,7 @@ class PrivateKey:
         return True
 
     def same(self, other: "PrivateKey") -> bool:
-        """Whether both are written alike."""
+        """Return whether both have the same text."""
         return self._data == other._data
 
     @property
@@ -105,8 +105,9 @@ class PrivateKey:
         return self._bits
 
     def sign(self, digest: bytes) -> bytes:
-        """The signature over a SHA-256 `digest`: PKCS#1 v1.5 (RFC 6376 section 3.3), or Ed25519 over the digest as
-        its message (RFC 8463 section 3).
+        """Sign a SHA-256 `digest`. Raises BadKey.
+
+        RSA signs with PKCS#1 v1.5 (RFC 6376 section 3.3), Ed25519 signs the digest as its message (RFC 8463 section 3).
         """
         key = self._parsed()
         if isinstance(key, RSAPrivateKey):
@@ -114,7 +115,7 @@ class PrivateKey:
         return key.sign(digest)
 
     def public(self) -> str:
-        """The public key as a record has it behind `p=` (RFC 6376 section 3.6.1, RFC 8463 section 4.2)."""
+        """Return the public key as in the `p=` of a record (RFC 6376 section 3.6.1, RFC 8463 section 4.2)."""
         key = self._parsed()
         if isinstance(key, RSAPrivateKey):
             public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -123,11 +124,11 @@ class PrivateKey:
         return b64encode(public).decode()
 
     def record(self) -> str:
-        """The shortest TXT record that lets others verify."""
+        """Return the shortest TXT record with which others can verify."""
         return f"v=DKIM1; k={self.kind}; p={self.public()}"
 
     def check(self) -> list[Problem]:
-        """Validate fully (37 ms for RSA-2048): everything that is wrong with this key."""
+        """Validate the key fully (37 ms for RSA-2048) and return everything that is wrong with it."""
         try:
             _load(self._data, validate=True)
             bits = self.bits
@@ -142,7 +143,7 @@ class PrivateKey:
         if self._key is None:
             key = _load(self._data, validate=False)
             self._bits = key.key_size if isinstance(key, RSAPrivateKey) else 256
-            _demand(self._demands, key)
+            _require(self._requirements, key)
             self._key = key
         return self._key
 
@@ -156,27 +157,27 @@ def _load(data: bytes, *, validate: bool) -> RSAPrivateKey | Ed25519PrivateKey:
     except TypeError:
         raise BadKey("the key is encrypted; write it without a passphrase with openssl pkey -in OLD -out NEW") from None
     except (ValueError, UnsupportedAlgorithm):
-        # The library's words may quote what it read: they are not passed on.
-        raise BadKey("this is no valid private key; allowed are RSA and Ed25519, in PEM or base64 of DER") from None
+        # The library's message may quote what it read, so it is not passed on.
+        raise BadKey("this is not a valid private key; allowed are RSA and Ed25519, in PEM or base64 of DER") from None
     if isinstance(key, Ed25519PrivateKey):
         return key
     if not isinstance(key, RSAPrivateKey):
-        raise BadKey("DKIM knows RSA and Ed25519 keys only; make one with openssl genpkey -algorithm RSA")
+        raise BadKey("DKIM supports RSA and Ed25519 keys only; make one with openssl genpkey -algorithm RSA")
     if key.key_size < MINIMUM_BITS:
         raise BadKey(f"an RSA key of {key.key_size} bits is never valid (RFC 8301); make one of {RECOMMENDED_BITS}")
     return key
 
 
-def _demand(demands: KeyDemands, key: RSAPrivateKey | Ed25519PrivateKey) -> None:
+def _require(requirements: KeyRequirements, key: RSAPrivateKey | Ed25519PrivateKey) -> None:
     kind = "rsa" if isinstance(key, RSAPrivateKey) else "ed25519"
-    if demands.algorithm and ALGORITHMS[demands.algorithm] != kind:
-        raise BadKey(f"it is an {kind} key, and signing.algorithm wants {demands.algorithm}")
-    if isinstance(key, RSAPrivateKey) and key.key_size < demands.minimum_bits:
-        raise BadKey(f"it has {key.key_size} bits, and signing.minimum_key_bits wants {demands.minimum_bits}")
+    if requirements.algorithm and ALGORITHMS[requirements.algorithm] != kind:
+        raise BadKey(f"it is an {kind} key, and signing.algorithm wants {requirements.algorithm}")
+    if isinstance(key, RSAPrivateKey) and key.key_size < requirements.minimum_bits:
+        raise BadKey(f"it has {key.key_size} bits, and signing.minimum_key_bits wants {requirements.minimum_bits}")
 
 
 def _der(data: bytes) -> bytes:
-    """The bytes behind PEM, also on one line as KeyTables have it, or behind bare base64."""
+    """Decode PEM, even on one line as in a KeyTable, or bare base64. Raises BadKey."""
     match = _PEM.search(data)
     if match is not None:
         if b"PRIVATE KEY" not in match[1]:
@@ -191,16 +192,20 @@ def _der(data: bytes) -> bytes:
 
 
 class KeyFiles:
-    """Reads key files, each file and each folder's permissions once; `problems` says what is wrong, also once.
+    """Reads key files and checks their permissions: each file, folder and problem only once.
 
     `owners` are the user ids that may own keys besides root (default: the effective one). Permissions that
     OpenDKIM's RequireSafeKeys refuses make a key unusable; without `require_safe` they are a warning.
     """
 
     def __init__(
-        self, owners: Collection[int] | None = None, *, require_safe: bool = True, demands: KeyDemands = KeyDemands()
+        self,
+        owners: Collection[int] | None = None,
+        *,
+        require_safe: bool = True,
+        requirements: KeyRequirements = KeyRequirements(),
     ) -> None:
-        self.demands = demands
+        self.requirements = requirements
         self._owners = frozenset({os.geteuid()} if owners is None else owners)
         self._warn = not require_safe
         self._keys: dict[str, PrivateKey | None] = {}
@@ -213,8 +218,9 @@ class KeyFiles:
         return list(self._problems)
 
     def read(self, path: str | Path, *, named_in: str = "") -> PrivateKey | None:
-        """The key in the file at `path`; None if it cannot be used, and then `problems` says why. `named_in` is the
-        place that has the path.
+        """Return the key in the file at `path`; None if it cannot be used, and `problems` says why.
+
+        `named_in` is where the path comes from (`file:line`), for the message.
         """
         name = str(path)
         if name not in self._keys:
@@ -225,7 +231,7 @@ class KeyFiles:
     def _read(self, name: str, named: str) -> tuple[PrivateKey | None, list[Problem]]:
         watched_files.record(name)
         try:
-            # Not blocking: a FIFO in place of the file must not hold up the start.
+            # Non-blocking: a FIFO in place of the file must not hold up the start.
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 status = os.fstat(descriptor)
@@ -238,21 +244,21 @@ class KeyFiles:
             reason = error.strerror if isinstance(error, OSError) else "not a path"
             return None, [Problem(name, 0, f"cannot read the private key{named}: {reason}")]
         problems = self._unsafe_file(name, status) + self._unsafe_folders(os.path.dirname(name))
-        return (None if problems and not self._warn else PrivateKey(data, name, self.demands)), problems
+        return (None if problems and not self._warn else PrivateKey(data, name, self.requirements)), problems
 
     def _unsafe_file(self, name: str, status: os.stat_result) -> list[Problem]:
         found = []
         if status.st_uid not in self._owners | {0}:
             owner = _user(min(self._owners, default=0))
-            found.append(f"the key belongs to {_user(status.st_uid)}; mend it with: chown {owner} {quote(name)}")
+            found.append(f"the key belongs to {_user(status.st_uid)}; fix it with: chown {owner} {quote(name)}")
         if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
-            found.append(f"every user can read or write the key; mend it with: chmod go-rwx {quote(name)}")
-        elif status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) and (other := _stranger(status.st_gid, self._owners)):
-            found.append(f"{other} can read or write the key by its group; mend it with: chmod g-rw {quote(name)}")
+            found.append(f"every user can read or write the key; fix it with: chmod go-rwx {quote(name)}")
+        elif status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) and (other := _other_user(status.st_gid, self._owners)):
+            found.append(f"{other} can read or write the key by its group; fix it with: chmod g-rw {quote(name)}")
         return [Problem(name, 0, what, warning=self._warn) for what in found]
 
     def _unsafe_folders(self, folder: str) -> list[Problem]:
-        """Who can replace the file can replace the key."""
+        """Check all folders above a key: whoever can replace the file can replace the key."""
         if folder not in self._folders:
             real = Path(folder).resolve()
             self._folders[folder] = [problem for each in (real, *real.parents) for problem in self._unsafe_folder(each)]
@@ -263,20 +269,20 @@ class KeyFiles:
         name = quote(str(folder))
         status = folder.stat()
         if status.st_uid not in self._owners | {0}:
-            found.append(f"this folder of keys belongs to {_user(status.st_uid)}; mend it with: chown root {name}")
-        # OpenDKIM also refuses sticky folders such as /tmp; but in those nobody replaces what is another's.
+            found.append(f"this folder of keys belongs to {_user(status.st_uid)}; fix it with: chown root {name}")
+        # OpenDKIM also refuses sticky folders such as /tmp; but in those nobody can replace the files of others.
         if not status.st_mode & stat.S_ISVTX:
             if status.st_mode & stat.S_IWOTH:
-                found.append(f"every user can write to this folder of keys; mend it with: chmod o-w {name}")
-            elif status.st_mode & stat.S_IWGRP and (other := _stranger(status.st_gid, self._owners)):
-                found.append(f"{other} can write to this folder of keys; mend it with: chmod g-w {name}")
+                found.append(f"every user can write to this folder of keys; fix it with: chmod o-w {name}")
+            elif status.st_mode & stat.S_IWGRP and (other := _other_user(status.st_gid, self._owners)):
+                found.append(f"{other} can write to this folder of keys; fix it with: chmod g-w {name}")
         return [Problem(str(folder), 0, what, warning=self._warn) for what in found]
 
 
 def read_key(
     path: str | Path, *, owners: Collection[int] | None = None, require_safe: bool = True
 ) -> tuple[PrivateKey | None, list[Problem]]:
-    """Read one key file: the key, or None, and everything that is wrong with it. See KeyFiles."""
+    """Read one key file; return the key, or None, and everything that is wrong with it. See KeyFiles."""
     files = KeyFiles(owners, require_safe=require_safe)
     return files.read(path), files.problems
 
@@ -288,8 +294,8 @@ def _user(uid: int) -> str:
         return str(uid)
 
 
-def _stranger(gid: int, owners: frozenset[int]) -> str:
-    """A user in the group `gid` who is neither root nor one of `owners`; empty if there is none."""
+def _other_user(gid: int, owners: frozenset[int]) -> str:
+    """Return a user in the group `gid` who is neither root nor one of `owners`; empty if there is none."""
     try:
         members = set(grp.getgrgid(gid).gr_mem)
     except KeyError:

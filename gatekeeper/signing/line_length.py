@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Long lines as they leave: Postfix's smtp(8) breaks them behind the milter's back (smtp_line_length_limit).
+"""Breaking long lines as Postfix's smtp(8) does after the milter has seen them (smtp_line_length_limit).
 
-A line of more than 998 bytes, in the header as in the body, is broken after 998, and what follows begins with a space
-(smtp_proto.c, smtp_text_out). Who signs the line as it came in signs what nobody will receive; so OpenDKIM's signatures
-of such mail are broken, and ours are not. Deliveries that do not break lines (local(8), pipe(8)) break the signature.
+A line of more than 998 bytes, in the header or the body, is broken after 998 bytes, and the rest begins with a space
+(smtp_proto.c, smtp_text_out). Signing the line as it came in would sign what nobody receives: OpenDKIM's signatures of
+such mail do not verify, ours do. Deliveries that do not break lines (local(8), pipe(8)) invalidate the signature.
 
-Known limit: where a line's end, a break and a record of Postfix's queue file meet, one space more may be sent.
+Known limit: where the end of a line, a break and a record of Postfix's queue file coincide, one more space may be sent.
 """
 
 from gatekeeper.core.message import Header
@@ -14,7 +14,7 @@ _CRLF = b"\r\n"
 
 
 class LineLimit:
-    """Breaks the lines of a text that comes in chunks, any chunking alike. `limit` is in bytes; 0: lines stay whole."""
+    """Breaks the lines of a text that comes in chunks, however it is split. `limit` is in bytes; 0: never break."""
 
     __slots__ = ("_length", "_limit", "_rest")
 
@@ -24,26 +24,26 @@ class LineLimit:
         self._rest = b""  # a CR whose LF may still come
 
     def feed(self, chunk: bytes) -> bytes:
-        """The next bytes, as they will be sent."""
+        """Return `chunk` as it will be sent; a final CR is held back."""
         if not self._limit:
             return chunk
         text = self._rest + chunk if self._rest else chunk
         self._rest = b""
         if text.endswith(b"\r"):
             self._rest, text = b"\r", text[:-1]
-        return self._broken(text)
+        return self._break(text)
 
     def end(self) -> bytes:
-        """What was held back."""
+        """Return what was held back."""
         rest, self._rest = self._rest, b""
-        return self._broken(rest) if rest else b""
+        return self._break(rest) if rest else b""
 
-    def _broken(self, text: bytes) -> bytes:
+    def _break(self, text: bytes) -> bytes:
         limit, start, at = self._limit, -self._length, 0
         size, rfind = len(text), text.rfind
         pieces = []
         while size - start > limit:
-            # Over all lines that end within the limit at once, to the last of them: a step for each kilobyte.
+            # Skip all lines that end within the limit at once, up to the last of them: one step per kilobyte.
             found = rfind(_CRLF, start if start > at else at, start + limit + 2)
             if found >= 0:
                 start = found + 2
@@ -56,8 +56,8 @@ class LineLimit:
         return b"\r\n ".join([*pieces, text[at:]]) if pieces else text
 
 
-def broken_field(field: Header, limit: int) -> Header:
-    """The field with its long lines broken."""
+def break_field(field: Header, limit: int) -> Header:
+    """Return the field with its long lines broken."""
     if not limit or len(field.line) <= limit:
         return field
     lines = LineLimit(limit)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whom a message says it is from: the mailboxes of a From or Sender field (RFC 5322 section 3.6.2).
+"""Parsing the mailboxes of a From or Sender field: the sender that a signature is for (RFC 5322 section 3.6.2).
 
-The rule: a signature vouches for one domain, so what two readers could read in two ways is refused, not guessed.
-Refused are therefore also things that RFC 5322 or RFC 6854 allow and that no sender's program writes: routes, groups,
-domain literals, an address followed by more text. A display name may hold anything, even an unquoted address.
+The rule: a signature vouches for one domain, so what two readers could read differently is refused, not guessed. That
+includes things that RFC 5322 or RFC 6854 allow and that no mail program writes: routes, groups, domain literals, an
+address followed by more text. A display name may contain anything, even an unquoted address.
 """
 
 import re
@@ -22,15 +22,15 @@ _TOKEN = re.compile(
 )
 _COMMENT = re.compile(r"[^()\\]+|\\.|[()]", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_LONGEST_USER = 256
-"""Characters of a local part. RFC 5321 allows 64 bytes; some systems make longer ones."""
+_MAX_USER = 256
+"""Characters of a local part. RFC 5321 allows 64 bytes; some systems create longer ones."""
 
 _Tokens = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class MessageSender:
-    """`user` as it is written, quotes included; `domain` as A-labels in lower case."""
+    """A mailbox: `user` as written, quotes included; `domain` as A-labels in lower case."""
 
     user: str
     domain: str
@@ -40,7 +40,10 @@ class MessageSender:
 
 
 def parse_senders(value: bytes) -> list[MessageSender]:
-    """The mailboxes of a field's value, folded or not. Raises ValueError with what is wrong, none of `value` in it."""
+    """Parse the mailboxes in a field's value, folded or not.
+
+    Raises ValueError with what is wrong, which quotes nothing of `value`.
+    """
     if usual := usual_mailbox(value):
         return [MessageSender(*usual)]
     text = value.replace(b"\r\n", b"").decode("utf-8", "surrogateescape")
@@ -59,7 +62,7 @@ def parse_senders(value: bytes) -> list[MessageSender]:
 
 
 def _tokens(text: str) -> _Tokens:
-    """The tokens without white space and comments."""
+    """Split `text` into tokens, without white space and comments."""
     tokens = []
     position = 0
     while position < len(text):
@@ -85,20 +88,20 @@ def _skip_comment(text: str, position: int) -> int:
 
 
 def _mailbox(tokens: _Tokens) -> MessageSender:
-    """`phrase <user@domain>` or `user@domain`."""
+    """Parse `phrase <user@domain>` or `user@domain`."""
     texts = [text for _, text in tokens]
     if "<" in texts:
         start = texts.index("<")
         if texts.count(">") != 1 or texts[-1] != ">":
-            raise ValueError("the address is not all there is behind the name")
+            raise ValueError("there is more than the address after the name")
         if ":" in texts[:start] or ";" in texts[:start]:
             raise ValueError("it is a group of addresses")
         tokens = tokens[start + 1 : -1]
     if [kind for kind, _ in tokens] not in (["atom", "special", "atom"], ["quoted", "special", "atom"]):
         raise ValueError("there is no address of the form user@domain")
     (_, user), (_, at), (_, domain) = tokens
-    if at != "@" or len(user) > _LONGEST_USER or _CONTROL.search(user):
+    if at != "@" or len(user) > _MAX_USER or _CONTROL.search(user):
         raise ValueError("there is no address of the form user@domain")
     if not (name := normal_domain(domain)):
-        raise ValueError("its domain is no domain name")
+        raise ValueError("its domain is not a valid domain name")
     return MessageSender(user, name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sets of names: OpenDKIM's MTA, ExemptDomains, DontSignMailTo; and MacroList, milter macros with their values.
+"""Sets of names (OpenDKIM's MTA, ExemptDomains, DontSignMailTo), and MacroList, milter macros with their values.
 
-A name is looked up as it is, without regard to case; in a refile the entries are patterns.
+Names are case-insensitive; in a refile the entries are patterns.
 """
 
 import re
@@ -13,7 +13,7 @@ from gatekeeper.signing import data_set
 
 
 class NameSet:
-    """Names, and patterns of names. Falsy if there are none."""
+    """Names and patterns of names. False if empty."""
 
     def __init__(self, *names: str) -> None:
         self._names = {name.lower(): name for name in names}
@@ -21,7 +21,7 @@ class NameSet:
 
     @classmethod
     def read(cls, spec: str | Sequence[str], where: str, *, base: Path = Path()) -> "tuple[NameSet, list[Problem]]":
-        """Read the set. `where` is the option's name, `base` where relative paths start."""
+        """Read the set. `where` is the option's name, `base` the directory where relative paths start."""
         data, problems = data_set.read(spec, where, base)
         names = cls()
         for entry in data.entries:
@@ -38,16 +38,16 @@ class NameSet:
         return bool(self._names or self._patterns)
 
     def find(self, name: str) -> str:
-        """The entry that matches `name`, as it is written; empty if there is none."""
+        """Return the entry that matches `name`, as written; empty if there is none."""
         found = self._names.get(name.lower(), "")
         return found or next((entry for pattern, entry in self._patterns if pattern.search(name)), "")
 
 
 class MacroList:
-    """Milter macros that make a message ours: by their mere presence, or by one of their values (`a|b`)."""
+    """Milter macros that make a message ours, by being set at all or by having one of certain values (`a|b`)."""
 
     def __init__(self) -> None:
-        self._wanted: dict[str, frozenset[str]] = {}
+        self._values: dict[str, frozenset[str]] = {}  # by macro; empty: any value
 
     @classmethod
     def read(cls, spec: str | Sequence[str], where: str, *, base: Path = Path()) -> "tuple[MacroList, list[Problem]]":
@@ -58,21 +58,21 @@ class MacroList:
             name = entry.key.removeprefix("{").removesuffix("}")
             if not re.fullmatch(r"\w+", name, re.ASCII):
                 problems.append(
-                    data.problem(entry, f"{entry.key} is no milter macro; allowed: NAME or NAME VALUE|VALUE")
+                    data.problem(entry, f"{entry.key} is not a milter macro; allowed: NAME or NAME VALUE|VALUE")
                 )
                 continue
             values = frozenset(value.strip() for value in entry.value.split("|") if value.strip())
-            macros._wanted[f"{{{name}}}" if len(name) > 1 else name] = values
+            macros._values[f"{{{name}}}" if len(name) > 1 else name] = values
         return macros, problems
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The macros to ask libmilter for, as it spells them: `{name}`, or one letter."""
-        return tuple(self._wanted)
+        """The macros to request from libmilter, as it spells them: `{name}`, or one letter."""
+        return tuple(self._values)
 
     def find(self, macros: Mapping[str, str]) -> str:
-        """The first macro that is set as wanted, as `{name}=value`; empty if none is."""
-        for name, values in self._wanted.items():
+        """Return the first macro that is set to one of its values, as `{name}=value`; empty if none is."""
+        for name, values in self._values.items():
             value = macros.get(name, "")
             if value and (not values or value in values):
                 return f"{name}={value}"

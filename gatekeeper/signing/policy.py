@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sign or verify? OpenDKIM's decision, with a note for each condition: "why is it not signing?" has an answer.
+"""Decides whether a message is signed, as OpenDKIM does, with a note for each condition that explains the decision.
 
-A message is ours if the daemon's name says so (`{daemon_name}`, by custom ORIGINATING in the submission service), if a
+A message is ours if the daemon's name says so (`{daemon_name}`, usually ORIGINATING in the submission service), if a
 macro of MacroList does, if its sender has authenticated, or if the client is internal. It is signed if the SigningTable
-has a rule for the address in From (or in another of `sender_headers`) and the KeyTable the key. The envelope sender is
-consulted only if a binding asks for it (sender_binding.py).
+has a rule for the address in From (or in another of `sender_headers`) and the KeyTable has its key. The envelope sender
+is consulted only if a binding requires it (sender_binding.py).
 
-Never signed: several From fields, and what could be read as being from several domains.
+Never signed: messages with several From fields, and those that could be read as being from several domains.
 
-Reason codes: sign.ok, sign.previous_key (with the key before the last reload), sign.not_origin, sign.external (nor is
-it ours, but it uses a domain of ours), sign.no_from, sign.ambiguous_from, sign.exempt, sign.peer, sign.no_match (no
-rule for this sender), sign.recipient (mail to it is never signed), sign.unbound (the user may not sign for this
-sender), sign.no_key (the rule's key is not in the KeyTable), sign.bad_key (it is, but cannot be used), sign.already
-(see resigning.py).
+Reason codes: sign.ok, sign.previous_key (signed with the key before the last reload), sign.not_origin (not our mail),
+sign.external (not our mail either, but from a domain of ours), sign.no_from, sign.ambiguous_from, sign.exempt,
+sign.peer, sign.no_match (no rule for this sender), sign.recipient (mail to it is never signed), sign.unbound (the user
+may not sign for this sender), sign.no_key (the rule's key is not in the KeyTable), sign.bad_key (it is there, but
+cannot be used), sign.already (see resigning.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,42 +33,47 @@ from gatekeeper.signing.signer import SigningIdentity
 from gatekeeper.signing.signing_table import SigningRule, SigningTable
 
 DAEMON_NAME = "{daemon_name}"
-"""The milter macro with the name of the service, set with milter_macro_daemon_name in master.cf."""
+"""The milter macro that holds the name of the service, set with milter_macro_daemon_name in master.cf."""
 _NO_MACROS: Mapping[str, str] = {}
 
 
 class WithoutKey(StrEnum):
-    """What becomes of mail whose key is missing or broken."""
+    """What happens to mail whose key is missing or unusable."""
 
     TEMPFAIL = "tempfail"
-    """Deferred, as OpenDKIM does: it can still leave signed once the key is mended."""
+    """Deferred, as by OpenDKIM: it can still leave signed once the key has been fixed."""
     UNSIGNED = "unsigned"
     PREVIOUS = "previous"
-    """Signed with the key that had its name before the last reload; deferred if there was none."""
+    """Signed with the key that had this name before the last reload; deferred if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigningChoice:
-    """`identities` sign, if there are any. `origin` says why the message is ours, and is empty if it is not: then it
-    is to be verified. With a `reply` it is to be deferred or refused. `missed` marks a message that looks as if it
-    should have been signed, and is not.
+    """What is to be done with one message.
+
+    `identities` sign it, if there are any. `origin_reason` says why the message is ours; it is empty if it is not, and
+    then the message is to be verified. With a `reply` it is to be deferred or refused. `missed` marks a message that
+    should probably have been signed, or signed with another key.
     """
 
     identities: tuple[SigningIdentity, ...]
     reason: str
     notes: tuple[Note, ...]
-    origin: str = ""
+    origin_reason: str = ""
     reply: Verdict | None = None
     missed: bool = False
 
     @property
     def defer(self) -> bool:
-        """Whether the message must wait, because its key cannot be used."""
+        """Whether the message has to be deferred, because its key cannot be used."""
         return self.reply is not None and self.reply.code.startswith("4")
 
 
 class _NotSigned(Exception):
-    """A condition that is not met: the reason code, the note that goes with it, and whether one would not expect it."""
+    """A condition for signing is not met.
+
+    Carries the reason code, the note that explains it, and whether the message should probably have been signed.
+    """
 
     def __init__(
         self, reason: str, what: str, found: str, *, missed: bool = True, reply: Verdict | None = None
@@ -82,9 +87,11 @@ class _NotSigned(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningPolicy:
-    """Whom to sign for. `daemon_names` is OpenDKIM's MTA, `macros` its MacroList, `exempt` ExemptDomains, `never_to`
-    DontSignMailTo, `peers` PeerList, `external` ExternalIgnoreList; with `multiple` (MultipleSignatures) all rules that
-    match sign, not only the first. Mail from `local_domains` (`.example.com`: all below it) is expected to be signed.
+    """What mail to sign, with which keys.
+
+    `daemon_names` is OpenDKIM's MTA, `macros` its MacroList, `exempt` ExemptDomains, `never_to` DontSignMailTo, `peers`
+    PeerList, `external` ExternalIgnoreList; with `multiple` (MultipleSignatures) all matching rules sign, not only the
+    first. Mail from `local_domains` (`.example.com`: all its subdomains) is expected to be signed.
     """
 
     signing_table: SigningTable
@@ -102,8 +109,8 @@ class SigningPolicy:
     without_key: WithoutKey = WithoutKey.TEMPFAIL
     local_domains: tuple[str, ...] = ()
 
-    def origin(self, request: Request, macros: Mapping[str, str] = _NO_MACROS) -> str:
-        """Why the message is ours, in words; empty if it is not."""
+    def origin_reason(self, request: Request, macros: Mapping[str, str] = _NO_MACROS) -> str:
+        """Return why the message is ours, in words; empty if it is not."""
         daemon_name = macros.get(DAEMON_NAME, "")
         if daemon_name and self.daemon_names.find(daemon_name):
             return f"the daemon is {daemon_name}"
@@ -115,7 +122,7 @@ class SigningPolicy:
         return f"the client is internal by {entry}" if entry else ""
 
     def exempted(self, headers: Sequence[Header]) -> str:
-        """The entry of ExemptDomains by which this mail is left alone; empty if it is not."""
+        """Return the entry of ExemptDomains that exempts this mail; empty if none does."""
         if not self.exempt:
             return ""
         try:
@@ -130,25 +137,25 @@ class SigningPolicy:
         macros: Mapping[str, str] = _NO_MACROS,
         recipients: Iterable[str] = (),
     ) -> SigningChoice:
-        """Decide for one message, at the end of its header. Never raises."""
+        """Decide about one message, at the end of its header. Never raises."""
         if left_alone := self._left_alone(request, headers):
             return left_alone
-        origin = self.origin(request, macros)
+        origin = self.origin_reason(request, macros)
         if not origin:
-            return self._foreign(request, headers, macros)
+            return self._not_ours(request, headers, macros)
         notes = [Note("signing", origin)]
         try:
             sender = self._sender(headers)
             rules = self._rules(sender)
-            self._may_sign(request, sender, recipients)
-            identities, broken = self._identities(rules, sender.domain, notes)
+            self._check_allowed(request, sender, recipients)
+            identities, unusable = self._identities(rules, sender.domain, notes)
         except _NotSigned as why:
             return SigningChoice((), why.reason, (*notes, why.note), origin, why.reply, why.missed)
-        if broken and self.without_key is not WithoutKey.UNSIGNED:
-            return SigningChoice((), broken, tuple(notes), origin, _later(broken), missed=True)
+        if unusable and self.without_key is not WithoutKey.UNSIGNED:
+            return SigningChoice((), unusable, tuple(notes), origin, _deferral(unusable), missed=True)
         old = any(identity.previous for identity in identities)
-        reason = ("sign.previous_key" if old else "sign.ok") if identities else broken
-        return SigningChoice(identities, reason, tuple(notes), origin, missed=old or bool(broken))
+        reason = ("sign.previous_key" if old else "sign.ok") if identities else unusable
+        return SigningChoice(identities, reason, tuple(notes), origin, missed=old or bool(unusable))
 
     def _left_alone(self, request: Request, headers: Sequence[Header]) -> SigningChoice | None:
         if peer := self.peers.find(request.client):
@@ -157,23 +164,23 @@ class SigningPolicy:
             return SigningChoice((), "sign.exempt", (Note("exempt_domains", f"mail from {domain} is left alone"),))
         return None
 
-    def _foreign(self, request: Request, headers: Sequence[Header], macros: Mapping[str, str]) -> SigningChoice:
-        """Not ours: say which condition does not hold, and whether the mail uses one of our domains."""
+    def _not_ours(self, request: Request, headers: Sequence[Header], macros: Mapping[str, str]) -> SigningChoice:
+        """Say which conditions are not met, and whether the mail uses one of our domains."""
         client = request.client
         what = (
             f"not ours: the daemon is {macros.get(DAEMON_NAME) or 'not named'}, nobody has authenticated, "
             f"and {client.name}[{client.address}] is not internal"
         )
         if self.macros.names:
-            what += f"; of the macros {' '.join(self.macros.names)} none is set as wanted"
+            what += f"; of the macros {' '.join(self.macros.names)} none is set as required"
         notes = [Note("signing", what)]
-        if (domain := self._hosted(headers)) and not self.external.find(client):
+        if (domain := self._our_domain(headers)) and not self.external.find(client):
             notes.append(Note("From", f"an external host sends as {domain}"))
             return SigningChoice((), "sign.external", tuple(notes))
         return SigningChoice((), "sign.not_origin", tuple(notes))
 
-    def _hosted(self, headers: Sequence[Header]) -> str:
-        """The sender's domain, if we would sign for it."""
+    def _our_domain(self, headers: Sequence[Header]) -> str:
+        """Return the sender's domain if we would sign for it; empty if not."""
         if not len(self.signing_table):
             return ""
         try:
@@ -207,8 +214,8 @@ class SigningPolicy:
             for name in self.local_domains
         )
 
-    def _may_sign(self, request: Request, sender: MessageSender, recipients: Iterable[str]) -> None:
-        """Raise what forbids to sign for a sender who is in the table."""
+    def _check_allowed(self, request: Request, sender: MessageSender, recipients: Iterable[str]) -> None:
+        """Raise _NotSigned if the message must not be signed although its sender is in the table."""
         for recipient in recipients if self.never_to else ():
             if entry := self.never_to.find(recipient):
                 raise _NotSigned("sign.recipient", "dont_sign_to", f"mail to {entry} is not signed", missed=False)
@@ -220,42 +227,42 @@ class SigningPolicy:
     def _identities(
         self, rules: Sequence[SigningRule], domain: str, notes: list[Note]
     ) -> tuple[tuple[SigningIdentity, ...], str]:
-        """The identities that can sign, and the reason code of the first that cannot, or nothing."""
+        """Return the identities that can sign, and the reason code of the first that cannot, if any."""
         identities: dict[tuple[str, str], SigningIdentity] = {}
-        broken = ""
+        unusable = ""
         for rule in rules:
-            notes.append(Note("signing table", f"{rule.place}: {rule.pattern}"))
+            notes.append(Note("signing table", f"{rule.location}: {rule.pattern}"))
             name = rule.key_for(domain)
             try:
                 identity = self._identity(name, rule, domain, notes)
             except _NotSigned as reason:
                 notes.append(reason.note)
-                broken = broken or reason.reason
+                unusable = unusable or reason.reason
             else:
                 notes.append(Note(f"key {name}", f"d={identity.domain} s={identity.selector}"))
-                # By two rules the same key would sign twice, as in OpenDKIM: that helps nobody.
+                # Two rules with the same key would make two signatures, as in OpenDKIM: that helps nobody.
                 identities.setdefault((identity.domain, identity.selector), identity)
-        return tuple(identities.values()), broken
+        return tuple(identities.values()), unusable
 
     def _identity(self, name: str, rule: SigningRule, domain: str, notes: list[Note]) -> SigningIdentity:
         key = self.key_table.find(name, domain)
         try:
-            return _usable(name, key, rule.signer_for(domain))
+            return _identity_with(name, key, rule.signer_for(domain))
         except _NotSigned as reason:
             previous = self.key_table.previous(name, domain)
             if self.without_key is not WithoutKey.PREVIOUS or previous is None:
                 raise
             notes.append(reason.note)
             notes.append(Note(f"key {name}", "signing with the key of that name before the last reload"))
-            return _usable(name, previous, rule.signer_for(domain), previous=True)
+            return _identity_with(name, previous, rule.signer_for(domain), previous=True)
 
 
-def _usable(name: str, key: TableKey | None, signer: str, *, previous: bool = False) -> SigningIdentity:
-    """The identity that signs with `key`; raises _NotSigned."""
+def _identity_with(name: str, key: TableKey | None, signer: str, *, previous: bool = False) -> SigningIdentity:
+    """Return the identity that signs with `key`. Raises _NotSigned if the key cannot be used."""
     if key is None:
         raise _NotSigned("sign.no_key", f"key {name}", "not in the KeyTable")
     if key.private is None:
-        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.location} could not be read when we started")
+        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.path} could not be read when we started")
     try:
         key.private.kind  # noqa: B018  # parses the key, at its first use
     except BadKey as bad:
@@ -263,7 +270,7 @@ def _usable(name: str, key: TableKey | None, signer: str, *, previous: bool = Fa
     return SigningIdentity(key.domain, key.selector, key.private, signer, previous)
 
 
-def _later(reason: str) -> Verdict:
+def _deferral(reason: str) -> Verdict:
     return reject(reason, "451", "4.7.5", "This message cannot be signed right now; try again later")
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who may sign for whom: closes OpenDKIM's hole, by which any user may have any hosted domain signed.
+"""Which users may have which senders signed: in OpenDKIM any user can have mail from any hosted domain signed.
 
-`login` binds an authenticated user to the addresses that sender_login_maps gives to the login, and where the map says
-nothing to the domain of the login. `envelope` binds From to the domain of the envelope sender, which Postfix can
-check (reject_sender_login_mismatch). Mail of hosts that are internal and do not authenticate has no login: it is bound
-by `envelope` alone.
+`login` binds an authenticated user to the addresses that sender_login_maps assigns to the login, or to the domain of
+the login if the map has no entry. `envelope` binds From to the domain of the envelope sender, which Postfix can check
+(reject_sender_login_mismatch). Mail from internal hosts that do not authenticate has no login: only `envelope` binds
+it.
 """
 
 from collections.abc import Callable
@@ -26,26 +26,26 @@ class BindTo(StrEnum):
 
 
 class Mismatch(StrEnum):
-    """What becomes of mail from a domain that is not the user's."""
+    """What happens to mail from a domain that is not the user's."""
 
     UNSIGNED = "unsigned"
     REJECT = "reject"
 
 
 Owners = Callable[[str], frozenset[str] | None]
-"""The logins, in lower case, that own an address; None if nothing is known of it."""
+"""Returns the logins, in lower case, that own an address; None if nothing is known about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SenderBinding:
-    """Whether this mail may have a signature for its sender, and what becomes of it if it may not."""
+    """Decides whether mail may be signed for its sender, and what happens to it if not."""
 
     bind: BindTo = BindTo.NONE
-    owners: Owners = lambda mailbox: None
+    owners: Owners = lambda _mailbox: None
     mismatch: Mismatch = Mismatch.UNSIGNED
 
     def objection(self, request: Request, sender: MessageSender) -> str:
-        """Why not, in words; empty if it may."""
+        """Return why the mail may not be signed for `sender`, in words; empty if it may."""
         if self.bind is BindTo.ENVELOPE:
             domain = normal_domain(domain_of(request.sender or ""))
             return "" if domain == sender.domain else f"the envelope sender is in {domain or 'no domain'}"

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes DKIM-Signature fields (RFC 6376 section 5, RFC 8463) while the body streams by.
+"""Creates DKIM-Signature fields (RFC 6376 section 5, RFC 8463) while the body streams through.
 
-The field is hashed exactly as it is handed on: with the space behind the colon and folded with CRLF TAB, `b=` last
-and then still empty. So it holds under `simple` too, given that the milter adds it with its leading space
-(SMFIP_HDR_LEADSPC). Lines have at most 78 characters, unless one tag that cannot be folded is longer.
+The field is hashed exactly as it is added: with the space after the colon and folded with CRLF TAB, `b=` last and still
+empty. So it verifies under `simple` too, provided that the milter adds it with its leading space (SMFIP_HDR_LEADSPC).
+Lines have at most 78 characters, unless a single tag that cannot be folded is longer.
 
-Knows nothing of who may sign: policy.py decides that. No `l=`: what it leaves unsigned, anybody can replace.
+Does not know what may be signed: policy.py decides that. By default there is no `l=`: anybody can replace the part of
+the body that it leaves unsigned.
 """
 
 import re
@@ -19,7 +20,7 @@ from gatekeeper.auth import canonicalization as canonical
 from gatekeeper.auth.domains import is_within
 from gatekeeper.core.message import Header
 from gatekeeper.signing.keys import PrivateKey
-from gatekeeper.signing.line_length import LineLimit, broken_field
+from gatekeeper.signing.line_length import LineLimit, break_field
 
 OPENDKIM_HEADERS = (
     "From",
@@ -49,7 +50,7 @@ ONE_CLICK = ("List-Unsubscribe", "List-Unsubscribe-Post")
 """One-click unsubscription must be signed (RFC 8058 section 4)."""
 
 OMITTED = ("Return-Path", "Received", "Comments", "Keywords", "Bcc", "Resent-Bcc", "DKIM-Signature")
-"""What OpenDKIM never signs unless told otherwise: relays change these fields."""
+"""What OpenDKIM does not sign unless told otherwise: relays change these fields."""
 
 SIGNED = (*OPENDKIM_HEADERS, "List-Unsubscribe-Post")
 """What is signed by default."""
@@ -90,8 +91,9 @@ class SignOptions:
 
 @dataclass(frozen=True, slots=True)
 class SigningIdentity:
-    """Who signs: `d=`, `s=`, the key, and `i=`, which is left out unless it is in the domain. `previous`: the key is
-    one that was meant to be replaced.
+    """Who signs: `d=`, `s=`, the key, and `i=` (`signer`), which is left out unless it is within the domain.
+
+    `previous`: the key is one that the last reload was meant to replace.
     """
 
     domain: str
@@ -102,10 +104,10 @@ class SigningIdentity:
 
 
 class Signer:
-    """The signatures of one message. Feed the body with `update`, then call `signatures` once.
+    """Creates the signatures of one message: feed the body to `update`, then call `signatures` once.
 
-    `now` is seconds since the epoch, `names` what stands in `h=`. However many identities sign, the header and the body
-    are hashed once.
+    `now` is seconds since the epoch, `names` the content of `h=`. However many identities sign, the header and the body
+    are hashed only once.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Signer:
         self._lines = LineLimit(options.line_length_limit)
         self._body = canonical.BodyHash(options.body_canonicalization == "relaxed", options.body_length)
         self.names, chosen = _select(headers, options)
-        sent = (broken_field(field, options.line_length_limit) for field in chosen)
+        sent = (break_field(field, options.line_length_limit) for field in chosen)
         self._hash = sha256(b"".join([canonical.header(field, self._relaxed) + b"\r\n" for field in sent]))
 
     def update(self, chunk: bytes) -> None:
@@ -126,7 +128,7 @@ class Signer:
         self._body.update(self._lines.feed(chunk))
 
     def signatures(self, without: Collection[SigningIdentity] = ()) -> list[Header]:
-        """The DKIM-Signature fields, in the order of the identities, some left out. Raises BadKey."""
+        """Return the DKIM-Signature fields of all identities but `without`, in order. Raises BadKey."""
         self._body.update(self._lines.end())
         body_hash = b64encode(self._body.digest(self._options.body_length)).decode()
         return [self._signature(identity, body_hash) for identity in self._identities if identity not in without]
@@ -159,36 +161,38 @@ class Signer:
 
 
 @lru_cache(maxsize=16)
-def _wanted(sign: tuple[str, ...], omit: tuple[str, ...], oversign: tuple[str, ...]) -> re.Pattern[bytes]:
-    """The names, in lower case, of the fields that are signed where they are there. From is among them, whatever is
-    said (RFC 6376 section 5.4), and what is oversigned.
+def _signed_names(sign: tuple[str, ...], omit: tuple[str, ...], oversign: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Return a pattern for the names, in lower case, of the fields that are signed if they are present.
+
+    From is always among them (RFC 6376 section 5.4), and so are those that are oversigned.
     """
-    always, omitted, signed = map(_pattern, (("From", *oversign), _edited(omit, OMITTED), _edited(sign, SIGNED)))
+    names = (("From", *oversign), _with_changes(omit, OMITTED), _with_changes(sign, SIGNED))
+    always, omitted, signed = map(_pattern, names)
     return re.compile(f"{always}|(?!{omitted}\\Z){signed}".encode())
 
 
-def _edited(names: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
-    """`names` with `*` as the default, `+name` and `-name` as changes of it."""
+def _with_changes(names: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `names`, or if `*` is among them `default` with the changes `+name` and `-name`."""
     if "*" not in names:
         return names
-    taken = {name[1:].lower() for name in names if name.startswith("-")}
+    removed = {name[1:].lower() for name in names if name.startswith("-")}
     added = [name.removeprefix("+") for name in names if name != "*" and not name.startswith("-")]
-    return tuple(name for name in (*default, *added) if name.lower() not in taken)
+    return tuple(name for name in (*default, *added) if name.lower() not in removed)
 
 
 def _pattern(names: tuple[str, ...]) -> str:
-    """A regular expression for these names in lower case; `*` is any text, and no names match nothing."""
+    """Return a regular expression for these names in lower case; `*` is any text. No names match nothing."""
     parts = (re.escape(name.lower()).replace(r"\*", "[!-9<-~]*") for name in names)
     return f"(?:{'|'.join(parts) or '(?!)'})"
 
 
 def _select(headers: Sequence[Header], options: SignOptions) -> tuple[list[str], list[Header]]:
-    """The names for `h=`, and the fields in the order in which they are hashed.
+    """Return the names for `h=`, and the fields in the order in which they are hashed.
 
-    All instances of a field are signed, and hashed from the bottom up, as verifiers take them (section 5.4.2).
+    All instances of a field are signed, and hashed from the bottom up, as verifiers do (section 5.4.2).
     """
-    wanted = _wanted(options.sign_headers, options.omit_headers, options.oversign_headers)
-    present = [field for field in headers if wanted.fullmatch(field.name.lower())]
+    signed = _signed_names(options.sign_headers, options.omit_headers, options.oversign_headers)
+    present = [field for field in headers if signed.fullmatch(field.name.lower())]
     names = [field.name.decode("ascii") for field in present]
     from_bottom: dict[str, list[Header]] = {}
     for name, field in zip(names, present, strict=True):
@@ -200,7 +204,7 @@ def _select(headers: Sequence[Header], options: SignOptions) -> tuple[list[str],
 
 
 def _folded(tags: Sequence[str]) -> bytes:
-    """The field's value: `tag; tag; ...;` with folds between tags and behind the colons of `h=`."""
+    """Return the field's value: `tag; tag; ...;`, folded between tags and after the colons of `h=`."""
     pieces = [
         (" " if not number else "", part)
         for tag in tags
@@ -219,5 +223,5 @@ def _folded(tags: Sequence[str]) -> bytes:
 
 
 def _quoted(text: str) -> str:
-    """`text` as dkim-quoted-printable (RFC 6376 section 2.11)."""
+    """Encode `text` as dkim-quoted-printable (RFC 6376 section 2.11)."""
     return _UNSAFE.sub(lambda match: b"=%02X" % ord(match[0]), text.encode("utf-8", "surrogateescape")).decode("ascii")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""OpenDKIM's SigningTable: whose mail is signed with which key, used as it is.
+"""OpenDKIM's SigningTable, which says whose mail is signed with which key; an existing file can be used unchanged.
 
-A line is `pattern keyname[:signer]`. Read once, by the privileged parent; each mistake is a Problem with its place, and
-what is right still works. A look-up costs the same with ten entries and with a hundred thousand; only refile patterns
-of unusual shape are tried one by one.
+A line is `pattern keyname[:signer]`. The privileged parent reads the table once; each mistake is a Problem with its
+location, and the other lines still work. A look-up costs the same with ten entries as with a hundred thousand; only
+refile patterns of unusual form are tried one by one.
 
-Wanted deviation from OpenDKIM: `*@domain` in a table that is not a refile does match (OpenDKIM silently signs nothing),
-with a warning.
+Deliberate deviation from OpenDKIM: `*@domain` in a table that is not a refile does match (OpenDKIM silently signs
+nothing), with a warning.
 """
 
 import re
@@ -23,24 +23,27 @@ from gatekeeper.signing.key_table import KeyTable
 
 @dataclass(frozen=True, slots=True)
 class SigningRule:
-    """One line of the SigningTable; `key_name` and `signer` may hold a `%` for the From domain."""
+    """One line of the SigningTable; `key_name` and `signer` may contain a `%` for the From domain.
 
-    place: str
+    `location` is where it was read: `file:line`, or the option.
+    """
+
+    location: str
     pattern: str
     key_name: str
     signer: str = ""
 
     @property
     def is_for_all(self) -> bool:
-        """Whether it says nothing about whose domain is whose."""
+        """Whether it matches every sender, so that it does not tell which domains are ours."""
         return self.pattern in ("*", "*@*")
 
     def key_for(self, domain: str) -> str:
-        """The name in the KeyTable for mail from `domain`."""
+        """Return the name in the KeyTable for mail from `domain`."""
         return domain if self.key_name == "%" else self.key_name
 
     def signer_for(self, domain: str) -> str:
-        """The `i=` for mail from `domain`; empty if there is none."""
+        """Return the `i=` for mail from `domain`; empty if there is none."""
         return self.signer.replace("%", domain)
 
 
@@ -49,9 +52,11 @@ _compiled = lru_cache(maxsize=1024)(data_set.pattern)
 
 
 @dataclass(slots=True)
-class _Ordered:
-    """A refile: the file's order decides. Patterns are found by the domain that they end in, so that only those of
-    unusual shape are tried one by one. A pattern that says nothing else is empty, others are compiled at first use.
+class _RefileIndex:
+    """The numbers of the rules of a refile, in whose order rules apply, by their pattern.
+
+    Patterns are found by the domain that they end in, so that only those of unusual form are tried one by one. A
+    pattern that only tests the domain is stored as an empty string; others are compiled at first use.
     """
 
     literal: dict[str, list[int]] = field(default_factory=dict)  # joe@example.com
@@ -66,7 +71,7 @@ class _Ordered:
             self.literal.setdefault(pattern.lower(), []).append(number)
         elif at and "|" not in user and data_set.is_literal(domain.removeprefix("*") if parent else domain):
             if not data_set.is_literal(user.replace("*", "")):
-                data_set.pattern(pattern)  # it may be no regular expression
+                data_set.pattern(pattern)  # raises ValueError unless it is a regular expression
             by_domain = self.parent if parent else self.domain
             by_domain.setdefault(domain.removeprefix("*"), []).append((number, "" if user == "*" else pattern))
         else:
@@ -84,23 +89,23 @@ class _Ordered:
 
 
 class SigningTable:
-    """Who signs with which key. Matched without regard to case. `unusable` are lines whose key does not exist."""
+    """The rules by sender, case-insensitive. `unusable` are problems with lines whose key does not exist."""
 
     def __init__(self, data: DataSet, keys: KeyTable, problems: list[Problem]) -> None:
         self.unusable: list[Problem] = []
         self._rules: list[SigningRule] = []
         self._plain: dict[str, int] = {}
-        self._ordered = _Ordered() if data.kind == "refile" else None
+        self._refile = _RefileIndex() if data.kind == "refile" else None
         for entry in data.entries:
             name, _, signer = (part.strip() for part in entry.value.partition(":"))
-            problems += _mistakes(data, entry, name, signer)
+            problems += _check_fields(data, entry, name, signer)
             if not name:
                 continue
             if name != "%" and name not in keys:
                 self.unusable.append(data.problem(entry, f"{entry.key}: there is no key {name} in the KeyTable"))
-            self._rules.append(SigningRule(data.place(entry), entry.key, name, signer))
-            if self._ordered is not None:
-                problems += self._add_pattern(self._ordered, data, entry)
+            self._rules.append(SigningRule(data.location(entry), entry.key, name, signer))
+            if self._refile is not None:
+                problems += self._add_pattern(self._refile, data, entry)
             else:
                 problems += self._add_plain(data, entry)
 
@@ -108,8 +113,10 @@ class SigningTable:
     def read(
         cls, spec: str | Sequence[str], keys: KeyTable, where: str = "SigningTable", *, base: Path = Path()
     ) -> "tuple[SigningTable, list[Problem]]":
-        """Read the table. A key name that `keys` does not know is a problem, but its line still matches: such mail is
-        not to leave unsigned by a mistake.
+        """Read the table. `where` is the option's name, `base` the directory where relative paths start.
+
+        A key name that is not in `keys` is a problem, but its line still matches: such mail must not leave unsigned
+        because of a mistake.
         """
         data, problems = data_set.read(spec, where, base)
         table = cls(data, keys, problems)
@@ -119,17 +126,17 @@ class SigningTable:
         return len(self._rules)
 
     def match(self, user: str, domain: str) -> Iterator[SigningRule]:
-        """The rules for mail from `user@domain` (`domain` in lower case), best first."""
-        if self._ordered is not None:
-            numbers: Sequence[int] = self._ordered.match(user, domain)
+        """Yield the rules for mail from `user@domain` (`domain` in lower case), best first."""
+        if self._refile is not None:
+            numbers: Sequence[int] = self._refile.match(user, domain)
         else:
-            numbers = [self._plain[probe] for probe in probes(user.lower(), domain) if probe in self._plain]
+            numbers = [self._plain[key] for key in lookup_keys(user.lower(), domain) if key in self._plain]
         for number in numbers:
             yield self._rules[number]
 
-    def _add_pattern(self, ordered: _Ordered, data: DataSet, entry: DataSetEntry) -> list[Problem]:
+    def _add_pattern(self, refile: _RefileIndex, data: DataSet, entry: DataSetEntry) -> list[Problem]:
         try:
-            ordered.add(len(self._rules) - 1, entry.key)
+            refile.add(len(self._rules) - 1, entry.key)
         except ValueError as error:
             return [data.problem(entry, str(error))]
         if "\\" in entry.key:
@@ -158,7 +165,7 @@ class SigningTable:
         return found
 
 
-def _mistakes(data: DataSet, entry: DataSetEntry, name: str, signer: str) -> Iterator[Problem]:
+def _check_fields(data: DataSet, entry: DataSetEntry, name: str, signer: str) -> Iterator[Problem]:
     if not name:
         yield data.problem(entry, f"{entry.key}: the name of a key is missing")
         return
@@ -167,8 +174,8 @@ def _mistakes(data: DataSet, entry: DataSetEntry, name: str, signer: str) -> Ite
         yield data.problem(entry, what, warning=True)
 
 
-def probes(user: str, domain: str) -> Iterator[str]:
-    """What a plain SigningTable is asked, in OpenDKIM's order; `*@domain` is ours."""
+def lookup_keys(user: str, domain: str) -> Iterator[str]:
+    """Yield what is looked up in a plain SigningTable, in OpenDKIM's order; `*@domain` is our addition."""
     yield f"{user}@{domain}"
     yield domain
     yield f"*@{domain}"

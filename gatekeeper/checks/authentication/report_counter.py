@@ -16,7 +16,7 @@ from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Decision, Outcome, Verdict
 from gatekeeper.pipeline.context import Context
-from gatekeeper.reports.counters import KEPT, MOST_ROWS, bucket, counts, row_of
+from gatekeeper.reports.counters import MAX_BUCKET_ROWS, RETENTION, bucket_key, counted_row, is_reportable
 from gatekeeper.stores.store import Keys
 
 _REASONS = {
@@ -40,7 +40,7 @@ class ReportCounter(ConfiguredCheck):
         if request.stage is not Stage.END_OF_MESSAGE or address is None:
             return PASS
         found = await context.facts.dmarc()
-        if not counts(found):
+        if not is_reportable(found):
             return PASS
         spf, dkim = await context.facts.spf(), await context.facts.dkim()
 
@@ -49,10 +49,10 @@ class ReportCounter(ConfiguredCheck):
             applied = judged if decision.verdict is decision.judged else PASS
             disposition = _disposition(found, applied)
             reasons = tuple(_reasons(found, judged, disposition))
-            row = row_of(str(address), found, spf, dkim, disposition=disposition, reasons=reasons)
+            row = counted_row(str(address), found, spf, dkim, disposition=disposition, reasons=reasons)
             # Facts are the same in observe mode, so the keys are those of enforce mode.
-            key = bucket(Keys(context.keys.secret), context.clock(), row.domain)
-            await context.store.tally(key, row.to_bytes(), KEPT, MOST_ROWS)
+            key = bucket_key(Keys(context.keys.secret), context.clock(), row.domain)
+            await context.store.tally(key, row.to_bytes(), RETENTION, MAX_BUCKET_ROWS)
 
         context.after(count)
         return PASS
