@@ -91,25 +91,25 @@ def opendkim(options: argparse.Namespace) -> int:
     if options.extract:
         return _extract(path, options.extract)
 
-    def load_relay() -> "ImportedConfig":
+    def load_conf() -> "ImportedConfig":
         return load(path, overrides, need_socket=not (options.check or options.test), testing=bool(options.test))
 
-    relay = load_relay()
+    imported = load_conf()
     if options.check:
-        return _check(relay)
+        return _check(imported)
     if options.test:
-        return _test(relay, options)
-    return _serve(relay, load_relay)
+        return _test(imported, options)
+    return _serve(imported, load_conf)
 
 
 def _overrides(options: argparse.Namespace) -> "tuple[list[ConfSetting], list[Problem]]":
     """Return the options of the command line as settings, and what is wrong with them."""
     from gatekeeper.core.problem import Problem
-    from gatekeeper.opendkim.conf import of_command_line
+    from gatekeeper.opendkim.conf import command_line_setting
 
     pairs = [(name, getattr(options, name)) for name, _, _ in _VALUES.values() if getattr(options, name) is not None]
     pairs += [(name, value) for name, value, _ in _FLAGS.values() if getattr(options, name)]
-    found = [of_command_line(name, value) for name, value in pairs]
+    found = [command_line_setting(name, value) for name, value in pairs]
     return [one for one in found if not isinstance(one, Problem)], [one for one in found if isinstance(one, Problem)]
 
 
@@ -125,10 +125,10 @@ def _version() -> int:
 def _extract(path: Path | None, name: str) -> int:
     from gatekeeper.core.problem import ConfigError
     from gatekeeper.opendkim.conf import read
-    from gatekeeper.opendkim.options import OPTIONS, unknown
+    from gatekeeper.opendkim.options import OPTIONS, suggestion
 
     if name.lower() not in OPTIONS:
-        print(f"unknown option {name!r}; {unknown(name)}", file=sys.stderr)
+        print(f"unknown option {name!r}; {suggestion(name)}", file=sys.stderr)
         return EX_DATA
     settings, problems = read(path) if path else ([], [])
     if problems:
@@ -138,11 +138,11 @@ def _extract(path: Path | None, name: str) -> int:
     return OK if values else CONFIGURATION
 
 
-def _check(relay: "ImportedConfig") -> int:
+def _check(imported: "ImportedConfig") -> int:
     """Print every warning to stderr. An error raises ConfigError, so that the exit status is 78, as in OpenDKIM."""
     from gatekeeper.app.plan import prepare
 
-    for problem in prepare(relay.config, thorough=True).warnings:
+    for problem in prepare(imported.config, thorough=True).warnings:
         print(problem, file=sys.stderr)
     return OK
 
@@ -169,7 +169,7 @@ def _ask(prompt: str) -> str:
     return sys.stdin.readline()
 
 
-def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
+def _test(imported: "ImportedConfig", options: argparse.Namespace) -> int:
     """Print what would be done with each message if it came from 127.0.0.1."""
     import asyncio
 
@@ -187,7 +187,7 @@ def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
             return EX_NO_INPUT
     client = Client(address=parse_address("127.0.0.1"), name="localhost")
     request = Request(stage=Stage.END_OF_MESSAGE, client=client)
-    plan = prepare(relay.config)
+    plan = prepare(imported.config)
 
     async def work() -> None:
         clock = time.time if options.time is None else lambda: float(options.time)
@@ -207,26 +207,26 @@ def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
     return OK
 
 
-def _serve(relay: "ImportedConfig", load: "Callable[[], ImportedConfig]") -> int:
+def _serve(imported: "ImportedConfig", load: "Callable[[], ImportedConfig]") -> int:
     from gatekeeper.daemon import supervisor
     from gatekeeper.daemon.background import in_background, write_pid_file
 
-    unused = [relay.config]  # what has been read already is read again only at a reload
+    unused = [imported.config]  # what has been read already is read again only at a reload
 
     def load_config() -> "Config":
         return unused.pop() if unused else load().config
 
     def serve(ready: Callable[[], None]) -> int:
-        with write_pid_file(relay.pid_file) as write:
+        with write_pid_file(imported.pid_file) as write:
 
             def serving(_: object) -> None:
                 write()
                 ready()
 
-            status = supervisor.run(load_config, serving, policy=False, detached=relay.background)
+            status = supervisor.run(load_config, serving, policy=False, detached=imported.background)
         return EX_UNAVAILABLE if status == TEMPORARY else status
 
-    return in_background(serve) if relay.background else serve(lambda: None)
+    return in_background(serve) if imported.background else serve(lambda: None)
 
 
 def import_opendkim(options: argparse.Namespace) -> int:
@@ -237,13 +237,13 @@ def import_opendkim(options: argparse.Namespace) -> int:
     from gatekeeper.app.plan import prepare
     from gatekeeper.opendkim import import_report, toml
 
-    relay = import_report.read(options.file)
-    text = toml.write(relay)
+    imported = import_report.read(options.file)
+    text = toml.write(imported)
     if options.out is None:
         sys.stdout.write(text)
     else:
         options.out.write_text(text, encoding="utf-8")
-    found = [problem for problem in prepare(relay.config).warnings if problem not in relay.config.warnings]
-    for line in import_report.lines(relay, found):
+    found = [problem for problem in prepare(imported.config).warnings if problem not in imported.config.warnings]
+    for line in import_report.lines(imported, found):
         print(line, file=sys.stdout if options.out else sys.stderr)
-    return FINDING if import_report.unsupported(relay) else OK
+    return FINDING if import_report.unsupported(imported) else OK
