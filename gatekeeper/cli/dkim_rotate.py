@@ -39,7 +39,7 @@ def rotate(options: argparse.Namespace) -> int:
     Returns 0 if nothing is left to do, 75 while there is something to wait for, 1 if it cannot go on.
     """
     from gatekeeper.dnsclient.authoritative import Authorities, LiveAuthorities, TableAuthorities
-    from gatekeeper.rotation.configured_keys import Wanted
+    from gatekeeper.rotation.configured_keys import KeySelection
     from gatekeeper.rotation.due import World
     from gatekeeper.rotation.run import rotate as rotate_due
     from gatekeeper.rotation.state import Busy, RotationRefused
@@ -60,10 +60,10 @@ def rotate(options: argparse.Namespace) -> int:
             in_flight=timedelta(seconds=options.after),
             kind=options.type,
             bits=options.bits,
-            dry=options.dry_run,
+            dry_run=options.dry_run,
         )
         try:
-            run = await rotate_due(world, Wanted(domain, selector, options.older))
+            run = await rotate_due(world, KeySelection(domain, selector, options.older))
         except (RotationRefused, OSError) as error:
             print(f"gatekeeper: {error}", file=sys.stderr)
             return TEMPORARY if isinstance(error, Busy) else FINDING
