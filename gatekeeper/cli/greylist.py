@@ -30,11 +30,7 @@ T = TypeVar("T")
 def add_to(add: Add) -> None:
     """Add the commands of this file."""
     _add_report(
-        add(
-            "greylist report",
-            report,
-            "what greylisting cost, from the log: which wanted mail waited, how long",
-        )
+        add("greylist report", report, "what greylisting cost, from the log: which wanted mail waited, how long")
     )
     _add_copy(add("greylist copy", copy, "copy the greylisting state to another store, with the secret of its keys"))
     _add_import(add("import-postgrey", import_postgrey, "import postgrey's state and allow lists"))
@@ -120,14 +116,14 @@ def import_postgrey(options: argparse.Namespace) -> int:
     config = _config(options)
     greylist = config.checks.greylist
     try:
-        theirs = read_options(options.options)
+        postgrey_options = read_options(options.options)
     except (OSError, ValueError) as error:
         print(f"gatekeeper: {options.options}: {error}", file=sys.stderr)
         return FINDING
-    brought = state_import.ImportedState(
-        toml=list(theirs.as_toml()), remarks=list(state_import.remarks(theirs, greylist))
+    imported = state_import.ImportedState(
+        toml=list(postgrey_options.as_toml()), remarks=list(state_import.remarks(postgrey_options, greylist))
     )
-    folder = options.folder or theirs.folder or Path("/var/lib/postgrey")
+    folder = options.folder or postgrey_options.folder or Path("/var/lib/postgrey")
     observed = config.mode == "observe" or greylist.mode == "observe"
 
     async def work() -> None:
@@ -137,21 +133,23 @@ def import_postgrey(options: argparse.Namespace) -> int:
                 raise StoreError(store.gone)
             for prefix in ("", "observe:") if observed else ("",):
                 keys = Keys(await store.secret(), prefix)
-                target = state_import.Target(store=store, keys=keys, greylist=greylist, options=theirs, now=time.time())
-                await target.bring(folder, state_import.ImportedState() if prefix else brought)
+                target = state_import.Target(
+                    store=store, keys=keys, greylist=greylist, options=postgrey_options, now=time.time()
+                )
+                await target.import_state(folder, state_import.ImportedState() if prefix else imported)
         finally:
             await store.close()
 
     try:
         _run(work())
-        state_import.import_lists(theirs, options.tables or config.folder, brought)
+        state_import.import_lists(postgrey_options, options.tables or config.folder, imported)
     except (DatabaseError, OSError) as error:
         print(f"gatekeeper: {error}", file=sys.stderr)
         return TEMPORARY
     if options.json:
-        print_json(state_import.as_json(brought))
+        print_json(state_import.as_json(imported))
     else:
-        print_lines(state_import.sentences(brought))
+        print_lines(state_import.sentences(imported))
     return OK
 
 
