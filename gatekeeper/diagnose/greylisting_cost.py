@@ -4,7 +4,7 @@
 Counts how many wanted mails waited, how long and from whom, and how many never came back. A mail is wanted if it was
 asked to wait, came back and passed: nothing else can be known from a log. It is counted by sender and recipient as
 greylisting distinguishes them, so a mail to two recipients is two. What has not come back by the end of the log may
-still do so; what was asked to wait before the log begins is not known. Greylisting in observe mode cost nobody, so it
+still do so; what was asked to wait before the log begins is not known. Greylisting in observe mode delays nobody, so it
 does not count.
 """
 
@@ -27,7 +27,7 @@ MAX_WAITING = 500_000
 
 @dataclass(slots=True)
 class GreylistingCost:
-    """What greylisting cost. `waits` are the cost of wanted mails in seconds, in the order of the log."""
+    """What greylisting cost. `waits` are the delays of wanted mails in seconds, in the order of the log."""
 
     waits: list[float] = field(default_factory=list)
     by_sender: Counter[str] = field(default_factory=Counter)

@@ -14,7 +14,7 @@ from gatekeeper.core.log import WHY, read_decision
 from gatekeeper.core.request import domain_of
 
 SIGNED = ("sign.ok", "sign.already", "sign.previous_key")
-NOT_OURS = ("sign.recipient", "sign.exempt", "sign.peer", "sign.external", "sign.no_match")
+INTENTIONAL = ("sign.recipient", "sign.exempt", "sign.peer", "sign.external", "sign.no_match")
 """Not signed because the configuration says so, or because it is not ours: from a stranger who uses a domain of ours,
 or from us with somebody else's domain. In the last case, mail from a local domain counts as missed all the same."""
 _LOCAL = "is a domain of ours"
@@ -52,7 +52,7 @@ def read_unsigned_mail(lines: Iterable[str]) -> UnsignedMail:
         found.reasons[reason] += 1
         if reason not in SIGNED or reason == "sign.previous_key":
             why = decision.get(WHY, "")
-            found.missed += reason not in (*SIGNED, *NOT_OURS) or why.endswith(_LOCAL)
+            found.missed += reason not in (*SIGNED, *INTENTIONAL) or why.endswith(_LOCAL)
             cause = (reason, domain_of(decision.get("sender", "")[1:-1]), why)
             found.causes[cause] += 1
             found.example[cause] = decision.get("queue_id", "")

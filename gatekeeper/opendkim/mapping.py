@@ -44,13 +44,13 @@ Tree = dict[str, Any]
 class ImportedConfig:
     """An opendkim.conf in gatekeeper's terms.
 
-    `origins` maps a key of the tree to the setting that it comes from. `settings` is everything that is set, by
+    `setting_by_key` maps a key of the tree to the setting that it comes from. `settings` is everything that is set, by
     lower-case name; the last setting of a name counts.
     """
 
     config: Config
     tree: Mapping[str, Any]
-    origins: Mapping[KeyPath, ConfSetting]
+    setting_by_key: Mapping[KeyPath, ConfSetting]
     settings: Mapping[str, ConfSetting]
     pid_file: Path | None
     background: bool
@@ -83,14 +83,14 @@ def load(
         mapper.tree["milter"]["mode"] = "v"
     mapper.map(need_socket=need_socket, tolerant=tolerant)
     file = str(path or "opendkim.conf")
-    locations = _SettingLocations(mapper.origins)
+    locations = _SettingLocations(mapper.setting_by_key)
     built = config_file.from_tree(mapper.tree, file, locations, base=mapper.base, found=problems, ask=ask)
     pid_file = settings.get("pidfile")
     background = settings.get("background")
     return ImportedConfig(
         config=built,
         tree=mapper.tree,
-        origins=mapper.origins,
+        setting_by_key=mapper.setting_by_key,
         settings=settings,
         pid_file=mapper.path(pid_file.value) if pid_file else None,
         background=background.flag if background else True,
@@ -100,14 +100,14 @@ def load(
 class _SettingLocations(KeyLocations):
     """Locations in an opendkim.conf: a problem of a key is reported for the option that the key comes from."""
 
-    def __init__(self, origins: Mapping[KeyPath, ConfSetting]) -> None:
+    def __init__(self, setting_by_key: Mapping[KeyPath, ConfSetting]) -> None:
         super().__init__("")
-        self._origins = origins
+        self._setting_by_key = setting_by_key
 
     def problem(self, file: str, path: KeyPath, what: str, *, warning: bool = False) -> Problem:
         """Return a problem as KeyLocations.problem does, with the name of OpenDKIM's option."""
         for length in range(len(path), 0, -1):
-            if (setting := self._origins.get(tuple(path[:length]))) is not None:
+            if (setting := self._setting_by_key.get(tuple(path[:length]))) is not None:
                 name = ".".join(str(part) for part in path[:length])
                 what = re.sub(rf"^{re.escape(name)}(:| is)? ?", "", what)
                 return setting.problem(what, warning=warning)
@@ -135,12 +135,12 @@ def _defaults() -> Tree:
 
 @dataclass(slots=True)
 class _Mapper:
-    """Translates `settings`, by lower-case name; `tree`, `origins` and `problems` are filled on the way."""
+    """Translates `settings`, by lower-case name; `tree`, `setting_by_key` and `problems` are filled on the way."""
 
     settings: Mapping[str, ConfSetting]
     problems: list[Problem]
     tree: Tree = field(default_factory=_defaults)
-    origins: dict[KeyPath, ConfSetting] = field(default_factory=dict)
+    setting_by_key: dict[KeyPath, ConfSetting] = field(default_factory=dict)
 
     def map(self, *, need_socket: bool, tolerant: bool) -> None:
         """Translate every setting."""
@@ -198,7 +198,7 @@ class _Mapper:
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[name] = value
-        self.origins[key] = setting
+        self.setting_by_key[key] = setting
 
     def _flag(self, name: str) -> bool:
         setting = self.settings.get(name)

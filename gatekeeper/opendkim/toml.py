@@ -54,7 +54,7 @@ def _assignment(name: str, plain: object) -> Iterator[str]:
 
 
 def _comment(relay: ImportedConfig, path: KeyPath) -> Iterator[str]:
-    setting = relay.origins.get(path)
+    setting = relay.setting_by_key.get(path)
     if setting is not None:
         yield f"# {setting.option.name}, {setting.file}:{setting.line}"
     else:

@@ -194,8 +194,8 @@ def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int
         fields = [field.strip() for field in match["value"].split(":", 2)]
         if len(fields) < 3 or fields[0].lower() not in state.domains or fields[1] != state.old.selector:
             continue
-        place, algorithm = _location(fields[2], fields[0].lower(), base)
-        if place == state.old.path:
+        path, algorithm = _location(fields[2], fields[0].lower(), base)
+        if path == state.old.path:
             value = f"{fields[0]}:{state.new.selector}:{state.new.path}{algorithm}"
             lines[number] = f"{match['before']}{value}{line[match.end('value') :]}"
             changed.append(number + 1)
