@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A pytest plugin that plays recorded sessions (docs/fixtures.md) wherever they lie in the tree that pytest collects.
+"""A pytest plugin that plays recorded sessions (docs/fixtures.md) wherever pytest collects them.
 
-Each folder with a session.toml of our format is one test. Other files of that name are left alone, and nothing of
-gatekeeper is imported before the first case is found: the plugin is loaded into every pytest run beside it.
+Each folder with a session.toml in our format is one test. Other files of that name are left alone, and nothing else of
+gatekeeper is imported before the first case is found: wherever gatekeeper is installed, every pytest run loads this.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import pytest
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "CaseFile | None":
-    """A case, if `file_path` is one."""
+    """Return a collector for `file_path` if it is the session of a case."""
     if file_path.name == "session.toml" and b"[[connection" in file_path.read_bytes():
         return CaseFile.from_parent(parent, path=file_path)
     return None
@@ -23,19 +23,19 @@ class CaseFile(pytest.File):
     """The session.toml of a case."""
 
     def collect(self) -> Iterator["CaseItem"]:
-        """The case as the one test of its file."""
+        """Yield the case, the only test of its file."""
         yield CaseItem.from_parent(self, name=self.path.parent.name)
 
 
-class Differs(Exception):
-    """A case came out otherwise than expected; the text says how."""
+class CaseFailed(Exception):
+    """A case did not come out as expected; the text says how it differs."""
 
 
 class CaseItem(pytest.Item):
     """One case, played in process."""
 
     def runtest(self) -> None:
-        """Play the case. Raises Differs, and ConfigError for what cannot be played."""
+        """Play the case. Raises CaseFailed, and ConfigError for what cannot be played."""
         from gatekeeper.replay import fixture
         from gatekeeper.replay.compare import differences
         from gatekeeper.replay.in_process import play
@@ -43,16 +43,17 @@ class CaseItem(pytest.Item):
         case = fixture.read(self.path.parent)
         found = differences(case, asyncio.run(play(case)))
         if found:
-            raise Differs("\n".join(found))
+            raise CaseFailed("\n".join(found))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
-        """What differs or cannot be played, in sentences; a traceback only for a fault of ours."""
+        """Say what differs or cannot be played; only a bug in gatekeeper gets a traceback."""
+        del style  # pytest passes it by name or position; our sentences have one style
         from gatekeeper.core.problem import ConfigError
 
-        if isinstance(excinfo.value, Differs | ConfigError):
+        if isinstance(excinfo.value, CaseFailed | ConfigError):
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Where the case lies."""
+        """Return file, line and heading of the case."""
         return self.path, 0, f"case {self.name}"

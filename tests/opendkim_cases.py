@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gatekeeper.core.message import parse
-from gatekeeper.opendkim.deviations import On
+from gatekeeper.opendkim.deviations import Topic
 from gatekeeper.signing.keys import PrivateKey
 from gatekeeper.signing.signer import Signer, SigningIdentity, SignOptions
 from tests.opendkim_world import Mail
@@ -147,15 +147,15 @@ INBOUND: Mapping[str, Mail] = {
 }
 """Messages that are signed, or whose results are told."""
 
-SHOWN_BY: Mapping[str, On] = {
-    "no From": On.MALFORMED,
-    "two From": On.SEVERAL_FROM,
-    "ambiguous": On.AMBIGUOUS_FROM,
+SHOWN_BY: Mapping[str, Topic] = {
+    "no From": Topic.MALFORMED,
+    "two From": Topic.SEVERAL_FROM,
+    "ambiguous": Topic.AMBIGUOUS_FROM,
     **dict.fromkeys(
-        ("key not there", "key revoked", "expired", "of the future", "two bad", "no bh", "no tags"), On.DETAIL
+        ("key not there", "key revoked", "expired", "of the future", "two bad", "no bh", "no tags"), Topic.DETAIL
     ),
-    "results forged, malformed": On.FORGED_RESULTS,
-    "ours, back from a filter": On.SIGNED_BEFORE,
+    "results forged, malformed": Topic.FORGED_RESULTS,
+    "ours, back from a filter": Topic.SIGNED_BEFORE,
 }
 """Deviations that a message shows under any configuration, if it comes to that."""
 
@@ -166,7 +166,7 @@ class Case:
 
     conf: str
     files: Mapping[str, str] = field(default_factory=dict)
-    wanted: Mapping[str, On] = field(default_factory=dict)
+    wanted: Mapping[str, Topic] = field(default_factory=dict)
 
 
 TABLES = "KeyTable file:{f}/KeyTable\nSigningTable refile:{f}/SigningTable\n"
@@ -217,7 +217,7 @@ CASES: Mapping[str, Case] = {
     "a star in a plain file": Case(
         "KeyTable file:{f}/KeyTable\nSigningTable file:{f}/SigningTable\n",
         STAR,
-        dict.fromkeys((*JOE, "list", "two authors"), On.STAR_AT_DOMAIN),
+        dict.fromkeys((*JOE, "list", "two authors"), Topic.STAR_AT_DOMAIN),
     ),
     "tables as lists": Case("KeyTable csl:k=example.com:mail:{f}/mail.private\nSigningTable csl:example.com=k,a=k\n"),
     "a percent domain": Case(TABLES, tables("* k\n", "k %:mail:{f}/mail.private\n")),
@@ -234,18 +234,18 @@ CASES: Mapping[str, Case] = {
     "several signatures": Case(
         f"{TABLES}MultipleSignatures yes\n",
         tables("*@example.com k\n*com m\njoe@* o\n"),
-        dict.fromkeys(JOE, On.THREE_SIGNATURES),
+        dict.fromkeys(JOE, Topic.THREE_SIGNATURES),
     ),
     "several signatures of a plain file": Case(
         "KeyTable file:{f}/KeyTable\nSigningTable file:{f}/SigningTable\nMultipleSignatures yes\n",
         tables("* m\nexample.com k\njoe@example.com o\n"),
-        dict.fromkeys(JOE, On.THREE_SIGNATURES),
+        dict.fromkeys(JOE, Topic.THREE_SIGNATURES),
     ),
     "two signatures": Case(f"{TABLES}MultipleSignatures yes\n", tables("*@example.com k\n*com m\n")),
     "an inline key": Case(
         TABLES,
         {"KeyTable": "k example.com:mail:{inline}\n", "SigningTable": "*@example.com k\n"},
-        dict.fromkeys((*JOE, "list", "two authors"), On.INLINE_KEY),
+        dict.fromkeys((*JOE, "list", "two authors"), Topic.INLINE_KEY),
     ),
     "a missing key file": Case(TABLES, tables("joe@* gone\n*@example.com k\n", KEYS + "gone example.com:x:{f}/gone\n")),
     "two domains of tables": Case(TABLES, tables("*@example.com k\n*@example.org o\n")),
@@ -267,7 +267,7 @@ CASES: Mapping[str, Case] = {
     "reports": Case(f"{ONE}RequestReports yes\n"),
     "old signatures go": Case(f"{ONE}RemoveOldSignatures yes\n"),
     "a safe key below /tmp": Case(
-        TABLES + "RequireSafeKeys yes\n", STAR, dict.fromkeys((*JOE, "list", "two authors"), On.STICKY_FOLDER)
+        TABLES + "RequireSafeKeys yes\n", STAR, dict.fromkeys((*JOE, "list", "two authors"), Topic.STICKY_FOLDER)
     ),
     "key bits": Case(f"{ONE}MinimumKeyBits 1024\n"),
     # whose mail
@@ -281,10 +281,10 @@ CASES: Mapping[str, Case] = {
     "internal by pattern": Case(
         f"{ONE}InternalHosts refile:{{f}}/hosts\n",
         {"hosts": "*.client.example\n127.0.0.1\n"},
-        {"outside": On.HOST_PATTERN, "submission": On.HOST_PATTERN},
+        {"outside": Topic.HOST_PATTERN, "submission": Topic.HOST_PATTERN},
     ),
     "internal with host bits": Case(
-        f"{ONE}InternalHosts 192.0.2.1/24\n", {}, {"outside": On.HOST_BITS, "submission": On.HOST_BITS}
+        f"{ONE}InternalHosts 192.0.2.1/24\n", {}, {"outside": Topic.HOST_BITS, "submission": Topic.HOST_BITS}
     ),
     "external ignored": Case(f"{ONE}ExternalIgnoreList 192.0.2.0/24\n"),
     "peers": Case(f"{ONE}PeerList 192.0.2.1\nInternalHosts 0.0.0.0/0\n"),
@@ -311,7 +311,7 @@ CASES: Mapping[str, Case] = {
     "unsigned held": Case(
         f"{ONE}On-NoSignature quarantine\n",
         {},
-        dict.fromkeys(("subdomain", "deeper", "outside", "submission", "macro", "foreign"), On.QUARANTINE),
+        dict.fromkeys(("subdomain", "deeper", "outside", "submission", "macro", "foreign"), Topic.QUARANTINE),
     ),
     "unsigned deferred by default": Case(f"{ONE}On-Default tempfail\nOn-BadSignature a\n"),
     "required headers": Case(f"{ONE}RequiredHeaders yes\n"),
@@ -349,16 +349,16 @@ VERIFYING: Mapping[str, Case] = {
     "clocks apart": Case(f"{VERIFIER}Mode v\nClockDrift 500000000\n"),
     "clocks as usual": Case(f"{VERIFIER}Mode v\nClockDrift 0\n"),
     "one signature verified": Case(
-        f"{VERIFIER}Mode v\nMaximumSignaturesToVerify 1\nOn-BadSignature reject\n", {}, {"good and bad": On.DETAIL}
+        f"{VERIFIER}Mode v\nMaximumSignaturesToVerify 1\nOn-BadSignature reject\n", {}, {"good and bad": Topic.DETAIL}
     ),
     "all signatures verified": Case(
         f"{VERIFIER}Mode v\nMaximumSignaturesToVerify 0\n",
         {},
-        dict.fromkeys(("third party", "ours, signed elsewhere"), On.DETAIL),
+        dict.fromkeys(("third party", "ours, signed elsewhere"), Topic.DETAIL),
     ),
     "required headers": Case(f"{VERIFIER}{ONE}RequiredHeaders yes\n"),
     "long headers": Case(f"{VERIFIER}{ONE}MaximumHeaders 500\n"),
     "the MTA's name": Case(
-        "Mode v\n", {}, {name: On.AUTHSERV_ID for name in INBOUND if name != "not signed" and name not in SHOWN_BY}
+        "Mode v\n", {}, {name: Topic.AUTHSERV_ID for name in INBOUND if name != "not signed" and name not in SHOWN_BY}
     ),
 }

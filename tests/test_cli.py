@@ -209,7 +209,7 @@ def test_without_a_configuration_the_defaults_hold_and_that_is_said(
     monkeypatch.setattr("gatekeeper.config.config_file.DEFAULT_PATH", folder / "no.toml")
     assert OK == cli.main(["explain", "--dns", "dns.zone", "--helo", "localhost"])
     told = capsys.readouterr()
-    assert f"there is no {folder}/no.toml: going by the defaults\n" == told.err
+    assert f"there is no {folder}/no.toml: using the defaults\n" == told.err
     assert "504 5.5.2" in told.out
 
 

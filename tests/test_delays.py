@@ -49,16 +49,16 @@ MAIL = (
 
 async def test_wanted_mail_is_what_came_back_and_passed() -> None:
     found = read_greylisting_cost(await world().lines(*MAIL))
-    assert GreylistingCost([400.0, 4000.0], found.whose, never=1, at_once=1) == found
-    assert 3 == found.asked
-    assert {"example.net from 192.0.2.9": 1, "list.example from 203.0.113.1": 1} == found.whose
+    assert GreylistingCost([400.0, 4000.0], found.by_sender, not_retried=1, passed_at_once=1) == found
+    assert 3 == found.deferred
+    assert {"example.net from 192.0.2.9": 1, "list.example from 203.0.113.1": 1} == found.by_sender
 
 
 async def test_the_report_is_for_people_and_for_programs() -> None:
     found = read_greylisting_cost(await world().lines(*MAIL))
     told = list(sentences(found))
-    assert "3 mails were asked to wait; 1 more were looked at and did not have to" == told[0]
-    assert "2 wanted mails came back and passed, after 37 minutes in the middle" == told[2]
+    assert "3 mails were asked to wait; 1 more were checked and did not have to" == told[0]
+    assert "2 wanted mails came back and passed, after a median of 37 minutes" == told[2]
     assert "  the longest took 67 minutes" in told
     counted = as_json(found)
     assert (2, 2200.0, 4000.0) == (counted["wanted_that_waited"], counted["median_wait"], counted["longest_wait"])
@@ -78,7 +78,7 @@ async def test_who_becomes_known_while_waiting_has_waited() -> None:
 
 async def test_what_is_only_observed_delays_nobody() -> None:
     found = read_greylisting_cost(await world(Mode.OBSERVE).lines(*MAIL))
-    assert (0, []) == (found.asked, found.waits)
+    assert (0, []) == (found.deferred, found.waits)
 
 
 def test_an_empty_log_says_so() -> None:

@@ -85,7 +85,7 @@ def test_a_misspelt_key_is_answered_with_the_right_one(tmp_path: Path) -> None:
     ("session", "problem"),
     [
         ("format = 1\n", "session.toml: connection is missing"),
-        ("format = 1\nconnection = []\n", "session.toml:2: connection: is empty, at least one is needed"),
+        ("format = 1\nconnection = []\n", "session.toml:2: connection: is empty; at least one is needed"),
         (SESSION.replace("message.eml", "no.eml"), 'session.toml: data = "no.eml": No such file or directory'),
         (SESSION.replace("format = 1", "format = 2"), "session.toml:1: format is 2; allowed: 1"),
     ],
@@ -106,7 +106,7 @@ def test_a_folder_without_a_session_is_no_case(tmp_path: Path) -> None:
 
 def test_an_expectation_of_what_is_not_played_is_a_mistake(tmp_path: Path) -> None:
     folder = make(tmp_path / "case", expected_toml="[[connection]]\n" + 2 * "[[connection.message]]\n")
-    assert ["expected.toml: expects 2 messages of connection 1, session.toml has fewer"] == problems(folder)
+    assert ["expected.toml: expects 2 messages in connection 1, session.toml has fewer"] == problems(folder)
 
 
 def test_the_nearest_configuration_is_used(tmp_path: Path) -> None:

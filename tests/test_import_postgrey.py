@@ -135,7 +135,7 @@ async def imported(folder: Path, path: Path, times: int = 1, **options: object) 
         target = Target(
             store=world.store, keys=Keys(b"secret"), greylist=greylist(**options), options=Options(), now=world.now
         )
-        await target.bring(folder, brought)
+        await target.import_state(folder, brought)
     return world, brought
 
 
@@ -155,8 +155,8 @@ async def test_what_postgrey_knew_is_known_here(fed: Path, means: str, tmp_path:
     assert ["greylist.known"] * 4 == known
     assert "greylist.early in 5 minutes" == await reasons(world, "192.0.2.200", "other@example.net")
     expected = {"triplets that have passed": 9, "triplets that wait": 2, "clients that are known": 1}
-    assert expected == brought.came
-    assert 2 == brought.stayed["older than what is still worth anything"]
+    assert expected == brought.imported
+    assert 2 == brought.skipped["older than what is still worth anything"]
     await world.store.close()
 
 
@@ -177,7 +177,7 @@ async def test_whom_postgrey_let_pass_by_itself_passes(fed: Path, tmp_path: Path
 
 async def test_a_second_import_changes_nothing_and_loses_nothing(fed: Path, tmp_path: Path) -> None:
     world, brought = await imported(fed, tmp_path, times=2)
-    assert (Counter(), 12) == (brought.came, brought.stayed["already there"])
+    assert (Counter(), 12) == (brought.imported, brought.skipped["already there"])
     world.now += 100
     assert "greylist.early" in await reasons(world, "192.0.2.1", "waits@example.net")
     await world.store.close()
@@ -189,8 +189,8 @@ async def test_what_was_hashed_for_privacy_is_counted_and_left_out(tmp_path: Pat
     with running(folder, "--privacy") as postgrey:
         postgrey.ask(NOW - 100, "192.0.2.1", "a@example.net")
         world, brought = await imported(folder, tmp_path)
-    assert ({}, 1) == (brought.came, sum(brought.stayed.values()))
-    assert "--privacy" in next(iter(brought.stayed))
+    assert ({}, 1) == (brought.imported, sum(brought.skipped.values()))
+    assert "--privacy" in next(iter(brought.skipped))
     await world.store.close()
 
 
@@ -227,9 +227,9 @@ def test_the_command_writes_tables_and_tells_what_to_configure(
     assert 0 == cli.main([*command, f"{tmp_path}/default"])
     said = capsys.readouterr().out
     for line in (
-        "2 triplets that wait: brought over",
+        "2 triplets that wait: imported",
         'delay = "60s"',
-        "clients:5: warning: 'no good' is no host name",
+        "clients:5: warning: 'no good' is not a host name",
     ):
         assert line in said
     allow = '["hash:postgrey_clients", "cidr:postgrey_clients.cidr", "pcre:postgrey_clients.pcre"]'
@@ -266,9 +266,9 @@ def test_each_line_of_a_client_list_becomes_an_entry_or_a_reason(line: str) -> N
     expected = LINES[line]
     if expected is None:
         with pytest.raises(ValueError, match=r"\w"):
-            lists.client(line)
+            lists.convert_client(line)
     else:
-        assert expected == lists.client(line)
+        assert expected == lists.convert_client(line)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_each_line_of_a_client_list_becomes_an_entry_or_a_reason(line: str) -> N
     ],
 )
 def test_each_line_of_a_recipient_list_becomes_an_entry(line: str, expected: tuple[str, str]) -> None:
-    assert expected == lists.recipient(line)
+    assert expected == lists.convert_recipient(line)
 
 
 async def test_debians_own_lists_come_over_whole_and_hold(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ async def test_debians_own_lists_come_over_whole_and_hold(tmp_path: Path) -> Non
     require_program("postgrey", "postgrey")
     brought = ImportedState()
     import_lists(Options(clients=(clients,), recipients=(recipients,)), tmp_path, brought)
-    assert ([], 0) == (brought.remarks, brought.stayed["lines of allow lists"])
+    assert ([], 0) == (brought.remarks, brought.skipped["lines of allow lists"])
     allow = {"allow_clients": ["hash:postgrey_clients", "cidr:postgrey_clients.cidr", "pcre:postgrey_clients.pcre"]}
     section: dict[str, BaseModel] = {"greylist": greylist(allow_shipped=False, **allow)}
     world = World("greylist", "", section, folder=tmp_path)

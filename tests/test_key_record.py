@@ -92,7 +92,7 @@ def test_a_new_key_is_for_its_owner_alone_and_never_takes_the_place_of_another(
     assert (0, 0o600) == (status, (tmp_path / "mail.private").stat().st_mode & 0o777)
     assert f"KeyTable:     mail._domainkey.example.com example.com:mail:{tmp_path}/mail.private\n" in said
     status, _, error = gatekeeper(capsys, *command)
-    assert (2, True) == (status, "is there already" in error)
+    assert (2, True) == (status, "already exists" in error)
     assert before == (tmp_path / "mail.private").read_bytes()
     assert 0 == gatekeeper(capsys, *command, "--overwrite")[0]
     assert before != (tmp_path / "mail.private").read_bytes()
@@ -114,9 +114,9 @@ def test_a_new_key_that_would_be_refused_is_named_with_what_mends_it(
         (["-b", "512"], "1024 to 4096 bits"),
         (["-h", "sha1"], "SHA-1 alone"),
         (["-h", "md5"], "'md5' is not a known hash"),
-        (["-s", "../etc/x"], "is no selector"),
-        (["-s", "x; rm -rf"], "is no selector"),
-        (["-d", "no domain"], "is no domain"),
+        (["-s", "../etc/x"], "is not a valid selector"),
+        (["-s", "x; rm -rf"], "is not a valid selector"),
+        (["-d", "no domain"], "is not a valid domain"),
         (["-D", "/nonexistent"], "No such file"),
         (["-n", "x" * 101], "at most 100"),
     ],

@@ -125,23 +125,23 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Mode x", "Mode: 'x' is no mode; allowed: s (sign), v (verify), sv"),
+        ("Mode x", "Mode: 'x' is not a valid mode; allowed: s (sign), v (verify), sv"),
         ("Selector x", "Selector: it needs a KeyFile"),
-        ("Socket 8891", "Socket: '8891' is a path for OpenDKIM; for a port write inet:8891@localhost"),
+        ("Socket 8891", "Socket: '8891' is a path to OpenDKIM; for a port write inet:8891@localhost"),
         ("PeerList {f}/gone", "PeerList: cannot read the table {f}/gone: No such file or directory; fix the path"),
-        ("SigningTable {f}/SigningTable", "SigningTable: it names keys of a KeyTable, and there is none"),
+        ("SigningTable {f}/SigningTable", "SigningTable: it names keys in a KeyTable, and there is none"),
         ("KeyTable {f}/KeyTable", "KeyTable: nothing says who signs with these keys; write a SigningTable too"),
-        ("On-BadSignature maybe", ("On-BadSignature: 'maybe' is no action; allowed: accept (a), discard (d), "
+        ("On-BadSignature maybe", ("On-BadSignature: 'maybe' is not a valid action; allowed: accept (a), discard (d), "
          "quarantine (q), reject (r), tempfail (t)")),
         ("Canonicalization strict", ("Canonicalization: 'strict' is not a canonicalization; "
          'allowed: HEADER/BODY, each "relaxed" or "simple"')),
         ("Socket inet:many@localhost", ("Socket: 'inet:many@localhost': 'many' is no port; allowed: 0 to 65535, in "
          "inet:HOST:PORT, unix:/PATH, or as OpenDKIM and Postfix write it: inet:PORT@HOST, local:/PATH, HOST:PORT")),
-        ("FinalPolicyScript /x.lua", ("FinalPolicyScript: not supported: there is no Lua; say what the script decides, "
-         "and look for the option that does it")),
-        ("ChangeRootDirectory /x", ("ChangeRootDirectory: not supported: take it out and give Socket its full path: "
-         "workers have no rights and read no files")),
-        ("SyslogFacility post\nSyslog yes", "SyslogFacility: 'post' is not a syslog facility; allowed: auth, "),
+        ("FinalPolicyScript /x.lua", ("FinalPolicyScript: not supported: there is no Lua; "
+         "look for an option that does what the script does")),
+        ("ChangeRootDirectory /x", ("ChangeRootDirectory: not supported: remove it and give Socket its full path: "
+         "workers have no privileges and read no files")),
+        ("SyslogFacility post\nSyslog yes", "SyslogFacility: 'post' is no syslog facility; allowed: auth, "),
         ("Nameservers ns.example.com", "Nameservers: 'ns.example.com' is not a name server: "),
         ("AuthservID a b", "AuthservID: 'a b' is not a host name; allowed: "),
     ],
@@ -332,8 +332,10 @@ def test_the_report_goes_through_every_line(folder: Path) -> None:
     said = [
         line.split(": ", 2)[2].partition(":")[0] for line in done.stdout.splitlines() if line.startswith(f"{path}:")
     ]
-    assert ["the same"] * 2 + ["works; it is read before root is given up", "the same", "the same"] == said[:5]
-    assert ["WITHOUT EFFECT", "NOT SUPPORTED", "nothing to do", "off, and so it is here"] == said[5:]
+    assert ["the same"] * 2 + ["works; it is read before root privileges are dropped", "the same", "the same"] == said[
+        :5
+    ]
+    assert ["WITHOUT EFFECT", "NOT SUPPORTED", "nothing to do", "off, and off here too"] == said[5:]
     assert 0 == run("check-config", "--config", f"{folder}/out.toml").returncode
 
 
@@ -355,7 +357,9 @@ _WORDS = {
 
 def test_the_documents_tell_every_option_and_every_deviation() -> None:
     told = (ROOT / "docs" / "opendkim.md").read_text()
-    rows = [f"| {one.name} | {_WORDS[one.fate]}{f': {one.word}' if one.word else ''} |" for one in OPTIONS.values()]
+    rows = [
+        f"| {one.name} | {_WORDS[one.fate]}{f': {one.comment}' if one.comment else ''} |" for one in OPTIONS.values()
+    ]
     assert [] == [row for row in rows if row not in told]
     flat = " ".join(told.split())
-    assert [] == [one.on for one in DEVIATIONS if " ".join(f"**{one.on}**: {one}".split()) not in flat]
+    assert [] == [one.topic for one in DEVIATIONS if " ".join(f"**{one.topic}**: {one}".split()) not in flat]

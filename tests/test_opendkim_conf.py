@@ -14,7 +14,7 @@ from gatekeeper.opendkim.conf import parse
 from gatekeeper.opendkim.options import OPTIONS, ConfOption, Fate, OptionKind
 from tests.conftest import require_program
 
-NEVER = "OpenDKIM never had it either; opendkim.conf(5) lists those that there are"
+NEVER = "OpenDKIM never had it either; opendkim.conf(5) lists all options"
 
 
 def settings(text: str) -> list[tuple[str, str]]:
@@ -73,7 +73,7 @@ def test_a_number_is_one_of_c(value: str, expected: int) -> None:
         ("Mode", "opendkim.conf:1: Mode has no value; write Mode VALUE on one line"),
         ("Mode # sv", "opendkim.conf:1: Mode has no value; write Mode VALUE on one line"),
         ("Syslog maybe", "opendkim.conf:1: Syslog: 'maybe' is neither yes nor no; allowed: yes, true, 1, no, false, 0"),
-        ("UMask u=rwx", "opendkim.conf:1: UMask: 'u=rwx' is no number; allowed: digits, 0 before them for octal"),
+        ("UMask u=rwx", "opendkim.conf:1: UMask: 'u=rwx' is not a number; allowed: digits, with a leading 0 for octal"),
         ("UMask 098", "opendkim.conf:1: UMask: '098': a number that starts with 0 is octal, with digits up to 7"),
         ("\x1b[31m x", f"opendkim.conf:1: unknown option '?[31m'; {NEVER}"),
     ],
@@ -170,7 +170,7 @@ def test_the_table_has_the_kinds_of_opendkim(tmp_path: Path) -> None:
 
 
 def test_every_option_that_does_not_just_work_has_a_word() -> None:
-    assert [] == [option.name for option in OPTIONS.values() if option.fate is not Fate.WORKS and not option.word]
+    assert [] == [option.name for option in OPTIONS.values() if option.fate is not Fate.WORKS and not option.comment]
 
 
 def test_a_setting_is_told_by_its_option() -> None:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from gatekeeper.dnsclient.zone import Zone
-from gatekeeper.opendkim.deviations import DEVIATIONS, On
+from gatekeeper.opendkim.deviations import DEVIATIONS, Topic
 from tests.lab.dns import DnsServer
 from tests.opendkim_cases import CASES, INBOUND, OUTBOUND, SHOWN_BY, VERIFYING, Case, keys, two_pem
 from tests.opendkim_world import Mail, Nursery, decided, deliver, opendkim, with_fields
@@ -136,4 +136,4 @@ def test_there_are_enough_configurations() -> None:
 
 
 def test_every_deviation_is_told_once() -> None:
-    assert sorted(On) == sorted(deviation.on for deviation in DEVIATIONS)
+    assert sorted(Topic) == sorted(deviation.topic for deviation in DEVIATIONS)

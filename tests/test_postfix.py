@@ -20,7 +20,7 @@ from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.replay import fixture
 from gatekeeper.replay.compare import differences
-from gatekeeper.replay.smtp import Heard, Servers, SmtpClient, play
+from gatekeeper.replay.smtp import MessageReplies, Servers, SmtpClient, play
 from tests.conftest import missing, require_program
 from tests.lab import Lab, why_not
 from tests.lab.evidence import header_changes, outcomes
@@ -59,14 +59,14 @@ def start(lab: Lab, case: fixture.Case, store: str = "", **changes: object) -> N
     lab.run(case.config, changes, store=store)
 
 
-def only_message(lab: Lab, case: fixture.Case) -> Heard:
+def only_message(lab: Lab, case: fixture.Case) -> MessageReplies:
     """What Postfix says to the one message of a case."""
     [connection] = play(case, servers(lab), TableResolver(lab.dns.zone))
     [message] = connection.messages
     return message
 
 
-def delivered(lab: Lab, heard: Heard) -> bytes:
+def delivered(lab: Lab, heard: MessageReplies) -> bytes:
     """What arrives of a message that was accepted."""
     assert heard.queue_id, heard.replies
     message = lab.delivered(heard.queue_id)

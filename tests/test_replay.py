@@ -128,7 +128,7 @@ def test_a_difference_is_a_sentence_with_both_sides() -> None:
     assert [
         'expected the reply "250", it was "450 4.7.1 <b@c>: Recipient address rejected: too early"',
         'expected the reasons "x", they were "greylist.early", "dmarc.pass"',
-        'expected to be removed: "Subject"; removed was: none',
+        'expected to be removed: "Subject"; actually removed: none',
     ] == check(Expected(reply="250", reasons=("x",), headers_removed=("Subject",)))
 
 

@@ -17,7 +17,7 @@ from gatekeeper.core.message import Header, crlf
 from gatekeeper.core.request import Client, Request, Stage
 from gatekeeper.core.verdict import PASS, Decision
 from gatekeeper.replay.fixture import RecordedMessage
-from gatekeeper.replay.smtp import Heard, HeardConnection, SmtpClient, SmtpError
+from gatekeeper.replay.smtp import ConnectionReplies, MessageReplies, SmtpClient, SmtpError
 from tests.lab.evidence import decisions, header_changes, lines_of
 from tests.lab.sink import Sink
 
@@ -124,7 +124,7 @@ def test_a_decision_is_read_from_the_log_as_it_was_taken(helo: str, sender: str,
 def test_equal_messages_of_one_connection_have_each_their_own_decision() -> None:
     lines = [decision_line(decision("a@x.example", "b@y.example", helo), "policy") for helo in ("first", "second")]
     message = RecordedMessage.model_validate({"from": "a@x.example", "to": ["b@y.example"]})
-    heard = HeardConnection(decision("").request.client, "220", [Heard(("250",)), Heard(("250",))])
+    heard = ConnectionReplies(decision("").request.client, "220", [MessageReplies(("250",)), MessageReplies(("250",))])
     taken = lines_of("\n".join(f"x {line}" for line in lines), heard, [message, message])
     assert [["first"], ["second"]] == [[line["helo"] for line in one] for one in taken]
 

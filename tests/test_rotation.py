@@ -23,10 +23,10 @@ from gatekeeper.dnsclient.authoritative import LiveAuthorities, ServerAnswer
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.records.key_record import KeyRecord
-from gatekeeper.rotation.configured_keys import Wanted, switched
+from gatekeeper.rotation.configured_keys import KeySelection, switched
 from gatekeeper.rotation.due import World
 from gatekeeper.rotation.run import Run, rotate
-from gatekeeper.rotation.state import RotationState, Which, locked
+from gatekeeper.rotation.state import KeyReference, RotationState, locked
 from gatekeeper.signing.keys import PrivateKey
 from tests.authoritative_servers import Nsd, servers
 from tests.milter_client import MilterClient
@@ -244,7 +244,7 @@ def test_a_key_that_is_in_use_again_is_not_taken_for_retired(relay: Relay) -> No
     write_key(relay.folder / "keys" / "other.private")
     relay.table.write_text(f"k example.com:other:{relay.folder}/keys/other.private\n")
     _, said = relay.rotate("--after", "0s")
-    assert f"the tables do not name selector {NEW} any more; mend them, or remove {relay.folder}/keys/" in said
+    assert f"the tables do not name selector {NEW} any more; fix them, or remove {relay.folder}/keys/" in said
 
 
 def test_only_one_rotates_at_a_time(relay: Relay) -> None:
@@ -256,7 +256,7 @@ def test_only_one_rotates_at_a_time(relay: Relay) -> None:
 def test_a_state_that_is_no_state_is_named_and_nothing_is_done(relay: Relay) -> None:
     (relay.folder / "keys" / "x.rotation.json").write_text("{")
     status, said = relay.rotate("example.com")
-    assert (1, True) == (status, "x.rotation.json is no state of a rotation" in said)
+    assert (1, True) == (status, "x.rotation.json is not the state of a rotation" in said)
 
 
 def ended_at(rename: int, arguments: list[str]) -> int:
@@ -283,7 +283,7 @@ def ended_at(rename: int, arguments: list[str]) -> int:
     os.replace, os.link = deadly(os.replace), deadly(os.link)  # in this process alone
     try:
         os._exit(cli.main(arguments))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (a forked child must not go on in pytest)
         os._exit(98)
 
 
@@ -321,7 +321,9 @@ def test_a_rotation_survives_an_end_before_and_after_every_rename(relay: Relay) 
 )
 def test_a_table_changes_in_the_lines_of_the_old_key_alone(lines: list[str]) -> None:
     state = RotationState(
-        domains=("example.com",), old=Which(selector="mail", path="/k.pem"), new=Which(selector="new", path="/n.pem")
+        domains=("example.com",),
+        old=KeyReference(selector="mail", path="/k.pem"),
+        new=KeyReference(selector="new", path="/n.pem"),
     )
     lines = lines or [""]
     text, changed = switched("\n".join(lines), state, Path("/"))
@@ -383,7 +385,7 @@ async def test_a_rotation_waits_for_the_last_authoritative_server_and_names_it(
     world = World(config=config_file.load(relay.config), authorities=asking(nsd))
 
     async def run() -> Run:
-        return await rotate(world, Wanted("example.com"))
+        return await rotate(world, KeySelection("example.com"))
 
     def waits(run: Run) -> list[str]:
         return run.outcomes[0].waits

@@ -80,7 +80,7 @@ def test_the_report_is_for_people_and_for_programs(
     (tmp_path / "log").write_text("\n".join(log))
     assert 1 == cli.main(["dkim", "report", str(tmp_path / "log")])
     first, *rest = capsys.readouterr().out.splitlines()
-    assert "signed: 1; looked ours and not signed: 3" == first
+    assert "signed: 1; looked like ours and not signed: 3" == first
     assert any("2 sign.bad_key from broken.example, last in 4AbCdE: key b: " in line for line in rest)
     assert any("no line for ann@ours.example, though ours.example is a domain of ours" in line for line in rest)
     assert 1 == cli.main(["dkim", "report", "--json", str(tmp_path / "log")])

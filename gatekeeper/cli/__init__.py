@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: a file for each group of commands, a thin function for each command, and the exit status that it
-promises.
+"""The command line: a file for each group of commands, and a thin function for each command.
 
-0 fine; 1 a finding; 2 usage; 75 a temporary failure; 78 bad configuration.
+Each function returns the exit status of its command: 0 fine; 1 a finding; 2 usage; 75 a temporary failure; 78 bad
+configuration.
 """
 
 import argparse
@@ -16,16 +16,19 @@ from gatekeeper.cli import access, diagnose, dkim, dkim_rotate, greylist, opendk
 from gatekeeper.cli.common import CONFIGURATION, OK, TEMPORARY, USAGE
 
 FAMILIES = {
-    "dkim": "the keys that we sign with: make, publish, test and change them",
-    "dmarc": "our own DMARC: reports that others send, and the record",
-    "greylist": "greylisting: what it cost, and moving its state",
+    "dkim": "the keys that we sign with: make, publish, test and rotate them",
+    "dmarc": "our own DMARC: the record, and the reports that others send",
+    "greylist": "greylisting: what it costs, and moving its state",
     "spf": "our own SPF record",
 }
-"""Commands of two words, by the first."""
+"""Help for the first word of the commands that have two."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. Ctrl-C and a reader that has gone leave no traceback."""
+    """Run one command and return its exit status.
+
+    Neither Ctrl-C nor a closed pipe on stdout leaves a traceback.
+    """
     try:
         options = _parse(arguments)
         command: Callable[[argparse.Namespace], int] = options.function
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has enough of it; Python would complain once more when it closes stdout.
+        # Whoever reads our output has had enough of it. Without this, Python complains again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 
@@ -64,29 +67,29 @@ def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespa
 
 
 class Parser(argparse.ArgumentParser):
-    """A command whose usage errors end with its own status (`usage_status`), which is 2 for all but opendkim."""
+    """A parser whose usage errors end with the status of its own command (`usage_status`): 2 for all but opendkim."""
 
     def error(self, message: str) -> NoReturn:
-        """Say it and end."""
+        """Print the usage and `message`, and exit."""
         self.print_usage(sys.stderr)
         self.exit(self.get_default("usage_status") or USAGE, f"{self.prog}: error: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; test_docs.py compares it with docs/cli.md."""
+    """Return the parser of the whole command line, which test_docs.py compares with docs/cli.md."""
     top = Parser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
     top.add_argument("--version", action="version", version=f"gatekeeper {version('gatekeeper')}")
     _add_config(top, default=None)
     families = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
 
-    def add(name: str, function: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
-        family, _, own = name.rpartition(" ")
+    def add(name: str, function: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        family, _, word = name.rpartition(" ")
         if family not in families:
             parent = families[""].add_parser(family, help=FAMILIES[family])
             families[family] = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        command = families[family].add_parser(own, help=does, description=does[0].upper() + does[1:] + ".")
+        command = families[family].add_parser(word, help=summary, description=summary[0].upper() + summary[1:] + ".")
         command.set_defaults(function=function)
-        # Absent after the command, it must not undo what stood before it.
+        # If --config is absent after the command, it must not undo one that stood before the command.
         _add_config(command, default=argparse.SUPPRESS)
         return command
 

@@ -13,42 +13,45 @@ if TYPE_CHECKING:
 
 
 def add_to(add: Add) -> None:
-    """The commands of this file."""
-    command = add("allow", allow, "let mail of a client, sender or recipient pass what comes after access")
+    """Add the commands of this file."""
+    command = add("allow", allow, "let mail of a client, sender or recipient pass the checks after access")
     _add_key(command)
     command.add_argument("reason", metavar="REASON", nargs="?", default="", help="a comment above the entry")
     command.add_argument("--if", metavar="PROOF", dest="condition", default="", help="spf, dkim or dmarc")
     command = add("deny", deny, "refuse mail of a client, sender or recipient")
     _add_key(command)
-    command.add_argument("text", metavar="TEXT", nargs="?", default="", help="what the refused one is told")
+    command.add_argument("text", metavar="TEXT", nargs="?", default="", help="the text of the refusal")
 
 
 def _add_key(command: argparse.ArgumentParser) -> None:
     command.add_argument("key", metavar="KEY", help="ADDRESS, NETWORK/LENGTH, example.com, user@example.com, user@, <>")
     kinds = ("client", "helo", "sender", "recipient")
-    command.add_argument("--as", dest="kind", choices=kinds, help="whom a name or mailbox means (default: sender)")
+    command.add_argument("--as", dest="kind", choices=kinds, help="what a name or mailbox stands for (default: sender)")
 
 
 def allow(options: argparse.Namespace) -> int:
-    """Add an OK."""
+    """Add an entry that says OK."""
     from gatekeeper.config import access_entry
 
     return _add(options, lambda: access_entry.allow(options.key, options.reason, options.condition, options.kind))
 
 
 def deny(options: argparse.Namespace) -> int:
-    """Add a REJECT."""
+    """Add an entry that says REJECT."""
     from gatekeeper.config import access_entry
 
     return _add(options, lambda: access_entry.deny(options.key, options.text, options.kind))
 
 
-def _add(options: argparse.Namespace, make: "Callable[[], AccessEntry]") -> int:
-    """Write the entry and say what it does. 1 if an earlier line stands in its way, or nothing asks its table yet."""
+def _add(options: argparse.Namespace, parse_entry: "Callable[[], AccessEntry]") -> int:
+    """Write the entry and say what it does.
+
+    Returns 1 if an earlier line keeps it from being found, or if no check uses its table yet.
+    """
     from gatekeeper.config import access_entry, config_file
 
     try:
-        wanted = make()
+        entry = parse_entry()
     except access_entry.EntryRefused as refused:
         print(f"gatekeeper: {refused}", file=sys.stderr)
         return USAGE
@@ -56,7 +59,7 @@ def _add(options: argparse.Namespace, make: "Callable[[], AccessEntry]") -> int:
     loaded = config_file.load(path) if path else config_file.defaults()
     folder = (path or config_file.DEFAULT_PATH).resolve().parent
     try:
-        added = access_entry.add(loaded, wanted, folder)
+        added = access_entry.add(loaded, entry, folder)
     except access_entry.EntryRefused as refused:
         print(f"gatekeeper: {refused}", file=sys.stderr)
         return FINDING

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What commands have in common: exit statuses, options, files that the command line names, an app that changes nothing,
-and output. Imports are late: `--version` and a usage error need not load DNS, cryptography and the like.
+"""What the commands share: exit statuses, options, input files, an app that changes no state, and output.
+
+Imports are deferred into functions, so that `--version` and usage errors need not load DNS, cryptography and the like.
 """
 
 import argparse
@@ -22,27 +23,35 @@ OK, FINDING, USAGE, TEMPORARY, CONFIGURATION = 0, 1, 2, 75, 78
 
 
 class Add(Protocol):
-    """Adds a command: its name (of two words for one of a family), the function that runs it, what it does in short."""
+    """Adds a command and returns its parser.
+
+    `name` has two words for a command of a family, `function` runs the command and returns its exit status, `summary`
+    says in a phrase what it does.
+    """
 
     def __call__(
-        self, name: str, function: Callable[[argparse.Namespace], int], does: str
+        self, name: str, function: Callable[[argparse.Namespace], int], summary: str
     ) -> argparse.ArgumentParser: ...
 
 
 def add_json(command: argparse._ActionsContainer) -> None:
-    command.add_argument("--json", action="store_true", help="for a program to read")
+    """Add --json."""
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def add_dns(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dns", metavar="FILE", type=Path, help="the only DNS there is, instead of the real one")
+    """Add --dns, a zone file that answers every DNS query."""
+    command.add_argument("--dns", metavar="FILE", type=Path, help="a zone file to use instead of the real DNS")
 
 
 def add_logs(command: argparse.ArgumentParser) -> None:
+    """Add the logs to read, as positional arguments."""
     text = "a log with gatekeeper's lines, .gz too; - for standard input (journalctl -u gatekeeper -o cat | …)"
     command.add_argument("logs", metavar="LOG", type=Path, nargs="+", help=text)
 
 
 def add_session(command: argparse.ArgumentParser) -> None:
+    """Add the options that describe an SMTP session (see session_from_options)."""
     command.add_argument("--client", metavar="ADDR[,NAME]", type=client_address, help="the client's address and name")
     command.add_argument("--helo", metavar="NAME", help="what the client says in HELO or EHLO")
     command.add_argument("--from", metavar="ADDR", dest="sender", help="the envelope sender; <> for none")
@@ -50,37 +59,45 @@ def add_session(command: argparse.ArgumentParser) -> None:
 
 
 def client_address(text: str) -> tuple[str, str]:
-    """`ADDR[,NAME]` in its parts; the address as the request has it."""
+    """Split `ADDR[,NAME]` into address and name. Raises ArgumentTypeError unless the address is valid."""
     from gatekeeper.core.request import parse_address
 
     address, _, name = text.partition(",")
     if parse_address(address) is None:
-        raise argparse.ArgumentTypeError(f"{address!r} is no IP address")
+        raise argparse.ArgumentTypeError(f"{address!r} is not an IP address")
     return address, name
 
 
 def config_path(options: argparse.Namespace) -> Path | None:
-    """The configuration that the command line means, with a word if there is none."""
+    """Return the path of the configuration to use.
+
+    None if there is none: then the defaults apply, and a line on stderr says so.
+    """
     from gatekeeper.config import config_file
 
     path = config_file.find(options.config)
     if path is None:
-        print(f"there is no {config_file.DEFAULT_PATH}: going by the defaults", file=sys.stderr)
+        print(f"there is no {config_file.DEFAULT_PATH}: using the defaults", file=sys.stderr)
     return path
 
 
-def with_resolver(options: argparse.Namespace, work: "Callable[[Resolver], Coroutine[Any, Any, int]]") -> int:
-    """Run `work` with the resolver that the configuration names, or `--dns`. Raises ConfigError."""
+def run_with_configured_resolver(
+    options: argparse.Namespace, work: "Callable[[Resolver], Coroutine[Any, Any, int]]"
+) -> int:
+    """Run `work` with the resolver that the configuration or `--dns` names, and return its exit status.
+
+    Raises ConfigError.
+    """
     from gatekeeper.config import config_file
 
     path = config_file.find(options.config)
-    return resolving(options, (config_file.load(path) if path else config_file.defaults()).dns, work)
+    return run_with_resolver(options, (config_file.load(path) if path else config_file.defaults()).dns, work)
 
 
-def resolving(
+def run_with_resolver(
     options: argparse.Namespace, dns: "DnsSection", work: "Callable[[Resolver], Coroutine[Any, Any, int]]"
 ) -> int:
-    """Run `work` with the resolver of the section `dns`, or `--dns`."""
+    """Run `work` with the resolver that the section `dns` or `--dns` names, and return its exit status."""
     from gatekeeper.dnsclient.caching import CachingResolver
 
     inner = _resolver(options, dns)
@@ -103,8 +120,8 @@ def _resolver(options: argparse.Namespace, dns: "DnsSection") -> "Resolver":
     return TableResolver(_zone(file)) if file else LiveResolver(dns.nameservers, dns.timeout)
 
 
-def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:
-    """Run `work` on an app that changes no state. Raises ConfigError."""
+def run_with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:
+    """Run `work` on an app that changes no state, and return its exit status. Raises ConfigError."""
     from gatekeeper.app.app import open_app
     from gatekeeper.app.plan import prepare
     from gatekeeper.config import config_file
@@ -130,8 +147,8 @@ def with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver],
     return asyncio.run(run())
 
 
-def asked_session(options: argparse.Namespace) -> "AskedSession":
-    """The session that the command line describes."""
+def session_from_options(options: argparse.Namespace) -> "AskedSession":
+    """Return the session that the command line describes."""
     from gatekeeper.core.request import parse_address
     from gatekeeper.diagnose.explain import AskedSession
 
@@ -148,7 +165,7 @@ def asked_session(options: argparse.Namespace) -> "AskedSession":
 
 
 def read(path: Path) -> bytes:
-    """A file that the command line names. Raises SystemExit with a sentence and the status of a usage error."""
+    """Read a file that the command line names, `-` for stdin. If that fails, say so and raise SystemExit(USAGE)."""
     try:
         return path.read_bytes() if str(path) != "-" else sys.stdin.buffer.read()
     except OSError as error:
@@ -157,7 +174,7 @@ def read(path: Path) -> bytes:
 
 
 def _zone(file: Path) -> "Zone":
-    """The DNS that a file holds. Raises SystemExit with its mistakes."""
+    """Read a zone file. If it has mistakes, print them and raise SystemExit(USAGE)."""
     from gatekeeper.core.problem import ConfigError
     from gatekeeper.dnsclient.zone import Zone
 
@@ -169,16 +186,21 @@ def _zone(file: Path) -> "Zone":
 
 
 def print_json(value: object) -> None:
+    """Print `value` as JSON; what JSON has no type for becomes a string."""
     print(json.dumps(value, indent=2, default=str))
 
 
 def print_lines(lines: Iterable[str]) -> None:
+    """Print each line as soon as it is there."""
     for line in lines:
         print(line)
 
 
 def log_lines(path: Path) -> Iterator[str]:
-    """The lines of a log, one after the other: it may be large. Raises SystemExit with a sentence."""
+    """Yield the lines of a log, which may be too large for memory; `-` is stdin.
+
+    If it cannot be read, say so and raise SystemExit(USAGE).
+    """
     import gzip
 
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The keys that we sign with, and what they sign: dkim genkey, dkim testkey, dkim dns, dkim report."""
+"""Commands for our DKIM keys and what they sign: dkim genkey, dkim testkey, dkim dns, dkim report."""
 
 import argparse
 import asyncio
@@ -21,7 +21,7 @@ from gatekeeper.cli.common import (
     log_lines,
     print_json,
     print_lines,
-    resolving,
+    run_with_resolver,
 )
 from gatekeeper.opendkim import mapping
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class _Key(NamedTuple):
-    """One key that the command line means. `ours` is one of the tables: it must have a private key."""
+    """A key that the command line selects. One in our own tables (`ours`) must have a private key."""
 
     domain: str
     selector: str
@@ -43,53 +43,55 @@ class _Key(NamedTuple):
     ours: bool = True
 
 
-_AT_ONCE = 20
-"""Keys that are looked up at the same time."""
+_MAX_CONCURRENT = 20
+"""The number of keys that are looked up at the same time."""
 _SELECTOR = re.compile(
     r"(?=.{1,200}$)[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*"
 )
 
 
 def add_to(add: Add) -> None:
-    """The commands of this file."""
+    """Add the commands of this file."""
     _add_genkey(add("dkim genkey", genkey, "make a key and its DNS record"))
-    _add_testkey(add("dkim testkey", testkey, "compare the keys that are published with those that we sign with"))
-    _add_report(add("dkim report", report, "count from the log what was signed, what was not and why"))
+    _add_testkey(add("dkim testkey", testkey, "compare the published keys with those that we sign with"))
+    _add_report(add("dkim report", report, "count in the log what was signed, what was not, and why"))
     _add_dns(add("dkim dns", dns, "write the DNS records of the keys that we sign with"))
 
 
 def _add_genkey(command: argparse.ArgumentParser) -> None:
     # -h is an option of opendkim-genkey; --help stays.
     group = command.add_argument_group("as opendkim-genkey", conflict_handler="resolve")
-    group.add_argument("-a", "--append-domain", action="store_true", help="the whole name in the zone file")
-    group.add_argument("-r", "--restrict", action="store_true", help="the key is for mail alone (s=email)")
+    group.add_argument("-a", "--append-domain", action="store_true", help="write the full name into the zone file")
+    group.add_argument("-r", "--restrict", action="store_true", help="the key is for email only (s=email)")
     group.add_argument("-t", "--testmode", action="store_true", help="the key is being tested (t=y)")
-    group.add_argument("-v", "--verbose", action="store_true", help="say each step")
+    group.add_argument("-v", "--verbose", action="store_true", help="print each step")
     group.add_argument("-b", "--bits", metavar="N", type=int, default=2048, help="the size of an RSA key (2048)")
-    group.add_argument("-d", "--domain", metavar="NAME", default="localhost", help="the domain that is to sign")
-    group.add_argument("-D", "--directory", metavar="PATH", type=Path, default=Path(), help="where the files go")
+    group.add_argument("-d", "--domain", metavar="NAME", default="localhost", help="the domain that will sign")
+    group.add_argument(
+        "-D", "--directory", metavar="PATH", type=Path, default=Path(), help="the directory for the files"
+    )
     group.add_argument("-h", "--hash-algorithms", metavar="LIST", default="sha256", help="h= of the record")
     group.add_argument("-n", "--note", metavar="TEXT", default="", help="n= of the record: a note for people")
     group.add_argument("-s", "--selector", metavar="NAME", default="default", help="the selector (default)")
     group.add_argument("-S", dest="subdomains", action="store_false", help="as --no-subdomains")
-    text = "whether signatures may name an address in a subdomain"
+    text = "whether signatures may be for an address in a subdomain"
     group.add_argument("--subdomains", action=argparse.BooleanOptionalAction, default=True, help=text)
     group.add_argument("--nosubdomains", dest="subdomains", action="store_false", help="as --no-subdomains")
     command.add_argument("--type", choices=("rsa", "ed25519"), default="rsa", help="the kind of key")
-    command.add_argument("--overwrite", action="store_true", help="replace a key that is there: it is lost then")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing key, which is then lost")
 
 
 def _add_testkey(command: argparse.ArgumentParser) -> None:
-    _add_which(command)
+    _add_key_selection(command)
     command.add_argument("-v", "--verbose", action="count", default=0, help="show the records too")
     add_dns(command)
     add_json(command)
 
 
 def _add_dns(command: argparse.ArgumentParser) -> None:
-    _add_which(command)
+    _add_key_selection(command)
     form = command.add_mutually_exclusive_group()
-    form.add_argument("--zone", action="store_true", help="lines of a zone file (this is the default)")
+    form.add_argument("--zone", action="store_true", help="lines for a zone file (this is the default)")
     form.add_argument("--line", action="store_true", help="name and value on one line each, for a web panel")
     form.add_argument("-u", "--nsupdate", action="store_true", help="commands for nsupdate(8)")
     add_json(form)
@@ -101,7 +103,7 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     add_json(command)
 
 
-def _add_which(command: argparse.ArgumentParser) -> None:
+def _add_key_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("-d", "--domain", metavar="NAME", help="the keys of this domain")
     command.add_argument("-s", "--selector", metavar="NAME", help="the keys with this selector")
     command.add_argument("-k", "--key", metavar="FILE", type=Path, help="this private key, whatever the tables say")
@@ -109,11 +111,12 @@ def _add_which(command: argparse.ArgumentParser) -> None:
 
 
 def add_opendkim(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-x", "--opendkim", metavar="FILE", type=Path, help="go by this opendkim.conf")
+    """Add -x, an opendkim.conf to use instead of gatekeeper.toml."""
+    command.add_argument("-x", "--opendkim", metavar="FILE", type=Path, help="use this opendkim.conf")
 
 
 def genkey(options: argparse.Namespace) -> int:
-    """The two files of opendkim-genkey, and the lines for the tables."""
+    """Write the two files of opendkim-genkey(8), and print the lines for the tables."""
     from gatekeeper.app.signing_plan import key_owners
     from gatekeeper.config import config_file
     from gatekeeper.records import new_key
@@ -121,12 +124,12 @@ def genkey(options: argparse.Namespace) -> int:
 
     domain, selector = domain_name(options.domain), selector_name(options.selector)
 
-    def step(what: str) -> None:
+    def log_step(what: str) -> None:
         if options.verbose:
             print(f"gatekeeper: {what}", file=sys.stderr)
 
     path = config_file.find(options.config)
-    step(f"making an {options.type} key")
+    log_step(f"making an {options.type} key")
     try:
         made = new_key.write(
             options.directory,
@@ -146,14 +149,14 @@ def genkey(options: argparse.Namespace) -> int:
             replace=options.overwrite,
         )
     except FileExistsError as error:
-        hint = "choose another selector, or --overwrite: then that key is lost"
-        print(f"gatekeeper: {error.filename} is there already; {hint}", file=sys.stderr)
+        hint = "choose another selector, or give --overwrite: then that key is lost"
+        print(f"gatekeeper: {error.filename} already exists; {hint}", file=sys.stderr)
         return USAGE
     except (ValueError, OSError) as error:
         print(f"gatekeeper: {error}", file=sys.stderr)
         return USAGE
-    step(f"private key written to {made.path}")
-    step(f"DNS record written to {made.text_path}")
+    log_step(f"private key written to {made.path}")
+    log_step(f"DNS record written to {made.text_path}")
     for line in made.table_lines():
         print(line)
     for remark in made.remarks:
@@ -162,38 +165,38 @@ def genkey(options: argparse.Namespace) -> int:
 
 
 def testkey(options: argparse.Namespace) -> int:
-    """Each key in a line with what there is to know about it."""
+    """Print a line for each key, and what is to be said about it."""
     from gatekeeper.records.dkim import examine
     from gatekeeper.records.remark import Remark
 
-    config, keys = _chosen(options)
+    config, keys = _selected_keys(options)
 
     async def work(resolver: "Resolver") -> int:
-        limit = asyncio.Semaphore(_AT_ONCE)
+        limit = asyncio.Semaphore(_MAX_CONCURRENT)
 
-        async def one_of(key: _Key) -> "PublishedKey":
+        async def examine_key(key: _Key) -> "PublishedKey":
             async with limit:
                 return await examine(resolver, key.domain, key.selector, key.private)
 
-        found = await asyncio.gather(*map(one_of, keys))
+        found = await asyncio.gather(*map(examine_key, keys))
         for one, key in zip(found, keys, strict=True):
             if key.ours and key.private is None:
-                one.remarks.append(Remark(True, "the private key cannot be read, so that nothing is signed with it"))
+                one.remarks.append(Remark(True, "the private key cannot be read, so nothing is signed with it"))
         if options.json:
             print_json([_as_json(one) for one in found])
         else:
             for one, key in zip(found, keys, strict=True):
-                _tell(one, key.private, options.verbose)
+                _print_key(one, key.private, options.verbose)
             if len(found) != 1:
                 print(f"{len(found)} keys: {sum(one.good for one in found)} good", file=sys.stderr)
         if all(one.good for one in found):
             return OK
         return FINDING if any(remark.error for one in found for remark in one.remarks) else TEMPORARY
 
-    return resolving(options, config.dns, work)
+    return run_with_resolver(options, config.dns, work)
 
 
-def _tell(found: "PublishedKey", private: "PrivateKey | None", verbose: int) -> None:
+def _print_key(found: "PublishedKey", private: "PrivateKey | None", verbose: int) -> None:
     from gatekeeper.core.verdict import printable
 
     word = "cannot tell" if found.trouble else "OK" if found.good else "WRONG"
@@ -227,13 +230,13 @@ def _as_json(found: "PublishedKey") -> dict[str, object]:
 
 
 def dns(options: argparse.Namespace) -> int:
-    """The records in one of their forms."""
+    """Write the DNS records of the keys, in one of four forms."""
     from gatekeeper.records.key_record import KeyRecord
     from gatekeeper.signing.keys import BadKey
 
     status, records = OK, []
-    for domain, selector, private, _ in _chosen(options)[1]:
-        what = "there is no private key that can be read; -k names one"
+    for domain, selector, private, _ in _selected_keys(options)[1]:
+        what = "no private key can be read; name one with -k"
         try:
             if private is not None:
                 records.append(KeyRecord.of(selector, domain, private))
@@ -246,12 +249,12 @@ def dns(options: argparse.Namespace) -> int:
         fields = ("name", "domain", "selector", "text", "strings")
         print_json([{field: getattr(record, field) for field in fields} for record in records])
         return status
-    for line in _written(records, options):
+    for line in _record_lines(records, options):
         print(line)
     return status
 
 
-def _written(records: "list[KeyRecord]", options: argparse.Namespace) -> Iterator[str]:
+def _record_lines(records: "list[KeyRecord]", options: argparse.Namespace) -> Iterator[str]:
     for record in records:
         if options.line:
             yield f"Name:  {record.name}"
@@ -259,13 +262,13 @@ def _written(records: "list[KeyRecord]", options: argparse.Namespace) -> Iterato
             yield f"Value: {record.text}"
         elif options.nsupdate:
             yield record.nsupdate(options.ttl)
-            yield "send"  # one by one: they may lie in several zones
+            yield "send"  # one at a time: they may be in different zones
         else:
             yield record.zone().rstrip("\n")
 
 
 def report(options: argparse.Namespace) -> int:
-    """The sum over all logs; 1 if mail that looked ours was not signed."""
+    """Sum up all logs. Returns 1 if mail that looked like ours was not signed."""
     from gatekeeper.diagnose import unsigned_mail
 
     found = unsigned_mail.read_unsigned_mail(line for path in options.logs for line in log_lines(path))
@@ -276,13 +279,13 @@ def report(options: argparse.Namespace) -> int:
     return FINDING if found.missed else OK
 
 
-def _chosen(options: argparse.Namespace) -> "tuple[Config, list[_Key]]":
-    """The configuration, and each key that the command line means. Raises SystemExit with a sentence."""
-    config = the_config(options)
+def _selected_keys(options: argparse.Namespace) -> "tuple[Config, list[_Key]]":
+    """Return the configuration, and each key that the command line selects. If none, say so and raise SystemExit."""
+    config = load_config(options)
     domain = options.domain and domain_name(options.domain)
     selector = options.selector and selector_name(options.selector)
     if options.key and not (domain and selector):
-        usage("-k needs -d and -s: a key does not know where its record stands")
+        usage_error("-k needs -d and -s: a key file does not say under which name its record is published")
     if options.key:
         from gatekeeper.app.signing_plan import key_owners
         from gatekeeper.signing.keys import read_key
@@ -297,20 +300,20 @@ def _chosen(options: argparse.Namespace) -> "tuple[Config, list[_Key]]":
     found = [key for key in keys if domain in (None, key.domain) and selector in (None, key.selector)]
     for key in found:
         if key.domain == "%":
-            what = "serves any domain; name one with -d, -s and -k"
+            what = "serves any domain; choose one with -d, -s and -k"
             print(f"gatekeeper: the key {key.name} (selector {key.selector}) {what}", file=sys.stderr)
     chosen = {(key.domain, key.selector): key.private for key in found if key.domain != "%"}
     if not chosen and domain and selector:
-        # What others sign with in our name has a record, too.
+        # A key that others sign with in our name has a record, too.
         return config, [_Key(domain, selector, None, ours=False)]
     if not chosen:
         which = " ".join(filter(None, (domain and f"of {domain}", selector and f"with selector {selector}")))
-        usage(f"there is no key {which}".rstrip() + " in the tables of [signing]; name one with -d, -s and -k")
+        usage_error(f"there is no key {which}".rstrip() + " in the tables of [signing]; name one with -d, -s and -k")
     return config, [_Key(domain, selector, private) for (domain, selector), private in chosen.items()]
 
 
 def table_keys(config: "Config") -> "list[TableKey]":
-    """The keys of the configured tables; what is wrong with them goes to stderr."""
+    """Return the keys of the configured tables; print what is wrong with them to stderr."""
     from gatekeeper.app.signing_plan import key_table
 
     keys, problems = key_table(config)
@@ -319,8 +322,8 @@ def table_keys(config: "Config") -> "list[TableKey]":
     return list(keys)
 
 
-def the_config(options: argparse.Namespace) -> "Config":
-    """What -x or --config names. Raises ConfigError."""
+def load_config(options: argparse.Namespace) -> "Config":
+    """Load the configuration that -x or --config names. Raises ConfigError."""
     from gatekeeper.cli.common import config_path
     from gatekeeper.config import config_file
 
@@ -331,18 +334,20 @@ def the_config(options: argparse.Namespace) -> "Config":
 
 
 def domain_name(text: str) -> str:
-    """A domain in normal form. Raises SystemExit with a sentence."""
+    """Return a domain in normal form. If it is not valid, say so and raise SystemExit."""
     from gatekeeper.auth.domains import normal_domain
 
-    return normal_domain(text.removesuffix(".")) or usage(f"{text!a} is no domain")
+    return normal_domain(text.removesuffix(".")) or usage_error(f"{text!a} is not a valid domain")
 
 
 def selector_name(text: str) -> str:
-    """A selector, as RFC 6376 section 3.1 has it. Raises SystemExit with a sentence."""
-    return text if _SELECTOR.fullmatch(text) else usage(f"{text!a} is no selector: letters, digits, hyphens and dots")
+    """Return a valid selector (RFC 6376 section 3.1). If it is not valid, say so and raise SystemExit."""
+    if not _SELECTOR.fullmatch(text):
+        usage_error(f"{text!a} is not a valid selector; allowed: letters, digits, hyphens and dots")
+    return text
 
 
-def usage(what: str) -> NoReturn:
-    """Say what is wrong with the command line, and end."""
+def usage_error(what: str) -> NoReturn:
+    """Say what is wrong with the command line, and raise SystemExit."""
     print(f"gatekeeper: {what}", file=sys.stderr)
     raise SystemExit(USAGE)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A new key in the place of an old one, step by step: dkim rotate."""
+"""Replace DKIM keys step by step: dkim rotate."""
 
 import argparse
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from gatekeeper.cli.common import FINDING, OK, TEMPORARY, Add, add_dns, add_json, print_json, resolving
-from gatekeeper.cli.dkim import add_opendkim, domain_name, selector_name, the_config, usage
+from gatekeeper.cli.common import FINDING, OK, TEMPORARY, Add, add_dns, add_json, print_json, run_with_resolver
+from gatekeeper.cli.dkim import add_opendkim, domain_name, load_config, selector_name, usage_error
 
 if TYPE_CHECKING:
     from gatekeeper.dnsclient.resolver import Resolver
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def add_to(add: Add) -> None:
-    """The command of this file."""
-    command = add("dkim rotate", rotate, "put new keys into the place of old ones, as far as that goes now")
+    """Add the command of this file."""
+    command = add("dkim rotate", rotate, "replace old keys with new ones, as far as that is possible now")
     command.add_argument("domain", metavar="DOMAIN", nargs="?", help="rotate the keys of this domain")
     command.add_argument("-s", "--selector", metavar="NAME", help="only the key with this selector")
-    text = "rotate every key that is older (180d), or with DOMAIN only if it is"
+    text = "rotate every key that is older than this (180d); with DOMAIN, its keys only if they are"
     command.add_argument("--older", metavar="TIME", type=_seconds, help=text)
-    text = "how long mail is on its way before the old key counts as retired (7d)"
+    text = "how long mail may be in transit before the old key can be retired (7d)"
     command.add_argument("--after", metavar="TIME", type=_seconds, default=7 * 86400.0, help=text)
     command.add_argument(
-        "--type", choices=("rsa", "ed25519"), help="the kind of the new keys, instead of the old ones'"
+        "--type", choices=("rsa", "ed25519"), help="the type of the new keys, instead of that of the old ones"
     )
     command.add_argument("-b", "--bits", metavar="N", type=int, help="the size of new RSA keys")
     command.add_argument("--dry-run", action="store_true", help="only say what would be done")
@@ -34,18 +34,21 @@ def add_to(add: Add) -> None:
 
 
 def rotate(options: argparse.Namespace) -> int:
-    """0 if nothing is left to do, 75 while something is waited for, 1 if it cannot go on."""
+    """Take each rotation as far as it goes now.
+
+    Returns 0 if nothing is left to do, 75 while there is something to wait for, 1 if it cannot go on.
+    """
     from gatekeeper.dnsclient.authoritative import Authorities, LiveAuthorities, TableAuthorities
-    from gatekeeper.rotation.configured_keys import Wanted
+    from gatekeeper.rotation.configured_keys import KeySelection
     from gatekeeper.rotation.due import World
     from gatekeeper.rotation.run import rotate as rotate_due
     from gatekeeper.rotation.state import Busy, RotationRefused
 
-    config = the_config(options)
+    config = load_config(options)
     domain = domain_name(options.domain) if options.domain else ""
     selector = selector_name(options.selector) if options.selector else ""
     if options.bits is not None and not 1024 <= options.bits <= 4096:
-        usage("an RSA key must have 1024 to 4096 bits (RFC 8301)")
+        usage_error("an RSA key must have 1024 to 4096 bits (RFC 8301)")
 
     async def work(resolver: "Resolver") -> int:
         authorities: Authorities = LiveAuthorities(resolver)
@@ -57,24 +60,24 @@ def rotate(options: argparse.Namespace) -> int:
             in_flight=timedelta(seconds=options.after),
             kind=options.type,
             bits=options.bits,
-            dry=options.dry_run,
+            dry_run=options.dry_run,
         )
         try:
-            run = await rotate_due(world, Wanted(domain, selector, options.older))
+            run = await rotate_due(world, KeySelection(domain, selector, options.older))
         except (RotationRefused, OSError) as error:
             print(f"gatekeeper: {error}", file=sys.stderr)
             return TEMPORARY if isinstance(error, Busy) else FINDING
-        _tell(run.outcomes, options)
+        _print_outcomes(run.outcomes, options)
         for refused in run.refused:
             print(f"gatekeeper: {refused}", file=sys.stderr)
         if run.refused:
             return FINDING
         return OK if all(outcome.done for outcome in run.outcomes) else TEMPORARY
 
-    return resolving(options, config.dns, work)
+    return run_with_resolver(options, config.dns, work)
 
 
-def _tell(outcomes: "list[StepResult]", options: argparse.Namespace) -> None:
+def _print_outcomes(outcomes: "list[StepResult]", options: argparse.Namespace) -> None:
     if options.json:
         print_json([{**one.state.model_dump(mode="json"), **_json(one)} for one in outcomes])
         return
@@ -88,7 +91,7 @@ def _tell(outcomes: "list[StepResult]", options: argparse.Namespace) -> None:
         for number, line in enumerate(outcome.next):
             print(f"  next: {line}" if not number else f"    {line}")
     if not outcomes:
-        print("nothing to do: no rotation is on its way" + (", and no key is that old" if options.older else ""))
+        print("nothing to do: no rotation is under way" + (", and no key is that old" if options.older else ""))
 
 
 def _json(outcome: "StepResult") -> dict[str, object]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Greylisting's state: where it comes from, what it costs, and how it moves."""
+"""Commands for greylisting: greylist report, greylist copy, import-postgrey."""
 
 import argparse
 import sys
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 
 def add_to(add: Add) -> None:
-    """The commands of this file."""
+    """Add the commands of this file."""
     _add_report(
-        add("greylist report", report, "what greylisting cost, from the log: which wanted mails waited, how long")
+        add("greylist report", report, "what greylisting cost, from the log: which wanted mail waited, how long")
     )
-    _add_copy(add("greylist copy", copy, "copy greylisting's state to another store, with the secret of its keys"))
-    _add_import(add("import-postgrey", import_postgrey, "bring over postgrey's state and its allow lists"))
+    _add_copy(add("greylist copy", copy, "copy the greylisting state to another store, with the secret of its keys"))
+    _add_import(add("import-postgrey", import_postgrey, "import postgrey's state and allow lists"))
 
 
 def _add_report(command: argparse.ArgumentParser) -> None:
@@ -42,23 +42,23 @@ def _add_report(command: argparse.ArgumentParser) -> None:
 
 
 def _add_copy(command: argparse.ArgumentParser) -> None:
-    command.add_argument("to", metavar="URL", help="the store to copy to, written as store.url")
-    text = "the store to copy from (default: that of the configuration)"
+    command.add_argument("to", metavar="URL", help="the store to copy to, written as in store.url")
+    text = "the store to copy from (default: the one in the configuration)"
     command.add_argument("--from", metavar="URL", dest="source", help=text)
 
 
 def _add_import(command: argparse.ArgumentParser) -> None:
-    text = "postgrey's folder (default: what its options say, else /var/lib/postgrey)"
+    text = "postgrey's directory (default: the one in its options, else /var/lib/postgrey)"
     command.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help=text)
-    text = "how postgrey is started (default: /etc/default/postgrey)"
+    text = "the file with postgrey's options (default: /etc/default/postgrey)"
     command.add_argument("--options", metavar="FILE", type=Path, default=Path("/etc/default/postgrey"), help=text)
-    text = "where its allow lists go as tables (default: the folder of the configuration)"
+    text = "where to write its allow lists as tables (default: the folder of the configuration)"
     command.add_argument("--tables", metavar="FOLDER", type=Path, help=text)
     add_json(command)
 
 
 def report(options: argparse.Namespace) -> int:
-    """The sum over all logs, which are to be given in order of time."""
+    """Sum up all logs, which must be given in chronological order."""
     from gatekeeper.diagnose import greylisting_cost
 
     found = greylisting_cost.read_greylisting_cost(line for path in options.logs for line in log_lines(path))
@@ -70,7 +70,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def copy(options: argparse.Namespace) -> int:
-    """From one store to another; a finding if that has state of its own."""
+    """Copy the state from one store to another. Returns 1 if the other has state of its own."""
     from gatekeeper.stores.migration import StoreOccupied, migrate
     from gatekeeper.stores.store import StoreError
     from gatekeeper.stores.store_url import check_url, describe, open_store
@@ -84,27 +84,27 @@ def copy(options: argparse.Namespace) -> int:
             return USAGE
 
     async def work() -> int:
-        here = await open_store(source, timeout=10.0, read_only=True)
-        there = await open_store(options.to, timeout=10.0)
+        source_store = await open_store(source, timeout=10.0, read_only=True)
+        target_store = await open_store(options.to, timeout=10.0)
         try:
-            if there.gone:
-                raise StoreError(there.gone)
-            return await migrate(here, there)
+            if target_store.gone:
+                raise StoreError(target_store.gone)
+            return await migrate(source_store, target_store)
         finally:
-            await here.close()
-            await there.close()
+            await source_store.close()
+            await target_store.close()
 
     try:
         count = _run(work())
     except StoreOccupied:
-        print(f"gatekeeper: {describe(options.to)} has state of its own; empty it, or copy from there", file=sys.stderr)
+        print(f"gatekeeper: {describe(options.to)} has state of its own; empty it, or copy from it", file=sys.stderr)
         return FINDING
     print(f"{count} entries copied to {describe(options.to)}; name it in store.url and restart")
     return OK
 
 
 def import_postgrey(options: argparse.Namespace) -> int:
-    """State into the store, lists into tables, and a report of what came and what did not."""
+    """Import state into the store and lists into tables, and report what was imported and what was not."""
     import time
 
     from gatekeeper.postgrey import state_import
@@ -116,14 +116,14 @@ def import_postgrey(options: argparse.Namespace) -> int:
     config = _config(options)
     greylist = config.checks.greylist
     try:
-        theirs = read_options(options.options)
+        postgrey_options = read_options(options.options)
     except (OSError, ValueError) as error:
         print(f"gatekeeper: {options.options}: {error}", file=sys.stderr)
         return FINDING
-    brought = state_import.ImportedState(
-        toml=list(theirs.as_toml()), remarks=list(state_import.remarks(theirs, greylist))
+    imported = state_import.ImportedState(
+        toml=list(postgrey_options.as_toml()), remarks=list(state_import.remarks(postgrey_options, greylist))
     )
-    folder = options.folder or theirs.folder or Path("/var/lib/postgrey")
+    folder = options.folder or postgrey_options.folder or Path("/var/lib/postgrey")
     observed = config.mode == "observe" or greylist.mode == "observe"
 
     async def work() -> None:
@@ -133,21 +133,23 @@ def import_postgrey(options: argparse.Namespace) -> int:
                 raise StoreError(store.gone)
             for prefix in ("", "observe:") if observed else ("",):
                 keys = Keys(await store.secret(), prefix)
-                target = state_import.Target(store=store, keys=keys, greylist=greylist, options=theirs, now=time.time())
-                await target.bring(folder, state_import.ImportedState() if prefix else brought)
+                target = state_import.Target(
+                    store=store, keys=keys, greylist=greylist, options=postgrey_options, now=time.time()
+                )
+                await target.import_state(folder, state_import.ImportedState() if prefix else imported)
         finally:
             await store.close()
 
     try:
         _run(work())
-        state_import.import_lists(theirs, options.tables or config.folder, brought)
+        state_import.import_lists(postgrey_options, options.tables or config.folder, imported)
     except (DatabaseError, OSError) as error:
         print(f"gatekeeper: {error}", file=sys.stderr)
         return TEMPORARY
     if options.json:
-        print_json(state_import.as_json(brought))
+        print_json(state_import.as_json(imported))
     else:
-        print_lines(state_import.sentences(brought))
+        print_lines(state_import.sentences(imported))
     return OK
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""OpenDKIM's place taken: `opendkim`, with the options of opendkim(8), and `import-opendkim`."""
+"""A replacement for OpenDKIM: `opendkim`, with the options of opendkim(8), and `import-opendkim`."""
 
 import argparse
 import sys
@@ -23,30 +23,32 @@ _VALUES = {
     "c": ("Canonicalization", "CANON", "HEADER/BODY, each relaxed or simple"),
     "d": ("Domain", "DOMAINS", "domains to sign for"),
     "k": ("KeyFile", "FILE", "the private key"),
-    "L": ("Minimum", "LIMIT", "how much of a body must be signed: without effect"),
+    "L": ("Minimum", "LIMIT", "how much of a body must be signed: no effect"),
     "o": ("OmitHeaders", "HEADERS", "header fields that are not signed"),
     "p": ("Socket", "SOCKET", "where to listen: local:PATH, inet:PORT@HOST"),
     "P": ("PidFile", "FILE", "where to write the process id"),
     "s": ("Selector", "SELECTOR", "the name of the key in the DNS"),
     "S": ("SignatureAlgorithm", "ALGORITHM", "rsa-sha256 or ed25519-sha256"),
-    "T": ("DNSTimeout", "SECONDS", "how long one question may take"),
-    "u": ("UserID", "USER[:GROUP]", "whom the workers become"),
+    "T": ("DNSTimeout", "SECONDS", "how long one DNS query may take"),
+    "u": ("UserID", "USER[:GROUP]", "the user that the workers run as"),
 }
 _FLAGS = {
-    "A": ("AutoRestart", "yes", "replace what dies: always so"),
+    "A": ("AutoRestart", "yes", "replace workers that die: always so"),
     "D": ("SubDomains", "yes", "sign for subdomains of -d too"),
     "f": ("Background", "no", "stay in the foreground"),
     "l": ("Syslog", "yes", "log to syslog"),
-    "q": ("Quarantine", "yes", "without effect, as in OpenDKIM 2.11"),
-    "r": ("RequiredHeaders", "yes", "refuse mail that lacks fields or has some twice"),
+    "q": ("Quarantine", "yes", "no effect, as in OpenDKIM 2.11"),
+    "r": ("RequiredHeaders", "yes", "refuse mail in which fields are missing or repeated"),
     "W": ("LogWhy", "yes", "log why a message is signed or not"),
 }
 
 
 def add_to(add: Add) -> None:
-    """The commands of this file."""
-    _add_opendkim(add("opendkim", opendkim, "behave as opendkim(8), straight from an opendkim.conf"))
-    _add_import(add("import-opendkim", import_opendkim, "write an opendkim.conf as gatekeeper.toml; say what differs"))
+    """Add the commands of this file."""
+    _add_opendkim(add("opendkim", opendkim, "run as opendkim(8) does, straight from an opendkim.conf"))
+    _add_import(
+        add("import-opendkim", import_opendkim, "convert an opendkim.conf to a gatekeeper.toml; say what differs")
+    )
 
 
 def _add_opendkim(command: argparse.ArgumentParser) -> None:
@@ -55,14 +57,16 @@ def _add_opendkim(command: argparse.ArgumentParser) -> None:
     for letter, (name, _, text) in sorted(_FLAGS.items()):
         command.add_argument(f"-{letter}", action="store_true", dest=name, help=f"{text} ({name})")
     command.add_argument("-x", metavar="FILE", dest="conf", type=Path, help="the configuration (/etc/opendkim.conf)")
-    command.add_argument("-e", metavar="NAME", dest="extract", help="print the value of one option and end")
-    command.add_argument("-n", action="store_true", dest="check", help="check the configuration and end")
-    command.add_argument("-Q", action="store_true", dest="query", help="ask a data set: its name, then lines KEY/N")
-    command.add_argument("-t", metavar="FILES", dest="test", help="tell what would be done with these messages")
+    command.add_argument("-e", metavar="NAME", dest="extract", help="print the value of one option and exit")
+    command.add_argument("-n", action="store_true", dest="check", help="check the configuration and exit")
+    command.add_argument("-Q", action="store_true", dest="query", help="query a data set: its name, then lines KEY/N")
+    command.add_argument("-t", metavar="FILES", dest="test", help="say what would be done with these messages")
     command.add_argument("-v", action="count", default=0, dest="verbose", help="with -t: say more")
     command.add_argument("-F", metavar="TIME", type=int, dest="time", help="with -t: sign as of this time")
-    command.add_argument("-V", action="store_true", dest="show_version", help="print the version and end")
-    command.add_argument("-X", action="store_true", dest="deprecated", help="without effect: old options are known")
+    command.add_argument("-V", action="store_true", dest="show_version", help="print the version and exit")
+    command.add_argument(
+        "-X", action="store_true", dest="deprecated", help="no effect: old options are accepted anyway"
+    )
     command.set_defaults(usage_status=EX_USAGE)
 
 
@@ -72,7 +76,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
 
 
 def opendkim(options: argparse.Namespace) -> int:
-    """The milter alone, as opendkim would run it, or one of opendkim's questions."""
+    """Run the milter alone as opendkim would, or answer one of opendkim's query options."""
     from gatekeeper.opendkim.mapping import DEFAULT_PATH, load
 
     if options.show_version:
@@ -87,32 +91,32 @@ def opendkim(options: argparse.Namespace) -> int:
     if options.extract:
         return _extract(path, options.extract)
 
-    def again() -> "ImportedConfig":
+    def load_conf() -> "ImportedConfig":
         return load(path, overrides, need_socket=not (options.check or options.test), testing=bool(options.test))
 
-    relay = again()
+    imported = load_conf()
     if options.check:
-        return _check(relay)
+        return _check(imported)
     if options.test:
-        return _test(relay, options)
-    return _serve(relay, again)
+        return _test(imported, options)
+    return _serve(imported, load_conf)
 
 
 def _overrides(options: argparse.Namespace) -> "tuple[list[ConfSetting], list[Problem]]":
-    """What the command line says, as settings; and what is wrong with it."""
+    """Return the options of the command line as settings, and what is wrong with them."""
     from gatekeeper.core.problem import Problem
-    from gatekeeper.opendkim.conf import of_command_line
+    from gatekeeper.opendkim.conf import command_line_setting
 
     pairs = [(name, getattr(options, name)) for name, _, _ in _VALUES.values() if getattr(options, name) is not None]
     pairs += [(name, value) for name, value, _ in _FLAGS.values() if getattr(options, name)]
-    found = [of_command_line(name, value) for name, value in pairs]
+    found = [command_line_setting(name, value) for name, value in pairs]
     return [one for one in found if not isinstance(one, Problem)], [one for one in found if isinstance(one, Problem)]
 
 
 def _version() -> int:
     from importlib.metadata import version
 
-    print(f"gatekeeper {version('gatekeeper')}, in the place of OpenDKIM Filter v2.11.0")
+    print(f"gatekeeper {version('gatekeeper')}, as a replacement for OpenDKIM Filter v2.11.0")
     print("\tSupported signing algorithms:\n\t\trsa-sha256\n\t\ted25519-sha256")
     print("\tSupported canonicalization algorithms:\n\t\trelaxed\n\t\tsimple")
     return OK
@@ -121,10 +125,10 @@ def _version() -> int:
 def _extract(path: Path | None, name: str) -> int:
     from gatekeeper.core.problem import ConfigError
     from gatekeeper.opendkim.conf import read
-    from gatekeeper.opendkim.options import OPTIONS, unknown
+    from gatekeeper.opendkim.options import OPTIONS, suggestion
 
     if name.lower() not in OPTIONS:
-        print(f"unknown option {name!r}; {unknown(name)}", file=sys.stderr)
+        print(f"unknown option {name!r}; {suggestion(name)}", file=sys.stderr)
         return EX_DATA
     settings, problems = read(path) if path else ([], [])
     if problems:
@@ -134,11 +138,11 @@ def _extract(path: Path | None, name: str) -> int:
     return OK if values else CONFIGURATION
 
 
-def _check(relay: "ImportedConfig") -> int:
-    """Errors end it with 78, as they do here; what is said besides goes to stderr."""
+def _check(imported: "ImportedConfig") -> int:
+    """Print every warning to stderr. An error raises ConfigError, so that the exit status is 78, as in OpenDKIM."""
     from gatekeeper.app.plan import prepare
 
-    for problem in prepare(relay.config, thorough=True).warnings:
+    for problem in prepare(imported.config, thorough=True).warnings:
         print(problem, file=sys.stderr)
     return OK
 
@@ -165,8 +169,8 @@ def _ask(prompt: str) -> str:
     return sys.stdin.readline()
 
 
-def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
-    """What would be done with each message, if it came from 127.0.0.1."""
+def _test(imported: "ImportedConfig", options: argparse.Namespace) -> int:
+    """Print what would be done with each message if it came from 127.0.0.1."""
     import asyncio
 
     from gatekeeper.app import app
@@ -183,59 +187,63 @@ def _test(relay: "ImportedConfig", options: argparse.Namespace) -> int:
             return EX_NO_INPUT
     client = Client(address=parse_address("127.0.0.1"), name="localhost")
     request = Request(stage=Stage.END_OF_MESSAGE, client=client)
-    plan = prepare(relay.config)
+    plan = prepare(imported.config)
 
-    async def tell() -> None:
+    async def work() -> None:
         clock = time.time if options.time is None else lambda: float(options.time)
         opened = await app.open_app(plan, clock=clock)
         try:
             for name, mail in mails.items():
-                told = await message_report.explain(opened, request, mail)
+                report = await message_report.sign_or_verify(opened, request, mail)
                 print(f"{name}:")
-                print_lines(
-                    message_report.told_sentences(told) if options.verbose else message_report.changes(told.edits)
-                )
+                if options.verbose:
+                    print_lines(message_report.report_sentences(report))
+                else:
+                    print_lines(message_report.edit_sentences(report.edits))
         finally:
             await opened.close()
 
-    asyncio.run(tell())
+    asyncio.run(work())
     return OK
 
 
-def _serve(relay: "ImportedConfig", load: "Callable[[], ImportedConfig]") -> int:
+def _serve(imported: "ImportedConfig", load: "Callable[[], ImportedConfig]") -> int:
     from gatekeeper.daemon import supervisor
     from gatekeeper.daemon.background import in_background, write_pid_file
 
-    first = [relay.config]  # what was read already need not be read again, but at a reload
+    unused = [imported.config]  # what has been read already is read again only at a reload
 
-    def source() -> "Config":
-        return first.pop() if first else load().config
+    def load_config() -> "Config":
+        return unused.pop() if unused else load().config
 
-    def serve(up: Callable[[], None]) -> int:
-        with write_pid_file(relay.pid_file) as write:
+    def serve(ready: Callable[[], None]) -> int:
+        with write_pid_file(imported.pid_file) as write:
 
             def serving(_: object) -> None:
                 write()
-                up()
+                ready()
 
-            status = supervisor.run(source, serving, policy=False, detached=relay.background)
+            status = supervisor.run(load_config, serving, policy=False, detached=imported.background)
         return EX_UNAVAILABLE if status == TEMPORARY else status
 
-    return in_background(serve) if relay.background else serve(lambda: None)
+    return in_background(serve) if imported.background else serve(lambda: None)
 
 
 def import_opendkim(options: argparse.Namespace) -> int:
-    """The TOML to OUT or stdout, the report to stdout or, if the TOML goes there, to stderr; 1 if anything is lost."""
+    """Write the TOML to OUT or stdout, and the report to stdout or, if the TOML goes there, to stderr.
+
+    Returns 1 if anything is lost.
+    """
     from gatekeeper.app.plan import prepare
     from gatekeeper.opendkim import import_report, toml
 
-    relay = import_report.read(options.file)
-    text = toml.write(relay)
+    imported = import_report.read(options.file)
+    text = toml.write(imported)
     if options.out is None:
         sys.stdout.write(text)
     else:
         options.out.write_text(text, encoding="utf-8")
-    found = [problem for problem in prepare(relay.config).warnings if problem not in relay.config.warnings]
-    for line in import_report.lines(relay, found):
+    found = [problem for problem in prepare(imported.config).warnings if problem not in imported.config.warnings]
+    for line in import_report.lines(imported, found):
         print(line, file=sys.stdout if options.out else sys.stderr)
-    return FINDING if import_report.unsupported(relay) else OK
+    return FINDING if import_report.unsupported(imported) else OK

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What our own domains publish, and what others report of them: dmarc read, dmarc record, spf check."""
+"""Commands for what our domains publish and what others report on them: dmarc read, dmarc record, spf check."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ from gatekeeper.cli.common import (
     print_json,
     print_lines,
     read,
-    with_resolver,
+    run_with_configured_resolver,
 )
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ _POLICIES = ("none", "quarantine", "reject")
 
 
 def add_to(add: Add) -> None:
-    """The commands of this file."""
-    _add_read(add("dmarc read", dmarc_read, "sum up aggregate reports: who sends as us, and is a stricter policy safe"))
+    """Add the commands of this file."""
+    _add_read(add("dmarc read", dmarc_read, "sum up aggregate reports: who sends as us, is a stricter policy safe"))
     _add_record(add("dmarc record", dmarc_record, "check the DMARC record of a domain, or write one"))
-    _add_spf(add("spf check", spf_check, "walk the SPF record of a domain: what is wrong, and look-ups of ten"))
+    _add_spf(add("spf check", spf_check, "walk the SPF record of a domain: look-ups used of ten, and what is wrong"))
 
 
 def _add_read(command: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def _add_record(command: argparse.ArgumentParser) -> None:
     text = "with --policy: where aggregate reports go; may be repeated"
     command.add_argument("--rua", metavar="ADDRESS", action="append", default=[], help=text)
     command.add_argument("--strict", action="store_true", help="with --policy: strict alignment")
-    command.add_argument("--testing", action="store_true", help="with --policy: ask for one step less (t=y)")
+    command.add_argument("--testing", action="store_true", help="with --policy: ask for one policy level less (t=y)")
     add_dns(command)
     add_json(command)
 
@@ -62,18 +62,21 @@ def _add_spf(command: argparse.ArgumentParser) -> None:
 
 
 def _domain(options: argparse.Namespace) -> str:
-    """The domain that the command line names, in normal form. Raises SystemExit with a sentence."""
+    """Return the domain of the command line in normal form. If it is not valid, say so and raise SystemExit."""
     from gatekeeper.auth.domains import normal_domain
 
     domain = normal_domain(options.domain.removesuffix("."))
     if not domain:
-        print(f"gatekeeper: {options.domain!a} is no domain", file=sys.stderr)
+        print(f"gatekeeper: {options.domain!a} is not a valid domain", file=sys.stderr)
         raise SystemExit(USAGE)
     return domain
 
 
 def dmarc_read(options: argparse.Namespace) -> int:
-    """A summary for each domain; what cannot be read is named, and the rest summed up."""
+    """Print a summary for each domain.
+
+    A file that cannot be parsed is named on stderr, makes the status 1, and does not keep the others from being read.
+    """
     from gatekeeper.reports.aggregate import parse_report
     from gatekeeper.reports.summary import as_json, sentences, summarise
     from gatekeeper.reports.unpack import ReportError, documents
@@ -98,7 +101,7 @@ def dmarc_read(options: argparse.Namespace) -> int:
 
 
 def dmarc_record(options: argparse.Namespace) -> int:
-    """The record with everything to know about it; with --policy, a new one."""
+    """Check the record of a domain, or with --policy write a new one and check that."""
     from gatekeeper.auth.dmarc_record import DmarcPolicy
     from gatekeeper.dnsclient.resolver import DNSError
     from gatekeeper.records import dmarc
@@ -110,16 +113,16 @@ def dmarc_record(options: argparse.Namespace) -> int:
 
     async def work(resolver: "Resolver") -> int:
         texts = [options.record] if options.record else []
-        if wanted_policy := policy(options.policy):
-            wanted = dmarc.WantedRecord(
-                policy=wanted_policy,
+        if wanted := policy(options.policy):
+            wanted_record = dmarc.WantedRecord(
+                policy=wanted,
                 subdomains=policy(options.subdomains),
                 nonexistent=policy(options.nonexistent),
                 rua=tuple(address.removeprefix("mailto:") for address in options.rua),
                 strict=options.strict,
                 testing=options.testing,
             )
-            texts = [dmarc.write(wanted)]
+            texts = [dmarc.write(wanted_record)]
         try:
             texts = texts or await dmarc.look_up(resolver, domain)
         except DNSError as error:
@@ -134,11 +137,11 @@ def dmarc_record(options: argparse.Namespace) -> int:
             print_lines(f"  {remark}" for remark in remarks)
         return FINDING if any(remark.error for remark in remarks) else OK
 
-    return with_resolver(options, work)
+    return run_with_configured_resolver(options, work)
 
 
 def spf_check(options: argparse.Namespace) -> int:
-    """The tree of the record, its cost, and what is wrong with it."""
+    """Print the tree of the SPF record, the look-ups that it takes, and what is wrong with it."""
     from gatekeeper.records import spf
 
     domain = _domain(options)
@@ -151,4 +154,4 @@ def spf_check(options: argparse.Namespace) -> int:
             print_lines(spf.sentences(walk))
         return FINDING if any(remark.error for remark in walk.remarks) else OK
 
-    return with_resolver(options, work)
+    return run_with_configured_resolver(options, work)

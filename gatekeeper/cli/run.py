@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The service itself, and its configuration: run, policy, milter, check-config."""
+"""Commands for the service and its configuration: run, policy, milter, check-config."""
 
 import argparse
 from collections.abc import Mapping
@@ -9,25 +9,25 @@ from gatekeeper.cli.common import CONFIGURATION, OK, Add, add_json, config_path,
 
 
 def add_to(add: Add) -> None:
-    """The commands of this file."""
-    add("run", run, "policy daemon and milter under one supervisor, in the foreground")
-    add("policy", run_policy, "the policy daemon alone, in the foreground")
-    add("milter", run_milter, "the milter alone, in the foreground")
+    """Add the commands of this file."""
+    add("run", run, "run policy daemon and milter under one supervisor, in the foreground")
+    add("policy", run_policy, "run the policy daemon alone, in the foreground")
+    add("milter", run_milter, "run the milter alone, in the foreground")
     add_json(add("check-config", check_config, "read the configuration with every table and key; print every error"))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Policy daemon and milter, until a signal."""
+    """Run policy daemon and milter until a signal stops them."""
     return _serve(options, policy=True, milter=True)
 
 
 def run_policy(options: argparse.Namespace) -> int:
-    """The policy daemon, until a signal."""
+    """Run the policy daemon until a signal stops it."""
     return _serve(options, policy=True, milter=False)
 
 
 def run_milter(options: argparse.Namespace) -> int:
-    """The milter, until a signal."""
+    """Run the milter until a signal stops it."""
     return _serve(options, policy=False, milter=True)
 
 
@@ -42,16 +42,19 @@ def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
 
     path = config_path(options)
 
-    def up(addresses: Mapping[WorkerKind, ListenAddress]) -> None:
+    def announce(addresses: Mapping[WorkerKind, ListenAddress]) -> None:
         print(startup_message(addresses, path), file=sys.stderr, flush=True)
 
     return supervisor.run(
-        lambda: config_file.load(path) if path else config_file.defaults(), up, policy=policy, milter=milter
+        lambda: config_file.load(path) if path else config_file.defaults(), announce, policy=policy, milter=milter
     )
 
 
 def check_config(options: argparse.Namespace) -> int:
-    """Every mistake and warning, or a word on what is fine. The findings are the output, so they go to stdout."""
+    """Print every error and warning, or a summary of what is fine.
+
+    The findings are the output of this command, so they go to stdout.
+    """
     from gatekeeper.app.plan import Plan, prepare, summary
     from gatekeeper.config import config_file
     from gatekeeper.core.problem import ConfigError, Problem

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Answers for people: why one session or message is treated as it is, and what a log says of many."""
+"""Diagnosis for people: why one session or message is treated as it is, and what a log says about many."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`gatekeeper explain`: what would be answered to one session and why, step by step, in sentences or as JSON.
+"""`gatekeeper explain`: how one session would be answered and why, step by step, in sentences or as JSON.
 
-Nothing is recomputed for show: the steps are those of the decision itself, and DNS questions are noted while they are
-asked. The store is read and never written.
+Nothing is recomputed for display: the steps are those of the decision itself, and DNS queries are noted as they are
+made. The store is read and never written.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,34 +21,27 @@ from gatekeeper.policy.protocol import encode_answer
 
 @dataclass(slots=True)
 class NotingResolver:
-    """Passes questions on and tells `note` each with its answer, in the order of asking."""
+    """A resolver that passes queries on, and each with its answer to `note` once it is there."""
 
     inner: Resolver
-    note: Callable[[str, str], None] = lambda what, found: None
+    note: Callable[[str, str], None] = lambda _what, _found: None
 
     async def query(self, name: str, type: str) -> Answer:
-        """The inner answer. Raises DNSError."""
         what = f"{type} {printable(redaction.hide_keys(name), 255)}"
         try:
             answer = await self.inner.query(name, type)
         except DNSError as error:
-            self.note(what, f"no answer: {redaction.hide_keys(str(error)) or type_name(error)}")
+            self.note(what, f"no answer: {redaction.hide_keys(str(error)) or error.__class__.__name__}")
             raise
-        self.note(what, shown_answer(answer))
+        self.note(what, _describe_answer(answer))
         return answer
 
     async def close(self) -> None:
-        """Let go of the inner resolver."""
         await self.inner.close()
 
 
-def type_name(error: Exception) -> str:
-    """The kind of an accident that has no words of its own."""
-    return type(error).__name__
-
-
-def shown_answer(answer: Answer) -> str:
-    """An answer in words: its records, `no data`, or `no such name`."""
+def _describe_answer(answer: Answer) -> str:
+    """Describe an answer in words: its records, `no data`, or `no such name`."""
     if not answer.exists:
         return "no such name"
     return ", ".join(map(_record, answer.records)) or "no data"
@@ -75,8 +68,11 @@ class AskedSession:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The decision, what was looked up before it began, what the milter decided when the client connected, where
-    connections are limited, and what is decided `later`, at DATA and at the end of the message, where lists say so.
+    """The decision, and what led to it.
+
+    `before` is what was looked up before the checks began, `connection` what the milter decided when the client
+    connected (None where connections are not limited), `later` the decisions at DATA and at the end of the message,
+    where these stages have lists.
     """
 
     decision: Decision
@@ -85,61 +81,63 @@ class Explanation:
     later: tuple[Decision, ...] = ()
 
 
-async def explain(app: App, resolver: NotingResolver, asked: AskedSession, *, probe: bool = False) -> Explanation:
-    """Decide about `asked` as the policy daemon would. `app` was opened on `resolver` and on a read-only store. With
-    `probe` the DNS lists are tested first, as the daemon does all the time: one that is ill does not count.
+async def explain(app: App, resolver: NotingResolver, session: AskedSession, *, probe: bool = False) -> Explanation:
+    """Decide about `session` as the policy daemon would.
+
+    `app` must have been opened with `resolver` and a read-only store. With `probe` the DNS lists are tested first, as
+    the daemon does all the time: one that fails its tests does not count.
     """
     before: list[Note] = []
     resolver.note = lambda what, found: before.append(Note(what, found))
-    question = await request(resolver, asked)
-    facts = app.facts(question)
-    pipeline = app.pipeline(question)
+    request = await build_request(resolver, session)
+    facts = app.facts(request)
+    pipeline = app.pipeline(request)
     if probe:
-        resolver.note = lambda what, found: None
+        resolver.note = lambda _what, _found: None
         await app.lists.probe()
     try:
         context = await app.context(facts, observe=pipeline.observe)
         resolver.note = context.note
         connection = None
         if app.connections.limited:
-            connects = Request(stage=Stage.CONNECT, client=question.client, instance=app.connections.new())
+            connects = Request(stage=Stage.CONNECT, client=request.client, instance=app.connections.new())
             connection, _ = await app.decide_connection(connects)
-        decision = await pipeline.decide(question, context)
+        decision = await pipeline.decide(request, context)
         later = []
-        if question.stage is Stage.RCPT and not decision.verdict.refuses:
+        if request.stage is Stage.RCPT and not decision.verdict.refuses:
             for name, stage in ((DATA, Stage.DATA), (END_OF_DATA, Stage.END_OF_MESSAGE)):
                 if pipeline.lists.get(name):
-                    later.append(await pipeline.decide(question._replace(stage=stage, recipient_count=1), context))
+                    later.append(await pipeline.decide(request._replace(stage=stage, recipient_count=1), context))
         return Explanation(decision, tuple(before), connection, tuple(later))
     finally:
         facts.close()
 
 
-async def request(resolver: Resolver, asked: AskedSession) -> Request:
-    """The question that Postfix would ask about `asked`."""
+async def build_request(resolver: Resolver, session: AskedSession) -> Request:
+    """Build the policy request that Postfix would send about `session`."""
     return Request(
-        stage=_stage(asked),
-        client=await client(resolver, asked.address, asked.name),
-        helo=asked.helo,
-        sender=asked.sender,
-        recipient=asked.recipient,
-        sasl_user=asked.sasl_user,
-        sasl_method="PLAIN" if asked.sasl_user else "",
-        policy_context=asked.context,
+        stage=_stage(session),
+        client=await _client(resolver, session.address, session.name),
+        helo=session.helo,
+        sender=session.sender,
+        recipient=session.recipient,
+        sasl_user=session.sasl_user,
+        sasl_method="PLAIN" if session.sasl_user else "",
+        policy_context=session.context,
     )
 
 
-def _stage(asked: AskedSession) -> Stage:
-    """The latest stage that the session has reached."""
-    if asked.recipient is not None:
+def _stage(session: AskedSession) -> Stage:
+    """Return the latest stage that the session has reached."""
+    if session.recipient is not None:
         return Stage.RCPT
-    if asked.sender is not None:
+    if session.sender is not None:
         return Stage.MAIL
-    return Stage.CONNECT if asked.helo is None else Stage.HELO
+    return Stage.CONNECT if session.helo is None else Stage.HELO
 
 
-async def client(resolver: Resolver, address: Address | None, name: str) -> Client:
-    """The client with its names: `name` counts as confirmed, without one they are looked up as Postfix does."""
+async def _client(resolver: Resolver, address: Address | None, name: str) -> Client:
+    """Return the client. A given `name` counts as confirmed; without it the names are looked up as Postfix does."""
     if name or address is None:
         return Client(address=address, name=name or UNKNOWN, reverse_name=name or UNKNOWN)
     found = await check_iprev(resolver, address)
@@ -147,56 +145,56 @@ async def client(resolver: Resolver, address: Address | None, name: str) -> Clie
 
 
 def sentences(explanation: Explanation) -> Iterator[str]:
-    """The explanation, line by line, for a person."""
+    """Yield the explanation for people, line by line."""
     decision = explanation.decision
     yield f"{_session(decision.request)}."
-    yield from _looked_up(explanation.before)
+    yield from _note_lines(explanation.before)
     if explanation.connection:
         yield from ("", "When the client connects, in the milter")
         for step in explanation.connection.steps:
             yield f"  {step.check}: {sentence(step)}"
-            yield from _looked_up(step.notes)
+            yield from _note_lines(step.notes)
     for one in (decision, *explanation.later):
-        yield from _decided(one)
+        yield from _decision_lines(one)
 
 
-def _decided(decision: Decision) -> Iterator[str]:
-    listed = ""
+def _decision_lines(decision: Decision) -> Iterator[str]:
+    current_list = ""
     for step in decision.steps:
-        if step.list != listed:
-            listed = step.list
+        if step.list != current_list:
+            current_list = step.list
             yield ""
-            yield f"{listed.replace('_', ' ')} restrictions".capitalize()
+            yield f"{current_list.replace('_', ' ')} restrictions".capitalize()
         yield f"  {step.check}: {sentence(step)}"
-        yield from _looked_up(step.notes)
+        yield from _note_lines(step.notes)
     yield ""
     yield _verdict(decision)
     yield f"Postfix is answered: {answer(decision)}"
 
 
 def sentence(step: Step) -> str:
-    """What one check said, in a sentence."""
-    said = _SAYS[step.verdict.outcome].format(
+    """Say in a sentence what one check decided."""
+    text = _SENTENCES[step.verdict.outcome].format(
         reply=step.verdict.reply, text=printable(step.verdict.text), list=step.list
     )
     if not step.applied:
-        said = f"observe mode, does not count: {said}"
-    return f"{said} ({step.verdict.reason})" if step.verdict.reason else said
+        text = f"observe mode, does not count: {text}"
+    return f"{text} ({step.verdict.reason})" if step.verdict.reason else text
 
 
-_SAYS = {
+_SENTENCES = {
     Outcome.PASS: "has no objection",
-    Outcome.PERMIT: "permits, so the rest of the {list} list is not asked",
-    Outcome.ACCEPT: "accepts, so nothing else is asked",
+    Outcome.PERMIT: "permits, so the rest of the {list} list is skipped",
+    Outcome.ACCEPT: "accepts, so everything else is skipped",
     Outcome.REJECT: "refuses with {reply}",
-    Outcome.DEFER_IF_PERMIT: "defers with {reply} unless something else refuses for good",
-    Outcome.DEFER_IF_REJECT: "could not tell, so that a later refusal becomes {reply}",
+    Outcome.DEFER_IF_PERMIT: "defers with {reply} unless something else rejects for good",
+    Outcome.DEFER_IF_REJECT: "could not tell, so a later refusal becomes {reply}",
     Outcome.ACTION: "asks Postfix for {text}",
 }
 
 
 def answer(decision: Decision) -> str:
-    """The line that Postfix gets."""
+    """Return the line that is sent to Postfix."""
     return encode_answer(decision.verdict, decision.request).decode("ascii", "backslashreplace").strip()
 
 
@@ -217,7 +215,7 @@ def _session(request: Request) -> str:
     return ", ".join(parts)
 
 
-def _looked_up(notes: tuple[Note, ...]) -> Iterator[str]:
+def _note_lines(notes: tuple[Note, ...]) -> Iterator[str]:
     for note in dict.fromkeys(notes):
         yield f"      {note.what}: {note.found}"
 
@@ -233,11 +231,11 @@ def _verdict(decision: Decision) -> str:
         said = f"Verdict: {printable(judged.text)}{why}."
     else:
         said = f"Verdict: not refused{why}."
-    return said if decision.verdict == judged else f'{said} mode = "observe": the answer says nothing of it.'
+    return said if decision.verdict == judged else f'{said} mode = "observe": the answer does not show it.'
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:
-    """The explanation for a program."""
+    """Return the explanation for programs."""
     decision = explanation.decision
     request = decision.request
     return {

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What greylisting cost, read from the decision lines of a log: how many wanted mails waited, how long, whose they
-were, and how much never came back.
+"""The cost of greylisting, from the decision lines of a log.
 
-A mail is wanted if it was asked to wait, came back and passed: nothing else can be known from here. It is counted by
-sender and recipient as greylisting tells them apart, so a mail to two recipients is two. What has not come back by the
-end of the log may still do so; what was asked before the log begins is not known. Observed greylisting delays nobody,
-so it does not count.
+Counts how many wanted mails waited, how long and from whom, and how many never came back. A mail is wanted if it was
+asked to wait, came back and passed: nothing else can be known from a log. It is counted by sender and recipient as
+greylisting distinguishes them, so a mail to two recipients is two. What has not come back by the end of the log may
+still do so; what was asked to wait before the log begins is not known. Greylisting in observe mode delays nobody, so it
+does not count.
 """
 
 from collections import Counter
@@ -18,98 +18,99 @@ from gatekeeper.core.log import WAITED, read_decision
 from gatekeeper.core.request import UNKNOWN, domain_of
 from gatekeeper.core.units import seconds
 
-_STEPS = ((600.0, "up to 10 minutes"), (1800.0, "up to half an hour"), (3600.0, "up to an hour"))
+_BUCKETS = ((600.0, "up to 10 minutes"), (1800.0, "up to half an hour"), (3600.0, "up to an hour"))
 _LONGER = "longer"
-_SHOWN = 10
+_MAX_SHOWN = 10
 MAX_WAITING = 500_000
-"""Mails that are remembered because they may come back; beyond that the oldest are taken for gone."""
+"""How many mails are remembered because they may come back; beyond that, the oldest count as not come back."""
 
 
 @dataclass(slots=True)
 class GreylistingCost:
-    """The sum. Times in seconds; `whose` counts delayed wanted mail by the sender's domain and the client."""
+    """What greylisting cost. `waits` are the delays of wanted mails in seconds, in the order of the log."""
 
     waits: list[float] = field(default_factory=list)
-    whose: Counter[str] = field(default_factory=Counter)
-    never: int = 0
+    by_sender: Counter[str] = field(default_factory=Counter)
+    """Delayed wanted mails by the sender's domain and the client."""
+    not_retried: int = 0
     """Mails that were asked to wait and have not come back."""
-    at_once: int = 0
-    """Recipients that greylisting was asked about and let through without a wait."""
+    passed_at_once: int = 0
+    """Recipients that greylisting looked at and let through without delay."""
 
     @property
-    def asked(self) -> int:
-        """Mails that were asked to wait."""
-        return self.never + len(self.waits)
+    def deferred(self) -> int:
+        """The number of mails that were asked to wait."""
+        return self.not_retried + len(self.waits)
 
 
 def read_greylisting_cost(lines: Iterable[str]) -> GreylistingCost:
-    """The sum over the lines of a log, in order; lines of other programs are passed over."""
-    delays = GreylistingCost()
+    """Sum up the lines of a log in chronological order; lines of other programs are skipped."""
+    cost = GreylistingCost()
     waiting: dict[tuple[str, str], None] = {}
     for line in lines:
-        if "greylist." not in line or (told := read_decision(line)) is None:
+        if "greylist." not in line or (decision := read_decision(line)) is None:
             continue
-        reasons = told.get("reasons", "").split(",")
-        mail = (normal_sender(told.get("sender", "")[1:-1]), told.get("recipient", "").lower())
+        reasons = decision.get("reasons", "").split(",")
+        mail = (normal_sender(decision.get("sender", "")[1:-1]), decision.get("recipient", "").lower())
         if "greylist.early" in reasons:
-            if WAITED in told and told.get("action", "").startswith("4"):
-                _keep(mail, waiting, delays)
-        elif mail in waiting and WAITED in told:
+            if WAITED in decision and decision.get("action", "").startswith("4"):
+                _remember(mail, waiting, cost)
+        elif mail in waiting and WAITED in decision:
             del waiting[mail]
-            delays.waits.append(_seconds(told[WAITED]))
-            delays.whose[_who(told)] += 1
+            cost.waits.append(_seconds(decision[WAITED]))
+            cost.by_sender[_sender(decision)] += 1
         elif any(reason.startswith("greylist.") for reason in reasons):
             waiting.pop(mail, None)
-            delays.at_once += 1
-    delays.never += len(waiting)
-    return delays
+            cost.passed_at_once += 1
+    cost.not_retried += len(waiting)
+    return cost
 
 
-def _keep(mail: tuple[str, str], waiting: dict[tuple[str, str], None], delays: GreylistingCost) -> None:
+def _remember(mail: tuple[str, str], waiting: dict[tuple[str, str], None], cost: GreylistingCost) -> None:
     if mail not in waiting and len(waiting) == MAX_WAITING:
         del waiting[next(iter(waiting))]
-        delays.never += 1
+        cost.not_retried += 1
     waiting[mail] = None
 
 
-def sentences(delays: GreylistingCost) -> Iterator[str]:
-    """For a person."""
-    waits = sorted(delays.waits)
-    yield f"{delays.asked} mails were asked to wait; {delays.at_once} more were looked at and did not have to"
-    yield f"{delays.never} have not come back: software that does not retry, or mail that still may"
+def sentences(cost: GreylistingCost) -> Iterator[str]:
+    """Yield the report for people, line by line."""
+    waits = sorted(cost.waits)
+    yield f"{cost.deferred} mails were asked to wait; {cost.passed_at_once} more were checked and did not have to"
+    yield f"{cost.not_retried} have not come back: their senders do not retry, or still may"
     if not waits:
         yield "no wanted mail waited"
         return
-    yield f"{len(waits)} wanted mails came back and passed, after {_minutes(median(waits))} in the middle"
-    yield from (f"  {count} {words}" for words, count in _steps(waits) if count)
+    yield f"{len(waits)} wanted mails came back and passed, after a median of {_minutes(median(waits))}"
+    yield from (f"  {count} {words}" for words, count in _histogram(waits) if count)
     yield f"  the longest took {_minutes(waits[-1])}"
-    yield "whose they were, the most first (gatekeeper.toml: allow_clients, allow_recipients):"
-    yield from (f"  {count} {who}" for who, count in delays.whose.most_common(_SHOWN))
+    yield "where they came from, most frequent first (gatekeeper.toml: allow_clients, allow_recipients):"
+    yield from (f"  {count} {who}" for who, count in cost.by_sender.most_common(_MAX_SHOWN))
 
 
-def as_json(delays: GreylistingCost) -> dict[str, object]:
-    """For a program; times in seconds."""
-    waits = sorted(delays.waits)
+def as_json(cost: GreylistingCost) -> dict[str, object]:
+    """Return the report for programs; times in seconds."""
+    waits = sorted(cost.waits)
     return {
-        "asked_to_wait": delays.asked,
-        "not_come_back": delays.never,
-        "passed_at_once": delays.at_once,
+        "asked_to_wait": cost.deferred,
+        "not_come_back": cost.not_retried,
+        "passed_at_once": cost.passed_at_once,
         "wanted_that_waited": len(waits),
         "median_wait": median(waits) if waits else None,
         "longest_wait": waits[-1] if waits else None,
-        "waits": dict(_steps(waits)),
-        "whose": dict(delays.whose.most_common()),
+        "waits": dict(_histogram(waits)),
+        "whose": dict(cost.by_sender.most_common()),
     }
 
 
-def _steps(waits: Iterable[float]) -> list[tuple[str, int]]:
-    count = Counter(next((words for most, words in _STEPS if wait <= most), _LONGER) for wait in waits)
-    return [(words, count[words]) for words in (*(words for _, words in _STEPS), _LONGER)]
+def _histogram(waits: Iterable[float]) -> list[tuple[str, int]]:
+    count = Counter(next((words for most, words in _BUCKETS if wait <= most), _LONGER) for wait in waits)
+    return [(words, count[words]) for words in (*(words for _, words in _BUCKETS), _LONGER)]
 
 
-def _who(told: dict[str, str]) -> str:
-    sender, name = told.get("sender", "")[1:-1], told.get("name", UNKNOWN)
-    client = told.get("client", UNKNOWN) if name == UNKNOWN else name
+def _sender(decision: dict[str, str]) -> str:
+    sender, name = decision.get("sender", "")[1:-1], decision.get("name", UNKNOWN)
+    client = decision.get("client", UNKNOWN) if name == UNKNOWN else name
     return f"{domain_of(sender) or sender or '<>'} from {client}"
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads opendkim.conf as OpenDKIM reads it (its config.c), and says of every mistake where it is.
+"""A parser of opendkim.conf that reads it as OpenDKIM does (its config.c), and locates every mistake.
 
-A line is `NAME VALUE`: names have no case; `#` ends a line anywhere, and so does a carriage return; blanks and tabs
-around the value go; there is no continuation. The last setting of a name counts. A boolean goes by its first letter. An
-integer is written as in C, so that `UMask 022` is octal. `Include` nests five deep, and its paths start at the working
-directory. Knows the names of options, and nothing of what they mean. OpenDKIM stops at the first mistake; here all are
-told.
+A line is `NAME VALUE`: names are case-insensitive; `#` ends a line anywhere, and so does a carriage return; spaces and
+tabs around the value are dropped; there are no continuation lines. The last setting of a name counts. Only the first
+letter of a boolean counts. An integer is written as in C, so that `UMask 022` is octal. `Include` nests five deep, and
+its paths are relative to the working directory. Knows the names of options, and nothing of what they mean. OpenDKIM
+stops at the first mistake; here all are reported.
 """
 
 import re
@@ -14,18 +14,18 @@ from pathlib import Path
 
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.verdict import printable
-from gatekeeper.opendkim.options import OPTIONS, ConfOption, OptionKind, unknown
+from gatekeeper.opendkim.options import OPTIONS, ConfOption, OptionKind, suggestion
 
-DEEPEST = 5
-"""How deep `Include` nests."""
+MAX_INCLUDE_DEPTH = 5
 COMMAND_LINE = "the command line"
+"""The file name in problems of settings that come from the command line."""
 
 _NUMBER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class ConfSetting:
-    """One option as it is written; `line` is 0 for one of the command line. `value` is never empty."""
+    """One option as it is set; `line` is 0 if that is on the command line. `value` is never empty."""
 
     option: ConfOption
     value: str
@@ -40,32 +40,33 @@ class ConfSetting:
     @property
     def number(self) -> int:
         """The value of an integer."""
-        return c_integer(self.value)
+        return parse_c_integer(self.value)
 
     def problem(self, what: str, *, warning: bool = False) -> Problem:
-        """A Problem at this place, about this option."""
+        """Return a Problem of this option, with its file and line."""
         return Problem(self.file, self.line, f"{self.option.name}: {what}", warning)
 
 
 def read(path: Path) -> tuple[list[ConfSetting], list[Problem]]:
-    """Every setting in the order in which it counts, and every mistake. Raises nothing: a file that cannot be read is a
-    mistake too.
+    """Return every setting, a later one overriding an earlier one of the same name, and every mistake.
+
+    Raises nothing: a file that cannot be read is a mistake too.
     """
     return _read(path, None, 0)
 
 
 def parse(data: bytes, name: str = "opendkim.conf") -> tuple[list[ConfSetting], list[Problem]]:
-    """The same for the contents of a file called `name`."""
+    """Return the settings and mistakes in `data`, the contents of a file called `name`; see read()."""
     return _parse(data, name, 0)
 
 
-def _read(path: Path, by: ConfSetting | None, depth: int) -> tuple[list[ConfSetting], list[Problem]]:
+def _read(path: Path, include: ConfSetting | None, depth: int) -> tuple[list[ConfSetting], list[Problem]]:
     try:
         return _parse(path.read_bytes(), str(path), depth)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
         what = f"cannot read {path}: {reason}"
-        return [], [by.problem(what) if by else Problem(str(path), 0, f"cannot be read: {reason}")]
+        return [], [include.problem(what) if include else Problem(str(path), 0, f"cannot be read: {reason}")]
 
 
 def _parse(data: bytes, name: str, depth: int) -> tuple[list[ConfSetting], list[Problem]]:
@@ -80,12 +81,12 @@ def _parse(data: bytes, name: str, depth: int) -> tuple[list[ConfSetting], list[
             problems.append(found)
         elif found.option.kind is not OptionKind.INCLUDE:
             settings.append(found)
-        elif depth == DEEPEST:
-            problems.append(found.problem(f"files include each other more than {DEEPEST} deep"))
+        elif depth == MAX_INCLUDE_DEPTH:
+            problems.append(found.problem(f"files include each other more than {MAX_INCLUDE_DEPTH} deep"))
         else:
-            more, wrong = _read(Path(found.value), found, depth + 1)
-            settings += more
-            problems += wrong
+            included_settings, included_problems = _read(Path(found.value), found, depth + 1)
+            settings += included_settings
+            problems += included_problems
     return settings, problems
 
 
@@ -94,10 +95,10 @@ def _setting(words: list[str], name: str, number: int) -> ConfSetting | Problem:
     option = OPTIONS.get(words[0].lower())
     if option is None and len(words) == 1:
         return Problem(
-            name, number, f"stray word {shown!r}; write NAME VALUE, or # before a comment; {unknown(words[0])}"
+            name, number, f"stray word {shown!r}; write NAME VALUE, or # before a comment; {suggestion(words[0])}"
         )
     if option is None:
-        return Problem(name, number, f"unknown option {shown!r}; {unknown(words[0])}")
+        return Problem(name, number, f"unknown option {shown!r}; {suggestion(words[0])}")
     if len(words) < 2:
         return Problem(name, number, f"{option.name} has no value; write {option.name} VALUE on one line")
     setting = ConfSetting(option, words[1], name, number)
@@ -106,7 +107,9 @@ def _setting(words: list[str], name: str, number: int) -> ConfSetting | Problem:
             f"{printable(words[1], 60)!r} is neither yes nor no; allowed: yes, true, 1, no, false, 0"
         )
     if option.kind is OptionKind.INTEGER and not _NUMBER.fullmatch(words[1]):
-        return setting.problem(f"{printable(words[1], 60)!r} is no number; allowed: digits, 0 before them for octal")
+        return setting.problem(
+            f"{printable(words[1], 60)!r} is not a number; allowed: digits, with a leading 0 for octal"
+        )
     if option.kind is OptionKind.INTEGER and not _is_c_integer(words[1]):
         return setting.problem(
             f"{printable(words[1], 60)!r}: a number that starts with 0 is octal, with digits up to 7"
@@ -114,13 +117,13 @@ def _setting(words: list[str], name: str, number: int) -> ConfSetting | Problem:
     return setting
 
 
-def of_command_line(name: str, value: str) -> ConfSetting | Problem:
-    """The setting that a flag of the command line stands for."""
+def command_line_setting(name: str, value: str) -> ConfSetting | Problem:
+    """Return the setting that a command-line flag stands for, or what is wrong with it."""
     return _setting([name, value] if value else [name], COMMAND_LINE, 0)
 
 
-def c_integer(text: str) -> int:
-    """The number that strtol(3) makes of `text` with base 0. Raises ValueError."""
+def parse_c_integer(text: str) -> int:
+    """Parse `text` as strtol(3) does with base 0. Raises ValueError."""
     sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
     if digits[:2].lower() == "0x":
         return sign * int(digits, 16)
@@ -129,7 +132,7 @@ def c_integer(text: str) -> int:
 
 def _is_c_integer(text: str) -> bool:
     try:
-        c_integer(text)
+        parse_c_integer(text)
     except ValueError:
         return False
     return True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What differs from OpenDKIM on purpose: one list for the import report, docs/opendkim.md, the differential test.
+"""What differs from OpenDKIM on purpose: one list for the import report, docs/opendkim.md and the differential test.
 
-A difference that is not in here is a fault. `options` are those that bring it up; a deviation without any holds always.
+A difference that is not listed here is a bug.
 """
 
 from collections.abc import Collection, Iterator
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class On(StrEnum):
-    """What a deviation is about: tests and reports name them by this."""
+class Topic(StrEnum):
+    """What a deviation is about; tests and reports name deviations by it."""
 
     HOST_PATTERN = "host-pattern"
     HOST_BITS = "host-bits"
@@ -44,9 +44,12 @@ class On(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """What OpenDKIM does, what we do, and why, in whole sentences."""
+    """What OpenDKIM does, what we do, and why, in whole sentences.
 
-    on: On
+    It shows only with one of `options` set, or always if there are none.
+    """
+
+    topic: Topic
     theirs: str
     ours: str
     why: str
@@ -60,198 +63,198 @@ _HOSTS = ("InternalHosts", "PeerList", "ExternalIgnoreList")
 
 DEVIATIONS = (
     Deviation(
-        On.HOST_PATTERN,
+        Topic.HOST_PATTERN,
         "OpenDKIM takes a line `*.example.com` of a `refile:` host list as negated, so that it never matches.",
         "Here it matches.",
         "It is what everybody who writes it means; a warning names the line.",
         _HOSTS,
     ),
     Deviation(
-        On.HOST_BITS,
-        "OpenDKIM never matches a network with bits set behind its prefix, as `192.168.0.1/24`.",
+        Topic.HOST_BITS,
+        "OpenDKIM never matches a network with bits set after its prefix, such as `192.168.0.1/24`.",
         "Here it counts as its network, `192.168.0.0/24`.",
         "It is what everybody who writes it means; a warning names the line.",
         _HOSTS,
     ),
     Deviation(
-        On.STAR_AT_DOMAIN,
-        "In OpenDKIM a line `*@example.com` in a SigningTable that is no `refile:` matches nothing: no mail is signed.",
+        Topic.STAR_AT_DOMAIN,
+        "In OpenDKIM, `*@example.com` in a SigningTable that is not a `refile:` matches nothing: no mail is signed.",
         "Here it matches all of that domain.",
-        "Many tutorials print it so; a warning names the line.",
+        "Many tutorials show it this way; a warning names the line.",
         ("SigningTable",),
     ),
     Deviation(
-        On.KEY_SPACES,
+        Topic.KEY_SPACES,
         "OpenDKIM keeps white space around the fields of a KeyTable, so that no such key works.",
         "Here it is dropped.",
         "A warning names the line.",
         ("KeyTable",),
     ),
     Deviation(
-        On.SEVERAL_FROM,
+        Topic.SEVERAL_FROM,
         "OpenDKIM signs for the first of several From fields.",
         "Here such mail is never signed.",
         "A signature would vouch for an author whom no reader may see.",
     ),
     Deviation(
-        On.AMBIGUOUS_FROM,
+        Topic.AMBIGUOUS_FROM,
         "OpenDKIM signs for the first address that it finds in From.",
         "Here a From that can be read in two ways, or with addresses of several domains, is not signed.",
         "Two readers would see two authors under one signature.",
     ),
     Deviation(
-        On.SIGNED_BEFORE,
-        "OpenDKIM signs again what a content filter gives back.",
-        "Here mail that has a signature of the same domain and key which still holds is not signed twice.",
+        Topic.SIGNED_BEFORE,
+        "OpenDKIM signs again what a content filter hands back.",
+        "Here mail that has a signature of the same domain and key that still verifies is not signed twice.",
         "The first signature says all that the second would.",
     ),
     Deviation(
-        On.THREE_SIGNATURES,
+        Topic.THREE_SIGNATURES,
         "With MultipleSignatures and three lines or more that match, OpenDKIM loses all but the first and the last.",
         "Here all of them sign.",
         "It is what MultipleSignatures means.",
         ("MultipleSignatures",),
     ),
     Deviation(
-        On.INLINE_KEY,
-        "OpenDKIM cuts keys in a KeyTable after 1024 characters, and mail with an RSA-2048 key is deferred.",
+        Topic.INLINE_KEY,
+        "OpenDKIM truncates keys in a KeyTable to 1024 characters, and mail with an RSA-2048 key is deferred.",
         "Here such keys sign.",
         "It is what its manual promises.",
         ("KeyTable",),
     ),
     Deviation(
-        On.QUARANTINE,
+        Topic.QUARANTINE,
         "The action quarantine does nothing in OpenDKIM unless CaptureUnknownErrors is set.",
         "Here the message is held.",
         "It is what the configuration says.",
         ("On-NoSignature", "On-BadSignature", "On-KeyNotFound", "On-DNSError", "On-Default"),
     ),
     Deviation(
-        On.SIGNER_WITHOUT_AT,
+        Topic.SIGNER_WITHOUT_AT,
         "A signer without an @ in a SigningTable keeps OpenDKIM from signing.",
         "Here the signature has no i=.",
         "A warning names the line.",
         ("SigningTable",),
     ),
     Deviation(
-        On.WEAK,
+        Topic.WEAK,
         "OpenDKIM can be made to use rsa-sha1 and keys below 1024 bits.",
         "Here neither is ever made or accepted.",
-        "RFC 8301 forbids both, and no large receiver counts them.",
+        "RFC 8301 forbids both, and no large receiver accepts them.",
         ("SignatureAlgorithm", "MinimumKeyBits", "KeyTable", "KeyFile"),
     ),
     Deviation(
-        On.CANONICALIZATION_HEADER,
-        "With OpenDKIM a sender chooses the canonicalization by a field X-Canonicalization.",
-        "Here Canonicalization holds for all.",
+        Topic.CANONICALIZATION_HEADER,
+        "With OpenDKIM a sender chooses the canonicalization with a field X-Canonicalization.",
+        "Here Canonicalization applies to all.",
         "It is the relay's choice.",
     ),
     Deviation(
-        On.FORGED_RESULTS,
+        Topic.FORGED_RESULTS,
         "OpenDKIM leaves forged Authentication-Results that it cannot parse, miscounts when it removes several, and "
         "leaves them all in mail that it signs.",
         "Here every field that a reader may take for ours is removed, from authenticated users too.",
-        "Whoever trusts our name must be able to.",
+        "Readers who trust our name must be able to.",
         ("RemoveARAll", "RemoveARFrom"),
     ),
     Deviation(
-        On.NO_ATPS,
+        Topic.NO_ATPS,
         "Debian's OpenDKIM adds `dkim-atps=neutral` to each Authentication-Results field.",
-        "Here it is not there.",
+        "Here it is not added.",
         "ATPS (RFC 6541) is an experiment that nobody took up.",
     ),
     Deviation(
-        On.MALFORMED,
-        "OpenDKIM tells `dkim=permerror` of a message without a From that it can read.",
-        "Here its signatures are verified and told as of any other message.",
+        Topic.MALFORMED,
+        "OpenDKIM reports `dkim=permerror` for a message without a From that it can read.",
+        "Here its signatures are verified and reported like those of any other message.",
         "What is wrong with From does not change what a signature proves.",
     ),
     Deviation(
-        On.LONG_HEADER,
+        Topic.LONG_HEADER,
         "OpenDKIM defers messages with more than 64 KiB of header, unless told otherwise.",
-        "Here they are signed and verified as all others, unless MaximumHeaders or On-Security is set.",
+        "Here they are signed and verified like all others, unless MaximumHeaders or On-Security is set.",
         "Postfix has limits of its own (header_size_limit).",
     ),
     Deviation(
-        On.LONG_LINES,
+        Topic.LONG_LINES,
         "OpenDKIM signs lines of more than 998 bytes as they come in, though Postfix breaks them when it sends them: "
-        "such signatures never hold.",
+        "such signatures never verify.",
         "Here they are signed as Postfix will send them (signing.line_length_limit).",
         "Newsletters and programs write such lines.",
     ),
     Deviation(
-        On.SAME_KEY_TWICE,
+        Topic.SAME_KEY_TWICE,
         "With MultipleSignatures OpenDKIM signs twice with one key that two lines name.",
         "Here each key signs once.",
         "The second signature says nothing more.",
         ("MultipleSignatures",),
     ),
     Deviation(
-        On.SIGNATURE_ERROR,
+        Topic.SIGNATURE_ERROR,
         "OpenDKIM rejects mail whose signature it fails to make (On-SignatureError).",
         "Here it is deferred.",
-        "It can still leave signed once the key is mended.",
+        "It can still leave signed once the key is fixed.",
         ("On-SignatureError",),
     ),
     Deviation(
-        On.DETAIL,
-        "OpenDKIM tells `dkim=fail` where a key is missing or revoked, `dkim=permerror` where a signature has expired "
-        "or is of the future, nothing where it cannot be read at all, and verifies three signatures (unless "
-        "MaximumSignaturesToVerify says otherwise).",
+        Topic.DETAIL,
+        "OpenDKIM reports `dkim=fail` where a key is missing or revoked, `dkim=permerror` where a signature has "
+        "expired or is from the future, nothing where it cannot be parsed at all, and verifies three signatures "
+        "(unless MaximumSignaturesToVerify says otherwise).",
         "Here it is permerror, fail, permerror, and eight; the field has the reason in words, header.s and header.a.",
         "RFC 8601 section 2.7.1 has these words.",
     ),
     Deviation(
-        On.SIGNALS,
+        Topic.SIGNALS,
         "SIGHUP ends OpenDKIM; SIGUSR1 makes it read its configuration again, without the command line's options.",
-        "Here both make it read again, the command line holds on, and what is wrong leaves the old one in force.",
+        "Here both make it read again with these options, and one with mistakes leaves the old one in force.",
         "A typo must not stop a relay.",
     ),
     Deviation(
-        On.LOG,
+        Topic.LOG,
         "OpenDKIM logs sentences.",
         "Here each message has one line of `name=value` pairs, with the reason and what was decided.",
-        "`grep queue_id=` finds all about one message.",
+        "`grep queue_id=` finds everything about one message.",
         ("Syslog", "SyslogSuccess", "LogWhy", "LogResults"),
     ),
     Deviation(
-        On.STRICT_CONFIGURATION,
-        "OpenDKIM takes an On-… value that it does not know for none, and names only the first mistake.",
-        "Here every mistake is an error with its place.",
+        Topic.STRICT_CONFIGURATION,
+        "OpenDKIM treats an unknown On-… value as if there were none, and reports only the first mistake.",
+        "Here every mistake is an error with its file and line.",
         "Silence is how settings get lost.",
     ),
     Deviation(
-        On.REPLIES,
+        Topic.REPLIES,
         "OpenDKIM refuses with 550 5.7.0 or 451 4.7.0.",
-        "Here the codes are those of RFC 7372, 5.7.20 and 4.7.5, and the words say what is wrong.",
+        "Here the codes are those of RFC 7372, 5.7.20 and 4.7.5, and the text says what is wrong.",
         "The sender's postmaster can act on them.",
         ("On-BadSignature", "On-NoSignature", "On-KeyNotFound", "On-DNSError", "On-Security", "RequiredHeaders"),
     ),
     Deviation(
-        On.KEY_OWNER,
-        "OpenDKIM finds a key safe if it and its folders belong to root or to whom it runs as.",
+        Topic.KEY_OWNER,
+        "OpenDKIM considers a key safe if it and its folders belong to root or to the user that it runs as.",
         "Here they may also belong to the user `opendkim`, whoever runs gatekeeper.",
         "Debian's keys do, and stay as they are when gatekeeper takes over.",
         ("KeyTable", "KeyFile"),
     ),
     Deviation(
-        On.STICKY_FOLDER,
-        "OpenDKIM finds no key safe below a folder that others may write to, not even below /tmp.",
+        Topic.STICKY_FOLDER,
+        "OpenDKIM considers no key safe below a folder that others may write to, not even below /tmp.",
         "Here such a folder is fine if it is sticky.",
-        "Nobody can replace there what is another's.",
+        "There, nobody can replace another user's files.",
         ("KeyTable", "KeyFile"),
     ),
     Deviation(
-        On.AUTHSERV_ID,
-        "Without AuthservID OpenDKIM calls itself in Authentication-Results what the MTA that asks is called.",
+        Topic.AUTHSERV_ID,
+        "Without AuthservID OpenDKIM uses the name of the MTA that connects in Authentication-Results.",
         "Here it is the myhostname of this host's Postfix, or without one the name of the host.",
-        "One relay has one name: whoever asks from another host should set AuthservID.",
+        "One relay has one name: set AuthservID if the MTA is on another host.",
     ),
 )
 
 
-def concerning(options: Collection[str]) -> Iterator[Deviation]:
-    """Those that can show with these options set, and those that always can."""
+def relevant_deviations(options: Collection[str]) -> Iterator[Deviation]:
+    """Yield the deviations that can show with these options set, and those that always can."""
     set_here = {option.lower() for option in options}
     for deviation in DEVIATIONS:
         if not deviation.options or set_here & {option.lower() for option in deviation.options}:

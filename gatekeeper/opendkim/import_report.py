@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What changes when gatekeeper takes the place of OpenDKIM with this configuration, line by line, for a postmaster."""
+"""A report for the postmaster, line by line, of what changes when gatekeeper replaces OpenDKIM."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,57 +7,59 @@ from pathlib import Path
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.verdict import printable
 from gatekeeper.opendkim.conf import ConfSetting
-from gatekeeper.opendkim.deviations import concerning
+from gatekeeper.opendkim.deviations import relevant_deviations
 from gatekeeper.opendkim.mapping import ImportedConfig, load
 from gatekeeper.opendkim.options import Fate, OptionKind
 from gatekeeper.postfix import postconf
 
 _NOT_IN_THE_FILE = {
-    "background": "not in the file: gatekeeper stays in the foreground, as systemd likes it",
-    "basedirectory": "paths are written out; relative paths of keys in a KeyTable start at the folder of the new file",
+    "background": "not in the file: gatekeeper stays in the foreground, as systemd expects",
+    "basedirectory": "paths are written in full; relative key paths in a KeyTable start at the new file's folder",
     "pidfile": "not in the file: gatekeeper stays in the foreground, and systemd knows its process",
-    "userid": "the same: workers become this user; give it no other rights. If gatekeeper has run as another before: "
+    "userid": "the same: workers run as this user; give it no other rights. If gatekeeper has run as another before: "
     "chown -R USER: /var/lib/gatekeeper",
 }
 
 
 def read(path: Path, *, ask: postconf.Ask = postconf.ask_postfix) -> ImportedConfig:
-    """The relay to import, with what is not supported as warnings. Raises ConfigError for all other mistakes."""
+    """Load the opendkim.conf at `path`; unsupported options are warnings, other mistakes raise ConfigError."""
     return load(path, ask=ask, need_socket=False, tolerant=True)
 
 
-def lines(relay: ImportedConfig, found: Sequence[Problem] = ()) -> Iterator[str]:
-    """The report: each setting, then what was `found` in the tables, then what is different on purpose."""
-    for setting in sorted(relay.settings.values(), key=lambda one: (one.file, one.line)):
-        yield f"{setting.file}:{setting.line}: {setting.option.name} {printable(setting.value, 80)}: {_said(setting)}"
-    if found:
+def lines(imported: ImportedConfig, table_problems: Sequence[Problem] = ()) -> Iterator[str]:
+    """Yield the report: each setting, then the problems in the tables, then what is different on purpose."""
+    for setting in sorted(imported.settings.values(), key=lambda one: (one.file, one.line)):
+        yield f"{setting.file}:{setting.line}: {setting.option.name} {printable(setting.value, 80)}: {_effect(setting)}"
+    if table_problems:
         yield ""
         yield "In the tables:"
-        yield from (f"  {problem}" for problem in found)
+        yield from (f"  {problem}" for problem in table_problems)
     yield ""
     yield "Different from OpenDKIM on purpose (docs/opendkim.md):"
-    for deviation in concerning(relay.settings):
-        yield f"  {deviation.on}: {deviation}"
+    for deviation in relevant_deviations(imported.settings):
+        yield f"  {deviation.topic}: {deviation}"
 
 
-def unsupported(relay: ImportedConfig) -> list[ConfSetting]:
-    """The settings without which the relay would do something else."""
-    return [setting for setting in relay.settings.values() if setting.option.fate is Fate.REFUSED and _is_set(setting)]
+def unsupported(imported: ImportedConfig) -> list[ConfSetting]:
+    """Return the settings that are not supported and would change which mail is signed or refused."""
+    return [
+        setting for setting in imported.settings.values() if setting.option.fate is Fate.REFUSED and _is_set(setting)
+    ]
 
 
-def _said(setting: ConfSetting) -> str:
+def _effect(setting: ConfSetting) -> str:
     option = setting.option
     if not _is_set(setting) and option.fate is not Fate.WORKS:
-        return "off, and so it is here"
+        return "off, and off here too"
     match option.fate:
         case Fate.WORKS:
             special = _NOT_IN_THE_FILE.get(option.name.lower())
-            return special or (f"works; {option.word}" if option.word else "the same")
+            return special or (f"works; {option.comment}" if option.comment else "the same")
         case Fate.NEEDLESS:
-            return f"nothing to do: {option.word}"
+            return f"nothing to do: {option.comment}"
         case Fate.IGNORED:
-            return f"WITHOUT EFFECT: {option.word}"
-    return f"NOT SUPPORTED: {option.word}"
+            return f"WITHOUT EFFECT: {option.comment}"
+    return f"NOT SUPPORTED: {option.comment}"
 
 
 def _is_set(setting: ConfSetting) -> bool:

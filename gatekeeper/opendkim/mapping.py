@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the settings of an opendkim.conf to the tree of a gatekeeper.toml that means the same, and to its Config.
+"""The translation of an opendkim.conf into the tree of an equivalent gatekeeper.toml, and into its Config.
 
 The tree starts from OpenDKIM's defaults, which are not ours, and goes through the same models, tables and checks as
-gatekeeper.toml does: nothing is decided here but which word means which. Each key of the tree knows the line it comes
-from, so that what is wrong with it is said of opendkim.conf. What a process does besides (pid file, background) is in
-Relay.
+that of gatekeeper.toml: the only decision made here is which option corresponds to which. Each key of the tree is
+recorded with the setting it comes from, so that mistakes are reported with their line in opendkim.conf. What concerns
+only the process (pid file, background) is in ImportedConfig.
 """
 
 import grp
@@ -32,23 +32,25 @@ from gatekeeper.signing.signer import OMITTED, OPENDKIM_HEADERS
 DEFAULT_PATH = Path("/etc/opendkim.conf")
 
 _ACTIONS = {word[0]: word for word in ("accept", "discard", "quarantine", "reject", "tempfail")}
-_LONGEST_DNS = "60s"
-_MOST_SIGNATURES = 100
-_LONGEST_HEADER = 65536
-"""Bytes: what OpenDKIM takes without MaximumHeaders."""
+_MAX_DNS_TIMEOUT = "60s"
+_MAX_SIGNATURES = 100
+_OPENDKIM_MAX_HEADER = 65536
+"""Bytes: the limit of OpenDKIM without MaximumHeaders."""
 
 Tree = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedConfig:
-    """What an opendkim.conf says. `origins` are the settings by the key of the tree that came of them; `settings` is
-    everything that is set, by lower-case name; the last setting of a name counts.
+    """An opendkim.conf in gatekeeper's terms.
+
+    `setting_by_key` maps a key of the tree to the setting that it comes from. `settings` is everything that is set, by
+    lower-case name; the last setting of a name counts.
     """
 
     config: Config
     tree: Mapping[str, Any]
-    origins: Mapping[KeyPath, ConfSetting]
+    setting_by_key: Mapping[KeyPath, ConfSetting]
     settings: Mapping[str, ConfSetting]
     pid_file: Path | None
     background: bool
@@ -63,49 +65,49 @@ def load(
     testing: bool = False,
     tolerant: bool = False,
 ) -> ImportedConfig:
-    """The relay that the file at `path` describes, with `overrides` of the command line.
+    """Load the opendkim.conf at `path`, with `overrides` from the command line.
 
-    When `testing`, mail is only verified unless a Mode is set; `tolerant` makes a warning of an option that is not
-    supported. Raises ConfigError with every mistake.
+    With `testing`, mail is only verified unless Mode is set; with `tolerant`, an unsupported option is a warning.
+    Raises ConfigError with every mistake.
     """
-    written, problems = conf.read(path) if path else ([], [])
+    file_settings, problems = conf.read(path) if path else ([], [])
     settings: dict[str, ConfSetting] = {}
-    for setting in (*written, *overrides):
+    for setting in (*file_settings, *overrides):
         name = setting.option.name.lower()
-        before = settings.pop(name, None)
-        if before is not None and setting.line:
-            problems.append(before.problem(f"line {setting.line} of {setting.file} sets it again", warning=True))
+        overridden = settings.pop(name, None)
+        if overridden is not None and setting.line:
+            problems.append(overridden.problem(f"line {setting.line} of {setting.file} sets it again", warning=True))
         settings[name] = setting
     mapper = _Mapper(settings, problems)
     if testing:
         mapper.tree["milter"]["mode"] = "v"
     mapper.map(need_socket=need_socket, tolerant=tolerant)
     file = str(path or "opendkim.conf")
-    origins = _Origins(mapper.origins)
-    built = config_file.from_tree(mapper.tree, file, origins, base=mapper.base, found=problems, ask=ask)
+    locations = _SettingLocations(mapper.setting_by_key)
+    built = config_file.from_tree(mapper.tree, file, locations, base=mapper.base, found=problems, ask=ask)
     pid_file = settings.get("pidfile")
     background = settings.get("background")
     return ImportedConfig(
         config=built,
         tree=mapper.tree,
-        origins=mapper.origins,
+        setting_by_key=mapper.setting_by_key,
         settings=settings,
         pid_file=mapper.path(pid_file.value) if pid_file else None,
         background=background.flag if background else True,
     )
 
 
-class _Origins(KeyLocations):
-    """Places in an opendkim.conf: problems of a key are said of the option that it comes from."""
+class _SettingLocations(KeyLocations):
+    """Locations in an opendkim.conf: a problem of a key is reported for the option that the key comes from."""
 
-    def __init__(self, origins: Mapping[KeyPath, ConfSetting]) -> None:
+    def __init__(self, setting_by_key: Mapping[KeyPath, ConfSetting]) -> None:
         super().__init__("")
-        self._origins = origins
+        self._setting_by_key = setting_by_key
 
     def problem(self, file: str, path: KeyPath, what: str, *, warning: bool = False) -> Problem:
-        """As Places.problem, in OpenDKIM's words."""
+        """Return a problem as KeyLocations.problem does, with the name of OpenDKIM's option."""
         for length in range(len(path), 0, -1):
-            if (setting := self._origins.get(tuple(path[:length]))) is not None:
+            if (setting := self._setting_by_key.get(tuple(path[:length]))) is not None:
                 name = ".".join(str(part) for part in path[:length])
                 what = re.sub(rf"^{re.escape(name)}(:| is)? ?", "", what)
                 return setting.problem(what, warning=warning)
@@ -113,7 +115,7 @@ class _Origins(KeyLocations):
 
 
 def _defaults() -> Tree:
-    """OpenDKIM's own, where ours are others; nothing of what the milter alone does needs a store."""
+    """Return OpenDKIM's defaults, where ours differ. The milter alone needs no lasting store."""
     return {
         "store": {"url": "memory:"},
         "milter": {},
@@ -133,16 +135,16 @@ def _defaults() -> Tree:
 
 @dataclass(slots=True)
 class _Mapper:
-    """`settings` by lower-case name; `tree`, `origins` and `problems` grow."""
+    """Translates `settings`, by lower-case name; `tree`, `setting_by_key` and `problems` are filled on the way."""
 
     settings: Mapping[str, ConfSetting]
     problems: list[Problem]
     tree: Tree = field(default_factory=_defaults)
-    origins: dict[KeyPath, ConfSetting] = field(default_factory=dict)
+    setting_by_key: dict[KeyPath, ConfSetting] = field(default_factory=dict)
 
     def map(self, *, need_socket: bool, tolerant: bool) -> None:
-        """Everything."""
-        self._fates(tolerant=tolerant)
+        """Translate every setting."""
+        self._unsupported(tolerant=tolerant)
         self._socket(needed=need_socket)
         self._user()
         self._log()
@@ -150,22 +152,22 @@ class _Mapper:
         self._actions()
         self._headers()
         self._keys()
-        for name, (key, value) in _ONE_TO_ONE.items():
+        for name, (key, convert) in _DIRECT.items():
             if (setting := self.settings.get(name)) is not None:
-                self._put(key, value(self, setting), setting)
+                self._put(key, convert(self, setting), setting)
 
     @property
     def base(self) -> Path:
-        """Where relative paths start."""
+        """The directory that relative paths start from."""
         setting = self.settings.get("basedirectory")
         return Path.cwd() / setting.value if setting else Path.cwd()
 
     def path(self, value: str) -> Path:
-        """A path as the relay means it."""
+        """Return a path, relative to BaseDirectory."""
         return self.base / value
 
     def table(self, setting: ConfSetting) -> str:
-        """A data set, spelled so that it means the same in gatekeeper.toml."""
+        """Return a data set, spelled so that it means the same in gatekeeper.toml."""
         match = re.match(r"(file|refile):(?!:)(.*)", setting.value, re.IGNORECASE)
         if match:
             return f"{match[1].lower()}:{self.path(match[2].strip())}"
@@ -174,7 +176,7 @@ class _Mapper:
         return "csl:" + re.sub("^csl:", "", setting.value, flags=re.IGNORECASE)
 
     def names(self, setting: ConfSetting) -> list[str]:
-        """The entries of a data set, where gatekeeper.toml has a list."""
+        """Return the entries of a data set, for an option that is a list in gatekeeper.toml."""
         data, problems = data_set.read(self.table(setting), setting.option.name, self.base)
         for problem in problems:
             in_file = problem.file != setting.option.name
@@ -182,13 +184,13 @@ class _Mapper:
         return [entry.key for entry in data.entries]
 
     def headers(self, setting: ConfSetting, default: Sequence[str]) -> list[str]:
-        """A set of header fields: a list, or with `*` the default with `+name` and `-name`."""
+        """Return a list of header fields: as it is, or with `*` the default plus each `+name` less each `-name`."""
         names = self.names(setting)
         if "*" not in names:
             return names
         added = [name[1:] for name in names if name.startswith("+")]
-        gone = {name[1:].lower() for name in names if name.startswith("-")}
-        return [name for name in (*default, *added) if name.lower() not in gone]
+        removed = {name[1:].lower() for name in names if name.startswith("-")}
+        return [name for name in (*default, *added) if name.lower() not in removed]
 
     def _put(self, key: KeyPath, value: object, setting: ConfSetting) -> None:
         *sections, name = map(str, key)
@@ -196,7 +198,7 @@ class _Mapper:
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[name] = value
-        self.origins[key] = setting
+        self.setting_by_key[key] = setting
 
     def _flag(self, name: str) -> bool:
         setting = self.settings.get(name)
@@ -205,26 +207,26 @@ class _Mapper:
     def _error(self, setting: ConfSetting, what: str, *, warning: bool = False) -> None:
         self.problems.append(setting.problem(what, warning=warning))
 
-    def _fates(self, *, tolerant: bool) -> None:
+    def _unsupported(self, *, tolerant: bool) -> None:
         for setting in self.settings.values():
             option = setting.option
             if option.kind is OptionKind.BOOLEAN and not setting.flag:
                 continue
             if option.fate is Fate.REFUSED:
-                self._error(setting, f"not supported: {option.word}", warning=tolerant)
+                self._error(setting, f"not supported: {option.comment}", warning=tolerant)
             elif option.fate is Fate.IGNORED:
-                self._error(setting, f"without effect here: {option.word}", warning=True)
+                self._error(setting, f"without effect here: {option.comment}", warning=True)
 
     def _socket(self, *, needed: bool) -> None:
         setting = self.settings.get("socket")
         if setting is None:
             if needed:
-                what = "there is no Socket; write one here, as Socket local:/run/opendkim/opendkim.sock, or give -p"
+                what = "there is no Socket; write one, such as Socket local:/run/opendkim/opendkim.sock, or give -p"
                 self.problems.append(Problem(self._file(), 0, what))
             return
         text = setting.value
         if text.isdigit():
-            self._error(setting, f"{text!r} is a path for OpenDKIM; for a port write inet:{text}@localhost")
+            self._error(setting, f"{text!r} is a path to OpenDKIM; for a port write inet:{text}@localhost")
             return
         if ":" not in text or re.match(r"(local|unix):(?!/)", text):  # OpenDKIM takes a lone path, and a relative one
             text = f"unix:{self.path(text.rpartition(':')[2])}"
@@ -238,7 +240,7 @@ class _Mapper:
         bits = mask.number if mask else _umask()
         if not 0 <= bits <= 0o777:
             assert mask is not None
-            self._error(mask, f"{mask.value!r} is no umask; allowed: 0 to 0777, octal, as 007")
+            self._error(mask, f"{mask.value!r} is not a valid umask; allowed: 0 to 0777, in octal, such as 007")
             return
         self._put(("milter", "socket_mode"), f"0{0o777 & ~bits:03o}", mask or setting)
 
@@ -269,14 +271,14 @@ class _Mapper:
     def _log(self) -> None:
         if not self._flag("syslog"):
             return
-        told = any(self._flag(name) for name in ("syslogsuccess", "logresults"))
-        level = "debug" if self._flag("logwhy") else "info" if told else "warning"
+        log_results = any(self._flag(name) for name in ("syslogsuccess", "logresults"))
+        level = "debug" if self._flag("logwhy") else "info" if log_results else "warning"
         facility = self.settings.get("syslogfacility")
         name = self.settings.get("syslogname")
-        here = self.settings["syslog"]
-        self._put(("log", "level"), level, here)
-        self._put(("log", "syslog"), facility.value.lower() if facility else "mail", facility or here)
-        self._put(("log", "syslog_name"), name.value if name else "opendkim", name or here)
+        syslog = self.settings["syslog"]
+        self._put(("log", "level"), level, syslog)
+        self._put(("log", "syslog"), facility.value.lower() if facility else "mail", facility or syslog)
+        self._put(("log", "syslog_name"), name.value if name else "opendkim", name or syslog)
 
     def _results(self) -> None:
         for name, value in (("removearall", "ours"), ("keepauthresults", "none")):
@@ -292,9 +294,9 @@ class _Mapper:
                 self._put((section, "minimum_key_bits"), max(1024, bits.number), bits)
 
     def _actions(self) -> None:
-        """On-Default first, then each of the others."""
+        """Translate each On-… option, with On-Default for those that are not set."""
         default = self.settings.get("on-default")
-        for name, key in _ON.items():
+        for name, key in _ACTION_KEYS.items():
             setting = self.settings.get(name) or default
             if setting is None:
                 continue
@@ -302,31 +304,31 @@ class _Mapper:
             action = _ACTIONS.get(word[0])
             if action is None or word not in (action, action[0]):
                 allowed = ", ".join(f"{word} ({letter})" for letter, word in _ACTIONS.items())
-                self._error(setting, f"{setting.value!r} is no action; allowed: {allowed}")
+                self._error(setting, f"{setting.value!r} is not a valid action; allowed: {allowed}")
                 continue
             self._put(("checks", "dkim", key), action, setting)
         always = self.settings.get("alwaysaddarheader")
         if always is not None and always.flag and self.tree["checks"]["dkim"].get("no_signature", "accept") != "accept":
-            what = "as in OpenDKIM, On-NoSignature does nothing beside it, and unsigned mail is accepted"
+            what = "as in OpenDKIM, On-NoSignature has no effect beside it, and unsigned mail is accepted"
             self._error(always, what, warning=True)
             self._put(("checks", "dkim", "no_signature"), "accept", always)
 
     def _headers(self) -> None:
-        """MaximumHeaders; On-Security alone asks for OpenDKIM's own limit."""
+        """Translate MaximumHeaders; On-Security without it implies OpenDKIM's own limit."""
         limit, security = self.settings.get("maximumheaders"), self.settings.get("on-security")
-        if (asked := limit or security) is not None:
-            most = limit.number if limit else _LONGEST_HEADER
-            self._put(("checks", "dkim", "max_header"), max(0, most), asked)
+        if (setting := limit or security) is not None:
+            max_header = limit.number if limit else _OPENDKIM_MAX_HEADER
+            self._put(("checks", "dkim", "max_header"), max(0, max_header), setting)
 
     def _keys(self) -> None:
-        """Tables, or one key for some domains; OpenDKIM's own rules about what needs what."""
+        """Translate the tables, or one key for some domains, by OpenDKIM's rules about which option needs which."""
         get = self.settings.get
         table, rules, domain, selector, key = map(get, ("keytable", "signingtable", "domain", "selector", "keyfile"))
         mode = get("mode")
         if mode is not None and "s" not in mode.value:
             return
         if rules and not table:
-            self._error(rules, "it names keys of a KeyTable, and there is none")
+            self._error(rules, "it names keys in a KeyTable, and there is none")
         if table and not rules:
             self._error(table, "nothing says who signs with these keys; write a SigningTable too")
         if table:
@@ -345,7 +347,7 @@ class _Mapper:
             self._put(("signing", "key_file"), str(self.path(key.value)), key)
 
 
-_ON = {
+_ACTION_KEYS = {
     "on-nosignature": "no_signature",
     "on-badsignature": "bad_signature",
     "on-keynotfound": "key_not_found",
@@ -354,29 +356,25 @@ _ON = {
     "on-security": "long_header",
 }
 
-_Value = Callable[[_Mapper, ConfSetting], object]
+_Convert = Callable[[_Mapper, ConfSetting], object]
 
 
-def _text(mapper: _Mapper, setting: ConfSetting) -> object:
-    return setting.value
-
-
-def _flag(mapper: _Mapper, setting: ConfSetting) -> object:
+def _flag(_mapper: _Mapper, setting: ConfSetting) -> object:
     return setting.flag
 
 
-def _number(mapper: _Mapper, setting: ConfSetting) -> object:
+def _number(_mapper: _Mapper, setting: ConfSetting) -> object:
     return setting.number
 
 
 def _mode(mapper: _Mapper, setting: ConfSetting) -> object:
     if set(setting.value) <= set("sv"):
         return "".join(letter for letter in "sv" if letter in setting.value)
-    mapper.problems.append(setting.problem(f"{setting.value!r} is no mode; allowed: s (sign), v (verify), sv"))
+    mapper.problems.append(setting.problem(f"{setting.value!r} is not a valid mode; allowed: s (sign), v (verify), sv"))
     return "sv"
 
 
-def _canonicalization(mapper: _Mapper, setting: ConfSetting) -> object:
+def _canonicalization(_mapper: _Mapper, setting: ConfSetting) -> object:
     return setting.value.lower()
 
 
@@ -389,23 +387,23 @@ def _algorithm(mapper: _Mapper, setting: ConfSetting) -> object:
     return "rsa-sha256"
 
 
-def _drift(mapper: _Mapper, setting: ConfSetting) -> object:
+def _clock_drift(_mapper: _Mapper, setting: ConfSetting) -> object:
     return f"{setting.number or 300}s"
 
 
-def _signatures(mapper: _Mapper, setting: ConfSetting) -> object:
-    return min(setting.number, _MOST_SIGNATURES) if setting.number > 0 else _MOST_SIGNATURES
+def _max_signatures(_mapper: _Mapper, setting: ConfSetting) -> object:
+    return min(setting.number, _MAX_SIGNATURES) if setting.number > 0 else _MAX_SIGNATURES
 
 
-def _seconds(mapper: _Mapper, setting: ConfSetting) -> object:
-    return f"{setting.number}s" if setting.number else _LONGEST_DNS
+def _dns_timeout(_mapper: _Mapper, setting: ConfSetting) -> object:
+    return f"{setting.number}s" if setting.number else _MAX_DNS_TIMEOUT
 
 
-def _authserv_id(mapper: _Mapper, setting: ConfSetting) -> object:
+def _authserv_id(_mapper: _Mapper, setting: ConfSetting) -> object:
     return socket.gethostname() if setting.value == "HOSTNAME" else setting.value
 
 
-def _servers(mapper: _Mapper, setting: ConfSetting) -> object:
+def _servers(_mapper: _Mapper, setting: ConfSetting) -> object:
     return [server.strip() for server in setting.value.split(",") if server.strip()]
 
 
@@ -414,23 +412,23 @@ def _sign_headers(mapper: _Mapper, setting: ConfSetting) -> object:
 
 
 def _omit_headers(mapper: _Mapper, setting: ConfSetting) -> object:
-    # "." and "-" are OpenDKIM's ways to omit nothing: any text that no field is called by
+    # "." and "-" are OpenDKIM's ways to omit nothing: a text that is not the name of any field
     return [name for name in mapper.headers(setting, OMITTED) if name not in (".", "-")]
 
 
-_ONE_TO_ONE: dict[str, tuple[KeyPath, _Value]] = {
+_DIRECT: dict[str, tuple[KeyPath, _Convert]] = {
     "alwaysaddarheader": (("verify", "tell_none"), _flag),
     "authservid": (("authserv_id",), _authserv_id),
     "authservidwithjobid": (("verify", "job_id"), _flag),
     "canonicalization": (("signing", "canonicalization"), _canonicalization),
-    "clockdrift": (("verify", "clock_drift"), _drift),
-    "dnstimeout": (("dns", "timeout"), _seconds),
+    "clockdrift": (("verify", "clock_drift"), _clock_drift),
+    "dnstimeout": (("dns", "timeout"), _dns_timeout),
     "dontsignmailto": (("signing", "dont_sign_to"), _Mapper.table),
     "exemptdomains": (("signing", "exempt_domains"), _Mapper.table),
     "externalignorelist": (("signing", "external_ignore"), _Mapper.table),
     "internalhosts": (("signing", "internal_hosts"), _Mapper.table),
     "macrolist": (("signing", "macros"), _Mapper.table),
-    "maximumsignaturestoverify": (("verify", "max_signatures"), _signatures),
+    "maximumsignaturestoverify": (("verify", "max_signatures"), _max_signatures),
     "maximumsignedbytes": (("signing", "body_length"), _number),
     "mode": (("milter", "mode"), _mode),
     "mta": (("signing", "daemon_names"), _Mapper.table),
@@ -453,7 +451,7 @@ _ONE_TO_ONE: dict[str, tuple[KeyPath, _Value]] = {
 
 
 def _umask() -> int:
-    """The umask of this process, which can only be read by setting it."""
+    """Return the umask of this process, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

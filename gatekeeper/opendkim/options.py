@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every option that an opendkim.conf can hold, and what becomes of it here.
+"""Every option that an opendkim.conf can have, and what becomes of it here.
 
 The names are those of OpenDKIM 2.11 with all its build options, of 2.10 and before, and of what has been added since
-(`opendkim-config.h`). An option that would change which mail is signed or refused, and that is not supported, is an
-error: a warning would be silence in the logs of a relay. The others are left out with a word.
+(`opendkim-config.h`). An unsupported option that would change which mail is signed or refused is an error: a warning
+would go unnoticed in the logs of a relay. The others are left out, with a comment.
 """
 
 import difflib
@@ -26,28 +26,32 @@ class Fate(StrEnum):
 
     WORKS = "works"
     NEEDLESS = "needless"
-    """It is accepted, and there is nothing for it to do."""
+    """Accepted; there is nothing for it to do."""
     IGNORED = "ignored"
-    """It is accepted with a warning: what it did is not done, and no mail is signed or refused otherwise for it."""
+    """Accepted with a warning: it has no effect, and this changes neither which mail is signed nor which is refused."""
     REFUSED = "refused"
-    """An error: without it the relay would do something else."""
+    """An error: without it, other mail would be signed or refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfOption:
-    """`word` says what it did and what to use instead; for one that works, what is different, if anything."""
+    """An option of opendkim.conf.
+
+    `comment` says what is done instead or what to use instead; for an option that works, what is different, if
+    anything.
+    """
 
     name: str
     kind: OptionKind
     fate: Fate
-    word: str = ""
+    comment: str = ""
 
 
 _WORKS = {
     OptionKind.BOOLEAN: {
         "AlwaysAddARHeader": "",
         "AuthservIDWithJobID": "",
-        "Background": "it ends once the workers serve, and with an error if they do not",
+        "Background": "the command ends once the workers serve, and with an error if they do not",
         "KeepAuthResults": "",
         "LogResults": "each line about a message has its result",
         "LogWhy": "each condition gets a line",
@@ -59,15 +63,15 @@ _WORKS = {
         "RequireSafeKeys": "",
         "SoftwareHeader": "the field is called DKIM-Filter and names gatekeeper",
         "SubDomains": "",
-        "Syslog": "where there is no /dev/log, standard error gets the lines",
+        "Syslog": "where there is no /dev/log, the lines go to standard error",
         "SyslogSuccess": "",
         "X-Header": "the same as SoftwareHeader",
     },
     OptionKind.INTEGER: {
         "ClockDrift": "",
-        "DNSTimeout": "0 (for ever) is 60 s",
+        "DNSTimeout": "0 (no limit) means 60 s",
         "MaximumHeaders": "without it, and without On-Security, there is no limit but Postfix's header_size_limit",
-        "MaximumSignaturesToVerify": "8 without it; 0 is 100, third parties' too, which OpenDKIM then leaves out",
+        "MaximumSignaturesToVerify": "8 by default; 0 means 100, with third parties', which OpenDKIM then leaves out",
         "MaximumSignedBytes": "",
         "MinimumKeyBits": "RSA keys below 1024 bits are never accepted (RFC 8301)",
         "SignatureTTL": "",
@@ -82,8 +86,8 @@ _WORKS = {
         "ExemptDomains": "",
         "ExternalIgnoreList": "",
         "InternalHosts": "",
-        "KeyFile": "it is read before root is given up",
-        "KeyTable": "keys are read before root is given up, so that no worker can read a key file",
+        "KeyFile": "it is read before root privileges are dropped",
+        "KeyTable": "keys are read before root privileges are dropped, so no worker can read a key file",
         "MacroList": "",
         "Mode": "",
         "MTA": "",
@@ -95,7 +99,7 @@ _WORKS = {
         "On-InternalError": "",
         "On-KeyNotFound": "",
         "On-NoSignature": "",
-        "On-Security": "it is for headers beyond MaximumHeaders",
+        "On-Security": "it applies to headers larger than MaximumHeaders",
         "OverSignHeaders": "",
         "PeerList": "",
         "PidFile": "",
@@ -108,7 +112,7 @@ _WORKS = {
         "Socket": "",
         "SyslogFacility": "",
         "SyslogName": "",
-        "UserID": "without it workers become gatekeeper or nobody; OpenDKIM stays root",
+        "UserID": "without it workers run as gatekeeper or nobody; OpenDKIM stays root",
     },
     OptionKind.INCLUDE: {"Include": ""},
 }
@@ -120,24 +124,24 @@ _REPORTS = "no failure reports are sent (RFC 6651); DMARC's aggregate reports te
 _STATISTICS = "no statistics file is written; each line in the log has the result"
 _VBR = "Vouch By Reference (RFC 5518) has no users left"
 _ATPS = "Authorized Third-Party Signatures (RFC 6541) were never taken up"
-_LUA = "there is no Lua; say what the script decides, and look for the option that does it"
-_DEBUGGING = "for debugging OpenDKIM; `gatekeeper explain --message FILE` tells why a message is signed or not"
+_LUA = "there is no Lua; look for an option that does what the script does"
+_DEBUGGING = "for debugging OpenDKIM; `gatekeeper explain --message FILE` says why a message is signed or not"
 _RESIGN = "mail is signed or verified, never both; sign as the mailing list with a SigningTable line for it"
 
 _NEEDLESS = {
     OptionKind.BOOLEAN: {
-        "AllowSHA1Only": "SHA-256 is always there",
+        "AllowSHA1Only": "SHA-256 is always available",
         "AutoRestart": "a worker that dies is always replaced",
         "CheckSigningTable": "the tables are always checked",
-        "DisableCryptoInit": "there is one library",
-        "DNSConnect": "TCP is used where UDP does not do",
-        "DomainKeysCompat": "DomainKeys (RFC 4870) keys are like DKIM keys, but for the granularity, which is ignored",
+        "DisableCryptoInit": "there is only one library",
+        "DNSConnect": "TCP is used where UDP is not enough",
+        "DomainKeysCompat": "DomainKeys (RFC 4870) keys are like DKIM keys, except the granularity, which is ignored",
         "EnableCoredumps": "the service manager decides",
         "KeepTemporaryFiles": _DEBUGGING,
         "LDAPDisableCache": _LDAP,
         "LDAPSoftStart": _LDAP,
         "LDAPUseTLS": _LDAP,
-        "Quarantine": "OpenDKIM 2.11 reads it and does nothing; On-BadSignature quarantine does",
+        "Quarantine": "OpenDKIM 2.11 reads it and does nothing; use On-BadSignature quarantine",
         "QueryCache": "answers are always cached for their time to live",
         "ResolverTracing": _DEBUGGING,
         "SoftStart": _LDAP,
@@ -173,20 +177,20 @@ _NEEDLESS = {
 
 _IGNORED = {
     OptionKind.BOOLEAN: {
-        "AddAllSignatureResults": "the result of every signature is always told",
+        "AddAllSignatureResults": "the result of every signature is always reported",
         "ADSPNoSuchDomain": _ADSP,
-        "CaptureUnknownErrors": "a message that we fail to process goes on; On-InternalError quarantine holds it",
+        "CaptureUnknownErrors": "a message that we fail to process is passed on; On-InternalError quarantine holds it",
         "Diagnostics": "no z= is written: it copies the header into the signature",
         "DisableADSP": _ADSP,
         "FixCRLF": "Postfix sends no bare CR or LF: it ends lines with them before a milter sees the message",
         "IdentityHeaderRemove": "identities come from the SigningTable's second field",
         "IgnoreMalformedMail": "a malformed message gets no field that says so, unless it has a signature",
-        "NoHeaderB": "header.b is always told, it tells signatures apart (RFC 6008)",
+        "NoHeaderB": "header.b is always reported: it distinguishes signatures (RFC 6008)",
         "ReputationTest": _REPUTATION,
         "ReputationVerbose": _REPUTATION,
         "SendADSPReports": _ADSP,
         "SendReports": _REPORTS,
-        "StrictHeaders": "several From fields are never signed; other fields may come twice",
+        "StrictHeaders": "mail with several From fields is never signed; other fields may occur twice",
         "VBR-PurgeFields": _VBR,
         "VBR-TrustedCertifiersOnly": _VBR,
     },
@@ -214,13 +218,13 @@ _IGNORED = {
         "DKIMReputationRoot": _REPUTATION,
         "FlowData": _REPUTATION,
         "LocalADSP": _ADSP,
-        "Minimum": "a signature with l= holds, and the field says how much of the body is not signed; l=0 never counts",
+        "Minimum": "l= is accepted, and the field says how much of the body is unsigned; l=0 never counts",
         "MTACommand": _REPORTS,
-        "MustBeSigned": "which fields a signature covers is not looked at, but From, which must be covered",
+        "MustBeSigned": "a signature must cover From; which other fields it covers is not checked",
         "NoDiscardableMailTo": _ADSP,
         "On-PolicyError": _ADSP,
         "On-ReputationError": _REPUTATION,
-        "On-SignatureError": "mail whose signature cannot be made is deferred until the key is mended",
+        "On-SignatureError": "mail whose signature cannot be made is deferred until the key is fixed",
         "RateLimits": _REPUTATION,
         "ReportAddress": _REPORTS,
         "ReportBccAddress": _REPORTS,
@@ -238,14 +242,14 @@ _IGNORED = {
             _REPUTATION,
         ),
         "ResolverConfiguration": "there is no libunbound here; name a resolver in Nameservers",
-        "SelectCanonicalizationHeader": "a sender does not choose how we sign; Canonicalization holds for all",
+        "SelectCanonicalizationHeader": "a sender does not choose how we sign; Canonicalization applies to all",
         "SMTPURI": _REPORTS,
         "Statistics": _STATISTICS,
         "StatisticsName": _STATISTICS,
         "StatisticsPolicyScript": _STATISTICS,
         "StatisticsPrefix": _STATISTICS,
         "TrustSignaturesFrom": "signatures of other domains are always verified",
-        "UnprotectedKey": "whether a key was protected by DNSSEC is not told",
+        "UnprotectedKey": "whether a key was protected by DNSSEC is not reported",
         "VBR-Certifiers": _VBR,
         "VBR-TrustedCertifiers": _VBR,
         "VBR-Type": _VBR,
@@ -257,18 +261,18 @@ _REFUSED = {
     OptionKind.BOOLEAN: {"LuaOnlySigning": _LUA, "ResignAll": _RESIGN},
     OptionKind.INTEGER: {},
     OptionKind.STRING: {
-        "ChangeRootDirectory": "take it out and give Socket its full path: workers have no rights and read no files",
-        "ConditionalSignatures": "conditional signatures never became a standard; take it out",
-        "DefaultSender": "mail without a From that can be read is not signed; take it out",
+        "ChangeRootDirectory": "remove it and give Socket its full path: workers have no privileges and read no files",
+        "ConditionalSignatures": "conditional signatures never became a standard; remove it",
+        "DefaultSender": "mail without a readable From is not signed; remove it",
         "FinalPolicyScript": _LUA,
         "IdentityHeader": "write i= into the second field of the SigningTable",
         "POPDBFile": "POP before SMTP is not supported; let users authenticate, or list them in InternalHosts",
         "RedirectFailuresTo": "mail is not redirected; use On-BadSignature quarantine and read Postfix's hold queue",
-        "ReplaceHeaders": "the milter sees what Postfix sends; let smtpd rewrite before the milter, and take it out",
-        "ReplaceRules": "the milter sees what Postfix sends; let smtpd rewrite before the milter, and take it out",
+        "ReplaceHeaders": "the milter sees what Postfix sends; let smtpd rewrite before the milter, and remove it",
+        "ReplaceRules": "the milter sees what Postfix sends; let smtpd rewrite before the milter, and remove it",
         "ResignMailTo": _RESIGN,
         "ScreenPolicyScript": _LUA,
-        "SenderMacro": "the sender is the one in From or in SenderHeaders; take it out",
+        "SenderMacro": "the sender is the one in From or in SenderHeaders; remove it",
         "SetupPolicyScript": _LUA,
         "TestDNSData": _TESTING,
         "TestPublicKeys": _TESTING,
@@ -284,17 +288,17 @@ def _options() -> Iterator[ConfOption]:
         (Fate.REFUSED, _REFUSED),
     ):
         for kind, options in kinds.items():
-            for name, word in options.items():
-                yield ConfOption(name, kind, fate, word)
+            for name, comment in options.items():
+                yield ConfOption(name, kind, fate, comment)
 
 
 OPTIONS = {option.name.lower(): option for option in _options()}
-"""By name in lower case: OpenDKIM's names have no case."""
+"""Every option by its name in lower case: OpenDKIM's names are case-insensitive."""
 
 
-def unknown(name: str) -> str:
-    """What to say about a name that OpenDKIM never had."""
+def suggestion(name: str) -> str:
+    """Say what to do about the name of an option that OpenDKIM never had."""
     near = difflib.get_close_matches(name.lower(), OPTIONS, n=1, cutoff=0.7)
     if near:
         return f"did you mean {OPTIONS[near[0]].name}?"
-    return "OpenDKIM never had it either; opendkim.conf(5) lists those that there are"
+    return "OpenDKIM never had it either; opendkim.conf(5) lists all options"

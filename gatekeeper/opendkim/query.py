@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`opendkim -Q`: what a data set says to a question, in OpenDKIM's own words, for those who test their tables by it.
+"""`opendkim -Q`: look-ups in a data set, answered in OpenDKIM's own words, for those who test their tables with it.
 
 The first line names the data set, each other line is `KEY/N`: the first N fields of the value of KEY, the last of them
-with all colons that are left. Keys are compared as they are written; in a refile the first pattern that matches counts.
+with all remaining colons. Keys are compared literally; in a refile the first pattern that matches counts.
 """
 
 import re
@@ -17,11 +17,11 @@ NEXT = "opendkim: enter 'query/n' where 'n' is number of fields to request\n> "
 
 
 class BadQuery(Exception):
-    """What was asked is no question. The text says why."""
+    """The data set or the query is not valid; the text says why."""
 
 
 def open_set(description: str) -> DataSet:
-    """The data set. Raises BadQuery."""
+    """Read the data set that `description` names. Raises BadQuery."""
     data, problems = data_set.read(description.strip(), "the data set", Path.cwd())
     for problem in problems:
         if not problem.warning:
@@ -30,28 +30,28 @@ def open_set(description: str) -> DataSet:
 
 
 def answers(data: DataSet, lines: Iterable[str]) -> Iterator[str]:
-    """The answer to each line, as lines. Raises BadQuery at the first that is no question."""
+    """Yield the lines that answer each query. Raises BadQuery at the first that is not valid."""
     for line in lines:
-        asked = line.removesuffix("\n")
-        if asked.strip():
-            yield from _answer(data, asked)
+        query = line.removesuffix("\n")
+        if query.strip():
+            yield from _answer(data, query)
 
 
-def _answer(data: DataSet, asked: str) -> Iterator[str]:
-    key, slash, number = asked.partition("/")
+def _answer(data: DataSet, query: str) -> Iterator[str]:
+    key, slash, number = query.partition("/")
     count = re.match(r"\s*([0-9]{0,9})", number)
     if not slash or number.startswith("-") or count is None:
-        raise BadQuery(f"invalid query {asked!r}; allowed: KEY/N")
+        raise BadQuery(f"invalid query {query!r}; allowed: KEY/N")
     entry = next((entry for entry in data.entries if _matches(data, entry, key)), None)
     if entry is None:
         yield "opendkim: dkimf_db_get(): record not found"
         return
-    wanted = int(count[1] or 0)
-    fields = entry.value.split(":", max(wanted - 1, 0)) if entry.value else [""] * wanted
-    if len(fields) < wanted:
-        yield f"opendkim: dkimf_db_get(): {asked!r} has {len(fields)} fields"
+    field_count = int(count[1] or 0)
+    fields = entry.value.split(":", max(field_count - 1, 0)) if entry.value else [""] * field_count
+    if len(fields) < field_count:
+        yield f"opendkim: dkimf_db_get(): {query!r} has {len(fields)} fields"
         return
-    yield from (f"'{field}'" for field in fields[:wanted])
+    yield from (f"'{field}'" for field in fields[:field_count])
 
 
 def _matches(data: DataSet, entry: DataSetEntry, key: str) -> bool:

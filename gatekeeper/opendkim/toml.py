@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes a Relay as gatekeeper.toml: what differs from our defaults, each option with the line that it comes from."""
+"""Writes an ImportedConfig as gatekeeper.toml: what differs from our defaults, each with the line it comes from."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _WIDTH = 120
 
 
 def write(relay: ImportedConfig) -> str:
-    """The whole file."""
+    """Return the text of the whole file."""
     shown = [(path, value) for path, value in _leaves(relay.tree) if path not in _LEFT_OUT and _differs(relay, path)]
     lines = ["# Written by gatekeeper import-opendkim; what is not here has gatekeeper's default."]
     section: KeyPath = ()
@@ -30,7 +30,7 @@ def write(relay: ImportedConfig) -> str:
 
 
 def value(plain: object) -> str:
-    """A string, number, boolean or list as TOML has it."""
+    """Return a string, number, boolean or list in TOML's syntax."""
     if isinstance(plain, bool):
         return "true" if plain else "false"
     if isinstance(plain, list):
@@ -54,7 +54,7 @@ def _assignment(name: str, plain: object) -> Iterator[str]:
 
 
 def _comment(relay: ImportedConfig, path: KeyPath) -> Iterator[str]:
-    setting = relay.origins.get(path)
+    setting = relay.setting_by_key.get(path)
     if setting is not None:
         yield f"# {setting.option.name}, {setting.file}:{setting.line}"
     else:

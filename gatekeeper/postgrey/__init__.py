@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Taking postgrey's place: its state and its allow lists, in gatekeeper's words. docs/greylisting.md tells how to."""
+"""The migration from postgrey: import of its state and its allow lists (docs/greylisting.md)."""

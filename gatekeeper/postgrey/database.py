@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What postgrey has in its Berkeley DB, also while postgrey runs: pairs of bytes.
+"""A reader of postgrey's Berkeley DB, also while postgrey runs: it returns pairs of bytes.
 
-The files alone lack what is still in the log, so they are copied, log and all, to a private folder and recovered there
-(Berkeley DB's "hot backup"); postgrey's own folder is only read. Who recovers and reads is the Perl library that
-postgrey itself needs, or db_recover(1) and db_dump(1) of the package db-util; both speak db_dump's format.
+The database files alone lack what is still in the log, so they are copied together with the log to a private folder and
+recovered there (Berkeley DB's "hot backup"); postgrey's own folder is only read. Recovering and reading is done by the
+Perl library that postgrey itself needs, or by db_recover(1) and db_dump(1) of the package db-util; both write db_dump's
+format.
 """
 
 import os
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 TRIPLETS, CLIENTS = "postgrey.db", "postgrey_clients.db"
 TIME_LIMIT = 600.0
-"""Seconds for one program: a million entries take a few."""
+"""The most seconds that one program may take: a million entries take a few."""
 
 _SCRIPT = r"""
 use strict;
@@ -36,11 +37,11 @@ _PROGRAMS = "apt-get install libberkeleydb-perl, which comes with postgrey, or d
 
 
 class DatabaseError(Exception):
-    """The database cannot be read, and why."""
+    """The database cannot be read; the text says why."""
 
 
 def read(folder: Path, file: str) -> list[tuple[bytes, bytes]]:
-    """The pairs in one of postgrey's files; none if there is no such file. Raises DatabaseError."""
+    """Return the pairs in one of postgrey's files; none if there is no such file. Raises DatabaseError."""
     if not (folder / file).exists():
         return []
     with TemporaryDirectory(prefix="gatekeeper-postgrey-") as copy:
@@ -56,7 +57,7 @@ def read(folder: Path, file: str) -> list[tuple[bytes, bytes]]:
 
 
 def parse_dump(text: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The pairs in what db_dump(1) writes, with or without its -p. Raises ValueError with the line."""
+    """Parse the output of db_dump(1), with or without its -p, into pairs. Raises ValueError with the line."""
     lines = iter(enumerate(text.split(b"\n"), 1))
     escaped = False
     for number, line in lines:
@@ -64,13 +65,13 @@ def parse_dump(text: bytes) -> Iterator[tuple[bytes, bytes]]:
             break
         name, equals, value = line.partition(b"=")
         if not equals or (name == b"format" and value not in (b"bytevalue", b"print")):
-            raise ValueError(f"line {number} of the dump is none of db_dump's header: {line[:60]!a}")
+            raise ValueError(f"line {number} of the dump is not part of db_dump's header: {line[:60]!a}")
         escaped = escaped or (name == b"format" and value == b"print")
     key: bytes | None = None
     for number, line in lines:
         if line == b"DATA=END":
             if key is not None:
-                raise ValueError(f"line {number} of the dump ends it between a key and its value")
+                raise ValueError(f"line {number} ends the dump between a key and its value")
             return
         if line[:1] != b" ":
             raise ValueError(f"line {number} of the dump is neither key nor value: {line[:60]!a}")
@@ -93,7 +94,10 @@ def _unescape(data: bytes) -> bytes:
 
 
 def _copy(folder: Path, to: Path) -> None:
-    """Databases first, then the log that says what came after. Nothing else: a DB_CONFIG could lead elsewhere."""
+    """Copy first the databases, then the log, which has what came after.
+
+    Nothing else is copied: a DB_CONFIG could refer to other folders.
+    """
     for pattern in ("postgrey*.db", "log.*"):
         for path in sorted(folder.glob(pattern)):
             if path.is_file() and not path.is_symlink():
@@ -105,24 +109,24 @@ def _dump(home: str, file: str) -> bytes:
     if dump and recover:
         _run(recover, "-c", "-h", home)
         return _run(dump, "-h", home, file)
-    if perl and not _fails(perl, "-MBerkeleyDB", "-e", "1"):
+    if perl and _succeeds(perl, "-MBerkeleyDB", "-e", "1"):
         return _run(perl, "-e", _SCRIPT, home, file)
-    raise DatabaseError(f"nothing here reads Berkeley DB: {_PROGRAMS}")
+    raise DatabaseError(f"nothing on this host can read Berkeley DB: {_PROGRAMS}")
 
 
-def _fails(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode != 0  # noqa: S603 - fixed words
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 - fixed words
 
 
 def _run(*command: str) -> bytes:
     environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
     try:
-        done = subprocess.run(  # noqa: S603 - a program by its full path, and words of ours
+        done = subprocess.run(  # noqa: S603 - a program by its full path, with our own arguments
             command, capture_output=True, check=False, timeout=TIME_LIMIT, env=environment
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise DatabaseError(f"{command[0]} cannot be run: {error}") from None
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise DatabaseError(f"{Path(command[0]).name}: {said[-1] if said else f'exit status {done.returncode}'}")
+        errors = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise DatabaseError(f"{Path(command[0]).name}: {errors[-1] if errors else f'exit status {done.returncode}'}")
     return done.stdout

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How postgrey was started: the options of Debian's /etc/default/postgrey that say what its state means, and what of
-them gatekeeper has an option for.
+"""A reader of postgrey's command-line options, in Debian's /etc/default/postgrey.
+
+Knows the options that determine what postgrey's state means, and those that gatekeeper has an option for.
 """
 
 import re
@@ -16,7 +17,7 @@ _DAY = 86400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """postgrey's options with its own defaults; times in seconds. `clients` and `recipients` are its allow lists."""
+    """postgrey's options, with its defaults; times in seconds. `clients` and `recipients` are its allow lists."""
 
     delay: int = 300
     retry_window: int = 2 * _DAY
@@ -29,23 +30,24 @@ class Options:
     recipients: tuple[Path, ...] = (CONFIG / "whitelist_recipients", CONFIG / "whitelist_recipients.local")
 
     def as_toml(self) -> Iterator[str]:
-        """The lines of [checks.greylist] that keep postgrey's ways."""
+        """Yield the lines of [checks.greylist] that preserve postgrey's behaviour."""
         yield 'clients = "all"'
-        ours = Options()
-        if self.delay != ours.delay:
+        default = Options()
+        if self.delay != default.delay:
             yield f'delay = "{self.delay}s"'
-        if self.retry_window != ours.retry_window:
+        if self.retry_window != default.retry_window:
             yield f'retry_window = "{self.retry_window}s"'
-        if self.max_age != ours.max_age:
+        if self.max_age != default.max_age:
             yield f'lifetime = "{self.max_age}s"'
         for name in ("auto_allow", "ipv4_prefix", "ipv6_prefix"):
-            if getattr(self, name) != getattr(ours, name):
+            if getattr(self, name) != getattr(default, name):
                 yield f"{name} = {getattr(self, name)}"
 
 
 def read_options(file: Path) -> Options:
-    """The options in `file`; postgrey's defaults if there is no such file. Raises OSError, and ValueError for words
-    that no shell would take.
+    """Read the options in `file`; without such a file, return postgrey's defaults.
+
+    Raises OSError, and ValueError for what is not valid shell syntax or not a valid value.
     """
     try:
         text = file.read_text("utf-8", "replace")
@@ -56,7 +58,7 @@ def read_options(file: Path) -> Options:
 
 
 def parse_options(words: list[str]) -> Options:
-    """The options in postgrey's command line; what does not matter here is passed over. Raises ValueError."""
+    """Parse postgrey's command line; options that do not matter here are ignored. Raises ValueError."""
     found: dict[str, list[str]] = {}
     rest = iter(words)
     for word in rest:
@@ -80,7 +82,7 @@ def parse_options(words: list[str]) -> Options:
         if name in found
     }
     folder = Path(found["dbdir"][-1]) if "dbdir" in found else None
-    return Options(**values, **files, folder=folder)  # type: ignore[arg-type]  # each attribute has what its option takes
+    return Options(**values, **files, folder=folder)  # type: ignore[arg-type]  # each attribute has the type of its option
 
 
 _NUMBERS = {

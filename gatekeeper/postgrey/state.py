@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What postgrey's entries mean (postgrey 1.37, smtpd_access_policy): triplets that have passed or wait, and clients
-that it lets pass by themselves.
+"""A parser of postgrey's entries (postgrey 1.37, smtpd_access_policy): triplets, and auto-whitelisted clients.
 
 A triplet is `network/sender/recipient` with `first,last` in seconds since the epoch; it has passed once these are
-`delay` apart. A client is an address with `count,last`. With --privacy both are hashes, and nobody can tell of what.
+`delay` apart. A client is an address with `count,last`. With --privacy both are hashes and cannot be imported.
 """
 
 import re
@@ -18,12 +17,12 @@ DAMAGED = "not in postgrey's format"
 
 
 class UnusableEntry(ValueError):
-    """An entry that cannot be brought over; says why."""
+    """An entry cannot be imported; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Triplet:
-    """One entry of postgrey.db. `sender` is as postgrey keeps it: no extension, `#` for numbers; times in seconds."""
+    """One entry of postgrey.db; times in seconds. `sender` is as postgrey stores it: no extension, `#` for numbers."""
 
     address: Address
     sender: str
@@ -34,7 +33,7 @@ class Triplet:
 
 @dataclass(frozen=True, slots=True)
 class KnownClient:
-    """One entry of postgrey_clients.db: how many mails of the client have passed, and when the last did."""
+    """One entry of postgrey_clients.db: how many mails of the client have passed, and when the last one did."""
 
     address: Address
     count: int
@@ -42,12 +41,12 @@ class KnownClient:
 
 
 def parse_triplet(key: bytes, value: bytes) -> Triplet:
-    """One entry of postgrey.db. Raises Unusable."""
+    """Parse an entry of postgrey.db. Raises UnusableEntry."""
     first, last = _numbers(key, value)
     network, slash, rest = key.decode("utf-8", "surrogateescape").partition("/")
-    bits, also, behind = rest.partition("/")
-    if bits in ("32", "128") and also and "@" in behind:  # --lookup-by-host writes 192.0.2.1/32
-        rest = behind
+    bits, second_slash, after_bits = rest.partition("/")
+    if bits in ("32", "128") and second_slash and "@" in after_bits:  # --lookup-by-host writes 192.0.2.1/32
+        rest = after_bits
     address = parse_address(network)
     sender, divider, recipient = _divide(rest)
     if not slash or address is None or not divider or not recipient:
@@ -56,7 +55,7 @@ def parse_triplet(key: bytes, value: bytes) -> Triplet:
 
 
 def parse_client(key: bytes, value: bytes) -> KnownClient:
-    """One entry of postgrey_clients.db. Raises Unusable."""
+    """Parse an entry of postgrey_clients.db. Raises UnusableEntry."""
     count, last = _numbers(key, value)
     address = parse_address(key.decode("ascii", "replace"))
     if address is None:
@@ -74,7 +73,7 @@ def _numbers(key: bytes, value: bytes) -> tuple[int, int]:
 
 
 def _divide(text: str) -> tuple[str, str, str]:
-    """Sender and recipient, of which both local parts may hold a slash, and no domain does."""
+    """Divide sender from recipient: either local part may contain a slash, but no domain does."""
     at = text.find("@")
     end = text.find("/", at) if at >= 0 and not text.startswith("/") else -1
     if end < 0:

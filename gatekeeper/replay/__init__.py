@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Recorded sessions played back, in process or through a real Postfix, and what came of them compared."""
+"""Recorded sessions, played back in process or through a real Postfix, and compared with what is expected."""

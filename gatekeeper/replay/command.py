@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`gatekeeper replay`: plays every case at and below some paths in process, and tells what differs."""
+"""`gatekeeper replay`: plays every case at and below some paths in process, and reports what differs."""
 
 import asyncio
 from collections.abc import Iterable
@@ -10,27 +10,27 @@ from gatekeeper.replay import fixture
 from gatekeeper.replay.compare import differences, updated
 from gatekeeper.replay.in_process import play
 
-FINE, MISMATCH, NO_CASE, CONFIGURATION = 0, 1, 2, 78
+OK, MISMATCH, NO_CASE, CONFIGURATION = 0, 1, 2, 78
 
 
 def main(paths: Iterable[Path], config: Path | None = None, *, update: bool = False) -> int:
     """Play the cases and print a line for each, and each difference. Returns the exit status.
 
     `config` is for cases that have no gatekeeper.toml in them or above them. With `update`, what differs becomes the
-    expectation.
+    new expectation.
     """
     folders = [(path, fixture.find(path)) for path in paths]
     for path, found in folders:
         if not found:
             print(f"no case at or below {path}: a case is a folder with a {fixture.SESSION}")
             return NO_CASE
-    results = [_case(folder, config, update) for folder in dict.fromkeys(f for _, found in folders for f in found)]
-    passed = results.count(FINE)
+    results = [_play_case(folder, config, update) for folder in dict.fromkeys(f for _, found in folders for f in found)]
+    passed = results.count(OK)
     print(f"{passed} of {len(results)} {'case' if len(results) == 1 else 'cases'} as expected")
     return max(results)
 
 
-def _case(folder: Path, config: Path | None, update: bool) -> int:
+def _play_case(folder: Path, config: Path | None, update: bool) -> int:
     try:
         case = fixture.read(folder)
         outcomes = asyncio.run(play(case, case.config or config))
@@ -45,8 +45,8 @@ def _case(folder: Path, config: Path | None, update: bool) -> int:
         if new.expected != case.expected:
             fixture.write_expected(new)
             print(f"updated: {folder}")
-            return FINE
+            return OK
     print(f"{'differs' if found else 'as expected'}: {folder}")
     for text in found:
         print(f"    {text}")
-    return MISMATCH if found else FINE
+    return MISMATCH if found else OK

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What came of a case, beside what was expected of it: differences as sentences, and new expectations from outcomes.
+"""A comparison of outcomes with expectations: differences as sentences, and new expectations from outcomes.
 
 The rules of comparison are those of replay/fixture.py. Knows nothing of how a case was played.
 """
@@ -16,9 +16,9 @@ from gatekeeper.replay.fixture import Case, Expected, ExpectedConnection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageOutcome:
-    """What came of a message: a reply for each recipient and then, if it came to that, for the data.
+    """The outcome of a message: a reply to each recipient and then, if any was accepted, to the data.
 
-    Of a connection: one reply, its greeting or what refused it.
+    For a connection: one reply, its greeting or what refused it.
     """
 
     replies: tuple[str, ...]
@@ -29,37 +29,37 @@ class MessageOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionOutcome(MessageOutcome):
-    """What came of a connection and of its messages, in order."""
+    """The outcome of a connection, and those of its messages in order."""
 
     messages: tuple[MessageOutcome, ...] = ()
 
 
 def differences(case: Case, outcomes: Sequence[ConnectionOutcome]) -> list[str]:
-    """A sentence for each expectation that is not met; an empty list if the case passes."""
+    """Return a sentence for each expectation that is not met; an empty list if the case passes."""
     found = []
-    for number, (wanted, came) in enumerate(zip(case.expected, outcomes, strict=False), 1):
-        found += [f"connection {number}: {text}" for text in _differences(wanted, came)]
-        for index, (expected, outcome) in enumerate(zip(wanted.messages, came.messages, strict=False)):
+    for number, (expected, outcome) in enumerate(zip(case.expected, outcomes, strict=False), 1):
+        found += [f"connection {number}: {text}" for text in _differences(expected, outcome)]
+        for index, pair in enumerate(zip(expected.messages, outcome.messages, strict=False)):
             message = case.connections[number - 1].messages[index]
             where = f"connection {number}, message {index + 1} from <{printable(message.sender, 80)}>"
-            found += [f"{where}: {text}" for text in _differences(expected, outcome)]
-        if len(came.messages) < len(wanted.messages):
-            found.append(f"connection {number}: only {len(came.messages)} of its messages were taken")
+            found += [f"{where}: {text}" for text in _differences(*pair)]
+        if len(outcome.messages) < len(expected.messages):
+            found.append(f"connection {number}: only {len(outcome.messages)} of its messages were sent")
     return found
 
 
 def updated(case: Case, outcomes: Sequence[ConnectionOutcome]) -> Case:
-    """`case` with the expectations that these outcomes meet.
+    """Return `case` with expectations that these outcomes meet.
 
-    What fits stays as it is written, what is not compared stays out; a message of which nothing was expected gets
-    everything.
+    What matches stays as it is written, and what is not compared stays out; a message without any expectation gets all
+    of them.
     """
     connections = []
-    for number, came in enumerate(outcomes):
-        wanted = case.expected[number] if number < len(case.expected) else ExpectedConnection()
-        messages = (*wanted.messages, *[Expected()] * (len(came.messages) - len(wanted.messages)))
-        new = tuple(_updated(*pair, whole=True) for pair in zip(messages, came.messages, strict=True))
-        connections.append(ExpectedConnection(**_fields(_updated(wanted, came)), messages=new))
+    for number, outcome in enumerate(outcomes):
+        expected = case.expected[number] if number < len(case.expected) else ExpectedConnection()
+        messages = (*expected.messages, *[Expected()] * (len(outcome.messages) - len(expected.messages)))
+        new = tuple(_updated(*pair, fill=True) for pair in zip(messages, outcome.messages, strict=True))
+        connections.append(ExpectedConnection(**_fields(_updated(expected, outcome)), messages=new))
     return case.model_copy(update={"expected": tuple(connections)})
 
 
@@ -70,22 +70,22 @@ def _fields(expected: Expected) -> dict[str, Any]:
     return {key: getattr(expected, key) for key in _KEYS}
 
 
-def _updated(wanted: Expected, came: MessageOutcome, *, whole: bool = False) -> Expected:
-    fields, seen = _fields(wanted), _fields(_seen(came))
-    if whole and not any(value is not None for value in fields.values()):
-        return Expected(**seen)
-    wrong = {key for key, _ in _compare(wanted, came)}
-    return Expected(**{key: seen[key] if key in wrong else value for key, value in fields.items()})
+def _updated(expected: Expected, outcome: MessageOutcome, *, fill: bool = False) -> Expected:
+    fields, actual = _fields(expected), _fields(_as_expectation(outcome))
+    if fill and not any(value is not None for value in fields.values()):
+        return Expected(**actual)
+    wrong = {key for key, _ in _compare(expected, outcome)}
+    return Expected(**{key: actual[key] if key in wrong else value for key, value in fields.items()})
 
 
-def _seen(came: MessageOutcome) -> Expected:
-    """The outcome in the words of an expectation: codes without texts, header fields without what changes each time."""
-    replies = tuple(_codes(reply) for reply in came.replies)
+def _as_expectation(outcome: MessageOutcome) -> Expected:
+    """Turn an outcome into an expectation: codes without texts, header fields without what changes each time."""
+    replies = tuple(_codes(reply) for reply in outcome.replies)
     return Expected(
         reply=replies[0] if len(replies) == 1 else replies,
-        reasons=came.reasons,
-        headers_added=tuple(map(_gist, came.headers_added)),
-        headers_removed=tuple(map(_gist, came.headers_removed)),
+        reasons=outcome.reasons,
+        headers_added=tuple(map(_stable_header, outcome.headers_added)),
+        headers_removed=tuple(map(_stable_header, outcome.headers_removed)),
     )
 
 
@@ -93,66 +93,66 @@ _REPLY = re.compile(r"\s*(?:(\d{3})(?=\s|$))?\s*(?:([245]\.\d{1,3}\.\d{1,3})(?=\
 
 
 def _parts(reply: str) -> tuple[str, str, str]:
-    """Code, enhanced code and text of a reply; what is not there is empty."""
+    """Split a reply into code, enhanced code and text; what is missing is empty."""
     match = _REPLY.fullmatch(reply)
     assert match is not None, "every part is optional"
     return match[1] or "", match[2] or "", match[3].strip()
 
 
 def _codes(reply: str) -> str:
-    """The codes of a reply; of a good one only the first, because the second says nothing that matters."""
+    """Return the codes of a reply; for 2xx only the first, because the second says nothing that matters."""
     code, enhanced, _ = _parts(reply)
     return code if code.startswith("2") else f"{code} {enhanced}".strip()
 
 
-def _differences(wanted: Expected, came: MessageOutcome) -> Iterator[str]:
-    for _, text in _compare(wanted, came):
+def _differences(expected: Expected, outcome: MessageOutcome) -> Iterator[str]:
+    for _, text in _compare(expected, outcome):
         yield text
 
 
-def _compare(wanted: Expected, came: MessageOutcome) -> Iterator[tuple[str, str]]:
-    """For each expectation that is not met, its key and a sentence."""
-    replies = came.replies[-1:] if isinstance(wanted.reply, str) else came.replies
-    if wanted.reply is not None and not _reply_fits(wanted.reply, replies):
-        yield "reply", f"expected the reply {_quoted(wanted.reply)}, it was {_quoted(replies)}"
-    if wanted.reasons is not None:
-        missing = [reason for reason in wanted.reasons if reason not in came.reasons]
-        if missing or (not wanted.reasons and came.reasons):
-            yield "reasons", f"expected the reasons {_listed(wanted.reasons)}, they were {_listed(came.reasons)}"
+def _compare(expected: Expected, outcome: MessageOutcome) -> Iterator[tuple[str, str]]:
+    """Yield for each expectation that is not met its key and a sentence."""
+    replies = outcome.replies[-1:] if isinstance(expected.reply, str) else outcome.replies
+    if expected.reply is not None and not _replies_match(expected.reply, replies):
+        yield "reply", f"expected the reply {_quoted(expected.reply)}, it was {_quoted(replies)}"
+    if expected.reasons is not None:
+        missing = [reason for reason in expected.reasons if reason not in outcome.reasons]
+        if missing or (not expected.reasons and outcome.reasons):
+            yield "reasons", f"expected the reasons {_listed(expected.reasons)}, they were {_listed(outcome.reasons)}"
     for key, fields, done in (
-        ("headers_added", came.headers_added, "added"),
-        ("headers_removed", came.headers_removed, "removed"),
+        ("headers_added", outcome.headers_added, "added"),
+        ("headers_removed", outcome.headers_removed, "removed"),
     ):
-        items: tuple[str, ...] | None = getattr(wanted, key)
-        if items is not None and not _headers_fit(items, fields):
+        items: tuple[str, ...] | None = getattr(expected, key)
+        if items is not None and not _headers_match(items, fields):
             lines = [f"{_name(field)}: {_text(field)}" for field in fields]
-            yield key, f"expected to be {done}: {_listed(items)}; {done} was: {_listed(lines)}"
+            yield key, f"expected to be {done}: {_listed(items)}; actually {done}: {_listed(lines)}"
 
 
-def _reply_fits(wanted: str | tuple[str, ...], replies: Sequence[str]) -> bool:
-    if isinstance(wanted, str):
-        wanted = (wanted,)
-    return len(wanted) == len(replies) and all(map(_one_reply_fits, wanted, replies))
+def _replies_match(expected: str | tuple[str, ...], replies: Sequence[str]) -> bool:
+    if isinstance(expected, str):
+        expected = (expected,)
+    return len(expected) == len(replies) and all(map(_reply_matches, expected, replies))
 
 
-def _one_reply_fits(wanted: str, reply: str) -> bool:
-    code, enhanced, text = _parts(wanted)
-    real = _parts(reply)
-    return code in ("", real[0]) and enhanced in ("", real[1]) and text in real[2]
+def _reply_matches(expected: str, reply: str) -> bool:
+    code, enhanced, text = _parts(expected)
+    actual = _parts(reply)
+    return code in ("", actual[0]) and enhanced in ("", actual[1]) and text in actual[2]
 
 
-def _headers_fit(items: Sequence[str], fields: Sequence[Header]) -> bool:
-    """True if each item has a field of its own; without items, if there are no fields."""
+def _headers_match(items: Sequence[str], fields: Sequence[Header]) -> bool:
+    """Return whether each item has a field of its own; without items, whether there are no fields."""
     left = list(fields)
     for item in items:
-        field = next((field for field in left if _header_fits(item, field)), None)
+        field = next((field for field in left if _header_matches(item, field)), None)
         if field is None:
             return False
         left.remove(field)
     return bool(items) or not fields
 
 
-def _header_fits(item: str, field: Header) -> bool:
+def _header_matches(item: str, field: Header) -> bool:
     name, _, words = item.partition(":")
     value = _text(field)
     return name.strip().lower() == _name(field).lower() and all(word in value for word in words.split())
@@ -163,20 +163,20 @@ def _name(field: Header) -> str:
 
 
 def _text(field: Header) -> str:
-    """The value unfolded, as text."""
+    """Return the unfolded value as text."""
     return " ".join(field.value.decode("utf-8", "replace").split())
 
 
-_GISTS = {
+_STABLE_PARTS = {
     "authentication-results": re.compile(r"^[^;\s]+|(?<![.\w])(?:spf|dkim|dmarc|iprev|arc|auth)=\w+"),
     "dkim-signature": re.compile(r"(?<!\w)[ds]=[^;\s]+"),
 }
-"""What of a field does not depend on time or key."""
+"""The parts of a field that do not depend on time or key."""
 
 
-def _gist(field: Header) -> str:
-    gist = _GISTS.get(_name(field).lower())
-    words = dict.fromkeys(gist.findall(_text(field))) if gist else ()
+def _stable_header(field: Header) -> str:
+    pattern = _STABLE_PARTS.get(_name(field).lower())
+    words = dict.fromkeys(pattern.findall(_text(field))) if pattern else ()
     return f"{_name(field)}: {' '.join(words)}" if words else _name(field)
 
 

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The recorded-session format: one folder is one case (docs/fixtures.md shows each file).
 
-`session.toml` is what a client says, `expected.toml` what must come of it, `dns.zone` the only DNS there is,
-`gatekeeper.toml` the configuration (in the case, else the nearest above it), `*.eml` the messages, bytes exact.
+`session.toml` is what a client says, `expected.toml` what must come of it, `dns.zone` all of DNS, `gatekeeper.toml` the
+configuration (in the case, else the nearest above it), `*.eml` the messages, byte for byte.
 
-What `expected.toml` does not mention is not compared. What it does:
+What `expected.toml` does not mention is not compared. What it does mention:
 
 - `reply` of a message: a string is the reply that ended it (the reply at the end of the data if a recipient was
   accepted, else the last recipient's); a list is one reply for each recipient and then, if there was one, the reply
   at the end of the data. The leading codes of an expected reply ("450", "450 4.7.1") are compared as words; text
-  behind them must be contained in the reply.
+  after them must be contained in the reply.
 - `reply` of a connection: "220" if the client was let in, else what refused it or its HELO.
-- `reasons`, `headers_added`, `headers_removed`: every item must be found; an empty list says that there are none. A
-  header item is `Name` or `Name: words`, where each word must be contained in the field's unfolded value.
+- `reasons`, `headers_added`, `headers_removed`: every item must be found; an empty list means that there must be none.
+  A header item is `Name` or `Name: words`, where each word must be contained in the field's unfolded value.
 
-Knows no pipeline: replay plays a case, compare.py judges the outcome. `read` raises ConfigError with every mistake.
+Knows no pipeline: in_process.py and smtp.py play a case, compare.py compares the outcome. `read` raises
+ConfigError with every mistake.
 """
 
 import json
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 def _client(value: object) -> object:
     if not isinstance(value, str) or parse_address(value) is None:
-        raise ValueError(f"{value!r} is no IP address")
+        raise ValueError(f"{value!r} is not an IP address")
     return value
 
 
@@ -50,10 +51,10 @@ def _file_name(value: object) -> object:
     return value
 
 
-def _some(items: tuple[T, ...]) -> tuple[T, ...]:
+def _not_empty(items: tuple[T, ...]) -> tuple[T, ...]:
     # Not pydantic's min_length: that also complains when an item is invalid.
     if not items:
-        raise ValueError("is empty, at least one is needed")
+        raise ValueError("is empty; at least one is needed")
     return items
 
 
@@ -65,40 +66,40 @@ def _reply(value: object) -> object:
     return value
 
 
-class _Part(BaseModel):
+class _FixtureModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class RecordedMessage(_Part):
-    """One MAIL transaction. Without `data` the client leaves after the last RCPT, as a verification call does."""
+class RecordedMessage(_FixtureModel):
+    """One MAIL transaction. Without `data` the client leaves after the last RCPT, as address verification does."""
 
     sender: str = Field(validation_alias="from", serialization_alias="from")
     """Without angle brackets; empty is the null sender."""
-    recipients: Annotated[tuple[str, ...], AfterValidator(_some)] = Field(
+    recipients: Annotated[tuple[str, ...], AfterValidator(_not_empty)] = Field(
         validation_alias="to", serialization_alias="to"
     )
     data: Annotated[str, BeforeValidator(_file_name)] | None = None
     """The name of the .eml file beside session.toml; `Case.content` has its bytes."""
 
 
-class RecordedConnection(_Part):
-    """One SMTP connection. A `name` that is not given is looked up in dns.zone as Postfix does."""
+class RecordedConnection(_FixtureModel):
+    """One SMTP connection. A missing `name` is looked up in dns.zone as Postfix does."""
 
     client: Annotated[str, BeforeValidator(_client)]
     name: str | None = None
     """The forward-confirmed name, or `unknown`."""
     reverse_name: str | None = None
-    """The bare PTR name; if only `name` is given, the same."""
+    """The unconfirmed PTR name; if only `name` is given, the same."""
     helo: str | None = None
-    """None: the client says neither HELO nor EHLO."""
+    """The name in EHLO; None if the client sends neither HELO nor EHLO."""
     sasl_user: str = ""
     wait: Duration = 0.0
     """Seconds that pass before this connection."""
     messages: tuple[RecordedMessage, ...] = Field(default=(), validation_alias="message", serialization_alias="message")
 
 
-class Expected(_Part):
-    """What must come of a message or connection; None is not compared."""
+class Expected(_FixtureModel):
+    """The expected outcome of a message or connection; None is not compared."""
 
     reply: Annotated[str | tuple[str, ...] | None, BeforeValidator(_reply)] = None
     reasons: tuple[str, ...] | None = None
@@ -107,22 +108,22 @@ class Expected(_Part):
 
 
 class ExpectedConnection(Expected):
-    """What must come of a connection, and of its messages in order."""
+    """The expected outcome of a connection, and those of its messages in order."""
 
     messages: tuple[Expected, ...] = Field(default=(), validation_alias="message", serialization_alias="message")
 
 
-class RecordedSession(_Part):
-    """session.toml."""
+class RecordedSession(_FixtureModel):
+    """The contents of session.toml."""
 
     format: Literal[1]
-    connections: Annotated[tuple[RecordedConnection, ...], AfterValidator(_some)] = Field(
+    connections: Annotated[tuple[RecordedConnection, ...], AfterValidator(_not_empty)] = Field(
         validation_alias="connection", serialization_alias="connection"
     )
 
 
-class Expectation(_Part):
-    """expected.toml."""
+class Expectation(_FixtureModel):
+    """The contents of expected.toml."""
 
     format: Literal[1] = 1
     connections: tuple[ExpectedConnection, ...] = Field(
@@ -130,8 +131,8 @@ class Expectation(_Part):
     )
 
 
-class Case(_Part):
-    """One case. `zone` is the text of dns.zone; `config` is None if no gatekeeper.toml lies in it or above it."""
+class Case(_FixtureModel):
+    """One case. `zone` is the text of dns.zone; `config` is None if no gatekeeper.toml is in the folder or above it."""
 
     folder: Path
     connections: tuple[RecordedConnection, ...]
@@ -143,12 +144,12 @@ class Case(_Part):
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """The name of the folder."""
         return self.folder.name
 
     @property
     def wait(self) -> float:
-        """The seconds that playing takes where the clock cannot jump."""
+        """The seconds that playing the case takes where the clock cannot jump."""
         return sum(connection.wait for connection in self.connections)
 
     @property
@@ -158,17 +159,17 @@ class Case(_Part):
         return next((path for up in (folder, *folder.parents) if (path := up / CONFIG).is_file()), None)
 
     def content(self, message: RecordedMessage) -> bytes | None:
-        """The bytes that `message` sends, exactly as in the file; None if it sends none."""
+        """Return the bytes that `message` sends, exactly as in the file; None if it sends none."""
         return None if message.data is None else self.files[message.data]
 
 
 def find(path: Path) -> list[Path]:
-    """The case folders at and below `path`, sorted."""
+    """Return the case folders at and below `path`, sorted."""
     return sorted(file.parent for file in path.rglob(SESSION)) if path.is_dir() else []
 
 
 def read(folder: Path) -> Case:
-    """The case in `folder`. Raises ConfigError with every mistake in its files."""
+    """Read the case in `folder`. Raises ConfigError with every mistake in its files."""
     problems: list[Problem] = []
     session = _read_toml(folder / SESSION, RecordedSession, problems)
     expected = Expectation()
@@ -181,7 +182,7 @@ def read(folder: Path) -> Case:
         except OSError as error:
             problems.append(Problem(str(folder / SESSION), 0, f'data = "{name}": {error.strerror}'))
     if session:
-        problems.extend(_surplus(folder / EXPECTED, session, expected))
+        problems.extend(_unmatched_expectations(folder / EXPECTED, session, expected))
     zone, readme = (_read_text(folder / name, problems) for name in (ZONE, README))
     try:
         Zone.parse(zone, str(folder / ZONE))
@@ -200,7 +201,7 @@ def read(folder: Path) -> Case:
 
 
 def write(case: Case) -> None:
-    """Write `case` to its folder, which is made if need be. An invalid byte in an address becomes U+FFFD."""
+    """Write `case` to its folder, which is created if need be. An invalid byte in an address becomes U+FFFD."""
     case.folder.mkdir(parents=True, exist_ok=True)
     (case.folder / SESSION).write_text(_toml(RecordedSession(format=1, connections=case.connections)), "utf-8")
     write_expected(case)
@@ -217,21 +218,25 @@ def write_expected(case: Case) -> None:
 
 
 def client_names(connection: RecordedConnection) -> tuple[str, str] | None:
-    """The client's confirmed and bare names as the fixture gives them; None if they are to be looked up."""
+    """Return the client's confirmed and unconfirmed names if the fixture has them; None if DNS must be asked."""
     if connection.name is None and connection.reverse_name is None:
         return None
     name = connection.name or UNKNOWN
     return name, connection.reverse_name or name
 
 
-def _surplus(path: Path, session: RecordedSession, expected: Expectation) -> list[Problem]:
-    """Expectations of connections or messages that the session does not have."""
+def _unmatched_expectations(path: Path, session: RecordedSession, expected: Expectation) -> list[Problem]:
+    """Report expectations for connections or messages that the session does not have."""
     if len(expected.connections) > len(session.connections):
         return [Problem(str(path), 0, f"expects {len(expected.connections)} connections, {SESSION} has fewer")]
     return [
-        Problem(str(path), 0, f"expects {len(wanted.messages)} messages of connection {number}, {SESSION} has fewer")
-        for number, (made, wanted) in enumerate(zip(session.connections, expected.connections, strict=False), 1)
-        if len(wanted.messages) > len(made.messages)
+        Problem(
+            str(path), 0, f"expects {len(expectation.messages)} messages in connection {number}, {SESSION} has fewer"
+        )
+        for number, (recorded, expectation) in enumerate(
+            zip(session.connections, expected.connections, strict=False), 1
+        )
+        if len(expectation.messages) > len(recorded.messages)
     ]
 
 
@@ -245,11 +250,11 @@ def _read_text(path: Path, problems: list[Problem]) -> str:
         return ""
 
 
-_Model = TypeVar("_Model", bound=_Part)
+_Model = TypeVar("_Model", bound=_FixtureModel)
 
 
 def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Model | None:
-    """The file as a `model`; None after adding what is wrong with it to `problems`."""
+    """Read the file as a `model`. If it has mistakes, add them to `problems` and return None."""
     try:
         text = path.read_text("utf-8")
         return model.model_validate(tomllib.loads(text))
@@ -261,14 +266,14 @@ def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Mod
         line = re.search(r"at line (\d+)", str(error))
         problems.append(Problem(str(path), int(line[1]) if line else 0, f"is not TOML: {error}"))
     except ValidationError as error:
-        places = KeyLocations(text)
-        found = [(places.line(place), what) for place, what in validation_errors(error, model)]
+        locations = KeyLocations(text)
+        found = [(locations.line(path), what) for path, what in validation_errors(error, model)]
         problems.extend(Problem(str(path), line, what) for line, what in sorted(found))
     return None
 
 
-def _toml(model: _Part) -> str:
-    """The model in TOML, defaults left out."""
+def _toml(model: _FixtureModel) -> str:
+    """Return the model in TOML, without defaults."""
     lines = _toml_lines(model.model_dump(by_alias=True, exclude_defaults=True), ())
     return "\n".join(lines).lstrip("\n") + "\n"
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Plays a case against a configuration without leaving the process: the same pipelines, checks and milter session as in
-production, in a world of the case's own. DNS is dns.zone, the store starts empty, and the clock jumps where a client
-waits.
+"""Plays a case against a configuration in this process.
 
-What Postfix does in between is postfix_model.py's. The service is also asked at DATA and at the end of the message,
-where it says nothing unless it has restrictions for them. The milter hears of messages that come to data, and of no
-others.
+Pipelines, checks and milter session are those of production, in a world of the case's own: DNS is dns.zone, the store
+starts empty, and the clock jumps where a client waits.
+
+What Postfix does in between is in postfix_model.py. The service is also asked at DATA and at the end of the message,
+where it says nothing unless it has restrictions for them. The milter gets only messages that reach DATA.
 """
 
 import time
@@ -26,15 +26,15 @@ from gatekeeper.policy.protocol import action, to_request
 from gatekeeper.replay.compare import ConnectionOutcome, MessageOutcome
 from gatekeeper.replay.fixture import Case, RecordedConnection, RecordedMessage, client_names
 from gatekeeper.replay.postfix_model import Envelope, Restrictions, refusal
-from gatekeeper.replay.smtp import look_up
+from gatekeeper.replay.smtp import look_up_names
 from gatekeeper.stores.memory import MemoryStore
 
 FIRST_PORT = 50001
-"""The port of a case's first connection; the next has the next. A trace id is made of it."""
+"""The client port of a case's first connection; each further one has the next. Trace ids are derived from it."""
 
 
 class JumpingClock:
-    """Seconds since the epoch: it starts now, because signatures have dates, and stands still between jumps."""
+    """A clock that stands still between jumps, in seconds since the epoch. It starts now: signatures have dates."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -44,7 +44,7 @@ class JumpingClock:
 
 
 async def play(case: Case, config_path: Path | None = None) -> tuple[ConnectionOutcome, ...]:
-    """What comes of each connection of `case` under the configuration at `config_path`, or its own.
+    """Play `case` with the configuration at `config_path` or its own, and return the outcome of each connection.
 
     Raises ConfigError.
     """
@@ -67,7 +67,7 @@ async def play(case: Case, config_path: Path | None = None) -> tuple[ConnectionO
 
 
 async def _connection(app: App, case: Case, connection: RecordedConnection, number: int) -> ConnectionOutcome:
-    name, reverse_name = client_names(connection) or await look_up(app.resolver, connection.client)
+    name, reverse_name = client_names(connection) or await look_up_names(app.resolver, connection.client)
     address = parse_address(connection.client)
     client = Client(address=address, name=name, reverse_name=reverse_name, port=FIRST_PORT + number)
     milter = MilterSession(app)
@@ -87,7 +87,7 @@ async def _connection(app: App, case: Case, connection: RecordedConnection, numb
 async def _messages(
     app: App, case: Case, connection: RecordedConnection, number: int, client: Client, milter: MilterSession
 ) -> list[MessageOutcome]:
-    """What comes of the messages of the `number`-th connection."""
+    """Play the messages of the `number`-th connection, and return their outcomes."""
     if connection.helo is not None:
         milter.helo(connection.helo)
     outcomes = []
@@ -104,7 +104,7 @@ async def _messages(
 
 
 class _Transaction:
-    """One message on its way through: what was answered so far, and why."""
+    """One message in progress: what has been decided so far, and why."""
 
     def __init__(self, app: App, envelope: Envelope, milter: MilterSession) -> None:
         self._app = app
@@ -134,27 +134,27 @@ class _Transaction:
     async def _ask(
         self, stage: Stage, restrictions: Restrictions, name: str, *, recipient: str = "", count: int = 0
     ) -> str:
-        """Ask as the policy server would be asked. Returns the reply that refuses, or nothing."""
+        """Ask the app as the policy server would, and return the reply that refuses, or an empty string."""
         attributes = self._envelope.attributes(stage, recipient=recipient, count=count, queue_id=self._queue_id)
         request = to_request(attributes)
         decision, context = await self._app.decide(request)
         await context.settle(decision)
         self._reasons |= dict.fromkeys(decision.reasons)
-        said = action(decision.verdict, request)
-        word, _, field = said.partition(" ")
+        answer = action(decision.verdict, request)
+        word, _, field = answer.partition(" ")
         if word.upper() == "PREPEND" and ":" in field:
             field_name, _, value = field.partition(":")
             self._prepended.append(Header(field_name.encode(), value.encode()))
-        return refusal(said, restrictions, name)
+        return refusal(answer, restrictions, name)
 
     async def _data(self, accepted: list[str], content: bytes) -> tuple[str, tuple[Header, ...], tuple[Header, ...]]:
-        """The reply at the end of the data, and the header fields that were added and removed."""
-        only = accepted[0] if len(accepted) == 1 else ""
-        for stage, restrictions, shown in (
+        """Send the data, and return the reply to it and the header fields that were added and removed."""
+        recipient = accepted[0] if len(accepted) == 1 else ""
+        for stage, restrictions, command in (
             (Stage.DATA, Restrictions.DATA, "DATA"),
             (Stage.END_OF_MESSAGE, Restrictions.END_OF_DATA, "END-OF-MESSAGE"),
         ):
-            refused = await self._ask(stage, restrictions, shown, recipient=only, count=len(accepted))
+            refused = await self._ask(stage, restrictions, command, recipient=recipient, count=len(accepted))
             if refused:
                 return refused, (), ()
         headers, body = parse(_as_sent(content))
@@ -170,7 +170,7 @@ class _Transaction:
         return "250 2.0.0 Ok: queued as REPLAYED", (*reversed(inserted), *self._prepended), tuple(reversed(removed))
 
     async def _filter(self, accepted: list[str], headers: list[Header], body: bytes) -> Edits:
-        """The milter's callbacks for a message, in their order."""
+        """Run the milter's callbacks for a message, in their order."""
         milter, user = self._milter, self._envelope.sasl_user
         method = "PLAIN" if user else ""
         milter.mail(f"<{self._envelope.sender}>", sasl_user=user, sasl_method=method)
@@ -186,11 +186,11 @@ class _Transaction:
 
 
 def _as_sent(content: bytes) -> bytes:
-    """The message as smtp.py sends it: lines end in CRLF, the last one too."""
+    """Return the message as smtp.py sends it: every line ends in CRLF, the last one too."""
     content = crlf(content)
     return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
 
 
 def _field(headers: list[Header], name: str, index: int) -> Header:
-    """The `index`-th field (from 1) called `name`, as a milter counts them."""
+    """Return the `index`-th field (from 1) called `name`, as a milter counts them."""
     return [field for field in headers if field.name.lower() == name.lower().encode()][index - 1]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What Postfix does around a policy service, for sessions that are played without one (smtpd_check.c, access(5)).
+"""A model of what Postfix does around a policy service, for sessions played without it (smtpd_check.c, access(5)).
 
-Which attributes it sends, and what its SMTP client hears for an answer: Postfix names what it rejects and suits
-the enhanced code to the restriction list that asked. Our service stands where postfix-snippets puts it,
-in smtpd_recipient_restrictions, with `policy_context=submission` for those who have logged in.
+Which attributes it sends, and what it replies to its SMTP client: Postfix names what it rejects, and adapts the
+enhanced status code to the restriction list that rejects. Our service is asked where postfix-snippets puts it, in
+smtpd_recipient_restrictions, with `policy_context=submission` for authenticated clients.
 """
 
 import re
@@ -14,7 +14,7 @@ from gatekeeper.core.request import Client, Stage
 
 
 class Restrictions(StrEnum):
-    """A restriction list by what it says in a reply (SMTPD_NAME_* of smtpd_check.h)."""
+    """A restriction list, by its name in a reply (SMTPD_NAME_* in smtpd_check.h)."""
 
     RECIPIENT = "Recipient address"
     DATA = "Data command"
@@ -23,7 +23,7 @@ class Restrictions(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """What Postfix knows of a message at any stage. `instance` is unlike any other message's."""
+    """What Postfix knows about a message at any stage. `instance` is unique for each message."""
 
     client: Client
     helo: str | None
@@ -32,7 +32,7 @@ class Envelope:
     instance: str
 
     def attributes(self, stage: Stage, *, recipient: str, count: int, queue_id: str) -> dict[str, str]:
-        """The attributes of a policy request, as Postfix 3.7 sends them; those of TLS are left out."""
+        """Return the attributes of a policy request, as Postfix 3.7 sends them; those about TLS are left out."""
         return {
             "request": "smtpd_access_policy",
             "protocol_state": stage.value,
@@ -60,7 +60,7 @@ class Envelope:
 
 
 def refusal(action: str, restrictions: Restrictions, name: str) -> str:
-    """The reply for an access(5) action about `name` (`<recipient>`, `<DATA>`); empty if the action refuses nothing."""
+    """Return the reply for an access(5) action on `name` (`<recipient>`, `<DATA>`); empty if it refuses nothing."""
     word, _, rest = action.partition(" ")
     code, dsn = _REFUSALS.get(word.upper(), (word, word[:1] + ".7.1"))
     if not re.fullmatch(r"[45]\d\d", code) or (code == word and not rest.strip()):
@@ -68,7 +68,7 @@ def refusal(action: str, restrictions: Restrictions, name: str) -> str:
     match = re.match(r"\s*([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)", rest)
     if match:
         dsn, rest = match[1], rest[match.end() :]
-    dsn = code[0] + _suited(dsn, restrictions)[1:]
+    dsn = code[0] + _adapted(dsn, restrictions)[1:]
     return f"{code} {dsn} <{name}>: {restrictions} rejected: {rest.strip() or 'Access denied'}"
 
 
@@ -77,13 +77,13 @@ _REFUSALS = {
     "DEFER": ("450", "4.7.1"),
     "DEFER_IF_PERMIT": ("450", "4.7.1"),
 }
-"""Reply code and enhanced code of actions that are words. DEFER_IF_REJECT is none: nobody rejects after us."""
+"""Reply code and enhanced code of the actions that refuse. DEFER_IF_REJECT does not: nothing rejects after us."""
 
 _RECIPIENT_DETAIL = {**{same: same for same in "123456"}, "7": "3", "8": "2"}
-"""smtpd_dsn_fix.c: the detail of x.1.y about a recipient: a sender's (7, 8) becomes its own; others are 0."""
+"""smtpd_dsn_fix.c: the detail y of x.1.y for a recipient: a sender's (7, 8) becomes a recipient's; others are 0."""
 
 
-def _suited(dsn: str, restrictions: Restrictions) -> str:
+def _adapted(dsn: str, restrictions: Restrictions) -> str:
     if not re.fullmatch(r"\d\.1\.\d+", dsn):
         return dsn
     if restrictions is not Restrictions.RECIPIENT:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An exact SMTP client, and recorded sessions played with it through a real Postfix.
+"""A byte-exact SMTP client, and a player of recorded sessions through a real Postfix.
 
-Bytes go out as they are written in the case, replies come back as text. The client's address, name and login are made
-up with XCLIENT (XCLIENT_README), which the Postfix must allow to us (`smtpd_authorized_xclient_hosts`).
+Bytes are sent as they are written in the case, replies are returned as text. The client's address, name and login are
+simulated with XCLIENT (XCLIENT_README), which Postfix must allow us (`smtpd_authorized_xclient_hosts`).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from gatekeeper.dnsclient.resolver import Resolver
 from gatekeeper.replay.fixture import Case, RecordedConnection, RecordedMessage, client_names
 
 TIMEOUT = 30.0
-"""Seconds to wait for one reply: longer than any answer of gatekeeper's may take."""
+"""Seconds to wait for one reply: longer than any answer of gatekeeper may take."""
 
 
 _QUEUED = re.compile(r"queued as (\w+)")
@@ -32,8 +32,9 @@ class SmtpError(Exception):
 
 
 class SmtpClient:
-    """One connection, from the address `source` if it is given. Each command returns the reply: its code, a space, and
-    the text of all its lines.
+    """One connection, from the address `source` if it is given.
+
+    Each command returns the reply: its code, a space, and the text of all its lines.
     """
 
     def __init__(self, host: str, port: int, source: str = "") -> None:
@@ -43,7 +44,7 @@ class SmtpClient:
 
     @property
     def port(self) -> int:
-        """Our own port."""
+        """The local port."""
         port: int = self._socket.getsockname()[1]
         return port
 
@@ -52,18 +53,18 @@ class SmtpClient:
         return self._send(line.encode("utf-8", "surrogateescape") + b"\r\n")
 
     def xclient(self, attributes: Mapping[str, str]) -> str:
-        """Become another client. Postfix greets anew, so the reply is the greeting that this client gets."""
+        """Pose as another client. Postfix greets again, so the reply is the greeting that this client gets."""
         self.command("EHLO lab.invalid")
         return self.command("XCLIENT " + " ".join(f"{name}={_xtext(value)}" for name, value in attributes.items()))
 
     def content(self, message: bytes) -> str:
-        """Send a message (lines end in CRLF) after DATA was answered with 354."""
+        """Send a message, whose lines end in CRLF, after 354 was the reply to DATA."""
         if message and not message.endswith(b"\r\n"):
             message += b"\r\n"
         return self._send(re.sub(rb"(?m)^\.", b"..", message) + b".\r\n")
 
     def close(self) -> None:
-        """Leave politely if the server still listens."""
+        """Send QUIT if the server still listens, and close the connection."""
         try:
             self.command("QUIT")
         except SmtpError:
@@ -75,7 +76,7 @@ class SmtpClient:
         try:
             self._socket.sendall(wire)
         except OSError as error:
-            raise SmtpError(f"the server has gone: {error}") from error
+            raise SmtpError(f"the server has gone away: {error}") from error
         return self._reply()
 
     def _reply(self) -> str:
@@ -100,13 +101,13 @@ class SmtpClient:
 
 
 def _xtext(value: str) -> str:
-    """Xtext (RFC 3461 section 4), as XCLIENT wants its values."""
+    """Encode as xtext (RFC 3461 section 4), which XCLIENT requires for its values."""
     return re.sub(rb"[^!-~]|[+=]", lambda match: b"+%02X" % match[0][0], value.encode()).decode()
 
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Where Postfix listens: `smtp` as port 25 for strangers, `submission` for those who have logged in."""
+    """The ports on which Postfix listens: `smtp` (25) for strangers, `submission` for authenticated clients."""
 
     host: str
     smtp: int
@@ -114,54 +115,54 @@ class Servers:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What the server said to one message: a reply for each recipient, then, if it came to that, to the data."""
+class MessageReplies:
+    """The server's replies to one message: one to each recipient, then, if any was accepted, one to the data."""
 
     replies: tuple[str, ...]
     queue_id: str = ""
 
 
 @dataclass(slots=True)
-class HeardConnection:
-    """What the server said in one connection. `reply` is its greeting, or its refusal of the HELO."""
+class ConnectionReplies:
+    """The server's replies in one connection. `reply` is its greeting, or its refusal of the HELO."""
 
     client: Client
     reply: str
-    messages: list[Heard] = field(default_factory=list)
+    messages: list[MessageReplies] = field(default_factory=list)
 
 
-def play(case: Case, servers: Servers, resolver: Resolver) -> list[HeardConnection]:
-    """Play a case, really waiting where it waits. `resolver` says what a client is called that the case does not name.
+def play(case: Case, servers: Servers, resolver: Resolver) -> list[ConnectionReplies]:
+    """Play a case in real time. `resolver` is asked for the names of clients that the case does not name.
 
-    Not for the inside of an event loop. Raises SmtpError, and OSError if nobody listens.
+    Must not be called in an event loop. Raises SmtpError, and OSError if nobody listens.
     """
     return [_connect(case, connection, servers, resolver) for connection in case.connections]
 
 
-def _connect(case: Case, connection: RecordedConnection, servers: Servers, resolver: Resolver) -> HeardConnection:
+def _connect(case: Case, connection: RecordedConnection, servers: Servers, resolver: Resolver) -> ConnectionReplies:
     time.sleep(connection.wait)
-    names = client_names(connection) or asyncio.run(look_up(resolver, connection.client))
+    names = client_names(connection) or asyncio.run(look_up_names(resolver, connection.client))
     port = servers.submission if connection.sasl_user else servers.smtp
     with SmtpClient(servers.host, port) as smtp:
         client = Client(address=parse_address(connection.client), name=names[0], reverse_name=names[1], port=smtp.port)
-        heard = HeardConnection(client, smtp.xclient(_attributes(client, connection.sasl_user)))
-        if heard.reply.startswith("220") and connection.helo is not None:
+        replies = ConnectionReplies(client, smtp.xclient(_attributes(client, connection.sasl_user)))
+        if replies.reply.startswith("220") and connection.helo is not None:
             reply = smtp.command(f"EHLO {connection.helo}")
             if not reply.startswith("250"):
-                heard.reply = reply
-        if heard.reply.startswith("220"):
-            heard.messages = [_send(smtp, message, case.content(message)) for message in connection.messages]
-    return heard
+                replies.reply = reply
+        if replies.reply.startswith("220"):
+            replies.messages = [_transaction(smtp, message, case.content(message)) for message in connection.messages]
+    return replies
 
 
-async def look_up(resolver: Resolver, address: str) -> tuple[str, str]:
-    """The confirmed and the bare name of the client at `address`, as Postfix finds them; `unknown` if there is none."""
+async def look_up_names(resolver: Resolver, address: str) -> tuple[str, str]:
+    """Look up the confirmed and the unconfirmed name of a client as Postfix does; `unknown` if there is none."""
     iprev = await check_iprev(resolver, parse_address(address))
     return iprev.name or UNKNOWN, iprev.reverse or UNKNOWN
 
 
 def _attributes(client: Client, sasl_user: str) -> dict[str, str]:
-    """XCLIENT's attributes. Our own port goes along, because Postfix forgets it, and the trace id is made of it."""
+    """Return XCLIENT's attributes. They include our port: Postfix forgets it, and trace ids are derived from it."""
     address = str(client.address)
     attributes = {
         "NAME": "[UNAVAILABLE]" if client.name == UNKNOWN else client.name,
@@ -172,18 +173,18 @@ def _attributes(client: Client, sasl_user: str) -> dict[str, str]:
     return {**attributes, "LOGIN": sasl_user} if sasl_user else attributes
 
 
-def _send(smtp: SmtpClient, message: RecordedMessage, content: bytes | None) -> Heard:
-    """One transaction; RSET at its end if it came to nothing, so that the next one starts anew."""
+def _transaction(smtp: SmtpClient, message: RecordedMessage, content: bytes | None) -> MessageReplies:
+    """Play one transaction, with RSET at the end if no mail was queued, so that the next one starts afresh."""
     utf8 = "" if (message.sender + "".join(message.recipients)).isascii() else " SMTPUTF8"
-    begun = smtp.command(f"MAIL FROM:<{message.sender}>{utf8}")
-    if not begun.startswith("250"):
-        return Heard(tuple(begun for _ in message.recipients))
+    mail_reply = smtp.command(f"MAIL FROM:<{message.sender}>{utf8}")
+    if not mail_reply.startswith("250"):
+        return MessageReplies(tuple(mail_reply for _ in message.recipients))
     replies = [smtp.command(f"RCPT TO:<{recipient}>") for recipient in message.recipients]
     if content is not None and any(reply.startswith("250") for reply in replies):
-        ready = smtp.command("DATA")
-        replies.append(smtp.content(crlf(content)) if ready.startswith("354") else ready)
+        data_reply = smtp.command("DATA")
+        replies.append(smtp.content(crlf(content)) if data_reply.startswith("354") else data_reply)
         if replies[-1].startswith("250"):
             queued = _QUEUED.search(replies[-1])
-            return Heard(tuple(replies), queued[1] if queued else "")
+            return MessageReplies(tuple(replies), queued[1] if queued else "")
     smtp.command("RSET")
-    return Heard(tuple(replies))
+    return MessageReplies(tuple(replies))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where keys are configured, and how the new one gets there: a line of the KeyTable, or selector and key_file of
-gatekeeper.toml. Everything else in the file stays as it was, byte for byte, with its owner and mode.
+"""Where keys are configured, and how a new one gets there.
 
-Lists of lines in the configuration (csl:, TOML lists) and opendkim.conf are for people to change: it is said what to
-write.
+That is a line of the KeyTable, or selector and key_file in gatekeeper.toml. Everything else in the file stays as it
+was, byte for byte, with its owner and mode. Lists in the configuration (csl:, TOML lists) and opendkim.conf are left to
+people: the report says what to write.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 from gatekeeper.app.signing_plan import key_table, key_table_file
 from gatekeeper.config.config_file import Config
-from gatekeeper.rotation.state import RotationRefused, RotationState, Which
+from gatekeeper.rotation.state import KeyReference, RotationRefused, RotationState
 from gatekeeper.signing import key_generation
 from gatekeeper.signing.key_table import is_path
 from gatekeeper.signing.keys import ALGORITHMS, BadKey, PrivateKey
@@ -27,8 +27,8 @@ _LINE = re.compile(r"(?P<before>\s*[^\s#]+\s+)(?P<value>[^#]*?)(?P<after>\s*(?:#
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which keys are meant: all of a domain, with a selector, or whatever is `older` than so many seconds."""
+class KeySelection:
+    """KeyReference keys are selected: those of a domain, with a selector, or `older` than so many seconds."""
 
     domain: str = ""
     selector: str = ""
@@ -36,7 +36,7 @@ class Wanted:
 
     @property
     def is_named(self) -> bool:
-        """Whether a key is meant by its name."""
+        """Whether keys are selected by domain or selector."""
         return bool(self.domain or self.selector)
 
     def __str__(self) -> str:
@@ -44,23 +44,24 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Configured:
-    """One key as the tables have it. `domains` are several where it serves them all."""
+class ConfiguredKey:
+    """A key as it is configured, for all the `domains` that it serves."""
 
     domains: tuple[str, ...]
-    which: Which
+    reference: KeyReference
     private: PrivateKey | None = None
 
     @property
-    def made(self) -> datetime | None:
-        """Since when the key is there, by its file; None where nobody knows."""
+    def created(self) -> datetime | None:
+        """The time of the key's file; None if it is not known."""
+        path = self.reference.path
         try:
-            return datetime.fromtimestamp(Path(self.which.path).stat().st_mtime, UTC) if self.which.path else None
+            return datetime.fromtimestamp(Path(path).stat().st_mtime, UTC) if path else None
         except OSError:
             return None
 
-    def size(self) -> tuple[key_generation.KeyType, int]:
-        """The kind of the key, and the size for a new RSA one. Raises Refused."""
+    def successor_type(self) -> tuple[key_generation.KeyType, int]:
+        """Return the kind of the key that replaces this one, and its size if that is RSA. Raises RotationRefused."""
         try:
             if self.private is not None:
                 ed25519 = self.private.kind == "ed25519"
@@ -71,61 +72,61 @@ class Configured:
                 )
         except BadKey:
             pass
-        what = f"the key of {self.domains[0]} with selector {self.which.selector} cannot be read"
-        raise RotationRefused(f"{what}; `gatekeeper check-config` says why; --type tells what the new one is to be")
+        what = f"the key of {self.domains[0]} with selector {self.reference.selector} cannot be read"
+        raise RotationRefused(f"{what}; `gatekeeper check-config` says why; choose the type of the new one with --type")
 
 
 class KeyConfiguration:
-    """The keys of `config`, as they are now."""
+    """The keys that `config` names, as they are now."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         keys, self.problems = key_table(config)
         self.file = key_table_file(config)
-        together: dict[tuple[str, str, str], list[str]] = {}
+        domains_by_key: dict[tuple[str, str, str], list[str]] = {}
         private: dict[tuple[str, str, str], PrivateKey | None] = {}
         for key in keys:
-            alone = key.domain if config.signing.key_table is not None else ""
-            at = (alone, key.selector, key.path)
-            together.setdefault(at, []).append(key.domain)
-            private[at] = key.private
+            own_domain = key.domain if config.signing.key_table is not None else ""
+            group = (own_domain, key.selector, key.path)
+            domains_by_key.setdefault(group, []).append(key.domain)
+            private[group] = key.private
         self.keys = tuple(
-            Configured(tuple(dict.fromkeys(domains)), Which(selector=at[1], path=at[2]), private[at])
-            for at, domains in together.items()
+            ConfiguredKey(tuple(dict.fromkeys(domains)), KeyReference(selector=group[1], path=group[2]), private[group])
+            for group, domains in domains_by_key.items()
         )
-        self._there = {(domain, key.which) for key in self.keys for domain in key.domains}
-        self.folders = sorted({folder for key in self.keys if (folder := self.folder_of(key.which)).is_dir()})
-        """Where keys lie."""
+        self._configured = {(domain, key.reference) for key in self.keys for domain in key.domains}
+        self.folders = sorted({folder for key in self.keys if (folder := self.folder_of(key.reference)).is_dir()})
+        """The folders of the keys."""
 
-    def has(self, domains: Iterable[str], which: Which) -> bool:
-        """Whether this key is configured for all of `domains`."""
-        return all((domain, which) in self._there for domain in domains)
+    def has(self, domains: Iterable[str], reference: KeyReference) -> bool:
+        """Return whether this key is configured for all of `domains`."""
+        return all((domain, reference) in self._configured for domain in domains)
 
     def signs(self, domains: Iterable[str], selector: str) -> bool:
-        """Whether any of `domains` has a key with this selector, wherever the key lies."""
-        return any(which.selector == selector and domain in domains for domain, which in self._there)
+        """Return whether any of `domains` has a key with this selector, in whichever file."""
+        return any(reference.selector == selector and domain in domains for domain, reference in self._configured)
 
-    def folder_of(self, which: Which) -> Path:
-        """Where the state of its rotation and the new key lie: beside the old key; for one without a file, beside the
-        KeyTable or the configuration.
+    def folder_of(self, reference: KeyReference) -> Path:
+        """Return the folder for the new key and the state of its rotation.
+
+        That is the folder of the old key; for a key without a file, that of the KeyTable or the configuration.
         """
-        if which.path:
-            return Path(which.path).resolve().parent
+        if reference.path:
+            return Path(reference.path).resolve().parent
         return self.file.resolve().parent if self.file else self._config.folder.resolve()
 
     def check(self, state: RotationState) -> None:
-        """Raise Refused if the time would come to switch and there would be no line to change."""
+        """Raise RotationRefused if there will be no line to change when the time comes to switch."""
         if self._config.signing.key_table is None or self.file is None:
             return
         if not switched(_read(self.file), state, self._config.folder)[1]:
             what = f"{self.file} has no line with {state.domains[0]}:{state.old.selector}:{state.old.path}"
-            raise RotationRefused(
-                f"{what}, which could be changed; a line with % serves many domains: give this one its own"
-            )
+            raise RotationRefused(f"{what} to change; a line with % serves many domains: give this one its own")
 
     def switch(self, state: RotationState) -> list[str]:
-        """Put the new key into the place of the old one: what was changed, in words. Raises Refused with what a person
-        has to write instead, and OSError.
+        """Replace the old key with the new one, and say what was changed.
+
+        Raises RotationRefused with what a person has to write instead, and OSError.
         """
         if self._config.signing.key_table is None:
             return self._switch_option(state)
@@ -139,11 +140,11 @@ class KeyConfiguration:
         if not lines:
             raise RotationRefused(f"{path} has no line with {state.domains[0]}:{state.old.selector}:{state.old.path}")
         _replace(path, text)
-        places = [f"{path}:{line}: {state.domains[0]}:{state.new.selector}:{state.new.path}" for line in lines]
-        return [*places, "the service reads it by itself, within seconds"]
+        changes = [f"{path}:{line}: {state.domains[0]}:{state.new.selector}:{state.new.path}" for line in lines]
+        return [*changes, "the service reads it by itself, within seconds"]
 
     def _switch_option(self, state: RotationState) -> list[str]:
-        """`selector` and `key_file` of gatekeeper.toml, in one stroke."""
+        """Change `selector` and `key_file` in gatekeeper.toml, both at once."""
         place = self._config.problem(("signing", "selector"), "")
         wanted = {"selector": state.new.selector, "key_file": state.new.path}
         written = " and ".join(f"{name} = {json.dumps(value)}" for name, value in wanted.items())
@@ -175,14 +176,15 @@ class KeyConfiguration:
         return [f"{path}:{place.line}: {written}", "this file is read at a reload: systemctl reload gatekeeper"]
 
     def _place(self, option: str) -> str:
-        """Where in the configuration `option` stands."""
+        """Return file and line of `option` in the configuration."""
         problem = self._config.problem(("signing", option), "")
         return f"{problem.file}:{problem.line}" if problem.line else problem.file
 
 
 def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int]]:
-    """The KeyTable `text` with the new key in the lines of the old one, and the numbers of these lines. Relative paths
-    start at `base`.
+    """Return the KeyTable `text` with the new key in the lines of the old one, and the numbers of these lines.
+
+    Relative paths start at `base`.
     """
     lines, changed = text.split("\n"), []
     for number, line in enumerate(lines):
@@ -192,8 +194,8 @@ def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int
         fields = [field.strip() for field in match["value"].split(":", 2)]
         if len(fields) < 3 or fields[0].lower() not in state.domains or fields[1] != state.old.selector:
             continue
-        place, algorithm = _location(fields[2], fields[0].lower(), base)
-        if place == state.old.path:
+        path, algorithm = _location(fields[2], fields[0].lower(), base)
+        if path == state.old.path:
             value = f"{fields[0]}:{state.new.selector}:{state.new.path}{algorithm}"
             lines[number] = f"{match['before']}{value}{line[match.end('value') :]}"
             changed.append(number + 1)
@@ -201,8 +203,9 @@ def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int
 
 
 def _location(text: str, domain: str, base: Path) -> tuple[str, str]:
-    """The path of a key as KeyTable reads it, empty for a key that stands there itself; and its algorithm, with a
-    colon.
+    """Return the path of a key as KeyTable reads it, and its algorithm with a colon in front.
+
+    The path is empty for a key that is written in the KeyTable itself.
     """
     location, _, algorithm = text.rpartition(":")
     if algorithm not in ALGORITHMS:
@@ -214,7 +217,7 @@ def _location(text: str, domain: str, base: Path) -> tuple[str, str]:
 
 
 def _toml(text: str) -> dict[str, Any] | None:
-    """What is written; None if it is no TOML, as opendkim.conf."""
+    """Parse `text`; None if it is not TOML, such as opendkim.conf."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -222,12 +225,12 @@ def _toml(text: str) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> str:
-    # Not read_text: line ends stay as they are.
+    # Not read_text: line endings stay as they are.
     return path.read_bytes().decode("utf-8", "surrogateescape")
 
 
 def _replace(path: Path, text: str) -> None:
-    """Another content for a file that is there, at once, with its owner and mode."""
+    """Replace the contents of an existing file atomically, with its owner and mode."""
     status = path.stat()
     owner = (status.st_uid, status.st_gid) if os.geteuid() == 0 else None
     data = text.encode("utf-8", "surrogateescape")

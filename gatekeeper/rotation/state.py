@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How far a rotation has come: DOMAIN.SELECTOR.rotation.json beside the keys, written anew at each step.
+"""The progress of a rotation: DOMAIN.SELECTOR.rotation.json beside the keys, rewritten at each step.
 
-It is written before the key that it names is made, so that a key never lies about of which nobody knows why; and a time
-stands in it only once what it says has been done. It holds nothing secret.
+It is written before the key that it names is generated, so that there is never a key of unknown purpose; and it has the
+time of a step only once that step has been done. It contains no secrets.
 """
 
 import fcntl
@@ -23,11 +23,11 @@ SUFFIX = ".rotation.json"
 
 
 class RotationRefused(Exception):
-    """A rotation cannot be begun or go on; the text says why and what to do."""
+    """A rotation cannot begin or continue; the text says why and what to do."""
 
 
 class Busy(RotationRefused):
-    """Another one is at it."""
+    """Another process is rotating keys in the same folder."""
 
 
 class RotationStage(StrEnum):
@@ -44,20 +44,20 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Which(_Frozen):
-    """One key: `path` is empty for one that stands in the KeyTable itself."""
+class KeyReference(_Frozen):
+    """A key by selector and file; `path` is empty for a key that is written in the KeyTable itself."""
 
     selector: str
     path: str
 
 
 class RotationState(_Frozen):
-    """The key `new` takes the place of `old`; `domains` are several where one key is configured for all of them."""
+    """The rotation of the key `old` to `new`, for all `domains` that this key is configured for."""
 
     version: Literal[1] = 1
     domains: tuple[str, ...]
-    old: Which
-    new: Which
+    old: KeyReference
+    new: KeyReference
     kind: key_generation.KeyType = "rsa"
     bits: int = 2048
     generated: datetime | None = None
@@ -67,7 +67,7 @@ class RotationState(_Frozen):
 
     @property
     def stage(self) -> RotationStage:
-        """How far it has come."""
+        """The last step that has been done."""
         for stage in (RotationStage.RETIRED, RotationStage.ACTIVE, RotationStage.PUBLISHED, RotationStage.GENERATED):
             if getattr(self, stage.value) is not None:
                 return stage
@@ -75,29 +75,29 @@ class RotationState(_Frozen):
 
     @property
     def file_name(self) -> str:
-        """What its file is called."""
+        """The name of the state file."""
         return f"{self.domains[0]}.{self.old.selector}{SUFFIX}"
 
     def save(self, folder: Path) -> None:
-        """Write it. Raises OSError."""
+        """Write the state file. Raises OSError."""
         text = json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
         key_generation.write_key(folder / self.file_name, text.encode(), mode=0o644, replace=True)
 
 
 def load(folder: Path) -> Iterator[RotationState]:
-    """Every rotation whose keys are in `folder`. Raises Refused for a file that makes no sense."""
+    """Yield every rotation whose keys are in `folder`. Raises RotationRefused for a file that is not valid."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             yield RotationState.model_validate_json(path.read_bytes())
         except (ValidationError, OSError, ValueError):
-            # The library's words would be about JSON; it is no file that people write.
-            what = "is no state of a rotation that can be read; look at it, and remove it to begin anew"
+            # The library's message would be about JSON, but people do not write this file.
+            what = "is not the state of a rotation; look at it, and remove it to start over"
             raise RotationRefused(f"{path} {what}") from None
 
 
 @contextmanager
 def locked(folders: Iterable[Path]) -> Iterator[None]:
-    """Nobody else rotates in `folders` meanwhile. Raises Busy, OSError."""
+    """Keep other processes from rotating keys in `folders` meanwhile. Raises Busy, OSError."""
     with ExitStack() as stack:
         for folder in sorted(set(folders)):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

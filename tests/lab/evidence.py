@@ -12,14 +12,14 @@ from gatekeeper.core.log import read_decision, trace_id
 from gatekeeper.core.message import Header, crlf, parse
 from gatekeeper.replay.compare import ConnectionOutcome, MessageOutcome
 from gatekeeper.replay.fixture import Case, RecordedMessage
-from gatekeeper.replay.smtp import Heard, HeardConnection
+from gatekeeper.replay.smtp import ConnectionReplies, MessageReplies
 
 Line = Mapping[str, str]
 """One decision in the log, by name."""
 
 
 def outcomes(
-    case: Case, heard: Sequence[HeardConnection], log: str, delivered: Callable[[str], bytes | None]
+    case: Case, heard: Sequence[ConnectionReplies], log: str, delivered: Callable[[str], bytes | None]
 ) -> tuple[ConnectionOutcome, ...]:
     """What came of a case that was played. `delivered` gives the message that arrived under a queue id, if one did."""
     return tuple(
@@ -36,7 +36,7 @@ def outcomes(
     )
 
 
-def is_complete(case: Case, heard: Sequence[HeardConnection], log: str) -> bool:
+def is_complete(case: Case, heard: Sequence[ConnectionReplies], log: str) -> bool:
     """True if the log says something of each message: a decision is written down just after it is answered."""
     return all(all(lines_of(log, said, made.messages)) for made, said in zip(case.connections, heard, strict=True))
 
@@ -48,7 +48,7 @@ def decisions(log: str) -> Iterator[Line]:
             yield found
 
 
-def lines_of(log: str, connection: HeardConnection, messages: Sequence[RecordedMessage]) -> list[list[Line]]:
+def lines_of(log: str, connection: ConnectionReplies, messages: Sequence[RecordedMessage]) -> list[list[Line]]:
     """For each message of a connection that was played, the decisions about it: one for each recipient, the milter's.
 
     `messages` are those of the case. A decision is taken once, so of two equal messages each has its own.
@@ -59,7 +59,7 @@ def lines_of(log: str, connection: HeardConnection, messages: Sequence[RecordedM
 
 
 def _outcome(
-    content: bytes | None, heard: Heard, lines: Sequence[Line], delivered: Callable[[str], bytes | None]
+    content: bytes | None, heard: MessageReplies, lines: Sequence[Line], delivered: Callable[[str], bytes | None]
 ) -> MessageOutcome:
     reasons = dict.fromkeys(code for line in lines for code in line.get("reasons", "").split(",") if code)
     arrived = delivered(heard.queue_id) if heard.queue_id else None
@@ -69,7 +69,7 @@ def _outcome(
     )
 
 
-def _take(left: list[Line], message: RecordedMessage, heard: Heard) -> list[Line]:
+def _take(left: list[Line], message: RecordedMessage, heard: MessageReplies) -> list[Line]:
     wanted = [("policy", f"<{recipient}>") for recipient in message.recipients]
     if len(heard.replies) > len(message.recipients):
         wanted.append(("milter", ""))
