@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gatekeeper.core.gather import gather_in_task
-from gatekeeper.core.verdict import Decision, Later, Note
+from gatekeeper.core.verdict import Decision, LazyNote, Note
 from gatekeeper.dnsclient.resolver import Resolver
 from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries
@@ -42,7 +42,7 @@ class Context:
     """True while `warn_if_reject` asks: what is refused is written down and let pass."""
     doubts: list[str] = field(default_factory=list)
     """What speaks against the client without refusing it, for the checks that come after: "is listed on …"."""
-    _notes: list[Note | Later] = field(default_factory=list)
+    _notes: list[Note | LazyNote] = field(default_factory=list)
     _callbacks: list[tuple[Callback, When | None]] = field(default_factory=list)
     worked_out: dict[object, Any] = field(default_factory=dict)
     """What a check has worked out when it announced, for when it is asked."""
@@ -55,7 +55,7 @@ class Context:
         """Write down what was found, where it is found out; explain, logs and reports read it."""
         self._notes.append(Note(what, found))
 
-    def note_later(self, tell: Later) -> None:
+    def note_later(self, tell: LazyNote) -> None:
         """The same, for what is found out with each request: put into words only where somebody reads it."""
         self._notes.append(tell)
 
@@ -69,7 +69,7 @@ class Context:
         """Whether something is to be done about this decision."""
         return any(when is None or when(decision) for _, when in self._callbacks)
 
-    def take_notes(self) -> tuple[Note | Later, ...]:
+    def take_notes(self) -> tuple[Note | LazyNote, ...]:
         """The notes since the last call."""
         if not self._notes:
             return ()

@@ -131,7 +131,7 @@ class Pipeline:
                     steps.append(asked.passed if not notes else Step(name, asked.name, PASS, notes))
                     continue
                 steps.append(Step(name, asked.name, verdict, notes))
-                for kept in verdict.kept:
+                for kept in verdict.earlier:
                     match kept.outcome:
                         case Outcome.DEFER_IF_PERMIT:
                             if_permit = if_permit or kept
@@ -139,7 +139,7 @@ class Pipeline:
                             if_reject = if_reject or kept
                         case _:
                             action = action or kept
-                if verdict.kept and if_permit and if_reject:
+                if verdict.earlier and if_permit and if_reject:
                     break
                 match verdict.outcome:
                     case Outcome.PASS:

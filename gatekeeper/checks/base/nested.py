@@ -23,7 +23,7 @@ def softened(verdict: Verdict, context: Context) -> Verdict:
     if not verdict.refuses or verdict.reason == SERVER_ERROR.reason:
         return verdict
     context.note("would refuse", verdict.reply)
-    return Verdict(Outcome.PASS, f"warn_if_reject.{verdict.reason}", kept=verdict.kept)
+    return Verdict(Outcome.PASS, f"warn_if_reject.{verdict.reason}", earlier=verdict.earlier)
 
 
 async def ask(checks: Sequence[Check], request: Request, context: Context) -> Verdict:
@@ -40,19 +40,19 @@ async def ask(checks: Sequence[Check], request: Request, context: Context) -> Ve
         if context.warn_only:
             verdict = softened(verdict, context)
         context.note(f"within: {check.name}", verdict.reason or verdict.outcome)
-        kept += verdict.kept
+        kept += verdict.earlier
         match verdict.outcome:
             case Outcome.PASS:
-                said = replace(verdict, kept=()) if verdict.reason else said
+                said = replace(verdict, earlier=()) if verdict.reason else said
             case Outcome.DEFER_IF_PERMIT | Outcome.DEFER_IF_REJECT:
                 kept.append(verdict)
             case Outcome.ACTION if not verdict.text.startswith("DISCARD"):
                 kept.append(verdict)
             case _:
-                return replace(verdict, kept=tuple(kept))
+                return replace(verdict, earlier=tuple(kept))
         if {Outcome.DEFER_IF_PERMIT, Outcome.DEFER_IF_REJECT} <= {verdict.outcome for verdict in kept}:
             break
-    return replace(said, kept=tuple(kept)) if kept else said
+    return replace(said, earlier=tuple(kept)) if kept else said
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class LookUp:
         verdict = await apply(action, subject, request, context)
         context.note(f"{self.what} {subject.what or '<>'}", verdict.text or verdict.reason or verdict.outcome)
         if verdict.outcome is Outcome.PERMIT and not self.may_allow:
-            return replace(SERVER_ERROR, kept=verdict.kept)
+            return replace(SERVER_ERROR, earlier=verdict.earlier)
         return verdict
 
 
@@ -180,7 +180,7 @@ class Access:
             if need and getattr(request, need) is None:
                 continue
             verdict = await look_up(request, context)
-            if verdict.outcome is not Outcome.PASS or verdict.kept:
+            if verdict.outcome is not Outcome.PASS or verdict.earlier:
                 return verdict
             said = verdict if verdict.reason else said
         return said

@@ -52,7 +52,7 @@ class CertificateAccess:
             subject = Subject(request.ccert_subject, "Client certificate")
             verdict = await apply(action, subject, request, context)
             context.note(f"certificate {fingerprint}", verdict.text or verdict.reason or verdict.outcome)
-            if verdict.outcome is not PASS.outcome or verdict.kept:
+            if verdict.outcome is not PASS.outcome or verdict.earlier:
                 return verdict
         return PASS
 
