@@ -160,7 +160,7 @@ def _of_messages(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Che
 def _place(config: Config, at: KeyPath, restriction: Restriction) -> SourceLine:
     """Where a restriction stands: in a string of several lines, or as one of a list."""
     if restriction.index is None:
-        return _at(config.problem(at, "", below=restriction.lines_below))
+        return _at(config.problem(at, "", below=restriction.line_offset))
     return _at(config.problem((*at, restriction.index), ""))
 
 

@@ -14,7 +14,7 @@ from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, permit
 from gatekeeper.pipeline.context import Context
-from gatekeeper.postfix.restriction_list import cut, unbraced
+from gatekeeper.postfix.restriction_list import split_words, strip_braces
 
 KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}
 """What may be searched for, by the name in `search_order`, in its default order: the Request's attributes."""
@@ -22,15 +22,15 @@ KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pu
 
 def parse_search(argument: str) -> tuple[str, tuple[str, ...]]:
     """Table and attributes of `TYPE:FILE` or `{ TYPE:FILE, { search_order = KEY, KEY } }`. Raises ValueError."""
-    inner = unbraced(argument)
+    inner = strip_braces(argument)
     if inner is None:
         return argument, tuple(KEYS.values())
-    table, *options = [word for _, word in cut(inner)] or [""]
+    table, *options = [word for _, word in split_words(inner)] or [""]
     keys = list(KEYS.values())
     if options:
         text = " ".join(options)
-        name, equals, value = (unbraced(text) or text).partition("=")
-        keys = [KEYS.get(word, "") for _, word in cut(value)]
+        name, equals, value = (strip_braces(text) or text).partition("=")
+        keys = [KEYS.get(word, "") for _, word in split_words(value)]
         if not equals or name.strip() != "search_order" or not keys or "" in keys:
             raise ValueError(f"{text!r} is no search order; allowed: {{ search_order = {', '.join(KEYS)} }}")
     return table, tuple(keys)
