@@ -98,7 +98,7 @@ class Greylist(ConfiguredCheck):
         if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request, address):
             return None
         network, domain = context.worked_out[id(self)] = self._identities(request, address, context)
-        return ReadAhead((*network.reads, *domain.reads), born=self.learning > 0)
+        return ReadAhead((*network.reads, *domain.reads), created_at=self.learning > 0)
 
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Wait, or not and why not."""
@@ -169,7 +169,7 @@ class Greylist(ConfiguredCheck):
             self._remember(seen.identity, context)
             return _pass("passed" if self._is_over(seen, now) else "known_network")
         if seen.first is None:
-            if self.learning and now < await context.store.born() + self.learning:
+            if self.learning and now < await context.store.created_at() + self.learning:
                 self._remember(seen.identity, context)
                 return _pass("learning")
             self._note_first(seen.identity, context)

@@ -82,7 +82,7 @@ def first_value(now: float) -> bytes:
 
 async def see(identity: ClientIdentity, store: Store) -> TripletState:
     """What the store says of a triplet, in one question. Raises StoreError."""
-    _, [triplet, allowed, *imported] = await store.ask((), identity.reads)
+    _, [triplet, allowed, *imported] = await store.hit_and_get((), identity.reads)
     known = first = None
     for value in (triplet, *imported):
         if value is None:

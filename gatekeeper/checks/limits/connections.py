@@ -118,7 +118,7 @@ class Connections:
         for place, number in zip(places, taken, strict=True):
             if number > place.limit.count:
                 return place.refusal()
-        held = self._held[connection] = tuple(lease._replace(most=None) for lease in leases)
+        held = self._held[connection] = tuple(lease._replace(limit=None) for lease in leases)
         await context.alone.lease(held, LEASE)  # so that it is known here if the store goes
         if self._renewal is None:
             self._renewal = asyncio.create_task(self._keep_renewing())

@@ -175,7 +175,7 @@ class Tally(NamedTuple):
 async def _wait(store: Store, hit: CounterHit, excess: int) -> float:
     """Seconds until `excess` of what `hit` counts has left its window; infinite if that is not known."""
     try:
-        for leaves, amount in await store.spread(hit):
+        for leaves, amount in await store.expirations(hit):
             excess -= amount
             if excess <= 0:
                 return leaves
