@@ -145,7 +145,7 @@ async def test_a_list_s_own_words_are_made_safe(server: DnsServer, text: str, ex
 
 
 async def test_a_silent_list_is_waited_for_no_longer_than_the_budget(nameserver: str) -> None:
-    watched = ListMonitor(CachingResolver(LiveResolver([nameserver])), budget=0.3)
+    watched = ListMonitor(CachingResolver(LiveResolver([nameserver])), timeout=0.3)
     questions = [
         ListQuestion(parse_list(f"{zone}.example"), ListKind.ADDRESS, "9.2.0.192") for zone in ("silent", "good")
     ]

@@ -34,7 +34,7 @@ from gatekeeper.config.values import (
     Workers,
 )
 from gatekeeper.core.units import Duration, PositiveDuration
-from gatekeeper.dnslists.monitor import BUDGET
+from gatekeeper.dnslists.monitor import LIST_TIMEOUT
 from gatekeeper.pipeline.pipeline import LISTS, RECIPIENT
 from gatekeeper.postfix.listen_address import ListenAddress
 from gatekeeper.postfix.restriction_list import Restriction, Restrictions, TableNames, parse_restrictions
@@ -59,7 +59,7 @@ class Section(BaseModel):
 class DnsSection(Section):
     nameservers: Nameservers = ()
     timeout: Duration = 5.0
-    list_timeout: PositiveDuration = BUDGET
+    list_timeout: PositiveDuration = LIST_TIMEOUT
 
 
 def default_store() -> str:

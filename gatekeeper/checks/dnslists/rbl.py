@@ -53,7 +53,7 @@ class RejectListed:
     async def __call__(self, request: Request, context: Context) -> Verdict:
         if self.ahead:
             asked = ((next.site, _kind(next.subject), next.subject(request)[1]) for next in self.ahead)
-            context.lists.begin([ListQuestion(site, kind, subject) for site, kind, subject in asked if subject])
+            context.lists.prefetch([ListQuestion(site, kind, subject) for site, kind, subject in asked if subject])
         found = await _look_up(context, self.site, self.subject, request, self.label)
         if found is None or not found.hits:
             return PASS
