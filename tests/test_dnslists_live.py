@@ -173,7 +173,7 @@ lists = ["good.example", "{key}.combined.mail.abusix.zone*3"]
 [log]
 level = "debug"
 """
-QUICK = "import gatekeeper.dnslists.monitor as w; w.SOON = w.AGAIN = w.REGULAR = 0.2"
+QUICK = "import gatekeeper.dnslists.monitor as w; w.CONFIRM_INTERVAL = w.RECOVERY_INTERVAL = w.PROBE_INTERVAL = 0.2"
 QUESTION = (
     b"request=smtpd_access_policy\nprotocol_state=RCPT\nhelo_name=mail.example.net\nclient_address=%b\nsender=a@%b\n\n"
 )
