@@ -223,7 +223,7 @@ def _why_unreachable(address: str) -> str:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 53))
     except OSError as error:
-        return f"cannot be asked from here: {error.strerror}"
+        return f"cannot be queried from here: {error.strerror}"
     return ""
 
 

@@ -116,7 +116,7 @@ class PolicyServer:
         await self._wait(timeout)
 
     def _hand_over_all(self) -> None:
-        """Hand over what can be now. The control socket takes some hundreds at a time: the rest goes later."""
+        """Hand over idle connections. The control socket takes some hundreds at once: the rest goes later."""
         for connection in tuple(self._connections):
             connection.try_hand_over()
         if self._connections:

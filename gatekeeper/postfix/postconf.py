@@ -72,7 +72,7 @@ def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
         for name in names:
             for word in re.split(r"[\s,]+", parameters.get(name, "")):
                 if word.startswith(("!", "/", "$")) or re.match(r"[a-z]+:", word):
-                    what = f"Postfix's {name} says {word!r}, which cannot be taken over; write {option} here"
+                    what = f"Postfix's {name} says {word!r}, which cannot be used here; set {option} yourself"
                     warnings.append((option, what))
                 elif word and word not in accepted:
                     accepted.append(word)
