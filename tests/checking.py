@@ -21,7 +21,7 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
 from gatekeeper.pipeline.pipeline import RECIPIENT, Pipeline
 from gatekeeper.pipeline.site import Site
-from gatekeeper.postfix.restriction_list import split
+from gatekeeper.postfix.restriction_list import parse_restrictions
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Keys, Store
 
@@ -88,7 +88,10 @@ class World:
         self.alone = MemoryStore(lambda: self.now)
         self.resolver = TableResolver(Zone.parse(self.zone))
         reader = CheckBuilder(self.sections, self.folder)
-        checks = [reader.check(found.words, SourceLine("gatekeeper.toml", 7)) for found in split(self.restrictions)]
+        checks = [
+            reader.check(found.words, SourceLine("gatekeeper.toml", 7))
+            for found in parse_restrictions(self.restrictions)
+        ]
         self.problems = reader.problems
         if errors := [problem for problem in self.problems if not problem.warning]:
             raise ConfigError(errors)
@@ -133,6 +136,6 @@ async def reply(restrictions: str, request: Request, zone: str = "", site: Site 
 def mistakes(restrictions: str, folder: Path = HERE) -> list[str]:
     """What is wrong with `restrictions`."""
     reader = CheckBuilder({}, folder)
-    for found in split(restrictions):
+    for found in parse_restrictions(restrictions):
         reader.check(found.words, SourceLine("gatekeeper.toml", 7))
     return [problem.what for problem in reader.problems]

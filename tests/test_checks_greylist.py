@@ -290,7 +290,7 @@ async def test_without_a_store_nobody_waits_longer_than_it_knows(broken: str) ->
 
     subject = world()
     subject.store = MemoryStore(lambda: subject.now)
-    await subject.store.born()
+    await subject.store.created_at()
     setattr(subject.store, broken, fails)
     expected = ("greylist.store",) if broken == "get" else ("greylist.early",)
     assert expected == (await subject.decide(stranger())).reasons

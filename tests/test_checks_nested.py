@@ -16,7 +16,7 @@ from gatekeeper.core.verdict import Verdict
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.check import Check
-from gatekeeper.postfix.restriction_list import split
+from gatekeeper.postfix.restriction_list import parse_restrictions
 from gatekeeper.stores.memory import MemoryStore
 from tests.checking import World, rcpt
 
@@ -27,7 +27,9 @@ SOFT_THEN_OK = "check_sender_access inline:{ { example.net = defer_if_permit, pe
 def reader(**classes: str) -> CheckBuilder:
     place = SourceLine("gatekeeper.toml", 3)
     return CheckBuilder(
-        {}, HERE, classes={name: [(one.words, place) for one in split(text)] for name, text in classes.items()}
+        {},
+        HERE,
+        classes={name: [(one.words, place) for one in parse_restrictions(text)] for name, text in classes.items()},
     )
 
 

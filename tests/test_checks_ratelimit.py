@@ -126,7 +126,7 @@ async def test_our_postmaster_can_always_be_reached() -> None:
 
 async def test_without_a_store_each_process_counts_alone() -> None:
     class Down(MemoryStore):
-        async def ask(self, hits: object, gets: object) -> NoReturn:
+        async def hit_and_get(self, hits: object, gets: object) -> NoReturn:
             raise StoreError("gone")
 
         async def hit(self, hits: object) -> NoReturn:

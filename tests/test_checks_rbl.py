@@ -107,7 +107,7 @@ async def test_lists_that_stand_side_by_side_are_asked_at_once() -> None:
     world = World(", ".join(["permit_mynetworks", *(f"reject_rbl_client {letter}.example" for letter in "abc")]))
     world.checks = prefetch_adjacent(world.checks)
     world.resolver = CachingResolver(Together())
-    world.lists.budget = 30
+    world.lists.timeout = 30
     assert ["not listed"] * 3 == [note.found for step in (await world.decide(rcpt())).steps for note in step.notes]
 
 

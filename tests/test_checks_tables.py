@@ -104,7 +104,7 @@ def test_conditions_in_a_cidr_table() -> None:
 
 def test_a_network_with_host_bits_is_refused() -> None:
     [problem] = parse("cidr", "10.0.0.1/8 OK")[1]
-    assert problem == "1: '10.0.0.1/8' has bits set behind the prefix; did you mean '10.0.0.0/8'?"
+    assert problem == "1: '10.0.0.1/8' has bits set beyond the prefix; did you mean '10.0.0.0/8'?"
 
 
 @pytest.mark.parametrize(

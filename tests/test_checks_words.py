@@ -25,7 +25,7 @@ from gatekeeper.checks.builder.postfix_words import (
 from gatekeeper.checks.tables.certificate_access import parse_search
 from gatekeeper.core.verdict import Mode
 from gatekeeper.pipeline.check import Check
-from gatekeeper.postfix.restriction_list import cut
+from gatekeeper.postfix.restriction_list import split_words
 from tests.checking import HERE, mistakes
 from tests.conftest import ROOT
 
@@ -115,7 +115,9 @@ MAPS = {option: (["inline:{ a=b }"], SourceLine("gatekeeper.toml")) for option i
 
 
 def read(words: str, folder: Path = HERE) -> Check | None:
-    return CheckBuilder({}, folder, maps=MAPS).check([word for _, word in cut(words)], SourceLine("gatekeeper.toml", 7))
+    return CheckBuilder({}, folder, maps=MAPS).check(
+        [word for _, word in split_words(words)], SourceLine("gatekeeper.toml", 7)
+    )
 
 
 def argument_of(word: str) -> str:

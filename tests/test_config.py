@@ -145,7 +145,7 @@ def test_a_table_in_main_cf_cannot_be_taken_over_and_is_warned_about(tmp_path: P
 
 def test_a_network_with_host_bits_gets_the_network_that_was_meant(tmp_path: Path) -> None:
     found = complaints(tmp_path, 'mynetworks = "192.168.0.1/24"')
-    assert ["1: mynetworks: '192.168.0.1/24' has bits set behind the prefix; did you mean '192.168.0.0/24'?"] == found
+    assert ["1: mynetworks: '192.168.0.1/24' has bits set beyond the prefix; did you mean '192.168.0.0/24'?"] == found
 
 
 def test_lists_are_also_taken_as_one_string(tmp_path: Path) -> None:

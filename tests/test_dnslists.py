@@ -188,7 +188,7 @@ async def test_a_resolver_that_is_ill_is_blamed_once_and_not_each_list(
         await watched.probe()
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith(said)
-    assert line.endswith("no DNS list helps: bl.example, two.example")
+    assert line.endswith("no DNS list works: bl.example, two.example")
     change(watched, GOOD + "2.0.0.127.two.example A 127.0.0.2")
     await watched.probe()
     assert "the DNS resolver is well again: DNS lists count (bl.example, two.example)" == caplog.messages[-1]
@@ -273,7 +273,7 @@ def questions(*zones: str) -> Sequence[ListQuestion]:
 async def test_a_slow_list_costs_the_others_nothing_and_fills_the_cache_when_it_comes() -> None:
     slow = Slow()
     resolver = CachingResolver(slow)
-    watched = ListMonitor(resolver, budget=0.05)
+    watched = ListMonitor(resolver, timeout=0.05)
     replies = await ListQueries(watched).ask(questions("one.example", "slow.example", "two.example"))
     assert [("127.0.0.2",), (), ("127.0.0.2",)] == [reply.records for reply in replies]
     assert ("no answer: not within 0.05s", True) == (replies[1].why, replies[1].unknown)
@@ -285,7 +285,7 @@ async def test_a_slow_list_costs_the_others_nothing_and_fills_the_cache_when_it_
 
 async def test_all_lists_of_a_request_share_one_budget() -> None:
     slow = Slow()
-    asking = ListQueries(ListMonitor(slow, budget=0.05))
+    asking = ListQueries(ListMonitor(slow, timeout=0.05))
     await asking.ask(questions("slow.example"))
     loop = asyncio.get_running_loop()
     asked = loop.create_task(asking.ask(questions("two.slow.example", "three.slow.example")))

@@ -145,7 +145,7 @@ async def test_a_list_s_own_words_are_made_safe(server: DnsServer, text: str, ex
 
 
 async def test_a_silent_list_is_waited_for_no_longer_than_the_budget(nameserver: str) -> None:
-    watched = ListMonitor(CachingResolver(LiveResolver([nameserver])), budget=0.3)
+    watched = ListMonitor(CachingResolver(LiveResolver([nameserver])), timeout=0.3)
     questions = [
         ListQuestion(parse_list(f"{zone}.example"), ListKind.ADDRESS, "9.2.0.192") for zone in ("silent", "good")
     ]
@@ -173,7 +173,7 @@ lists = ["good.example", "{key}.combined.mail.abusix.zone*3"]
 [log]
 level = "debug"
 """
-QUICK = "import gatekeeper.dnslists.monitor as w; w.SOON = w.AGAIN = w.REGULAR = 0.2"
+QUICK = "import gatekeeper.dnslists.monitor as w; w.CONFIRM_INTERVAL = w.RECOVERY_INTERVAL = w.PROBE_INTERVAL = 0.2"
 QUESTION = (
     b"request=smtpd_access_policy\nprotocol_state=RCPT\nhelo_name=mail.example.net\nclient_address=%b\nsender=a@%b\n\n"
 )

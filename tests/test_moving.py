@@ -69,11 +69,11 @@ async def _moves(folder: Path, open_new: Callable[[Clock], Store]) -> None:
     await learn(old)
     new = world(old.now)
     target = open_new(lambda: new.now)
-    await target.born()  # as a gatekeeper that runs there already would
+    await target.created_at()  # as a gatekeeper that runs there already would
     assert [5, 5] == [await migrate(old.store, target) for _ in range(2)]  # once more does no harm
     new.store = open_new(lambda: new.now)  # a new process: others believe their old secret for ten seconds more
     assert ["greylist.known", "greylist.early", "greylist.known_network", "greylist.passed"] == await told(new)
-    assert await old.store.born() == await new.store.born()
+    assert await old.store.created_at() == await new.store.created_at()
     for store in (old.store, target, new.store):
         await store.close()
 

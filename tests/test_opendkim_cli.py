@@ -135,7 +135,7 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
          "quarantine (q), reject (r), tempfail (t)")),
         ("Canonicalization strict", ("Canonicalization: 'strict' is not a canonicalization; "
          'allowed: HEADER/BODY, each "relaxed" or "simple"')),
-        ("Socket inet:many@localhost", ("Socket: 'inet:many@localhost': 'many' is no port; allowed: 0 to 65535, in "
+        ("Socket inet:many@localhost", ("Socket: 'inet:many@localhost': 'many' is not a port; allowed: 0 to 65535, in "
          "inet:HOST:PORT, unix:/PATH, or as OpenDKIM and Postfix write it: inet:PORT@HOST, local:/PATH, HOST:PORT")),
         ("FinalPolicyScript /x.lua", ("FinalPolicyScript: not supported: there is no Lua; "
          "look for an option that does what the script does")),

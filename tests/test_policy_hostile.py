@@ -11,7 +11,7 @@ from gatekeeper.app.app import App, open_app
 from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config import config_file
 from gatekeeper.dnsclient.resolver import MX, Answer, DNSFailure, Record
-from gatekeeper.policy.protocol import LONGEST_REPLY, RequestParser, action, encode_answer, to_request
+from gatekeeper.policy.protocol import MAX_REPLY, RequestParser, action, encode_answer, to_request
 from gatekeeper.stores.memory import MemoryStore
 
 LISTS = (
@@ -130,6 +130,6 @@ async def test_whatever_is_said_is_answered_with_one_line(
     assert answer == b"action=%b\n\n" % line.encode()
     assert line.isascii()
     assert line.isprintable()
-    assert len(line) <= LONGEST_REPLY
+    assert len(line) <= MAX_REPLY
     code, _, rest = action(decision.verdict, request).partition(" ")
     assert not code.isdigit() or (len(code) == 3 and len(rest.split(" ", 1)) == 2), "a code never goes without a text"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gatekeeper.core.request import Stage
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, defer_if_permit, defer_if_reject, permit, reject
 from gatekeeper.policy.protocol import (
-    LONGEST_REPLY,
+    MAX_REPLY,
     MAX_REQUEST,
     NotUnderstood,
     ProtocolError,
@@ -233,7 +233,7 @@ def test_nothing_in_a_verdict_ends_the_answer_early(outcome: Outcome, text: str,
     assert line
     assert line.isascii()
     assert line.decode().isprintable()
-    assert len(line) <= (998 if outcome is Outcome.ACTION else LONGEST_REPLY)
+    assert len(line) <= (998 if outcome is Outcome.ACTION else MAX_REPLY)
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=320), st.integers(0, 600))
@@ -241,4 +241,4 @@ def test_the_reply_that_postfix_makes_of_it_fits_a_line(recipient: str, length: 
     answer = encode_answer(reject("x", "550", "5.7.1", "x" * length), to_request(request(recipient=recipient)))
     said = answer.decode().strip().partition("=")[2]
     reply = f"{said[:10]}<{recipient}>: Recipient address rejected: {said[10:]}"
-    assert len(reply) <= LONGEST_REPLY
+    assert len(reply) <= MAX_REPLY

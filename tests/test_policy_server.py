@@ -98,7 +98,7 @@ def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.
 
 @asynccontextmanager
 async def serving(world: World, *listeners: socket.socket, budget: float = 20.0) -> AsyncIterator[PolicyServer]:
-    server = PolicyServer(world, budget=budget)
+    server = PolicyServer(world, timeout=budget)
     await server.serve(listeners)
     try:
         yield server
@@ -372,7 +372,7 @@ async def test_a_connection_changes_hands_wherever_its_bytes_are_cut(listener: s
         await old.serve([listener])
 
         def give(descriptor: int, unread: bytes, new: PolicyServer = new) -> bool:
-            new.take(socket.socket(fileno=os.dup(descriptor)), unread)
+            new.adopt(socket.socket(fileno=os.dup(descriptor)), unread)
             return True
 
         async with peer(listener) as postfix:
@@ -401,7 +401,7 @@ async def test_a_request_under_way_is_answered_before_its_connection_changes_han
 
         def give(descriptor: int, unread: bytes) -> bool:
             given.append(unread)
-            new.take(socket.socket(fileno=os.dup(descriptor)), unread)
+            new.adopt(socket.socket(fileno=os.dup(descriptor)), unread)
             return True
 
         postfix.send(QUESTION % b"1" + QUESTION % b"2")
@@ -418,7 +418,7 @@ async def test_a_request_under_way_is_answered_before_its_connection_changes_han
 
 async def test_who_holds_most_lets_the_others_go_first(listener: socket.socket) -> None:
     share = ConnectionBalance(2)
-    one, two = (PolicyServer(World(), seat=share.seat(number)) for number in range(2))
+    one, two = (PolicyServer(World(), slot=share.slot(number)) for number in range(2))
     with listener.dup() as same:
         await one.serve([listener])
         await two.serve([same])
@@ -428,7 +428,7 @@ async def test_who_holds_most_lets_the_others_go_first(listener: socket.socket) 
                 assert b"450 4.7.1 %d" % i == await postfix.ask(b"%d" % i)
             assert [5, 5] == [len(server._connections) for server in (one, two)]
         await asyncio.gather(one.drain(5), two.drain(5))
-    assert not share.seat(0).has_most()
+    assert not share.slot(0).has_most()
 
 
 async def test_a_drain_that_takes_too_long_cuts_what_is_left(

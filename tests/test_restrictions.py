@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from gatekeeper.config.schema import DEFAULT_RESTRICTIONS
-from gatekeeper.postfix.restriction_list import Restrictions, split, unbraced
+from gatekeeper.postfix.restriction_list import Restrictions, parse_restrictions, strip_braces
 
 MAIN_CF = """
     permit_mynetworks,
@@ -25,7 +25,7 @@ MAIN_CF = """
 
 
 def words(text: str) -> list[str]:
-    return [str(restriction) for restriction in split(text)]
+    return [str(restriction) for restriction in parse_restrictions(text)]
 
 
 def test_a_list_moves_over_from_main_cf_by_copying_it() -> None:
@@ -44,7 +44,7 @@ def test_a_list_moves_over_from_main_cf_by_copying_it() -> None:
 
 
 def test_a_restriction_in_a_string_knows_its_line() -> None:
-    assert [1, 2, 2, 3, 4, 4, 5, 7, 9, 9] == [restriction.lines_below for restriction in split(MAIN_CF)]
+    assert [1, 2, 2, 3, 4, 4, 5, 7, 9, 9] == [restriction.line_offset for restriction in parse_restrictions(MAIN_CF)]
 
 
 def test_an_item_of_a_list_may_hold_braces_and_more_than_one_restriction() -> None:
@@ -61,7 +61,7 @@ def test_an_item_of_a_list_may_hold_braces_and_more_than_one_restriction() -> No
     [("{ a }", "a"), ("{{ a }}", "{ a }"), ("{}", ""), ("a", None), ("{ a } { b }", None), ("{ a", None), ("", None)],
 )
 def test_what_stands_between_braces(text: str, inner: str | None) -> None:
-    assert inner == unbraced(text)
+    assert inner == strip_braces(text)
 
 
 def test_a_missing_argument_stays_missing() -> None:
@@ -75,5 +75,5 @@ def test_the_default_list_has_one_word_for_each_restriction() -> None:
 
 @given(st.text(alphabet="abc_{}:,/ \n#", max_size=80).filter(lambda text: not re.search(r"(?m)^[ ]*#", text)))
 def test_no_character_but_separators_is_lost(text: str) -> None:
-    kept = "".join(word for restriction in split(text) for word in restriction.words)
+    kept = "".join(word for restriction in parse_restrictions(text) for word in restriction.words)
     assert sorted(c for c in text if c not in ", \n") == sorted(c for c in kept if c not in ", \n")

@@ -105,7 +105,7 @@ class Play:
         plan = prepare(config_file.defaults(main_cf))
         resolver = CachingResolver(self.world, self.clock)
         app = await open_app(plan, resolver=resolver, store=self.store, clock=self.clock)
-        await self.store.born()
+        await self.store.created_at()
         tally, tries = Tally(), list(schedule())
         heapq.heapify(tries)
         while tries:

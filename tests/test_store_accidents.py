@@ -76,7 +76,7 @@ async def assert_gone(store: CircuitBreaker) -> None:
         lambda: store.set("k", b"", 10),
         lambda: store.unhit(HIT),
         lambda: store.delete("k"),
-        store.born,
+        store.created_at,
     ]
     with pytest.raises(StoreError):
         await store.hit(HIT)
@@ -86,7 +86,11 @@ async def assert_gone(store: CircuitBreaker) -> None:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return ["back" if "is back" in record.message else "gone" for record in caplog.records if "guarded" in record.name]
+    return [
+        "back" if "is back" in record.message else "gone"
+        for record in caplog.records
+        if "circuit_breaker" in record.name
+    ]
 
 
 async def test_a_redis_that_stops_is_missed_and_welcomed_back(
@@ -178,20 +182,20 @@ async def test_a_redis_out_of_memory_counts_all_hits_or_none(server: RedisServer
 async def test_a_full_redis_that_evicts_keeps_the_secret_and_the_day_of_birth(server: RedisServer) -> None:
     server.admin.config_set("maxmemory-policy", "volatile-ttl")
     async with opened(server.url) as store:
-        born, secret = await store.born(), await store.secret()
+        born, secret = await store.created_at(), await store.secret()
         server.admin.config_set("maxmemory", str(server.admin.info("memory")["used_memory"] + 200_000))
         for number in range(2000):
             await asyncio.gather(store.set(f"k{number}", b"x" * 1000, 1000), return_exceptions=True)
         assert server.admin.info("stats")["evicted_keys"] > 0
     async with opened(server.url) as store:
-        assert (born, secret) == (await store.born(), await store.secret())
+        assert (born, secret) == (await store.created_at(), await store.secret())
 
 
 async def test_an_emptied_redis_learns_again_under_the_same_secret(server: RedisServer) -> None:
     async with opened(server.url) as store:
-        born, secret = await store.born(), await store.secret()
+        born, secret = await store.created_at(), await store.secret()
         server.admin.flushall()
-        assert born < await store.born()
+        assert born < await store.created_at()
         async with opened(server.url) as newcomer:
             assert secret == await newcomer.secret()
 
@@ -406,21 +410,21 @@ async def test_a_damaged_file_is_left_for_a_person_and_replaced_when_moved_away(
 async def test_a_file_deleted_while_we_run_is_begun_anew_with_the_same_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_module, "MAINTENANCE", 0.02)
+    monkeypatch.setattr(sqlite_module, "MAINTENANCE_INTERVAL", 0.02)
     path = tmp_path / "state.db"
     async with opened(f"sqlite:{path}") as store:
-        born, secret = await store.born(), await store.secret()
+        born, secret = await store.created_at(), await store.secret()
         for name in os.listdir(tmp_path):
             os.unlink(tmp_path / name)
-        while born == await store.born():
+        while born == await store.created_at():
             await asyncio.sleep(0.02)
         assert path.exists()
         assert secret == await SqliteStore(path).secret()
 
 
 async def test_what_has_expired_is_swept_away_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_module, "MAINTENANCE", 0.02)
-    monkeypatch.setattr(sqlite_module, "BATCH", 7)
+    monkeypatch.setattr(sqlite_module, "MAINTENANCE_INTERVAL", 0.02)
+    monkeypatch.setattr(sqlite_module, "BATCH_SIZE", 7)
     path, now = tmp_path / "state.db", 1000.0
     store = SqliteStore(path, lambda: now)
     for number in range(50):

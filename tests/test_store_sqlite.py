@@ -36,8 +36,9 @@ async def main(path, worker):
         nonlocal worst
         for n in range(60):
             begun = time.monotonic()
-            await store.ask([Hit("all", 600.0), Hit("few", 600.0, 1, f"{worker} {number} {n}", most=10**6)], ["k"])
-            await store.hit([Hit("limited", 600.0, most=1500), Hit("with it", 600.0)])
+            few = Hit("few", 600.0, 1, f"{worker} {number} {n}", limit=10**6)
+            await store.hit_and_get([Hit("all", 600.0), few], ["k"])
+            await store.hit([Hit("limited", 600.0, limit=1500), Hit("with it", 600.0)])
             assert await store.set(f"{worker} {number} {n}", b"1", 600.0)
             worst = max(worst, time.monotonic() - begun)
     await asyncio.gather(*(task(number) for number in range(16)))
@@ -70,7 +71,7 @@ import asyncio, os, sqlite3, subprocess, sys
 from pathlib import Path
 from gatekeeper.stores.sqlite import store as sqlite
 
-sqlite.CHECKPOINT = 10**9
+sqlite.CHECKPOINT_WRITES = 10**9
 
 async def main(path, other, blow, locked):
     store = sqlite.SqliteStore(Path(path), timeout=1)
@@ -91,7 +92,7 @@ async def main(path, other, blow, locked):
     subprocess.run([sys.executable, "-c", locked, path], check=True)
     subprocess.run([sys.executable, "-c", other, path, "killed"], check=True)
     try:
-        await asyncio.to_thread(store._clear, sweep=False)
+        await asyncio.to_thread(store._clean_up, sweep=False)
     except (OSError, sqlite3.Error) as error:
         print(error)
     db.execute("COMMIT")
@@ -111,7 +112,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
     store = SqliteStore(path, timeout=LIMIT)
-    await store.born()
+    await store.created_at()
     yield store
     await store.close()
 
@@ -143,7 +144,7 @@ async def test_many_tasks_of_many_processes_lose_nothing_and_exceed_nothing(path
     ]
     assert [3840, 3840, 1500, 1500] == await store.hit(asked)
     values = [f"{worker} {task} {n}" for worker in range(4) for task in range(16) for n in range(60)]
-    assert ([], [b"1"] * 3840) == await store.ask([], values)
+    assert ([], [b"1"] * 3840) == await store.hit_and_get([], values)
     await store.close()
 
 
@@ -151,7 +152,7 @@ async def test_what_several_write_in_one_round_is_one_transaction(store: SqliteS
     size = os.stat(f"{path}-wal").st_size
     await asyncio.gather(*(store.set(f"k{number}", b"1", 60.0) for number in range(20)))
     assert os.stat(f"{path}-wal").st_size - size < 3 * 4200
-    assert [b"1"] * 20 == (await store.ask([], [f"k{number}" for number in range(20)]))[1]
+    assert [b"1"] * 20 == (await store.hit_and_get([], [f"k{number}" for number in range(20)]))[1]
 
 
 async def test_while_another_process_writes_reads_and_timers_go_on(
@@ -198,7 +199,7 @@ async def test_a_write_that_is_wrong_or_not_wanted_any_more_fails_alone(store: S
     assert [True, UnicodeEncodeError, asyncio.CancelledError, True] == [
         result if result is True else type(result) for result in results
     ]
-    assert [b"1", None, b"1"] == (await store.ask([], ["a", "cancelled", "b"]))[1]
+    assert [b"1", None, b"1"] == (await store.hit_and_get([], ["a", "cancelled", "b"]))[1]
 
 
 async def test_what_waits_when_the_store_is_closed_is_told(store: SqliteStore, other: sqlite3.Connection) -> None:
@@ -214,7 +215,7 @@ async def test_any_number_of_hits_and_keys_can_be_asked(store: SqliteStore) -> N
     await store.set("k399", b"1", 60.0)
     hits = [CounterHit(f"a{number}", 60.0, 1, f"m{number}") for number in range(250)]
     for _ in range(2):
-        sums, values = await store.ask(hits, [f"k{number}" for number in range(400)])
+        sums, values = await store.hit_and_get(hits, [f"k{number}" for number in range(400)])
         assert ([1] * 250, [None] * 399 + [b"1"]) == (sums, values)
 
 
@@ -237,7 +238,7 @@ async def test_a_worker_survives_that_its_descriptors_are_duplicated_and_closed_
     assert (0, "True\nTrue\n", "") == (done.returncode, done.stdout, done.stderr)
     assert ["state.db"] == os.listdir(path.parent)  # whoever closes it last tidies up
     store = SqliteStore(path)
-    assert ([], [b"", b"", b"1"]) == await store.ask([], ["4499", "k", "last"])
+    assert ([], [b"", b"", b"1"]) == await store.hit_and_get([], ["4499", "k", "last"])
     await store.close()
 
 
@@ -248,7 +249,7 @@ async def test_a_path_is_one_file_as_long_as_it_is_open(path: Path) -> None:
     files.create(path)
     first.close()
     first.close()
-    with pytest.raises(files.Replaced):
+    with pytest.raises(files.FileReplaced):
         files.connect(path, 0.0)
     second.close()
     files.connect(path, 0.0).close()
@@ -258,9 +259,9 @@ async def test_a_path_is_one_file_as_long_as_it_is_open(path: Path) -> None:
 async def test_a_file_whose_companions_are_gone_is_opened_anew(
     names: list[str], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_module, "MAINTENANCE", 0.02)
+    monkeypatch.setattr(sqlite_module, "MAINTENANCE_INTERVAL", 0.02)
     store = SqliteStore(path, timeout=LIMIT)
-    await store.born()
+    await store.created_at()
     for name in names:
         path.with_name(name).unlink()
     while store._files != files.files(path):
@@ -275,8 +276,8 @@ async def test_a_file_whose_companions_are_gone_is_opened_anew(
 async def test_the_log_of_writes_does_not_grow_without_end(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_module, "CHECKPOINT", 50)
-    monkeypatch.setattr(sqlite_module, "LONG", 100)
+    monkeypatch.setattr(sqlite_module, "CHECKPOINT_WRITES", 50)
+    monkeypatch.setattr(sqlite_module, "RESTART_PAGES", 100)
     for number in range(2000):
         await store.set(f"k{number}", bytes(100), 60.0)
         await asyncio.sleep(0.0005 * (number % 10 == 0))
@@ -287,14 +288,14 @@ def test_a_turn_is_one_processs_at_a_time(tmp_path: Path) -> None:
     ours, theirs = FairLock(tmp_path), FairLock(tmp_path)
     ours.claim()
     theirs.claim()
-    assert (False, True) == (ours.is_anothers(), theirs.is_anothers())
-    ours.end()
+    assert (False, True) == (ours.is_claimed_elsewhere(), theirs.is_claimed_elsewhere())
+    ours.release()
     theirs.claim()
-    assert (True, False) == (ours.is_anothers(), theirs.is_anothers())
+    assert (True, False) == (ours.is_claimed_elsewhere(), theirs.is_claimed_elsewhere())
     theirs.close()
-    assert not ours.is_anothers()
+    assert not ours.is_claimed_elsewhere()
     ours.close()
-    assert not FairLock(tmp_path / "missing").is_anothers()
+    assert not FairLock(tmp_path / "missing").is_claimed_elsewhere()
 
 
 async def test_a_turn_that_is_never_used_does_not_keep_others_from_writing(store: SqliteStore, path: Path) -> None:
@@ -312,11 +313,11 @@ async def test_who_has_waited_for_long_claims_the_next_turn_and_gives_it_back(
     watcher = FairLock(path.parent)
     other.execute("BEGIN IMMEDIATE")
     writing = asyncio.create_task(store.set("k", b"1", 60.0))
-    await asyncio.sleep(sqlite_module.PATIENCE * 3)
-    assert watcher.is_anothers()
+    await asyncio.sleep(sqlite_module.CLAIM_DELAY * 3)
+    assert watcher.is_claimed_elsewhere()
     other.execute("ROLLBACK")
     await writing
-    assert not watcher.is_anothers()
+    assert not watcher.is_claimed_elsewhere()
     watcher.close()
 
 

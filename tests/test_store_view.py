@@ -14,7 +14,7 @@ from tests.checking import World, rcpt
 
 PEEK = CounterHit("p", 60.0, 0)
 COUNT = CounterHit("p", 60.0)
-WANTS = ReadAhead(("k", "none"), (PEEK, COUNT), born=True)
+WANTS = ReadAhead(("k", "none"), (PEEK, COUNT), created_at=True)
 
 
 class Trips(MemoryStore):
@@ -24,8 +24,10 @@ class Trips(MemoryStore):
         super().__init__(lambda: 1_000_000.0)
         self.trips: list[str] = []
 
-    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
-        self.trips.append("ask")
+    async def hit_and_get(
+        self, hits: Sequence[CounterHit], gets: Sequence[str]
+    ) -> tuple[list[int], list[bytes | None]]:
+        self.trips.append("hit_and_get")
         return await super().hit(hits), [await MemoryStore.get(self, key) for key in gets]
 
     async def get(self, key: str) -> bytes | None:
@@ -41,7 +43,7 @@ class Trips(MemoryStore):
 async def store() -> Trips:
     store = Trips()
     await store.set("k", b"1", 10)
-    await store.born()
+    await store.created_at()
     store.trips.clear()
     return store
 
@@ -51,18 +53,18 @@ async def test_what_was_announced_is_answered_from_the_first_round_trip(store: T
     assert [1] == await view.hit([CounterHit("a", 60.0)])
     assert (b"1", None) == (await view.get("k"), await view.get("none"))
     assert [0] == await view.hit([PEEK])
-    assert ([], [b"1", None]) == await view.ask((), ["k", "none"])
-    assert 1_000_000.0 == await view.born()
-    assert ["ask"] == store.trips
+    assert ([], [b"1", None]) == await view.hit_and_get((), ["k", "none"])
+    assert 1_000_000.0 == await view.created_at()
+    assert ["hit_and_get"] == store.trips
 
 
-@pytest.mark.parametrize("first", ["get", "hit", "born", "ask"])
+@pytest.mark.parametrize("first", ["get", "hit", "created_at", "hit_and_get"])
 async def test_any_question_may_be_the_first(store: Trips, first: str) -> None:
     view = ReadAheadStore(store, lambda: [WANTS])
-    question = {"get": lambda: view.get("k"), "hit": lambda: view.hit([PEEK]), "born": view.born}
-    await question.get(first, lambda: view.ask((), ()))()
+    question = {"get": lambda: view.get("k"), "hit": lambda: view.hit([PEEK]), "created_at": view.created_at}
+    await question.get(first, lambda: view.hit_and_get((), ()))()
     assert (b"1", [0]) == (await view.get("k"), await view.hit([PEEK]))
-    assert ["ask"] == store.trips
+    assert ["hit_and_get"] == store.trips
 
 
 async def test_nothing_is_counted_before_its_check_has_its_turn(store: Trips) -> None:
@@ -98,7 +100,9 @@ async def test_after_the_decision_the_store_itself_is_asked(store: Trips) -> Non
 
 async def test_a_store_that_fails_is_not_asked_ahead_again(store: Trips) -> None:
     class Down(Trips):
-        async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+        async def hit_and_get(
+            self, hits: Sequence[CounterHit], gets: Sequence[str]
+        ) -> tuple[list[int], list[bytes | None]]:
             raise StoreError("down")
 
     view = ReadAheadStore(Down(), lambda: [WANTS])
@@ -112,9 +116,9 @@ async def test_a_store_that_fails_is_not_asked_ahead_again(store: Trips) -> None
 async def test_limits_and_greylisting_take_one_round_trip_where_limits_come_first(words: str, mode: Mode) -> None:
     subject = World(words, sections={"greylist": Greylist(mode=mode)})
     subject.store = store = Trips()
-    await store.born()
+    await store.created_at()
     store.trips.clear()
     decision = await subject.decide(rcpt(name="unknown"))
     assert "greylist.learning" in str(decision.reasons)
     # the last one counts the triplet for its network, after the answer
-    assert ["ask", *(["hit"] if words.startswith("greylist") else [])] == store.trips[:-1]
+    assert ["hit_and_get", *(["hit"] if words.startswith("greylist") else [])] == store.trips[:-1]

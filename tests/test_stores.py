@@ -34,11 +34,11 @@ async def sure(call):
 
 async def main(url, worker):
     store = await open_store(url, timeout=5)
-    print("secret", (await store.secret()).hex(), await store.born(), store.gone)
+    print("secret", (await store.secret()).hex(), await store.created_at(), store.gone)
     for number in range(60):
         counted = [Hit("a", 600.0), Hit("b", 600.0, 2), Hit("c", 600.0, 1, f"m{number}")]
         print("sum", *await sure(lambda: store.hit(counted)))
-        await sure(lambda: store.hit([Hit("limited", 600.0, most=100), Hit("with it", 600.0)]))
+        await sure(lambda: store.hit([Hit("limited", 600.0, limit=100), Hit("with it", 600.0)]))
         await sure(lambda: store.lease([Lease("places", f"{worker} {number}", 50)], 600.0))
     await store.close()
 
@@ -156,10 +156,10 @@ async def test_hits_are_counted_and_keys_read_in_one_go(store: Store, time: Time
     await store.set("old", b"2", 1)
     time.now += 5
     hits = [CounterHit("a", MINUTE, 2, "m1"), CounterHit("a", MINUTE, 0)]
-    assert ([2, 2], [b"1", None, None, b"1"]) == await store.ask(hits, ["k", "old", "none", "k"])
-    assert ([2, 2], []) == await store.ask(hits, [])
-    assert ([], [b"1"]) == await store.ask([], ["k"])
-    assert ([], []) == await store.ask([], [])
+    assert ([2, 2], [b"1", None, None, b"1"]) == await store.hit_and_get(hits, ["k", "old", "none", "k"])
+    assert ([2, 2], []) == await store.hit_and_get(hits, [])
+    assert ([], [b"1"]) == await store.hit_and_get([], ["k"])
+    assert ([], []) == await store.hit_and_get([], [])
 
 
 async def test_an_amount_of_zero_asks_without_counting(store: Store) -> None:
@@ -213,33 +213,33 @@ async def test_never_more_is_given_back_than_was_counted(store: Store) -> None:
 
 async def test_a_hit_that_would_be_too_much_counts_nothing_of_its_call(store: Store) -> None:
     await store.hit([CounterHit("a", MINUTE, 2)])
-    assert [3, 1] == await store.hit([CounterHit("a", MINUTE, most=3), CounterHit("b", MINUTE, once="m1")])
+    assert [3, 1] == await store.hit([CounterHit("a", MINUTE, limit=3), CounterHit("b", MINUTE, once="m1")])
     assert [4, 2, 1] == await store.hit(
-        [CounterHit("a", MINUTE, most=3), CounterHit("b", MINUTE), CounterHit("c", MINUTE, once="m2")]
+        [CounterHit("a", MINUTE, limit=3), CounterHit("b", MINUTE), CounterHit("c", MINUTE, once="m2")]
     )
     assert [3, 1, 0] == await store.hit(
         [CounterHit("a", MINUTE, 0), CounterHit("b", MINUTE, 0), CounterHit("c", MINUTE, 0)]
     )
-    assert [1] == await store.hit([CounterHit("c", MINUTE, once="m2", most=1)])
-    assert [1] == await store.hit([CounterHit("c", MINUTE, once="m2", most=1)])
+    assert [1] == await store.hit([CounterHit("c", MINUTE, once="m2", limit=1)])
+    assert [1] == await store.hit([CounterHit("c", MINUTE, once="m2", limit=1)])
 
 
 async def test_hits_of_one_call_share_their_limit(store: Store) -> None:
-    assert [1, 2] == await store.hit([CounterHit("a", MINUTE, most=1), CounterHit("a", MINUTE, most=1)])
+    assert [1, 2] == await store.hit([CounterHit("a", MINUTE, limit=1), CounterHit("a", MINUTE, limit=1)])
     assert [0] == await store.hit([CounterHit("a", MINUTE, 0)])
     assert [1, 1] == await store.hit(
-        [CounterHit("a", MINUTE, once="m1", most=1), CounterHit("a", MINUTE, once="m1", most=1)]
+        [CounterHit("a", MINUTE, once="m1", limit=1), CounterHit("a", MINUTE, once="m1", limit=1)]
     )
 
 
 async def test_a_spread_tells_when_amounts_cease_to_count(store: Store, time: Time) -> None:
-    assert [] == await store.spread(CounterHit("a", MINUTE))
+    assert [] == await store.expirations(CounterHit("a", MINUTE))
     await store.hit([CounterHit("a", MINUTE, 2)])
     time.now += 10
     await store.hit([CounterHit("a", MINUTE, 1), CounterHit("a", 3600, 9)])
-    assert [(51.0, 2), (61.0, 1)] == await store.spread(CounterHit("a", MINUTE))
+    assert [(51.0, 2), (61.0, 1)] == await store.expirations(CounterHit("a", MINUTE))
     time.now += 51
-    assert [(10.0, 1)] == await store.spread(CounterHit("a", MINUTE))
+    assert [(10.0, 1)] == await store.expirations(CounterHit("a", MINUTE))
 
 
 async def test_there_are_no_more_leases_than_places(store: Store) -> None:
@@ -276,9 +276,9 @@ async def test_what_a_wrong_clock_counted_in_the_future_does_not_count(store: St
 
 
 async def test_the_day_of_birth_and_the_secret_stay(store: Store, time: Time) -> None:
-    born, secret = await store.born(), await store.secret()
+    born, secret = await store.created_at(), await store.secret()
     time.now += 1e8
-    assert (born, secret) == (await store.born(), await store.secret())
+    assert (born, secret) == (await store.created_at(), await store.secret())
     assert 32 == len(secret)
     assert time.now - 1e8 == pytest.approx(born)
 
@@ -357,7 +357,7 @@ def test_every_store_comes_to_the_same_sums_whatever_the_clocks_of_the_relays(
                 sums.append(await store.hit([hit, CounterHit("both", MINUTE, 1)]))
             elif what == "unhit":
                 await store.unhit([CounterHit(key, MINUTE, 1, once)])
-            sums.append((await store.ask([CounterHit(name, MINUTE, 0) for name in ("a", "b", "both")], ()))[0])
+            sums.append((await store.hit_and_get([CounterHit(name, MINUTE, 0) for name in ("a", "b", "both")], ()))[0])
         await store.close()
         return sums
 
@@ -414,16 +414,16 @@ async def test_a_read_only_store_respects_limits_that_it_does_not_use_up(time: T
     await inner.hit([CounterHit("a", MINUTE, 4)])
     await inner.lease([Lease("k", "other")], 60)
     store = ReadOnlyStore(inner, time)
-    assert [[5], [6]] == [await store.hit([CounterHit("a", MINUTE, most=5)]) for _ in range(2)]
+    assert [[5], [6]] == [await store.hit([CounterHit("a", MINUTE, limit=5)]) for _ in range(2)]
     assert [[2], [3]] == [await store.lease([Lease("k", holder, 2)], 60) for holder in "ab"]
     assert ([4], [2]) == (await inner.hit([CounterHit("a", MINUTE, 0)]), await inner.lease([Lease("k", "c")], 60))
-    assert [(61.0, 4), (61.0, 1)] == sorted(await store.spread(CounterHit("a", MINUTE)), reverse=True)
+    assert [(61.0, 4), (61.0, 1)] == sorted(await store.expirations(CounterHit("a", MINUTE)), reverse=True)
 
 
 async def test_reading_only_creates_no_file(tmp_path: Path) -> None:
     store = await open_store(f"sqlite:{tmp_path}/state/state.db", read_only=True)
     assert [1] == await store.hit([CounterHit("a", MINUTE)])
-    assert await store.born()
+    assert await store.created_at()
     await store.close()
     assert [] == os.listdir(tmp_path)
 

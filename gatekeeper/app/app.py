@@ -45,7 +45,7 @@ class App:
         self._keys = lru_cache(maxsize=4)(Keys)
         self.connections = Connections(plan.limiter, store, self._alone)
         self._connect = Pipeline({CLIENT: (self.connections,)}, plan.config.mode == "observe")
-        self.lists = lists or ListMonitor(resolver, budget=plan.config.dns.list_timeout, uses=plan.lists)
+        self.lists = lists or ListMonitor(resolver, timeout=plan.config.dns.list_timeout, uses=plan.lists)
         self._watching: asyncio.Task[None] | None = None
         checks = (check for of_list in plan.milter_pipeline.lists.values() for check in of_list)
         self.keeps_proofs = any(isinstance(check, ProofRecorder | ReportCounter) for check in checks)
@@ -150,7 +150,7 @@ async def open_app(
     if resolver is None:
         probe = LiveResolver(config.dns.nameservers, config.dns.timeout)
         resolver = CachingResolver(probe, clock)
-    lists = ListMonitor(resolver, probe=probe, budget=config.dns.list_timeout, uses=plan.lists)
+    lists = ListMonitor(resolver, probe=probe, timeout=config.dns.list_timeout, uses=plan.lists)
     if store is None:
         store = await open_store(config.store.url, clock, config.store.timeout)
     return App(plan, resolver, store, clock, lists)

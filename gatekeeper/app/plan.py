@@ -164,7 +164,7 @@ def _message_checks(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[
 def _restriction_line(config: Config, at: KeyPath, restriction: Restriction) -> SourceLine:
     """Where a restriction stands: in a string of several lines, or as one of a list."""
     if restriction.index is None:
-        return _source_line(config.problem(at, "", below=restriction.lines_below))
+        return _source_line(config.problem(at, "", below=restriction.line_offset))
     return _source_line(config.problem((*at, restriction.index), ""))
 
 

@@ -99,9 +99,9 @@ def _json(outcome: "StepResult") -> dict[str, object]:
 
 
 def _seconds(text: str) -> float:
-    from gatekeeper.core.units import seconds
+    from gatekeeper.core.units import parse_duration
 
     try:
-        return seconds(text)
+        return parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -36,10 +36,10 @@ from gatekeeper.config.values import (
     Workers,
 )
 from gatekeeper.core.units import Duration, PositiveDuration
-from gatekeeper.dnslists.monitor import BUDGET
+from gatekeeper.dnslists.monitor import LIST_TIMEOUT
 from gatekeeper.pipeline.pipeline import LISTS, RECIPIENT
 from gatekeeper.postfix.listen_address import ListenAddress
-from gatekeeper.postfix.restriction_list import Restriction, Restrictions, TableNames, split
+from gatekeeper.postfix.restriction_list import Restriction, Restrictions, TableNames, parse_restrictions
 from gatekeeper.signing.policy import WithoutKey
 from gatekeeper.signing.sender_binding import BindTo, Mismatch
 from gatekeeper.signing.signer import SignOptions
@@ -63,7 +63,7 @@ class DnsSection(Section):
 
     nameservers: Nameservers = ()
     timeout: Duration = 5.0
-    list_timeout: PositiveDuration = BUDGET
+    list_timeout: PositiveDuration = LIST_TIMEOUT
 
 
 def default_store() -> str:
@@ -110,7 +110,7 @@ class PolicySection(RestrictionLists):
     socket_mode: FileMode = 0o660
     socket_group: StrictStr = ""
     workers: Workers = 2
-    recipient_restrictions: Restrictions = tuple(split(DEFAULT_RESTRICTIONS))
+    recipient_restrictions: Restrictions = tuple(parse_restrictions(DEFAULT_RESTRICTIONS))
     contexts: Mapping[str, RestrictionLists] = {}
     classes: Mapping[str, Restrictions] = {}
     sender_login_maps: TableNames = ()

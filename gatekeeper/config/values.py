@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StrictInt
 
 from gatekeeper.core.log import FACILITIES
-from gatekeeper.core.units import parse_network, plain_network
+from gatekeeper.core.units import parse_network, unmap_network
 from gatekeeper.dnsclient import names as dns_names
 from gatekeeper.dnsclient.live import parse_nameserver
 from gatekeeper.postfix.listen_address import ListenAddress, parse_listen_address
@@ -23,7 +23,7 @@ def _split_words(value: Any) -> Any:
 
 
 def _network(value: Any) -> IPv4Network | IPv6Network:
-    return value if isinstance(value, IPv4Network | IPv6Network) else plain_network(parse_network(str(value)))
+    return value if isinstance(value, IPv4Network | IPv6Network) else unmap_network(parse_network(str(value)))
 
 
 def _domain(value: Any) -> str:

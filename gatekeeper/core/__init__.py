@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The words that everything else is said in: request, verdict, message, problem, log line. Knows no configuration."""
+"""The types that everything else is built on: request, verdict, message, problem, log line. Knows no configuration."""

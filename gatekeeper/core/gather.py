@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several coroutines in one task: all begin, then each is waited for.
+"""Run several coroutines in one task: all take their first step, then each is awaited in turn.
 
 What they send in their first steps goes out together, as with asyncio.gather, but without a task for each (10 µs), and
-those that need not wait have ended by then. What follows their first wait runs one after the other.
+those that need not wait have finished by then. What follows their first wait runs one after the other.
 """
 
 import types
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Started(NamedTuple):
-    """A coroutine that has taken its first step. `waiting` is what it waits for, `error` what it ended with."""
+    """A coroutine that has taken its first step: `waiting` is what it waits for, `error` what ended it."""
 
     coroutine: Coroutine[Any, Any, Any]
     ended: bool = False
@@ -24,42 +24,42 @@ class Started(NamedTuple):
 
 
 def start(coroutine: Coroutine[Any, Any, Any]) -> Started:
-    """Run it until it has to wait, or to its end."""
+    """Run `coroutine` until it has to wait, or to its end."""
     try:
         return Started(coroutine, waiting=coroutine.send(None))
     except StopIteration as end:
         return Started(coroutine, ended=True, value=end.value)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (kept for the caller, as asyncio.gather does)
         return Started(coroutine, ended=True, error=error)
 
 
-async def finish(begun: Started) -> Any:
-    """What a coroutine comes to that has begun and not ended."""
-    return await _rest(begun.coroutine, begun.waiting)
+async def finish(started: Started) -> Any:
+    """Await the rest of a coroutine that was started and has not ended, and return its value."""
+    return await _rest(started.coroutine, started.waiting)
 
 
 async def gather_in_task(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | Exception]:
-    """What each comes to, in order: its value or its exception."""
-    begun = [start(coroutine) for coroutine in coroutines]
-    found: list[T | Exception] = []
+    """Run `coroutines` and return what each came to, in order: its value or its exception."""
+    started = [start(coroutine) for coroutine in coroutines]
+    results: list[T | Exception] = []
     try:
-        for one in begun:
-            if one.ended:
-                found.append(one.value if one.error is None else one.error)
+        for item in started:
+            if item.ended:
+                results.append(item.value if item.error is None else item.error)
                 continue
             try:
-                found.append(await _rest(one.coroutine, one.waiting))
-            except Exception as error:
-                found.append(error)
+                results.append(await _rest(item.coroutine, item.waiting))
+            except Exception as error:  # noqa: BLE001 (returned, as asyncio.gather does)
+                results.append(error)
     finally:
-        for one in begun[len(found) :]:  # we are cancelled
-            one.coroutine.close()
-    return found
+        for item in started[len(results) :]:  # we are cancelled
+            item.coroutine.close()
+    return results
 
 
 @types.coroutine
 def _rest(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, Any, T]:
-    """The rest of a coroutine that waits for `waiting`: what `await` does (PEP 380), but for the first step."""
+    """Run the rest of a coroutine that waits for `waiting`: what `await` does (PEP 380), without the first step."""
     resume: Callable[[], Any]
     while True:
         try:
@@ -67,7 +67,7 @@ def _rest(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, Any
         except GeneratorExit:
             coroutine.close()
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (thrown into the coroutine, as await does)
             resume = partial(coroutine.throw, error)
         else:
             resume = partial(coroutine.send, sent)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is written down: one line for each decision, and lines of a process that nobody from outside can forge.
+"""Logging: one line for each decision, and process logs in which no outsider can forge a line.
 
-A decision line is logfmt: `name=value` pairs with one space between. A value that is not plain is quoted, and in it
-every character that is not printable ASCII, every quote and every backslash is escaped, so a stranger's HELO can
-neither end the line nor add a pair. `unescape` gives the value back.
+A decision line is logfmt: `name=value` pairs with one space between. A value that is not plain is quoted, with every
+character that is not printable ASCII, every quote and every backslash escaped, so a stranger's HELO can neither end the
+line nor add a pair. `unescape` gives the value back.
 """
 
 import base64
@@ -29,28 +29,30 @@ _UNSAFE = re.compile(rb"[^ !#-\[\]-~]")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _PAIR = re.compile(r'(\w+)=("[^"]*"|\S*)')
 WAITED = "waited"
-"""The note of greylisting that says how long somebody has waited: a pair of its own, which the report of what it cost
+"""Greylisting's note on how long a client has waited. It gets a pair of its own, which the report on greylisting's cost
 reads (diagnose/greylisting_cost.py)."""
 WHY = "why"
-"""What kept a message that looks ours from being signed: a pair of its own, which diagnose/unsigned_mail.py reads."""
-_LONGEST = 320
-"""Bytes of a stranger's value that are written: enough for any valid address (RFC 5321 section 4.5.3.1)."""
+"""Why a message that looks like ours was not signed: a pair of its own, which diagnose/unsigned_mail.py reads."""
+_MAX_VALUE = 320
+"""Bytes of a stranger's value that are logged: enough for any valid address (RFC 5321 section 4.5.3.1)."""
 
 
 FACILITIES = tuple(sorted(logging.handlers.SysLogHandler.facility_names))
-"""What syslog(3) sorts by: mail, daemon, local0, ..."""
+"""The facilities of syslog(3): mail, daemon, local0, ..."""
 _SYSLOG = Path("/dev/log")
 
 
 def setup(level: str = "info", stream: TextIO | None = None, *, syslog: str = "", name: str = "gatekeeper") -> None:
-    """Send this process's log from `level` (debug, info, warning, error) up to standard error or, if `syslog` is a
-    facility, to syslog under `name`; where no syslog runs, as in a container, standard error it is.
+    """Send this process's log to standard error or, if `syslog` names a facility, to syslog under `name`.
+
+    `level` (debug, info, warning, error) is the lowest that is logged. Where no syslog is running, as in a container,
+    the log goes to standard error.
     """
     handler = _syslog(syslog, name) if syslog else None
     if handler is None:
         handler = _Stream(stream or sys.stderr)
         handler.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
-    # What no format of ours shows is not looked up for each line (the logging HOWTO, Optimization).
+    # None of our formats shows these, so they are not looked up for each line (the logging HOWTO, Optimization).
     logging.logThreads = logging.logMultiprocessing = False
     logging._srcfile = None
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -69,7 +71,7 @@ class _Stream(logging.StreamHandler[TextIO]):
     """Standard error, or a file."""
 
     def write(self, level: int, line: str) -> None:
-        """What logging would write of `line`, printable text, without making a record of it."""
+        """Write `line`, which is printable text, as logging would, without creating a LogRecord."""
         now = time.time()
         text = (
             f"{_time(now)} gatekeeper[{os.getpid()}]: {logging.getLevelName(level)} {redaction.hide_known_keys(line)}\n"
@@ -78,31 +80,37 @@ class _Stream(logging.StreamHandler[TextIO]):
         try:
             self.stream.write(text)
             self.flush()
-        except Exception:
+        except Exception:  # noqa: BLE001 (as in logging.StreamHandler.emit)
             self.handleError(logging.makeLogRecord({"msg": line}))
         finally:
             self.release()
 
 
 class _Syslog(logging.handlers.SysLogHandler):
-    """A line that syslog does not take, because it is being started again, goes to standard error."""
+    """Syslog; a line that it does not accept, because it is being restarted, goes to standard error."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Say it there."""
+        """Print the record on standard error."""
         print(self.format(record), file=sys.stderr)
 
 
 class _Formatter(logging.Formatter):
-    """One record begins one line: what follows the first line (a traceback, or line breaks that came from outside) is
-    indented behind a bar, and control characters are shown as `?`.
+    """Formats each record so that it starts exactly one line of the log.
+
+    What follows the first line (a traceback, or line breaks from outside) is indented behind a bar, and control
+    characters are shown as `?`.
     """
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
-        """The local time to the millisecond."""
+    def formatTime(  # noqa: N802 (logging's name)
+        self,
+        record: logging.LogRecord,
+        datefmt: str | None = None,  # noqa: ARG002 (logging passes it)
+    ) -> str:
+        """Return the local time to the millisecond."""
         return _time(record.created)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text."""
+        """Return the record as text."""
         text = redaction.hide_known_keys(super().format(record))
         if text.isprintable():
             return text
@@ -123,8 +131,9 @@ def _visible(line: str) -> str:
 
 
 def trace_id(client: Client) -> str:
-    """What policy daemon and milter both call one connection: base32 of the first 40 bits of SHA-256 over the
-    client's address and port. Empty without an address.
+    """Return the name that policy daemon and milter both give to one connection.
+
+    It is base32 of the first 40 bits of SHA-256 over the client's address and port; empty without an address.
     """
     return "" if client.address is None else _trace_id(client.address, client.port)
 
@@ -136,7 +145,7 @@ def _trace_id(address: Address, port: int | None) -> str:
 
 
 def write_decision(logger: logging.Logger, decision: Decision, side: str, level: int = logging.INFO) -> None:
-    """Write the line of one decision, as `logger` would."""
+    """Log the line of one decision, as `logger` would."""
     if not logger.isEnabledFor(level):
         return
     line = decision_line(decision, side)
@@ -148,12 +157,12 @@ def write_decision(logger: logging.Logger, decision: Decision, side: str, level:
 
 
 def decision_line(decision: Decision, side: str) -> str:
-    """The line for one decision. `side` is the front door that asked: policy, milter, explain, replay."""
+    """Return the log line of one decision. `side` is the front door that asked: policy, milter, explain, replay."""
     return " ".join([f"{name}={escape(value)}" for name, value in _pairs(decision, side) if value])
 
 
-def action(verdict: Verdict) -> str:
-    """A verdict in one word or reply: `DUNNO`, `OK`, `450 4.7.1 text`, `HOLD`."""
+def _action(verdict: Verdict) -> str:
+    """Return a verdict as one word or reply: `DUNNO`, `OK`, `450 4.7.1 text`, `HOLD`."""
     match verdict.outcome:
         case Outcome.ACCEPT:
             return "OK"
@@ -165,27 +174,27 @@ def action(verdict: Verdict) -> str:
 
 
 def escape(value: str) -> str:
-    """`value` as a logfmt value: bare if it is plain, else quoted with `\\xNN` for each byte that is not."""
-    if len(value) <= _LONGEST:
+    r"""Return `value` as a logfmt value: bare if it is plain, else quoted with `\xNN` for each unsafe byte."""
+    if len(value) <= _MAX_VALUE:
         if _PLAIN.fullmatch(value):
             return value
         if _PRINTABLE.fullmatch(value):
             return f'"{value}"'
     data = value.encode("utf-8", "surrogateescape")
-    if len(data) > _LONGEST:
-        data = data[: _LONGEST - 3] + b"..."
+    if len(data) > _MAX_VALUE:
+        data = data[: _MAX_VALUE - 3] + b"..."
     text = _UNSAFE.sub(lambda match: b"\\x%02x" % match[0][0], data).decode("ascii")
     return text if _PLAIN.fullmatch(text) else f'"{text}"'
 
 
 def unescape(text: str) -> str:
-    """The value that `escape` wrote as `text`."""
+    """Return the value that `escape` wrote as `text`."""
     data = text.removeprefix('"').removesuffix('"').encode("ascii")
     return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "surrogateescape")
 
 
 def read_decision(line: str) -> dict[str, str] | None:
-    """The pairs of the decision line in `line`, whatever stands before it; None for any other line."""
+    """Return the pairs of the decision line in `line`, whatever precedes it; None for any other line."""
     at = line.find(" side=")
     if at < 0 or not line.isascii():
         return None
@@ -195,14 +204,14 @@ def read_decision(line: str) -> dict[str, str] | None:
 def _pairs(decision: Decision, side: str) -> list[tuple[str, str]]:
     request, reasons = decision.request, ",".join(decision.reasons)
     client = request.client
-    judged = action(decision.judged) if decision.judged != decision.verdict else ""
+    judged = _action(decision.judged) if decision.judged != decision.verdict else ""
     return [
         ("side", side),
         ("trace", trace_id(client)),
         ("queue_id", request.queue_id),
         ("stage", request.stage),
         ("context", request.policy_context),
-        ("action", action(decision.verdict)),
+        ("action", _action(decision.verdict)),
         ("judged", judged),
         ("reasons", reasons),
         (WAITED, _waited(decision) if "greylist." in reasons else ""),
@@ -210,7 +219,7 @@ def _pairs(decision: Decision, side: str) -> list[tuple[str, str]]:
         ("client", str(client.address or "unknown")),
         ("name", client.name),
         ("helo", request.helo or ""),
-        # The null sender is told apart from a sender that is not known yet.
+        # The null sender is distinguished from a sender that is not known yet.
         ("sender", "" if request.sender is None else f"<{request.sender}>"),
         ("recipient", "" if request.recipient is None else f"<{request.recipient}>"),
         ("sasl_user", request.sasl_user),
@@ -220,7 +229,7 @@ def _pairs(decision: Decision, side: str) -> list[tuple[str, str]]:
 def _waited(decision: Decision) -> str:
     for step in decision.steps:
         if step.applied and step.verdict.reason.startswith("greylist."):
-            for note in step.noted:
+            for note in step.lazy_notes:
                 if isinstance(note, Note) and note.what == WAITED:
                     return note.found
     return ""

@@ -3,7 +3,8 @@
 
 The rule: `name + b":" + value + CRLF` gives back what was on the wire, leading space and folding included, because
 DKIM's `simple` canonicalization signs exactly that (RFC 6376 section 3.4.1). One exception: white space before the
-colon is dropped, as Postfix's cleanup(8) does, so that `From :` cannot hide. Knows nothing of MIME and of meaning.
+colon is dropped, as Postfix's cleanup(8) does, so that `From :` cannot hide. Knows nothing of MIME, nor what a field
+means.
 """
 
 import re
@@ -15,7 +16,7 @@ _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 
 
 class Header(NamedTuple):
-    """One header field: `value` starts behind the colon and ends before its last CRLF; folds inside are CRLF."""
+    """One header field: `value` starts after the colon and ends before the final CRLF; folds inside are CRLF."""
 
     name: bytes
     value: bytes
@@ -27,8 +28,9 @@ class Header(NamedTuple):
 
 
 def crlf(raw: bytes) -> bytes:
-    """`raw` with every line end (CR LF or LF) as CRLF, a stray CR as a space: how Postfix sends a file that it is given
-    (sendmail(1), cleanup_replace_stray_cr_lf).
+    """Return `raw` with every line end (CRLF or LF) as CRLF and every stray CR as a space.
+
+    That is how Postfix sends a file that it is given (sendmail(1), cleanup_replace_stray_cr_lf).
     """
     return _LINE_FEED.sub(b"\r\n", _STRAY_CR.sub(b" ", raw))
 
@@ -36,8 +38,8 @@ def crlf(raw: bytes) -> bytes:
 def parse(raw: bytes) -> tuple[list[Header], bytes]:
     """Split CRLF-terminated `raw` into its header fields and its body.
 
-    As Postfix's cleanup(8) does, the first line that is no header field ends the header, with or without the empty
-    line; a first line that starts with white space does the same. Never raises.
+    As Postfix's cleanup(8) does, the first line that is not a header field ends the header, with or without the
+    empty line; a first line that starts with white space does the same. Never raises.
     """
     headers: list[Header] = []
     start = 0
@@ -54,7 +56,7 @@ def parse(raw: bytes) -> tuple[list[Header], bytes]:
 
 
 def _end_of_field(raw: bytes, start: int) -> int:
-    """Where the field that starts at `start` ends: before the first CRLF that no white space follows."""
+    """Return where the field that starts at `start` ends: before the first CRLF that no white space follows."""
     while True:
         end = raw.find(b"\r\n", start)
         if end < 0:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mistakes in files that people write: each with its place, all of them at once.
+"""Mistakes in files that people write: each with its file and line, all of them reported at once.
 
-Who reads a file collects Problems and goes on; ConfigError carries the whole list to the one who reports.
+Code that reads a file collects Problems and goes on; ConfigError carries the whole list to whoever reports them.
 """
 
 from collections.abc import Iterable
@@ -12,9 +12,10 @@ from gatekeeper.core import redaction
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One mistake: `what` says what is wrong and what is allowed or mends it. `line` is 0 for the file as a whole.
+    """One mistake: `what` says what is wrong, and what is allowed or how to fix it.
 
-    A `warning` does not keep the configuration from being used. What looks like the key of a DNS list is left out.
+    `line` is 0 for the file as a whole. A `warning` does not keep the configuration from being used. What looks like
+    the key of a DNS list is left out.
     """
 
     file: str

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One frozen question, the same for the policy daemon, the milter, replay and explain.
+"""The request: one immutable value that the policy daemon, the milter, replay and explain all ask about.
 
-Knows no wire format and no configuration. What the asker did not tell is None (not known at this stage) or
-empty (asked, and there is nothing), because the two mean different things: `sender=""` is the null sender.
+Knows no wire format and no configuration. A field without a value is None (not known at this stage) or empty (known to
+be empty), because the two mean different things: `sender=""` is the null sender.
 """
 
 from enum import StrEnum
@@ -13,7 +13,7 @@ from typing import NamedTuple
 Address = IPv4Address | IPv6Address
 
 UNKNOWN = "unknown"
-"""What Postfix says for a client name that is missing or not confirmed (postconf(5), `smtpd_client_*`)."""
+"""Postfix's word for a client name that is missing or not confirmed (postconf(5), `smtpd_client_*`)."""
 
 
 class Stage(StrEnum):
@@ -39,9 +39,10 @@ class Client(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked. Sizes are bytes. `instance` is Postfix's identifier of one message at one smtpd.
+    """One SMTP command or message to decide on. Sizes are in bytes.
 
-    A tuple, because a frozen dataclass of so many fields takes 2.5 times as long to make; name every field.
+    `instance` is Postfix's identifier of one message at one smtpd. A tuple, because a frozen dataclass with this many
+    fields takes 2.5 times as long to create; pass every field by name.
     """
 
     stage: Stage
@@ -59,16 +60,16 @@ class Request(NamedTuple):
     policy_context: str = ""
     etrn_domain: str = ""
     server_address: Address | None = None
-    """Ours: the one that the client has connected to."""
+    """The local address that the client has connected to."""
     ccert_subject: str = ""
     ccert_issuer: str = ""
-    """The names in the client's certificate, told only if Postfix trusts it."""
+    """The names in the client's certificate, known only if Postfix trusts it."""
     ccert_fingerprint: str = ""
     ccert_pubkey_fingerprint: str = ""
 
 
-class _Remembering:
-    """An address that knows its hash and its text: a dozen look-ups a request are by client."""
+class _CachedHash:
+    """An address with its hash and text precomputed: each request looks up its client a dozen times."""
 
     __slots__ = ()
     _hash: int
@@ -81,7 +82,7 @@ class _Remembering:
         return self._text
 
 
-class _IPv4(_Remembering, IPv4Address):
+class _IPv4(_CachedHash, IPv4Address):
     __slots__ = ("_hash", "_text")
 
     def __init__(self, address: int | str) -> None:
@@ -89,7 +90,7 @@ class _IPv4(_Remembering, IPv4Address):
         self._hash, self._text = IPv4Address.__hash__(self), IPv4Address.__str__(self)
 
 
-class _IPv6(_Remembering, IPv6Address):
+class _IPv6(_CachedHash, IPv6Address):
     __slots__ = ("_hash", "_text")
 
     def __init__(self, address: int | str) -> None:
@@ -98,14 +99,14 @@ class _IPv6(_Remembering, IPv6Address):
 
 
 def parse_address(text: str) -> Address | None:
-    """The address in `text`, or None for `unknown`, nothing, or anything else that is no address.
+    """Return the address in `text`, or None for `unknown`, nothing, or anything else that is not an address.
 
-    An IPv4-mapped IPv6 address is the IPv4 client that it stands for; a zone index (`fe80::1%eth0`) is dropped.
+    An IPv4-mapped IPv6 address becomes the IPv4 address that it stands for; a zone index (`fe80::1%eth0`) is dropped.
     """
     return _parse_address(text) if len(text) < 100 else None
 
 
-@lru_cache(maxsize=4096)  # a client is asked about several times in a row, and parsing takes 10 µs
+@lru_cache(maxsize=4096)  # several requests in a row are about one client, and parsing takes 10 µs
 def _parse_address(text: str) -> Address | None:
     try:
         address = ip_address(text.partition("%")[0].removeprefix("IPv6:"))
@@ -118,5 +119,5 @@ def _parse_address(text: str) -> Address | None:
 
 
 def domain_of(mailbox: str) -> str:
-    """The domain of `local@domain` in lower case, without a trailing dot; empty if there is none."""
+    """Return the domain of `local@domain` in lower case, without a trailing dot; empty if there is none."""
     return mailbox.rpartition("@")[2].lower().removesuffix(".") if "@" in mailbox else ""

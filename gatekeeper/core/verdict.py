@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What one check says (Verdict), what was done on the way (Step), and what comes out (Decision).
+"""The result of one check (Verdict), what was done to reach it (Step), and the final answer (Decision).
 
 Outcomes are Postfix's lattice: see pipeline/pipeline.py for how they combine. Knows no wire format; `printable()` is
-the one place that makes a stranger's text safe to stand in a reply, a header comment or a log line.
+the one function that makes a stranger's text safe for a reply, a header comment or a log line.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,23 @@ class Outcome(StrEnum):
     """One check's opinion."""
 
     PASS = "pass"
-    """No opinion: the next check is asked."""
+    """No opinion: the next check runs."""
     PERMIT = "permit"
     """Ends its own list; at the end of all lists the answer is DUNNO."""
     ACCEPT = "accept"
-    """Ends everything and answers OK: only where the configuration says so in as many words."""
+    """Ends everything and answers OK: only where the configuration explicitly says so."""
     REJECT = "reject"
     """Ends everything with a 4xx or 5xx reply."""
     DEFER_IF_PERMIT = "defer_if_permit"
     """A soft failure: kept, and answered if nothing rejects for good."""
     DEFER_IF_REJECT = "defer_if_reject"
-    """A soft failure of something that might have permitted: turns a later 5xx into this 4xx."""
+    """A soft failure of a check that might have permitted: turns a later 5xx into this 4xx."""
     ACTION = "action"
     """Another access(5) action (HOLD, PREPEND, REDIRECT, ...): kept, answered if nothing else is."""
 
 
 class Mode(StrEnum):
-    """Whether a check's verdict counts (`enforce`), is only written down (`observe`), or is not asked for (`off`)."""
+    """Whether a check's verdict counts (`enforce`), is only logged (`observe`), or the check does not run (`off`)."""
 
     ENFORCE = "enforce"
     OBSERVE = "observe"
@@ -44,10 +44,10 @@ class Mode(StrEnum):
 class Verdict:
     """An outcome and, where it refuses, the reply.
 
-    `reason` is the stable code that logs, metrics and fixtures name (`greylist.early`). `code` is the SMTP reply code
-    ("450"), `enhanced` the enhanced status code ("4.7.1", RFC 3463), `text` the words for the remote postmaster.
-    For `ACTION`, `text` is the whole access(5) action. `kept` are the soft failures and actions of restrictions that
-    this one asked in its stead, in order: they count as if they stood before it in its list.
+    `reason` is the stable code that logs, metrics and fixtures use (`greylist.early`). `code` is the SMTP reply code
+    ("450"), `enhanced` the enhanced status code ("4.7.1", RFC 3463), `text` the explanation for the remote
+    postmaster. For `ACTION`, `text` is the whole access(5) action. `earlier` are the soft failures and actions of
+    restrictions that this one evaluated in its own place, in order: they count as if they stood before it in its list.
     """
 
     outcome: Outcome
@@ -55,11 +55,11 @@ class Verdict:
     code: str = ""
     enhanced: str = ""
     text: str = ""
-    kept: tuple["Verdict", ...] = ()
+    earlier: tuple["Verdict", ...] = ()
 
     @property
     def reply(self) -> str:
-        """The SMTP reply as one line: `450 4.7.1 text`; empty if this verdict refuses nothing."""
+        """The SMTP reply as one line, `450 4.7.1 text`; empty if this verdict does not refuse."""
         return f"{self.code} {self.enhanced} {self.text}" if self.code else ""
 
     @property
@@ -72,59 +72,59 @@ PASS = Verdict(Outcome.PASS)
 
 
 def permit(reason: str) -> Verdict:
-    """Ends the list that the check stands in."""
+    """Return a verdict that ends the list in which the check stands."""
     return Verdict(Outcome.PERMIT, reason)
 
 
 def reject(reason: str, code: str, enhanced: str, text: str) -> Verdict:
-    """A refusal with its reply, permanent (5xx) or not (4xx), that ends everything."""
+    """Return a refusal, permanent (5xx) or temporary (4xx), that ends everything."""
     return Verdict(Outcome.REJECT, reason, code, enhanced, text)
 
 
 def defer_if_permit(reason: str, enhanced: str, text: str, code: str = "450") -> Verdict:
-    """A soft failure: deferred unless something rejects for good."""
+    """Return a soft failure: the mail is deferred unless something rejects it for good."""
     return Verdict(Outcome.DEFER_IF_PERMIT, reason, code, enhanced, text)
 
 
 def defer_if_reject(reason: str, enhanced: str, text: str, code: str = "450") -> Verdict:
-    """A soft failure that only matters if something rejects: that is then temporary."""
+    """Return a soft failure that matters only if something rejects: the rejection becomes temporary."""
     return Verdict(Outcome.DEFER_IF_REJECT, reason, code, enhanced, text)
 
 
 class Note(NamedTuple):
-    """Something found out on the way: `what` in a word or two (`PTR 192.0.2.1`), and what came of it."""
+    """One finding of a check: `what` was looked at, in a word or two (`PTR 192.0.2.1`), and what was `found`."""
 
     what: str
     found: str
 
 
-Later = Callable[[], tuple[str, str]]
-"""A note that is put into words when somebody reads it: most are never read."""
+LazyNote = Callable[[], tuple[str, str]]
+"""A note that is formatted only when somebody reads it: most are never read."""
 
 
 class Step(NamedTuple):
-    """One check that was asked. `applied` is False for a check in observe mode: its verdict is only written down.
+    """One check that ran. `applied` is False for a check in observe mode: its verdict is only logged.
 
-    A tuple, because a frozen dataclass takes five times as long to make, and a request has some 15 of them.
+    A tuple, because a frozen dataclass takes five times as long to create, and a request has some 15 of them.
     """
 
     list: str
     check: str
     verdict: Verdict
-    noted: tuple[Note | Later, ...] = ()
+    lazy_notes: tuple[Note | LazyNote, ...] = ()
     applied: bool = True
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What was found out on the way."""
-        return tuple(note if isinstance(note, Note) else Note(*note()) for note in self.noted)
+        """What the check found, formatted."""
+        return tuple(note if isinstance(note, Note) else Note(*note()) for note in self.lazy_notes)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The answer and everything that led to it, in order.
 
-    `verdict` is what the asker is told; `judged` is what the checks came to, which differs only in observe mode.
+    `verdict` is what is answered; `judged` is what the checks came to, which differs only in observe mode.
     """
 
     request: Request
@@ -135,19 +135,19 @@ class Decision:
     @property
     def reasons(self) -> tuple[str, ...]:
         """The reason codes of all steps that had an opinion, in order, each once."""
-        said: dict[str, None] = {}
+        codes: dict[str, None] = {}
         for step in self.steps:
             if step.verdict is not PASS:
-                for verdict in (*step.verdict.kept, step.verdict):
+                for verdict in (*step.verdict.earlier, step.verdict):
                     if verdict.reason:
-                        said[verdict.reason] = None
-        return tuple(said)
+                        codes[verdict.reason] = None
+        return tuple(codes)
 
 
 def printable(text: str, limit: int = 400) -> str:
-    """`text` as printable ASCII on one line, at most `limit` characters, anything else replaced by `?`.
+    """Return `text` as printable ASCII on one line, at most `limit` characters, anything else replaced by `?`.
 
-    An outsider's bytes must not end a reply line, add a header or colour a terminal.
+    An outsider's bytes must not end a reply line, add a header or send control sequences to a terminal.
     """
     # str.isprintable is False for every control character; the ASCII test comes first as most text is ASCII.
     if len(text) > limit:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which files a plan was read from, and when they have changed and come to rest.
+"""Track which files a plan was read from, and notice when they have changed and settled.
 
-Whoever reads a table or key does it with `read`, or says so with `note` before it is opened, so that a change while it
-is being read is not missed. `Watch` compares what was noted with what is there: by device, inode, size and times, so
-that a file that was replaced, written to, removed, made, or given another owner or mode counts as changed. A change is
-taken once two looks in a row have seen the same, so that a file that is still being written is not read.
+Code that reads a table or key uses `read`, or calls `record` before it opens the file, so that a change while it is
+being read is not missed. `FileWatch` compares the recorded state with the current one, by device, inode, size and
+times, so that a file that was replaced, written to, removed, created, or given another owner or mode counts as changed.
+A change is reported once two polls in a row have seen the same state, so that a file that is still being written is not
+read.
 
-Polled, because inotify would have to follow every folder of every path and still miss network file systems.
+Files are polled, because inotify would have to follow every directory of every path and still miss network file
+systems.
 """
 
 import errno
@@ -19,13 +21,13 @@ from contextvars import ContextVar
 from pathlib import Path
 
 FileState = tuple[int, ...]
-"""What tells one state of a file from another; empty if there is none."""
+"""What distinguishes one state of a file from another; empty if there is no file."""
 
-_noted: ContextVar[dict[str, FileState] | None] = ContextVar("noted", default=None)
+_recorded: ContextVar[dict[str, FileState] | None] = ContextVar("recorded", default=None)
 
 
 def file_state(path: str) -> FileState:
-    """The state of `path` now."""
+    """Return the current state of the file at `path`."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a NUL in the path
@@ -35,56 +37,57 @@ def file_state(path: str) -> FileState:
 
 @contextmanager
 def recording() -> Iterator[dict[str, FileState]]:
-    """While this is open, files that are read are noted in the dict."""
-    noted: dict[str, FileState] = {}
-    token = _noted.set(noted)
+    """Collect the files that are read while this context is open, with their states, in the dict that it yields."""
+    recorded: dict[str, FileState] = {}
+    token = _recorded.set(recorded)
     try:
-        yield noted
+        yield recorded
     finally:
-        _noted.reset(token)
+        _recorded.reset(token)
 
 
 def record(path: str | Path) -> None:
-    """`path` is about to be read, or looked for."""
-    noted = _noted.get()
-    if noted is not None:
-        noted.setdefault(str(path), file_state(str(path)))
+    """Record the state of the file at `path`, which is about to be read or looked for."""
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded.setdefault(str(path), file_state(str(path)))
 
 
 def read(path: str | Path) -> bytes:
-    """The bytes of the file at `path`, which is noted. Raises OSError, also for what is no regular file: opening a FIFO
-    would wait for somebody to write into it.
+    """Record the file at `path` and return its bytes.
+
+    Raises OSError, also for anything but a regular file: opening a FIFO would wait for somebody to write to it.
     """
     record(path)
     with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         return file.read()
 
 
 class FileWatch:
-    """Looks at the noted files from time to time. `clock` is monotonic, in seconds."""
+    """Polls the recorded files. `clock` is monotonic, in seconds."""
 
     INTERVAL = 2.0
-    """Seconds between two looks; longer where looking takes long, so that it costs at most a thousandth of a core."""
+    """Seconds between two polls; more where a poll takes long, so that polling costs at most a thousandth of a core."""
     SETTLED = 1.0
-    """Seconds between the look that sees a change and the next."""
+    """Seconds between the poll that sees a change and the next."""
 
-    def __init__(self, noted: dict[str, FileState], clock: Callable[[], float] = time.monotonic) -> None:
-        self.known = noted
-        """The files and the state that counts as theirs."""
+    def __init__(self, recorded: dict[str, FileState], clock: Callable[[], float] = time.monotonic) -> None:
+        self.known = recorded
+        """The files, with the state in which each was last read."""
         self._seen: dict[str, FileState] | None = None
         self._clock = clock
         self.due = clock() + self.INTERVAL
-        """When to look again."""
+        """When to poll again."""
 
     def changed(self) -> list[str]:
-        """The files that differ from what was noted and did not change since the look before; none before `due`."""
+        """Return the files that differ from `known` and have not changed since the last poll; none before `due`."""
         if self._clock() < self.due:
             return []
         began = time.thread_time()
         now = {path: file_state(path) for path in self.known}
-        took = time.thread_time() - began  # of the processor: on a busy machine the clock says nothing
+        took = time.thread_time() - began  # CPU time: on a busy machine, wall-clock time says nothing
         if now == self.known:
             self._seen = None
         elif now == self._seen:

@@ -262,7 +262,7 @@ class Supervisor:
                 if place not in places:  # held open here, it would take connections that nobody answers
                     listener.close()
             listeners = [self.sockets[place] for place in places]
-            run_worker(kind, self.plan, listeners, theirs, self.identity, self.share.seat(seat), detached=self.detached)
+            run_worker(kind, self.plan, listeners, theirs, self.identity, self.share.slot(seat), detached=self.detached)
         theirs.close()
         now = time.monotonic()
         worker = _Worker(kind, places, self.generation, pid, ours, seat, now, now)
@@ -379,7 +379,7 @@ class Supervisor:
             self.selector.unregister(worker.control)
         worker.control.close()
         if worker.kind is WorkerKind.POLICY and worker.generation == self.generation:
-            self.share.vacate(worker.seat)
+            self.share.clear(worker.seat)
         if worker.retired or worker.generation < self.generation or self.stopping is not None:
             return
         alone = not any(other.ready for other in self.workers if other.kind is worker.kind)

@@ -133,9 +133,9 @@ async def _serve(
 
 async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders", seat: BalanceSlot) -> None:
     app.watch_lists()
-    server = PolicyServer(app, seat=seat)
+    server = PolicyServer(app, slot=seat)
     await server.serve(listeners)
-    orders.take = server.take
+    orders.take = server.adopt
     orders.ready()
     timeout = await orders.timeout
     # After a reload nobody closes a connection that Postfix keeps for its next request: that would cost it a second.

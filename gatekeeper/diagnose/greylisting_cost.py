@@ -16,7 +16,7 @@ from statistics import median
 from gatekeeper.checks.greylisting.verp import normal_sender
 from gatekeeper.core.log import WAITED, read_decision
 from gatekeeper.core.request import UNKNOWN, domain_of
-from gatekeeper.core.units import seconds
+from gatekeeper.core.units import parse_duration
 
 _BUCKETS = ((600.0, "up to 10 minutes"), (1800.0, "up to half an hour"), (3600.0, "up to an hour"))
 _LONGER = "longer"
@@ -116,7 +116,7 @@ def _sender(decision: dict[str, str]) -> str:
 
 def _seconds(text: str) -> float:
     try:
-        return seconds(text)
+        return parse_duration(text)
     except ValueError:
         return 0.0
 

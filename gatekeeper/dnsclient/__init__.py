@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DNS as everything else sees it: one resolver contract, kept by live, caching and table resolvers."""
+"""DNS lookups behind one resolver contract, implemented by live, caching and table resolvers."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One question to every authoritative server of a name, at each of its addresses: does all the world see a record?
+"""Query every authoritative server of a name, at each of its addresses, to see if a record is visible everywhere.
 
-A cache knows one server's answer of some time ago; a secondary server may lag behind for hours. So each is asked
-itself. The zone is found through a resolver, which is never asked for the name in question: its "no such name" would
-stay in its cache. What an authoritative server says is followed: delegations, and CNAMEs, by which providers have
-their customers publish keys.
+A cache holds the answer that one server gave some time ago; a secondary server may lag behind for hours. So each server
+is queried directly. The zone is found through a resolver, which is never asked about the name in question: its "no such
+name" would stay in its cache. Delegations are followed, and CNAMEs, through which providers have their customers
+publish keys.
 
-Known limits: servers that answer at one address from several places (anycast) are asked at the nearest. Where nothing
-answers over IPv6, servers are asked over IPv4 alone.
+Known limits: of servers that share one address (anycast), only the nearest is queried. Where nothing answers over IPv6,
+servers are queried over IPv4 only.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.names import to_name, to_text
 from gatekeeper.dnsclient.resolver import Answer, DNSError, DNSFailure, Resolver, to_records
 
-_MOST_STEPS = 8
-"""Delegations and CNAMEs that are followed."""
+_MAX_STEPS = 8
+"""Delegations and CNAMEs to follow."""
 _TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
-    """What one server says at one address: TXT records, or why it said nothing."""
+    """The answer of one server at one address: TXT records, or in `trouble` why there is none."""
 
     server: str
     address: str = ""
@@ -52,22 +52,21 @@ class ServerAnswer:
 
 
 class Authorities(Protocol):
-    """Those who decide what a name has."""
+    """The authoritative servers, which decide what records a name has."""
 
     async def texts(self, name: str) -> tuple[ServerAnswer, ...]:
-        """What each of them has at `name`. Raises DNSError if it cannot be found out who they are."""
+        """Return the TXT records that each server has at `name`. Raises DNSError if the servers cannot be found."""
         ...
 
 
 class TableAuthorities:
-    """One server that says what `resolver` does: for `--dns`."""
+    """A single server that answers what `resolver` does: for `--dns`."""
 
     def __init__(self, resolver: Resolver, name: str) -> None:
         self._resolver = resolver
         self._name = name
 
     async def texts(self, name: str) -> tuple[ServerAnswer, ...]:
-        """See Authorities."""
         try:
             return (ServerAnswer(self._name, records=_texts(await self._resolver.query(name, "TXT"))),)
         except DNSError as error:
@@ -76,17 +75,17 @@ class TableAuthorities:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What one server said, and where it sent us: to the servers of a zone below, or to another name."""
+    """The response of one server, and where it refers us: to the servers of a child zone, or to another name."""
 
-    voice: ServerAnswer
+    answer: ServerAnswer
     alias: str = ""
     zone: str = ""
     servers: tuple[str, ...] = ()
-    silent: bool = False
+    timed_out: bool = False
 
 
 class LiveAuthorities:
-    """Asks the servers themselves. `resolver` tells who and where they are; `timeout` is in seconds, for one try."""
+    """Queries the servers directly. `resolver` finds names and addresses; `timeout` is in seconds, for each try."""
 
     def __init__(self, resolver: Resolver, *, port: int = 53, timeout: float = 3.0) -> None:
         self._resolver = resolver
@@ -95,28 +94,29 @@ class LiveAuthorities:
         self._backend = dns.asyncbackend.get_backend("asyncio")
 
     async def texts(self, name: str) -> tuple[ServerAnswer, ...]:
-        """See Authorities."""
-        behind: list[ServerAnswer] = []
+        lagging: list[ServerAnswer] = []
         zone, servers = await self._zone_of(name)
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MAX_STEPS):
             replies = await self._all(servers, name, zone)
-            onward = next((reply for reply in replies if reply.alias or reply.servers), None)
-            if onward is None:
-                return (*behind, *(reply.voice for reply in replies))
-            # Who does not know yet that it goes on from here, lags.
-            behind += [reply.voice for reply in replies if (reply.alias, reply.zone) != (onward.alias, onward.zone)]
-            if onward.alias:
-                name = onward.alias
+            referral = next((reply for reply in replies if reply.alias or reply.servers), None)
+            if referral is None:
+                return (*lagging, *(reply.answer for reply in replies))
+            # A server without this referral is lagging behind.
+            lagging += [
+                reply.answer for reply in replies if (reply.alias, reply.zone) != (referral.alias, referral.zone)
+            ]
+            if referral.alias:
+                name = referral.alias
                 zone, servers = await self._zone_of(name)
             else:
-                zone, servers = onward.zone, onward.servers
+                zone, servers = referral.zone, referral.servers
         raise DNSFailure(f"TXT {printable(name)}: too many delegations and CNAMEs")
 
     async def _zone_of(self, name: str) -> tuple[str, tuple[str, ...]]:
-        """A zone that `name` lies in, or below a delegation of, and its servers."""
+        """Return a zone that contains `name`, itself or below a delegation, and the servers of that zone."""
         zone = name.partition("._domainkey.")[2] or name.partition(".")[2]
         while zone:
-            # A name with a CNAME is no zone, though a resolver would tell the servers of where it leads to.
+            # A name with a CNAME is not a zone, though a resolver would return the servers of its target.
             if not (await self._resolver.query(zone, "CNAME")).records:
                 found = (await self._resolver.query(zone, "NS")).records
                 if servers := tuple(sorted(record for record in found if isinstance(record, str))):
@@ -125,41 +125,41 @@ class LiveAuthorities:
         raise DNSFailure(f"NS {printable(name)}: no zone has this name")
 
     async def _all(self, servers: Iterable[str], name: str, zone: str) -> list[_Reply]:
-        asked = [self._ask(voice, name, zone) for server in servers async for voice in self._addresses(server)]
-        return _heard(await asyncio.gather(*asked))
+        queries = [self._ask(server, name, zone) for host in servers async for server in self._addresses(host)]
+        return _without_unreachable_ipv6(await asyncio.gather(*queries))
 
-    async def _addresses(self, server: str) -> AsyncIterator[ServerAnswer]:
+    async def _addresses(self, host: str) -> AsyncIterator[ServerAnswer]:
         trouble = "has no address"
         found = False
         for type in ("A", "AAAA"):
             try:
-                for address in (await self._resolver.query(server, type)).records:
+                for address in (await self._resolver.query(host, type)).records:
                     found = True
-                    yield ServerAnswer(server, str(address))
+                    yield ServerAnswer(host, str(address))
             except DNSError as error:
                 trouble = f"its address cannot be found: {error}"
         if not found:
-            yield ServerAnswer(server, trouble=trouble)
+            yield ServerAnswer(host, trouble=trouble)
 
-    async def _ask(self, voice: ServerAnswer, name: str, zone: str) -> _Reply:
-        if not voice.address:
-            return _Reply(voice)
-        if reason := _no_way_to(voice.address):
-            return _Reply(ServerAnswer(voice.server, voice.address, trouble=reason), silent=True)
-        silent = False
+    async def _ask(self, server: ServerAnswer, name: str, zone: str) -> _Reply:
+        if not server.address:
+            return _Reply(server)
+        if reason := _why_unreachable(server.address):
+            return _Reply(ServerAnswer(server.server, server.address, trouble=reason), timed_out=True)
+        timed_out = False
         try:
-            return _read(voice, await self._response(voice.address, name), name, zone)
+            return _read(server, await self._response(server.address, name), name, zone)
         except (dns.exception.Timeout, TimeoutError):
-            trouble, silent = "does not answer", True
-        except Exception as error:  # dnspython lets all kinds escape, of hostile packets
+            trouble, timed_out = "does not answer", True
+        except Exception as error:  # noqa: BLE001 (hostile packets let all kinds of exceptions escape dnspython)
             trouble = f"answers badly ({type(error).__name__})"
-        return _Reply(ServerAnswer(voice.server, voice.address, trouble=trouble), silent=silent)
+        return _Reply(ServerAnswer(server.server, server.address, trouble=trouble), timed_out=timed_out)
 
     async def _response(self, address: str, name: str) -> dns.message.Message:
-        asked = to_name(name)
-        if asked is None:
-            raise DNSFailure("no name for the DNS")
-        query = dns.message.make_query(asked, RdataType.TXT, use_edns=0, payload=1232, flags=0)
+        qname = to_name(name)
+        if qname is None:
+            raise DNSFailure("not a valid DNS name")
+        query = dns.message.make_query(qname, RdataType.TXT, use_edns=0, payload=1232, flags=0)
         for last in [False] * (_TRIES - 1) + [True]:
             try:
                 response, _ = await dns.asyncquery.udp_with_fallback(
@@ -173,56 +173,57 @@ class LiveAuthorities:
         raise AssertionError
 
 
-def _heard(replies: list[_Reply]) -> list[_Reply]:
-    """The replies without those over IPv6 where all of that is silent: then it is this host that has no way out, which
-    says nothing about servers that were heard over IPv4.
+def _without_unreachable_ipv6(replies: list[_Reply]) -> list[_Reply]:
+    """Drop the replies over IPv6 of servers that also have IPv4, where IPv6 does not work at all.
+
+    If nothing answers over IPv6, it is this host that has no connectivity, which says nothing about those servers.
     """
-    six = [reply for reply in replies if ":" in reply.voice.address]
-    if not all(reply.silent for reply in six):
+    ipv6 = [reply for reply in replies if ":" in reply.answer.address]
+    if not all(reply.timed_out for reply in ipv6):
         return replies
-    heard = {reply.voice.server for reply in replies if reply not in six}
-    return [reply for reply in replies if reply not in six or reply.voice.server not in heard]
+    with_ipv4 = {reply.answer.server for reply in replies if reply not in ipv6}
+    return [reply for reply in replies if reply not in ipv6 or reply.answer.server not in with_ipv4]
 
 
-def _read(voice: ServerAnswer, response: dns.message.Message, name: str, zone: str) -> _Reply:
-    """What a response says about the TXT records at `name`, from a server of `zone`."""
+def _read(server: ServerAnswer, response: dns.message.Message, name: str, zone: str) -> _Reply:
+    """Interpret the response of a server of `zone` about the TXT records at `name`."""
 
     def trouble(what: str) -> _Reply:
-        return _Reply(ServerAnswer(voice.server, voice.address, trouble=what))
+        return _Reply(ServerAnswer(server.server, server.address, trouble=what))
 
     rcode = response.rcode()
     if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
         return trouble(f"says {dns.rcode.to_text(rcode)}")
     if not response.flags & dns.flags.AA:
-        return _delegation(voice, response.authority, name, zone) or trouble(f"does not serve {zone}")
+        return _delegation(server, response.authority, name, zone) or trouble(f"does not serve {zone}")
     for rrset in response.answer:
         if to_text(rrset.name).lower() != name.lower():
             continue
         if rrset.rdtype == RdataType.TXT:
             records = tuple(record for record in to_records(rrset) if isinstance(record, bytes))
-            return _Reply(ServerAnswer(voice.server, voice.address, records))
+            return _Reply(ServerAnswer(server.server, server.address, records))
         if isinstance(rrset[0], dns.rdtypes.ANY.CNAME.CNAME):
-            return _Reply(voice, alias=to_text(rrset[0].target).lower())
-    return _Reply(voice)
+            return _Reply(server, alias=to_text(rrset[0].target).lower())
+    return _Reply(server)
 
 
-def _delegation(voice: ServerAnswer, authority: list[dns.rrset.RRset], name: str, zone: str) -> _Reply | None:
+def _delegation(server: ServerAnswer, authority: list[dns.rrset.RRset], name: str, zone: str) -> _Reply | None:
     for rrset in authority:
-        below = to_text(rrset.name).lower()
-        inside = name.lower().endswith(f".{below}") or name.lower() == below
-        if rrset.rdtype == RdataType.NS and inside and below.endswith(f".{zone}"):
+        child = to_text(rrset.name).lower()
+        inside = name.lower().endswith(f".{child}") or name.lower() == child
+        if rrset.rdtype == RdataType.NS and inside and child.endswith(f".{zone}"):
             servers = [to_text(data.target) for data in rrset if isinstance(data, dns.rdtypes.ANY.NS.NS)]
-            return _Reply(voice, zone=below, servers=tuple(sorted(servers)))
+            return _Reply(server, zone=child, servers=tuple(sorted(servers)))
     return None
 
 
-def _no_way_to(address: str) -> str:
-    """Why nothing can be sent there; empty if it can. Connecting a datagram socket sends nothing."""
+def _why_unreachable(address: str) -> str:
+    """Return why nothing can be sent to `address`; empty if it can. Connecting a datagram socket sends nothing."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 53))
     except OSError as error:
-        return f"cannot be asked from here: {error.strerror}"
+        return f"cannot be queried from here: {error.strerror}"
     return ""
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DNS asked for real, through dnspython's asynchronous resolver, under asyncio and uvloop.
+"""Resolver that sends real DNS queries, through dnspython's asynchronous resolver, under asyncio and uvloop.
 
-We are a stub: the nameservers are recursive and follow CNAMEs. Names are absolute, so no search domain is ever added.
-The first nameserver that is there is asked the short way (datagram.py); where that brings no usual answer, all are
-asked by UDP with EDNS and, where the answer is truncated, by TCP. Whatever goes wrong becomes a DNSError.
+It is a stub resolver: the nameservers are recursive and follow CNAMEs. Names are absolute, so no search domain is ever
+added. The first nameserver that listens is queried by the fast path (datagram.py); where that gives no common answer,
+all are queried by UDP with EDNS and, where the answer is truncated, by TCP. Whatever goes wrong becomes a DNSError.
 
 Known limit: /etc/resolv.conf is read once.
 """
@@ -32,7 +32,7 @@ _EDNS_SIZE = 1232
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:
-    """(address, port) of `HOST:PORT`, `[HOST]:PORT` or an address alone; the host is an IP address.
+    """Return (address, port) for `HOST:PORT`, `[HOST]:PORT` or an address alone; the host is an IP address.
 
     Raises ValueError with what is allowed.
     """
@@ -54,63 +54,62 @@ def parse_nameserver(text: str) -> tuple[str, int]:
 
 
 class LiveResolver:
-    """Asks `nameservers` (see parse_nameserver; without any, those of /etc/resolv.conf) in their order.
+    """Queries `nameservers` (see parse_nameserver; without any, those of /etc/resolv.conf) in their order.
 
-    `timeout` is in seconds and holds for a whole question, with all its retries. Raises ValueError for a name server
-    that is not written as it should be.
+    `timeout` is in seconds, for a whole query with all its retries. Raises ValueError for a name server that
+    parse_nameserver does not accept.
     """
 
     def __init__(self, nameservers: Sequence[str] = (), timeout: float = 5.0) -> None:
         self._resolver = _resolver_for([parse_nameserver(text) for text in nameservers])
         self._timeout = self._resolver.lifetime = timeout
         self._resolver.timeout = timeout / 3  # one try: a lost datagram leaves time for two more
-        self._datagrams = [Datagrams(*place, _EDNS_SIZE) for place in _places(self._resolver)]
+        self._datagrams = [Datagrams(*address, _EDNS_SIZE) for address in _server_addresses(self._resolver)]
         self._resolver.use_edns(0, 0, _EDNS_SIZE)
-        self._resolver.set_flags(dns.flags.RD | dns.flags.AD)  # AD: tell whether it is validated (RFC 6840 section 5.7)
+        self._resolver.set_flags(dns.flags.RD | dns.flags.AD)  # AD: ask for validation (RFC 6840 section 5.7)
         self._backend = dns.asyncbackend.get_backend("asyncio")
 
     async def query(self, name: str, type: str) -> Answer:
-        """See resolver.Resolver.query."""
         name = name.lower().removesuffix(".")
-        asked = to_name(name)
-        if asked is None:
+        qname = to_name(name)
+        if qname is None:
             return Answer(name, type, exists=False)
         clock = asyncio.get_running_loop().time
         began = clock()
         for datagrams in self._datagrams:
             try:
-                answer = await datagrams.ask(asked, name, type, self._timeout / 3)
+                answer = await datagrams.ask(qname, name, type, self._timeout / 3)
             except OSError:  # nobody listens there
                 continue
             if answer is None:
                 break
             return answer
         try:
-            # dnspython's own limit forgets its pauses between tries
+            # dnspython's own limit does not count its pauses between tries
             async with asyncio.timeout_at(began + self._timeout):
-                return await self._ask(name, type, asked)
+                return await self._ask(name, type, qname)
         except (dns.exception.Timeout, TimeoutError):
             raise DNSTimeout(f"{type} {printable(name)}: no answer in time") from None
-        except Exception as error:
-            # dnspython lets more than its own exceptions escape (OSError, EOFError, ValueError of hostile packets).
+        except Exception as error:  # noqa: BLE001 (see below)
+            # dnspython lets more than its own exceptions escape (for hostile packets OSError, EOFError, ValueError).
             raise DNSFailure(f"{type} {printable(name)}: {_reason(error)}") from None
 
-    async def _ask(self, name: str, type: str, asked: dns.name.Name) -> Answer:
+    async def _ask(self, name: str, type: str, qname: dns.name.Name) -> Answer:
         try:
             found = await self._resolver.resolve(
-                asked, type, raise_on_no_answer=False, search=False, backend=self._backend
+                qname, type, raise_on_no_answer=False, search=False, backend=self._backend
             )
-        except dns.resolver.NXDOMAIN as nothing:
-            return Answer(name, type, exists=False, ttl=_negative_ttl(nothing, asked))
+        except dns.resolver.NXDOMAIN as nxdomain:
+            return Answer(name, type, exists=False, ttl=_negative_ttl(nxdomain, qname))
         if found.response.flags & dns.flags.TC:
-            # Over TCP: dnspython would take it for an answer without records.
+            # Over TCP: dnspython would treat it as an answer without records.
             raise dns.message.Truncated
         result = found.chaining_result
         secure = bool(found.response.flags & dns.flags.AD)
         return Answer(name, type, to_records(result.answer or ()), ttl=float(result.minimum_ttl), secure=secure)
 
     async def close(self) -> None:
-        """Nothing to let go of: sockets live as long as a question."""
+        """Do nothing: sockets live only as long as a query."""
 
 
 def _resolver_for(nameservers: list[tuple[str, int]]) -> dns.asyncresolver.Resolver:
@@ -124,8 +123,8 @@ def _resolver_for(nameservers: list[tuple[str, int]]) -> dns.asyncresolver.Resol
     return resolver
 
 
-def _places(resolver: dns.asyncresolver.Resolver) -> Iterator[tuple[str, int]]:
-    """Addresses and ports of the name servers, in the order in which they are asked."""
+def _server_addresses(resolver: dns.asyncresolver.Resolver) -> Iterator[tuple[str, int]]:
+    """Yield the addresses and ports of the name servers, in the order in which they are queried."""
     for server in resolver.nameservers:
         if isinstance(server, dns.nameserver.AddressAndPortNameserver):
             yield server.address, server.port
@@ -133,15 +132,15 @@ def _places(resolver: dns.asyncresolver.Resolver) -> Iterator[tuple[str, int]]:
             yield str(server), resolver.nameserver_ports.get(str(server), resolver.port)
 
 
-def _negative_ttl(nothing: dns.resolver.NXDOMAIN, asked: dns.name.Name) -> float:
-    """How long the name may be taken not to exist: the SOA's minimum (RFC 2308 section 5), or a short default."""
-    response = nothing.response(asked)  # type: ignore[no-untyped-call]  # dnspython's annotations stop short
+def _negative_ttl(nxdomain: dns.resolver.NXDOMAIN, qname: dns.name.Name) -> float:
+    """Return how long NXDOMAIN may be cached: the SOA's minimum (RFC 2308 section 5), or a short default."""
+    response = nxdomain.response(qname)  # type: ignore[no-untyped-call]  # dnspython's annotations stop short
     assert isinstance(response, dns.message.QueryMessage)
     return float(response.resolve_chaining().minimum_ttl)
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without names and addresses out of the answer."""
+    """Return what went wrong, without names and addresses from the answer."""
     if isinstance(error, dns.resolver.NoNameservers):
         tries = error.kwargs.get("errors") or ()
         why = dict.fromkeys(e if isinstance(e, str) else type(e).__name__ for *_, e, _ in tries)
@@ -150,10 +149,10 @@ def _reason(error: Exception) -> str:
 
 
 def preload() -> None:
-    """Import now what dnspython would import when an answer needs it.
+    """Import now what dnspython would import only when an answer needs it.
 
-    A worker that gave up its privileges may not be able to read code any more, and a stranger's answer would choose
-    what is read. Types that are not known after this are handled as opaque data.
+    A worker that has dropped its privileges may no longer be able to read code, and a stranger's answer would decide
+    what is read. Types that are still unknown after this are handled as opaque data.
     """
     import dns.update  # an answer may pretend to be one
 

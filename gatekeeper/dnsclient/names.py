@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Domain names: from what a stranger wrote to what the DNS is asked, and back.
+"""Convert domain names from a stranger's text to the names that DNS queries carry, and back.
 
-A name comes in as text, literally: a backslash is a byte, not an escape; bytes that were no UTF-8 come as surrogates
-(surrogateescape) and go out as the bytes they were; U-labels become A-labels (UTS 46 and IDNA 2008, then IDNA 2003
-for names that only it allows, such as emoji). A name comes out in the presentation form of RFC 4343, so that it is
-always printable ASCII, in lower case, without a final dot; the root is the empty string.
+Text is taken literally: a backslash is a byte, not an escape; bytes that were not UTF-8 are surrogates
+(surrogateescape) and become the original bytes; U-labels become A-labels (UTS 46 and IDNA 2008, then IDNA 2003 for
+names that only it allows, such as emoji). A name is returned in the presentation form of RFC 4343, so that it is always
+printable ASCII, in lower case, without a final dot; the root is the empty string.
 """
 
 import re
@@ -13,13 +13,14 @@ import dns.exception
 import dns.name
 
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")
-"""The characters that UTS 46 takes for a dot."""
+"""The characters that UTS 46 treats as a dot."""
 
 
 def to_name(text: str) -> dns.name.Name | None:
-    """The absolute name that `text` stands for, or None if it can never be in the DNS.
+    """Return the absolute name that `text` stands for, or None if it can never be in the DNS.
 
-    That is: an empty label (so also the empty text, and the root), one over 63 bytes, or a name over 255.
+    That is the case for an empty label (so also the empty text, and the root), a label over 63 bytes, or a name over
+    255.
     """
     text = text.removesuffix(".")
     try:
@@ -35,7 +36,7 @@ def to_name(text: str) -> dns.name.Name | None:
 
 
 def to_text(name: dns.name.Name) -> str:
-    """`name` in presentation form, printable ASCII in lower case, without the final dot; "" for the root."""
+    """Return `name` in presentation form, printable ASCII in lower case, without the final dot; "" for the root."""
     return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
 
 

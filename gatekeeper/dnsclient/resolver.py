@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DNS as everything else here sees it: one method, typed answers, and accidents told apart.
+"""The resolver contract: one method, typed answers, and an exception for each kind of failure.
 
-NXDOMAIN and NODATA are answers; trouble is an exception (DNSError), because DMARC, DKIM and Postfix's own
-restrictions treat the two differently. Names go in and come out without a final dot, in lower case, as A-labels
-(see dnsclient/names.py for odd ones).
+NXDOMAIN and NODATA are answers; failure is an exception (DNSError), because DMARC, DKIM and Postfix's own restrictions
+treat the two differently. Names are passed and returned without a final dot, in lower case, as A-labels (see
+dnsclient/names.py for odd ones).
 
-Most questions about mail were asked before. A resolver that remembers may say so without waiting, by a method `known`;
-`Recalling` and `at_once` make of that findings without an event loop, in any thread.
+Most queries about mail have been asked before. A resolver with a cache may answer without waiting, by a method `known`;
+`RememberedOnly` and `run_without_waiting` use that to get results without an event loop, in any thread.
 """
 
 from collections.abc import Coroutine, Iterable
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class DNSError(Exception):
-    """DNS did not answer: temporary, and never to be taken for "there is no such record"."""
+    """DNS did not answer: temporary, and never to be mistaken for "there is no such record"."""
 
 
 class DNSTimeout(DNSError):
@@ -37,7 +37,7 @@ class DNSTimeout(DNSError):
 
 
 class DNSFailure(DNSError):
-    """A server answered that it cannot (SERVFAIL, REFUSED), the answer was malformed, or CNAMEs went in a loop."""
+    """A server could not or would not answer (SERVFAIL, REFUSED), the answer was malformed, or CNAMEs formed a loop."""
 
 
 class MX(NamedTuple):
@@ -56,8 +56,9 @@ class Answer:
     """The records of one type at one name. `exists` is False for NXDOMAIN; no records with `exists` is NODATA.
 
     `name` and `type` are the question, the name in lower case without a final dot. A name that can never be in the
-    DNS (a label over 63 bytes, an empty label) is answered as NXDOMAIN, unasked. `ttl` is in seconds.
-    `secure` says that the name server has validated the answer (AD, RFC 4035); as trustworthy as the way to it.
+    DNS (a label over 63 bytes, an empty label) is answered as NXDOMAIN, without a query. `ttl` is in seconds.
+    `secure` means that the name server has validated the answer (AD, RFC 4035); it is as trustworthy as the path to
+    that server.
     """
 
     name: str
@@ -69,10 +70,10 @@ class Answer:
 
 
 class Resolver(Protocol):
-    """Where answers come from: live, cached, or a table."""
+    """A source of DNS answers: live, cached, or a table."""
 
     async def query(self, name: str, type: str) -> Answer:
-        """The answer for `name` and `type` (A AAAA CNAME MX NS PTR SOA TXT), CNAMEs followed.
+        """Return the answer for `name` and `type` (A AAAA CNAME MX NS PTR SOA TXT), CNAMEs followed.
 
         Raises DNSError.
         """
@@ -88,12 +89,12 @@ class RememberingResolver(Resolver, Protocol):
     """A resolver that may know an answer without asking."""
 
     def known(self, name: str, type: str) -> Answer | DNSError | None:
-        """What `query` would answer or raise without waiting, in any thread; None if it would have to ask."""
+        """Return what `query` would answer or raise without waiting, in any thread; None if it would have to wait."""
         ...
 
 
 async def query_or_error(resolver: Resolver, name: str, type: str) -> Answer | DNSError:
-    """The answer, or the trouble that there is in its stead."""
+    """Return the answer, or the error that was raised instead."""
     try:
         return await resolver.query(name, type)
     except DNSError as error:
@@ -101,46 +102,47 @@ async def query_or_error(resolver: Resolver, name: str, type: str) -> Answer | D
 
 
 def known_answer(resolver: Resolver, name: str, type: str) -> Answer | DNSError | None:
-    """What `resolver` remembers, in any thread; None if it has to be asked."""
-    known = getattr(resolver, "known", None)  # not every resolver is Remembering, and isinstance() takes 2 µs
+    """Return what `resolver` has cached, in any thread; None if it would have to send a query."""
+    known = getattr(resolver, "known", None)  # not every resolver is a RememberingResolver, and isinstance() takes 2 µs
     return None if known is None else known(name, type)
 
 
-def _nothing(name: str, type: str) -> None:
-    """What a resolver without memory remembers."""
+def _nothing_known(_name: str, _type: str) -> None:
+    """Stand in for `known` where a resolver has no cache."""
 
 
 class WouldWait(BaseException):
-    """Something has to be waited for where nobody can wait. Nobody's to catch but who called `at_once`."""
+    """A coroutine would have to wait where nobody can. Only the caller of `run_without_waiting` may catch this."""
 
 
 class RememberedOnly:
-    """Answers what `inner` remembers, in any thread; raises Waiting for the rest."""
+    """Answers what `inner` has cached, in any thread; raises WouldWait for anything else."""
 
     def __init__(self, inner: Resolver) -> None:
-        self._known = getattr(inner, "known", _nothing)
+        self._known = getattr(inner, "known", _nothing_known)
 
     def known(self, name: str, type: str) -> Answer | DNSError:
-        """The answer, or the trouble that is remembered in its stead. Raises Waiting."""
+        """Return the cached answer, or the cached error. Raises WouldWait."""
         found: Answer | DNSError | None = self._known(name, type)
         if found is None:
             raise WouldWait
         return found
 
     async def query(self, name: str, type: str) -> Answer:
-        """See Resolver.query. Raises Waiting."""
+        """Answer as Resolver.query does. Raises WouldWait."""
         found = self.known(name, type)
         if isinstance(found, DNSError):
             raise found.__class__(*found.args)
         return found
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is nothing to close."""
 
 
 def run_without_waiting(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What `coroutine` comes to, run to its end here and now, with or without an event loop. Raises Waiting where it
-    would have to wait; it is over then.
+    """Run `coroutine` to its end at once, with or without an event loop, and return its result.
+
+    Raises WouldWait where it would have to wait; the coroutine is closed then.
     """
     try:
         coroutine.send(None)
@@ -153,7 +155,7 @@ def run_without_waiting(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def to_records(data: Iterable[dns.rdata.Rdata]) -> tuple[Record, ...]:
-    """The records of one set as Answer has them, in the order of the set."""
+    """Return the records of one RRset in the types that Answer has, in the order of the set."""
     return tuple(_to_record(item) for item in data)
 
 
@@ -172,13 +174,13 @@ def _to_record(data: dns.rdata.Rdata) -> Record:
 
 
 class TableResolver:
-    """Answers from a Zone: for tests, replay and `explain --dns`. A `!TIMEOUT` is raised at once."""
+    """Answers from a Zone: for tests, replay and `explain --dns`. A `!TIMEOUT` is raised immediately."""
 
     def __init__(self, zone: Zone) -> None:
         self._zone = zone
 
     async def query(self, name: str, type: str) -> Answer:
-        """What the zone says. Raises DNSTimeout and DNSFailure where the zone wants them."""
+        """Answer from the zone. Raises DNSTimeout and DNSFailure where the zone says so."""
         name = name.lower().removesuffix(".")
         found = self._zone.lookup(name, type)
         if found.fault is Fault.TIMEOUT:
@@ -191,4 +193,4 @@ class TableResolver:
         return Answer(name, type, to_records(found.rrsets[-1]), ttl=ttl)
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is nothing to close."""

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A DNS world in a file: what fixtures (`dns.zone`), `explain --dns` and the tests' loopback DNS server answer from.
+"""DNS data in a file, from which fixtures (`dns.zone`), `explain --dns` and the tests' loopback DNS server answer.
 
-Master-file lines (RFC 1035 section 5) with absolute names, a final dot or not: `name [TTL] [IN] TYPE data`, comments,
-quoted strings, parentheses, `$TTL`. A line that starts with a blank is about the name of the line before. Besides:
+Master-file lines (RFC 1035 section 5) with absolute names, with or without a final dot: `name [TTL] [IN] TYPE data`,
+comments, quoted strings, parentheses, `$TTL`. A line that starts with a blank continues the name of the line before it.
+In addition:
 
-    name TYPE !SERVFAIL|!TIMEOUT|!NXDOMAIN|!NODATA      what happens to one question
-    name ANY  !TIMEOUT                                  and to all others about that name
+    name TYPE !SERVFAIL|!TIMEOUT|!NXDOMAIN|!NODATA      the result of one query
+    name ANY  !TIMEOUT                                  and of all others for that name
 
 A name that is not listed is NXDOMAIN; one that only has names below it exists and has no data. `*.name` works as in
-RFC 4592: for every name below that neither exists itself nor lies under another one that does. Without I/O but for
+RFC 4592: for every name below it that neither exists itself nor lies under another one that does. No I/O except in
 `Zone.read`; knows all record types that dnspython knows.
 """
 
@@ -35,11 +36,11 @@ from gatekeeper.dnsclient.names import to_name
 
 DEFAULT_TTL = 300
 MAX_CHAIN = 16
-"""CNAMEs followed before it counts as a loop, as in dnspython."""
+"""CNAMEs to follow before they count as a loop, as in dnspython."""
 
 _STAR = b"*"
 _PARTS = re.compile(r'"(?:\\.|[^"\\])*(?:"|$)|\\.|;.*|[()]')
-"""What decides where an entry ends: parentheses, unless they stand in a string, a comment, or behind a backslash."""
+"""What decides where an entry ends: parentheses, unless in a string, in a comment, or after a backslash."""
 
 
 class Fault(StrEnum):
@@ -69,12 +70,12 @@ class _Node:
 
     @property
     def exists(self) -> bool:
-        """False if all that is said of this name is that there is no such name."""
+        """False if the only data about this name is that it does not exist."""
         return bool(self.records) or any(fault is not Fault.NXDOMAIN for fault in self.faults.values())
 
 
 class Zone:
-    """The names of one file. Not one zone in the sense of the DNS: there are no delegations."""
+    """The names of one file. Not a zone in the sense of the DNS: there are no delegations."""
 
     def __init__(self, nodes: dict[dns.name.Name, _Node]) -> None:
         self._nodes = nodes
@@ -87,7 +88,7 @@ class Zone:
 
     @classmethod
     def parse(cls, text: str, file: str = "dns.zone") -> Self:
-        """The zone written in `text`. Raises ConfigError with every mistake in it; `file` is only for its Problems."""
+        """Parse `text`. Raises ConfigError with every mistake in it; `file` is the name that its Problems give."""
         parser = _Parser(file)
         for line, entry in _entries(text):
             parser.read(line, entry)
@@ -97,31 +98,31 @@ class Zone:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The zone in the file at `path`. Raises ConfigError, also if the file cannot be read."""
+        """Read and parse the file at `path`. Raises ConfigError, also if the file cannot be read."""
         try:
             return cls.parse(path.read_text("utf-8", "surrogateescape"), str(path))
         except OSError as error:
             raise ConfigError([Problem(str(path), 0, f"cannot be read: {error.strerror}")]) from None
 
     def lookup(self, name: str | dns.name.Name, rdtype: str | RdataType) -> ZoneAnswer:
-        """What is to be answered to a question, as a recursive server would, CNAMEs followed."""
+        """Answer a query as a recursive server would, CNAMEs followed."""
         wanted = dns.rdatatype.from_text(rdtype) if isinstance(rdtype, str) else rdtype
-        asked = to_name(name) if isinstance(name, str) else name.canonicalize()
-        if asked is None:
+        qname = to_name(name) if isinstance(name, str) else name.canonicalize()
+        if qname is None:
             return ZoneAnswer(fault=Fault.NXDOMAIN)
         chain: list[dns.rrset.RRset] = []
         while len(chain) <= MAX_CHAIN:
-            found = self._at(asked, wanted)
+            found = self._at(qname, wanted)
             if isinstance(found, Fault):
                 return ZoneAnswer(tuple(chain), found)
-            chain.append(dns.rrset.from_rdata_list(asked, found.ttl, list(found)))
+            chain.append(dns.rrset.from_rdata_list(qname, found.ttl, list(found)))
             if found.rdtype == wanted:
                 return ZoneAnswer(tuple(chain))
-            asked = found[0].target.canonicalize()
+            qname = found[0].target.canonicalize()
         return ZoneAnswer(fault=Fault.SERVFAIL)
 
     def _at(self, name: dns.name.Name, wanted: RdataType) -> dns.rdataset.Rdataset | Fault:
-        """What stands at one name: the records, a CNAME in their stead, or a fault."""
+        """Return what one name has: the records, a CNAME instead of them, or a fault."""
         node = self._node(name)
         if node is None:
             return Fault.NODATA if name in self._existing else Fault.NXDOMAIN
@@ -143,7 +144,7 @@ class Zone:
 
 
 def _entries(text: str) -> Iterator[tuple[int, str]]:
-    """(number of its first line, text) for each entry: lines with an open parenthesis are continued by the next."""
+    """Yield (number of its first line, text) for each entry; a line with an open parenthesis continues on the next."""
     entry, first, depth = "", 0, 0
     for number, line in enumerate(text.split("\n"), 1):
         if not depth:
@@ -159,7 +160,7 @@ def _entries(text: str) -> Iterator[tuple[int, str]]:
 
 
 class _Parser:
-    """Reads entries one by one into nodes, and goes on after a mistake."""
+    """Reads entries one by one into nodes, and continues after a mistake."""
 
     def __init__(self, file: str) -> None:
         self.nodes: dict[dns.name.Name, _Node] = {}
@@ -169,7 +170,7 @@ class _Parser:
         self._owner: dns.name.Name | None = None
 
     def read(self, line: int, entry: str) -> None:
-        """Take one entry in, or note what is wrong with it."""
+        """Add one entry, or record what is wrong with it."""
         try:
             self._read(dns.tokenizer.Tokenizer(entry, idna_codec=dns.name.IDNA_2008_Practical))
         except (dns.exception.DNSException, ValueError) as error:
@@ -190,7 +191,7 @@ class _Parser:
             self._directive(token.value.upper(), tokens)
             return
         else:
-            self._owner = None  # should the name be wrong, lines that lean on it are too
+            self._owner = None  # if the name is wrong, so are the lines that continue it
             self._owner = tokens.as_name(token, dns.name.root).canonicalize()
         self._record(self._owner, tokens)
 
@@ -224,15 +225,15 @@ class _Parser:
         if word not in Fault.__members__:
             raise ValueError(f"!{word} is not known; allowed are {', '.join('!' + fault for fault in Fault)}")
         if rdtype in node.records or node.faults.get(rdtype, word) != word:
-            raise ValueError(f"{dns.rdatatype.to_text(rdtype)} of this name is answered otherwise further up")
+            raise ValueError(f"{dns.rdatatype.to_text(rdtype)} of this name already has another answer further up")
         node.faults[rdtype] = Fault(word)
 
     def _data(self, node: _Node, rdtype: RdataType, ttl: int, tokens: dns.tokenizer.Tokenizer) -> None:
         kind = dns.rdatatype.to_text(rdtype)
         if dns.rdatatype.is_metatype(rdtype):
-            raise ValueError(f"{kind} is a question, not a record; it can only have one of !SERVFAIL, !TIMEOUT, ...")
+            raise ValueError(f"{kind} is a query type, not a record; it can only have one of !SERVFAIL, !TIMEOUT, ...")
         if rdtype in node.faults:
-            raise ValueError(f"{kind} of this name is answered otherwise further up")
+            raise ValueError(f"{kind} of this name already has another answer further up")
         present = {*node.records, rdtype}
         if RdataType.CNAME in present and len(present) > 1:
             raise ValueError("a name with a CNAME has no other records (RFC 1034 section 3.6.2)")

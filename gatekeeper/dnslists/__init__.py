@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DNS lists: what their answers mean, which of them are well, and how one request asks them all at once.
+"""DNS lists: the meaning of their answers, their health, and queries to all of them at once for one request.
 
-A list is written as checks/dnslists/lookup.py reads it.
+checks/dnslists/lookup.py parses what a configuration calls a list.
 """

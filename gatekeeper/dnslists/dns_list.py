@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One DNS list, and what its answers mean.
+"""One DNS list, and the meaning of its answers.
 
 Stricter than Postfix, which takes any A record for a hit, so that a parked zone refuses all mail: only answers inside
-127.0.0.0/8 count, and those by which an operator says that he will not answer never do. That is 127.255.255.0/24
-(https://www.spamhaus.org/faqs/dnsbl-usage/), and what some operators said before that was agreed.
+127.0.0.0/8 count, and never those by which an operator refuses to answer. These are 127.255.255.0/24
+(https://www.spamhaus.org/faqs/dnsbl-usage/), and what some operators used before that was agreed.
 """
 
 from collections.abc import Iterable
@@ -28,11 +28,11 @@ _OWN_REFUSALS = (
     ("dbl.spamhaus.org", "127.0.1.255", *_NAMES),
     ("dbl.dq.spamhaus.net", "127.0.1.255", *_NAMES),
 )
-"""Zones at and below a name, the answer, what it means, what to do."""
+"""For zones at and below a name: the answer, its meaning, and what to do."""
 
 
 class ListKind(StrEnum):
-    """What a list is asked about: addresses (RBL, DNSWL) or domain names (RHSBL, RHSWL)."""
+    """What a list is queried for: addresses (RBL, DNSWL) or domain names (RHSBL, RHSWL)."""
 
     ADDRESS = "address"
     NAME = "name"
@@ -40,7 +40,7 @@ class ListKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DnsList:
-    """A zone, the octets of the answers that count (None: any), and what a hit weighs."""
+    """A zone, the octets of the answers that count (None: any), and the weight of a hit."""
 
     zone: str = field(repr=False)  # it may hold a key
     octets: tuple[frozenset[int], ...] | None = None
@@ -52,30 +52,30 @@ class DnsList:
         return redaction.without_key(self.zone)
 
     def matches(self, answer: object) -> bool:
-        """True if the A record `answer` is a hit."""
+        """Return True if the A record `answer` is a hit."""
         text = str(answer)
         if not is_listing(text) or refusal(self.zone, text):
             return False
         octets = map(int, text.split("."))
-        return self.octets is None or all(octet in those for octet, those in zip(octets, self.octets, strict=True))
+        return self.octets is None or all(octet in allowed for octet, allowed in zip(octets, self.octets, strict=True))
 
     def hits(self, answers: Iterable[object]) -> tuple[str, ...]:
-        """Those of the A records `answers` that are hits."""
+        """Return those of the A records `answers` that are hits."""
         return tuple(str(answer) for answer in answers if self.matches(answer))
 
 
 def is_listing(answer: str) -> bool:
-    """True if an A record is one by which lists answer: inside 127.0.0.0/8."""
+    """Return True if an A record is inside 127.0.0.0/8, as the answers of lists are."""
     first, *rest = answer.split(".")
     return first == "127" and len(rest) == 3 and all(octet.isdecimal() for octet in rest)
 
 
 def refusal(zone: str, answer: str) -> str:
-    """What an operator says by an answer that is no listing, and what to do about it; empty for any other."""
+    """Return what an answer that is not a listing means, and what to do about it; empty for any other answer."""
     if answer.startswith("127.255.255."):
         meaning, advice = _REFUSALS.get(answer, ("its operator refuses to answer", "ask its operator why"))
         return f"{answer}, {meaning}: {advice}"
-    for suffix, said, meaning, advice in _OWN_REFUSALS:
-        if answer == said and (zone == suffix or zone.endswith("." + suffix)):
+    for suffix, code, meaning, advice in _OWN_REFUSALS:
+        if answer == code and (zone == suffix or zone.endswith("." + suffix)):
             return f"{answer}, {meaning}: {advice}"
     return ""

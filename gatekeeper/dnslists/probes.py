@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Test points: what every list must list and what none may (RFC 5782 section 5), and what the answers say of a list.
+"""Test points: what every list must list and what none may (RFC 5782 section 5), and what the answers say about a list.
 
-Nobody outside chooses these questions, so nobody outside can talk a list down. Some operators have test points of
-their own instead of `test`. A list without any is not thereby dead: see monitor.py.
+No outsider chooses these queries, so no outsider can get a list switched off. Some operators have test points of their
+own instead of `test`. A list without any is not necessarily dead: see health.py.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ from gatekeeper.dnslists.dns_list import DnsList, ListKind, is_listing, refusal
 
 
 class ListState(StrEnum):
-    """How a list does."""
+    """The state of a list; the values are worded for people."""
 
     GOOD = "good"
     EVERYTHING = "lists everything"
@@ -29,7 +29,7 @@ class ListState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ListFinding:
-    """What a probe came to: `why` goes on where the state ends, for people."""
+    """The result of a probe: `why` continues the sentence that the state begins, for people."""
 
     state: ListState
     why: str = ""
@@ -42,7 +42,7 @@ GOOD = ListFinding(ListState.GOOD)
 
 
 class TestPoints(NamedTuple):
-    """What stands before the zone: of `listed` one has to be, of `unlisted` none may be."""
+    """Names below the zone: one of `listed` has to be listed, none of `unlisted` may be."""
 
     listed: tuple[str, ...]
     unlisted: tuple[str, ...]
@@ -63,7 +63,7 @@ _OWN_NAMES = (
 
 
 def test_points_of(zone: str, kinds: Collection[ListKind]) -> TestPoints:
-    """The test points of a zone that is asked about things of these kinds."""
+    """Return the test points of a zone that is queried for these kinds."""
     listed: list[str] = []
     unlisted: list[str] = []
     if ListKind.ADDRESS in kinds:
@@ -79,10 +79,10 @@ def test_points_of(zone: str, kinds: Collection[ListKind]) -> TestPoints:
 def judge_answers(
     lists: Collection[DnsList], points: TestPoints, answers: Mapping[str, Answer | DNSError]
 ) -> ListFinding:
-    """What the answers about the test points say of a zone, in all the ways in which it is used.
+    """Judge a zone by the answers for its test points, for all the ways in which it is used.
 
-    That nothing is to be listed is judged by the filters, since what they drop harms nobody; that something is, by
-    any answer at all, since a filter may want only what no test point shows.
+    What must not be listed is judged by the filters, since what they drop harms nobody; what must be listed, by any
+    answer at all, since a filter may want only values that no test point has.
     """
     zone = next(iter(lists)).zone
     records = {
@@ -90,30 +90,32 @@ def judge_answers(
         for point, answer in answers.items()
         if isinstance(answer, Answer)
     }
-    said = [record for found in records.values() for record in found]
-    if refused := next((why for record in said if (why := refusal(zone, record))), ""):
+    all_records = [record for found in records.values() for record in found]
+    if refused := next((why for record in all_records if (why := refusal(zone, record))), ""):
         return ListFinding(ListState.REFUSES, f" ({refused})")
-    if foreign := [record for record in said if not is_listing(record)]:
-        why = f" ({printable(foreign[0], 40)}): the zone is parked, or the resolver invents answers for missing names"
+    if unexpected := [record for record in all_records if not is_listing(record)]:
+        why = (
+            f" ({printable(unexpected[0], 40)}): the zone is parked, or the resolver invents answers for missing names"
+        )
         return ListFinding(ListState.FOREIGN, why)
     for point in points.unlisted:
-        if hits := [hit for site in lists for hit in site.hits(records.get(point, ()))]:
-            return ListFinding(ListState.EVERYTHING, f", even {_plain(point)}, which no list may have ({hits[0]})")
+        if hits := [hit for dns_list in lists for hit in dns_list.hits(records.get(point, ()))]:
+            return ListFinding(ListState.EVERYTHING, f", even {_as_text(point)}, which no list may have ({hits[0]})")
     listed = any(records.get(point) for point in points.listed)
     if listed and any(point in records for point in points.unlisted):
         return GOOD
     for answer in answers.values():
         if isinstance(answer, DNSError):
             return ListFinding(ListState.TROUBLE, f" ({describe_error(answer)})")
-    why = f", not even {_plain(points.listed[0])}, which every list has (RFC 5782): it is dead, moved or private, "
+    why = f", not even {_as_text(points.listed[0])}, which every list has (RFC 5782): it is dead, moved or private, "
     return ListFinding(ListState.NOTHING, f"{why}or the resolver drops answers in 127.0.0.0/8")
 
 
 def describe_error(error: DNSError) -> str:
-    """What kept a question from being answered, without the question, which may hold a key."""
+    """Return why a query was not answered, without the name queried, which may contain a key."""
     return printable(str(error).rpartition(": ")[2] or type(error).__name__, 120)
 
 
-def _plain(point: str) -> str:
-    """A test point as people write it: `127.0.0.2`, `test`."""
+def _as_text(point: str) -> str:
+    """Return a test point as people write it: `127.0.0.2`, `test`."""
     return ".".join(reversed(point.split("."))) if point[0].isdigit() and point.count(".") == 3 else printable(point)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Self
 
 from gatekeeper.core.gather import gather_in_task
-from gatekeeper.core.verdict import Decision, Later, Note
+from gatekeeper.core.verdict import Decision, LazyNote, Note
 from gatekeeper.dnsclient.resolver import Resolver
 from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries
@@ -34,7 +34,7 @@ class Journal:
     __slots__ = ("callbacks", "memo", "notes", "suspicions")
 
     def __init__(self) -> None:
-        self.notes: list[Note | Later] = []
+        self.notes: list[Note | LazyNote] = []
         """What was found out since the last step."""
         self.callbacks: list[tuple[Callback, When | None]] = []
         """The side effects, in order."""
@@ -43,7 +43,7 @@ class Journal:
         self.memo: dict[object, Any] = {}
         """What a check has computed when it announced what it will read, kept for when it is asked."""
 
-    def take_notes(self) -> tuple[Note | Later, ...]:
+    def take_notes(self) -> tuple[Note | LazyNote, ...]:
         """Return the notes since the last call."""
         if not self.notes:
             return ()
@@ -92,7 +92,7 @@ class Context(NamedTuple):
         """Write down what was found, where it is found out; `explain`, logs and reports read it."""
         self.journal.notes.append(Note(what, found))
 
-    def note_later(self, tell: Later) -> None:
+    def note_later(self, tell: LazyNote) -> None:
         """Write down what is found out with each request, to be put into words only where somebody reads it."""
         self.journal.notes.append(tell)
 

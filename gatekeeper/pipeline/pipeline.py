@@ -134,15 +134,15 @@ class Pipeline:
                     steps.append(entry.passed if not notes else Step(name, entry.name, PASS, notes))
                     continue
                 steps.append(Step(name, entry.name, verdict, notes))
-                for kept in verdict.kept:
-                    match kept.outcome:
+                for earlier in verdict.earlier:
+                    match earlier.outcome:
                         case Outcome.DEFER_IF_PERMIT:
-                            if_permit = if_permit or kept
+                            if_permit = if_permit or earlier
                         case Outcome.DEFER_IF_REJECT:
-                            if_reject = if_reject or kept
+                            if_reject = if_reject or earlier
                         case _:
-                            action = action or kept
-                if verdict.kept and if_permit and if_reject:
+                            action = action or earlier
+                if verdict.earlier and if_permit and if_reject:
                     break
                 match verdict.outcome:
                     case Outcome.PASS:

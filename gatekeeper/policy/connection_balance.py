@@ -1,45 +1,46 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many connections each policy worker holds, in memory that all of them see: lasting connections are shared evenly.
+"""Balance long-lived connections evenly among the policy workers, by counts in memory that all of them share.
 
-Workers that wait on one listening socket are all woken by a connection, and the quickest takes it, which is the one
-that has least to do just then: eight connections fell 7 to 1. Who holds more than another lets it go first. Counts are
-hints: a wrong one costs a millisecond, never a connection. No locks: each worker writes its own seat.
+A new connection wakes all workers that wait on the listening socket, and the fastest accepts it, which is the one with
+the least to do at that moment: eight connections were distributed 7 to 1. So a worker that holds more connections than
+another lets that one go first. Counts are hints: a wrong one costs a millisecond, never a connection. No locks: each
+worker only writes its own slot.
 """
 
 import mmap
 from dataclasses import dataclass
 
-_VACANT = 0xFFFFFFFF
+_EMPTY = 0xFFFFFFFF
 
 
 class ConnectionBalance:
-    """Seats for `workers` processes, made before they are forked."""
+    """Shared slots for `workers` processes, created before they are forked."""
 
     def __init__(self, workers: int) -> None:
         self._counts = memoryview(mmap.mmap(-1, 4 * max(workers, 1))).cast("I")
-        for number in range(len(self._counts)):
-            self.vacate(number)
+        for index in range(len(self._counts)):
+            self.clear(index)
 
-    def vacate(self, number: int) -> None:
-        """Nobody sits there: its worker has ended."""
-        self._counts[number] = _VACANT
+    def clear(self, index: int) -> None:
+        """Mark a slot as unused: its worker has ended."""
+        self._counts[index] = _EMPTY
 
-    def seat(self, number: int) -> "BalanceSlot":
-        """The seat of one worker."""
-        return BalanceSlot(self._counts, number)
+    def slot(self, index: int) -> "BalanceSlot":
+        """Return the slot of one worker."""
+        return BalanceSlot(self._counts, index)
 
 
 @dataclass(frozen=True, slots=True)
 class BalanceSlot:
-    """One worker's place among the others."""
+    """One worker's slot among those of the others."""
 
     counts: "memoryview[int]"
-    number: int
+    index: int
 
-    def hold(self, connections: int) -> None:
-        """Tell the others how many connections this worker holds."""
-        self.counts[self.number] = connections
+    def set_count(self, connections: int) -> None:
+        """Publish how many connections this worker holds."""
+        self.counts[self.index] = connections
 
     def has_most(self) -> bool:
-        """True if another worker holds fewer connections."""
-        return self.counts[self.number] > min(self.counts)
+        """Return True if another worker holds fewer connections."""
+        return self.counts[self.index] > min(self.counts)

@@ -2,10 +2,10 @@
 """Postfix's policy delegation protocol (SMTPD_POLICY_README): bytes to Request, Verdict to bytes. Does no I/O.
 
 A request is `name=value` lines and an empty line, an answer one `action=` line and an empty line. Lines end in LF; the
-CR that tools for people send before it is dropped. A frame that cannot be right raises ProtocolError, and the
-connection is closed without an answer, as the document asks; what is well framed but means nothing to us raises
-NotUnderstood, and is answered DUNNO. Of two attributes of the same name the first counts, as in Postfix's own
-attr_scan_plain(3). Values are UTF-8 with surrogateescape: a HELO may hold any byte.
+CR that interactive tools send before it is dropped. A malformed request raises ProtocolError, and the connection is
+closed without an answer, as the document asks; a well-formed one that means nothing to us raises NotUnderstood, and is
+answered DUNNO. Of two attributes of the same name the first counts, as in Postfix's own attr_scan_plain(3). Values are
+UTF-8 with surrogateescape: a HELO may contain any byte.
 """
 
 import re
@@ -16,55 +16,55 @@ from gatekeeper.core.request import UNKNOWN, Client, Request, Stage, parse_addre
 from gatekeeper.core.verdict import Outcome, Verdict, printable
 
 MAX_REQUEST = 64 * 1024
-"""Bytes of one request, and so of one line. Postfix's own values end at 2048 (`line_length_limit`); certificates' names
-may be longer."""
+"""Bytes of one request, and so of one line. Postfix's own values end at 2048 (`line_length_limit`); names in
+certificates may be longer."""
 
-_END = re.compile(rb"\n\r?\n")
+_END_OF_REQUEST = re.compile(rb"\n\r?\n")
 
 
 class ProtocolError(Exception):
-    """What came is no policy request: nothing that follows on this connection can be trusted."""
+    """The input is not a policy request: nothing that follows on this connection can be trusted."""
 
 
 class NotUnderstood(Exception):
-    """A well-framed request that asks for something else than we know."""
+    """A well-formed request for something that we do not know."""
 
 
 class RequestParser:
-    """Takes bytes in any chunks, gives requests in order. Holds one request and what was fed behind it."""
+    """Takes bytes in chunks of any size, and returns requests in order. Buffers one request and what follows it."""
 
     __slots__ = ("_buffer", "_seen")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._seen = 0
-        """Where the search for the end of the request goes on: chunks of one byte must not cost a full search each."""
+        """Where to continue the search for the end of a request: one-byte chunks must not cost a full search each."""
 
     @property
     def pending(self) -> int:
-        """Bytes that were fed and have not been given out."""
+        """The number of bytes that were fed and not yet returned as requests."""
         return len(self._buffer)
 
-    def rest(self) -> bytes:
-        """What was fed and has not been given out."""
+    def unread(self) -> bytes:
+        """Return the bytes that were fed and not yet returned as requests."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Take in `data`."""
+        """Append `data` to the buffer."""
         self._buffer += data
 
     def next(self) -> dict[str, str] | None:
-        """The attributes of the next request, or None if its end has not come yet. Raises ProtocolError."""
+        """Return the attributes of the next request, or None if it is not complete yet. Raises ProtocolError."""
         buffer = self._buffer
         if buffer.startswith((b"\n", b"\r\n")):
             raise ProtocolError("an empty request")
         start = buffer.find(b"\n\n", self._seen)
         stop = start + 2
         if buffer.find(b"\r", self._seen, stop if start >= 0 else None) >= 0 and (
-            end := _END.search(buffer, self._seen)
+            end := _END_OF_REQUEST.search(buffer, self._seen)
         ):
             start, stop = end.span()
-        # Without an end, the last two bytes may be the beginning of it: any chunking comes to the same.
+        # Without an end, the last two bytes may be the start of it: so the limit does not depend on the chunks.
         if (start if start >= 0 else len(buffer) - 2) > MAX_REQUEST:
             raise ProtocolError(f"a request of more than {MAX_REQUEST} bytes")
         if start < 0:
@@ -87,8 +87,8 @@ def _attributes(frame: bytes) -> dict[str, str]:
     except ValueError:
         attributes = {"": ""}
     if "" in attributes:
-        wrong = next(line for line in lines if line.partition("=")[0] in ("", line))
-        raise ProtocolError(f"a line that is not name=value: {printable(wrong, 80)}")
+        bad_line = next(line for line in lines if line.partition("=")[0] in ("", line))
+        raise ProtocolError(f"a line that is not name=value: {printable(bad_line, 80)}")
     if "request" not in attributes:
         raise ProtocolError("no request= attribute")
     return attributes
@@ -110,11 +110,11 @@ _IN_TRANSACTION = frozenset((Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_ME
 
 
 def to_request(attributes: Mapping[str, str]) -> Request:
-    """The question that Postfix asks. Raises NotUnderstood.
+    """Convert the attributes of a policy request to a Request. Raises NotUnderstood.
 
     Postfix sends an empty value for what it does not know: an empty `sender` within a mail transaction is the null
-    sender, before it means that there is none yet. An empty `helo_name` is always that no HELO was said. `recipient`
-    is empty at DATA and END-OF-MESSAGE if there is more than one.
+    sender, before it means that there is none yet. An empty `helo_name` always means that there was no HELO.
+    `recipient` is empty at DATA and END-OF-MESSAGE if there is more than one.
     """
     get = attributes.get
     if get("request") != "smtpd_access_policy":
@@ -152,7 +152,7 @@ def to_request(attributes: Mapping[str, str]) -> Request:
 
 
 def _number(text: str) -> int:
-    """A count, or 0 for anything that is none (`size` is empty where the client did not say it)."""
+    """Parse a count; 0 for anything else (`size` is empty if the client did not declare it)."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else 0
 
 
@@ -162,18 +162,18 @@ _SOFT = {Outcome.DEFER_IF_PERMIT: "DEFER_IF_PERMIT", Outcome.DEFER_IF_REJECT: "D
 
 
 def encode_answer(verdict: Verdict, request: Request | None = None) -> bytes:
-    """The answer that says `verdict`: one line of printable ASCII, whatever its text holds.
+    """Encode `verdict` as an answer: one line of printable ASCII, whatever its text contains.
 
-    With the `request` that it answers, the reply that Postfix makes of it is no longer than a reply may be.
+    If `request` is given, the answer is cut so that the SMTP reply that Postfix makes of it is not too long.
     """
     return b"action=" + action(verdict, request).encode("ascii") + b"\n\n"
 
 
 def action(verdict: Verdict, request: Request | None = None) -> str:
-    """The access(5) action that says `verdict`, cut as `encode_answer` does.
+    """Return the access(5) action for `verdict`, cut as `encode_answer` does.
 
-    A refusal is a full reply, code, enhanced code and always a text: Postfix 3.7 sends stray bytes for a code with an
-    enhanced code alone, and takes a code alone for a permit. DEFER_IF_* take no code, Postfix answers with its
+    A refusal is a full reply, with code, enhanced code and always a text: Postfix 3.7 sends stray bytes for a code with
+    an enhanced code only, and treats a code alone as a permit. DEFER_IF_* take no code, Postfix answers with its
     access_map_defer_code (450). An empty action would permit, so an ACTION without text is DUNNO.
     """
     match verdict.outcome:
@@ -189,22 +189,24 @@ def action(verdict: Verdict, request: Request | None = None) -> str:
     return "DUNNO"
 
 
-LONGEST_REPLY = 510
+MAX_REPLY = 510
 """Bytes of a reply line without its CRLF (RFC 5321 section 4.5.3.1.5)."""
 _PREFIX = len("<>: Recipient address rejected: ")
-_SHORTEST = 120
-"""Characters of an action that are always sent, however long a name stands before them."""
+_MIN_ACTION = 120
+"""Characters of an action that are always sent, however long the name before them."""
 
 
 def _refusal(codes: str, text: str, request: Request | None) -> str:
-    """Postfix writes `<name>: Recipient address rejected: ` between codes and text, and does not cut what is then too
-    long: smtpd_check_reject() means to, but Postfix 3.7 was seen to send 657 bytes. `name` is the recipient, or
-    with other restriction lists the sender, the HELO name or the client; which list asked is not told.
+    """Return a refusal, cut to what fits into one SMTP reply.
+
+    Postfix inserts `<name>: Recipient address rejected: ` between codes and text, and does not cut what is then too
+    long: smtpd_check_reject() means to, but Postfix 3.7 was seen to send 657 bytes. `name` is the recipient, or with
+    other restriction lists the sender, the HELO name or the client; a request does not say which list it is for.
     """
-    said = f"{codes.strip()} {text.strip() or 'Service unavailable'}"
-    limit = LONGEST_REPLY - _PREFIX
-    if request is not None and len(said) > _SHORTEST:
+    reply = f"{codes.strip()} {text.strip() or 'Service unavailable'}"
+    limit = MAX_REPLY - _PREFIX
+    if request is not None and len(reply) > _MIN_ACTION:
         client = f"{request.client.name}[{request.client.address}]"
         names = (request.recipient or "", request.sender or "", request.helo or "", client)
-        limit = max(_SHORTEST, limit - max(len(name.encode("utf-8", "surrogateescape")) for name in names))
-    return printable(said, limit)
+        limit = max(_MIN_ACTION, limit - max(len(name.encode("utf-8", "surrogateescape")) for name in names))
+    return printable(reply, limit)

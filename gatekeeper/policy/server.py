@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Policy sockets on asyncio: bytes in, protocol.py's requests to the app, answers out, strictly in order.
+"""Policy server on asyncio: reads requests (protocol.py), has the app decide, and writes answers, strictly in order.
 
-Rules: one connection carries many requests; an answer is on its way before its side effects run, and these begin before
-the next request is looked at, so that what both ask of the store leaves together; a broken frame closes its own
-connection and nothing else; whatever goes wrong in a decision is answered DUNNO and logged, because Postfix takes
-silence for a broken service. An idle connection costs its buffers, no task and no timer. Knows no checks.
+Rules: one connection carries many requests; an answer is on its way before its side effects run, and these start before
+the next request is handled, so that what both send to the store leaves together; a malformed request closes its own
+connection and nothing else; whatever goes wrong in a decision is answered DUNNO and logged, because Postfix treats
+silence as a broken service. An idle connection costs its buffers, no task and no timer. Knows no checks.
 """
 
 import asyncio
@@ -33,41 +33,44 @@ from gatekeeper.policy.shared_deadline import SharedDeadline
 
 logger = logging.getLogger(__name__)
 
-BUDGET = 20.0
+DECISION_TIMEOUT = 20.0
 """Seconds for one decision; well below the 100 s after which Postfix gives up (`smtpd_policy_service_timeout`)."""
 
-_LET_GO_FIRST = 0.001
-"""Seconds that a worker leaves a new connection to those who hold fewer."""
-_SETTLE = 0.002
-"""Seconds that side effects wait for another request to go along with. Nobody waits for them."""
-_PAUSE = 0.2
-"""Seconds without accepting after an accident such as too many open files: the listener would wake us at once."""
+_YIELD_DELAY = 0.001
+"""Seconds for which a worker leaves a new connection to workers that hold fewer."""
+_SETTLE_DELAY = 0.002
+"""Seconds that side effects wait for another request to be sent together with. Nobody waits for them."""
+_RETRY_DELAY = 0.2
+"""Seconds before accepting again after an error such as too many open files (the listener would wake us at once), and
+before another attempt to hand connections over."""
 
 
 class Decider(Protocol):
-    """What is asked: gatekeeper.app.app.App."""
+    """Makes the decisions: gatekeeper.app.app.App."""
 
     async def decide(self, request: Request) -> tuple[Decision, Context]:
-        """The decision, and the context whose side effects are to be settled after the answer."""
+        """Return the decision, and the context whose side effects are to be settled after the answer."""
         ...
 
 
-Give = Callable[[int, bytes], bool]
-"""Hands a connection to another worker: its descriptor, which stays the caller's, and the bytes that were read from it
-and not answered. False if it has to stay."""
+HandOver = Callable[[int, bytes], bool]
+"""Hands a connection over to another worker: its descriptor, which remains the caller's, and the bytes that were read
+and not answered. Returns False if that is not possible now."""
 
 
 class PolicyServer:
-    """Serves policy connections with the decisions of `app`; `budget` is in seconds. With a `seat` it shares the
-    connections evenly with the other workers on its listeners.
+    """Serves policy connections with the decisions of `app`.
+
+    `timeout` is in seconds, for one decision. With a `slot`, connections are balanced among the workers that share its
+    listeners.
     """
 
-    def __init__(self, app: Decider, *, budget: float = BUDGET, seat: BalanceSlot | None = None) -> None:
+    def __init__(self, app: Decider, *, timeout: float = DECISION_TIMEOUT, slot: BalanceSlot | None = None) -> None:
         self._app = app
-        self._seat = seat
-        self._held = 0
-        self._give: Give | None = None
-        self._budget = SharedDeadline(budget)
+        self._slot = slot
+        self._connection_count = 0
+        self._hand_over: HandOver | None = None
+        self._deadline = SharedDeadline(timeout)
         self._listeners: list[socket.socket] = []
         self._connections: set[_PolicyConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,19 +81,19 @@ class PolicyServer:
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Accept on `listeners` (listening, non-blocking, the caller's to close) from now on; returns at once."""
-        self._count(0)
+        self._change_count(0)
         self._listeners.extend(listeners)
         for listener in listeners:
-            asyncio.get_running_loop().add_reader(listener, self._offered, listener)
+            asyncio.get_running_loop().add_reader(listener, self._connection_waiting, listener)
 
-    def take(self, sock: socket.socket, unread: bytes = b"") -> None:
-        """Serve a connection that another worker has begun, with the bytes that it has read and not answered."""
+    def adopt(self, sock: socket.socket, unread: bytes = b"") -> None:
+        """Serve a connection that another worker has accepted, with the bytes that it has read and not answered."""
         sock.setblocking(False)
-        self._count(1)
-        self._start(self._connect(sock, unread))
+        self._change_count(1)
+        self._start_task(self._attach(sock, unread))
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (how long peers have)
-        """Stop accepting, and return when the last connection has gone, at the latest after `timeout` seconds.
+        """Stop accepting, and return when the last connection is closed, at the latest after `timeout` seconds.
 
         A connection is closed when its current request is answered, an idle one at once: that costs its smtpd 1 s
         (smtpd_policy_service_retry_delay), which is less than a service that is away for long.
@@ -101,22 +104,23 @@ class PolicyServer:
             connection.finish()
         await self._wait(timeout)
 
-    async def retire(self, timeout: float, give: Give) -> None:  # noqa: ASYNC109 (how long peers have)
-        """Stop accepting, because successors do: `give` them each connection as soon as no request of it is being
-        answered. One that cannot be given now is tried again, and served until its peer closes it or `timeout` seconds
-        are over. Returns when the last has gone.
+    async def retire(self, timeout: float, hand_over: HandOver) -> None:  # noqa: ASYNC109 (how long peers have)
+        """Stop accepting, and hand all connections over to the workers that replace this one.
+
+        Each is handed over as soon as none of its requests is being answered. One that cannot be handed over now is
+        tried again, and served until its peer closes it or `timeout` seconds are over. Returns when the last is gone.
         """
         self._stop_accepting()
-        self._give = give
-        self._pass_on()
+        self._hand_over = hand_over
+        self._hand_over_all()
         await self._wait(timeout)
 
-    def _pass_on(self) -> None:
-        """Give away what can be given now. The way there holds some hundreds at a time: the rest goes later."""
+    def _hand_over_all(self) -> None:
+        """Hand over idle connections. The control socket takes some hundreds at once: the rest goes later."""
         for connection in tuple(self._connections):
-            connection.pass_on()
+            connection.try_hand_over()
         if self._connections:
-            asyncio.get_running_loop().call_later(_PAUSE, self._pass_on)
+            asyncio.get_running_loop().call_later(_RETRY_DELAY, self._hand_over_all)
 
     def _stop_accepting(self) -> None:
         for listener in self._listeners:
@@ -134,62 +138,62 @@ class PolicyServer:
             for connection in tuple(self._connections):
                 connection.finish(abort=True)
 
-    def _count(self, more: int) -> None:
-        self._held += more
-        if self._seat is not None:
-            self._seat.hold(self._held)
+    def _change_count(self, more: int) -> None:
+        self._connection_count += more
+        if self._slot is not None:
+            self._slot.set_count(self._connection_count)
 
-    def _offered(self, listener: socket.socket) -> None:
-        """A connection waits. Who holds the most lets the others go first."""
-        if self._seat is None or not self._seat.has_most():
+    def _connection_waiting(self, listener: socket.socket) -> None:
+        """Accept a waiting connection; if this worker holds the most connections, let the others go first."""
+        if self._slot is None or not self._slot.has_most():
             self._accept(listener)
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener)
-        loop.call_later(_LET_GO_FIRST, self._late, listener)
+        loop.call_later(_YIELD_DELAY, self._accept_after_delay, listener)
 
-    def _late(self, listener: socket.socket) -> None:
+    def _accept_after_delay(self, listener: socket.socket) -> None:
         self._resume(listener)
         if listener in self._listeners:
             self._accept(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept one connection only: more workers wait on the same socket, and what one takes it keeps for long."""
+        """Accept only one connection: other workers wait on the same socket, and a connection stays with its worker."""
         try:
             sock, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker was faster, or the peer has thought better of it
+            return  # another worker was faster, or the peer has given up
         except OSError as error:
-            logger.error("cannot accept a policy connection: %s", error)  # noqa: TRY400 (a full table, not a bug)
+            logger.error("cannot accept a policy connection: %s", error)  # noqa: TRY400 (too many open files, not a bug)
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener)
-            loop.call_later(_PAUSE, self._resume, listener)
+            loop.call_later(_RETRY_DELAY, self._resume, listener)
             return
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.take(sock)
+        self.adopt(sock)
 
     def _resume(self, listener: socket.socket) -> None:
         if listener in self._listeners:
-            asyncio.get_running_loop().add_reader(listener, self._offered, listener)
+            asyncio.get_running_loop().add_reader(listener, self._connection_waiting, listener)
 
-    async def _connect(self, sock: socket.socket, unread: bytes) -> None:
+    async def _attach(self, sock: socket.socket, unread: bytes) -> None:
         connection = _PolicyConnection(self, unread)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError:
             sock.close()
-            self._count(-1)
+            self._change_count(-1)
         if self._closing:
             connection.finish()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_done)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._changed.set()
 
@@ -202,20 +206,21 @@ class PolicyServer:
             connection.send(DUNNO)
             return
         answer, task = DUNNO, connection.task
-        self._budget.begin(task)
+        self._deadline.begin(task)
         try:
             decision, context = await self._app.decide(request)
             answer = encode_answer(decision.verdict, request)
         except asyncio.CancelledError:
-            if not self._budget.is_late(task):
+            if not self._deadline.has_timed_out(task):
                 raise
-            logger.error("no decision within %g s, answered DUNNO: instance %r", self._budget.seconds, request.instance)  # noqa: TRY400 (nothing broke)
+            seconds, instance = self._deadline.seconds, request.instance
+            logger.error("no decision within %g s, answered DUNNO: instance %r", seconds, instance)  # noqa: TRY400 (nothing broke)
             return
         except Exception:
             logger.exception("no decision, answered DUNNO: instance %r", request.instance)
             return
         finally:
-            self._budget.end(task)
+            self._deadline.end(task)
             connection.send(answer)
         try:
             if context.has_side_effects(decision):
@@ -228,22 +233,22 @@ class PolicyServer:
         self._unsettled.append((decision, context))
         if not self._settling:
             self._settling = True
-            asyncio.get_running_loop().call_later(_SETTLE, self._settle_late)
+            asyncio.get_running_loop().call_later(_SETTLE_DELAY, self._settle_after_delay)
 
-    def _settle_late(self) -> None:
+    def _settle_after_delay(self) -> None:
         self._settling = False
         self._settle()
 
     def _settle(self) -> None:
-        """Begin all side effects that wait."""
+        """Start all side effects that are waiting."""
         if not self._unsettled:
             return
         unsettled, self._unsettled = self._unsettled, []
-        begun = start(_settle(unsettled))
-        if begun.ended:
+        started = start(_settle(unsettled))
+        if started.ended:
             self._changed.set()
         else:
-            self._start(finish_coroutine(begun))
+            self._start_task(finish_coroutine(started))
 
 
 async def _settle(unsettled: Sequence[tuple[Decision, Context]]) -> None:
@@ -258,7 +263,7 @@ class _PolicyConnection(asyncio.Protocol):
     __slots__ = ("_busy", "_finishing", "_parser", "_paused", "_server", "_transport", "_unread", "task")
 
     task: asyncio.Task[None]
-    """Who answers just now."""
+    """The task that is answering a request."""
 
     def __init__(self, server: PolicyServer, unread: bytes = b"") -> None:
         self._server = server
@@ -275,12 +280,12 @@ class _PolicyConnection(asyncio.Protocol):
         if self._unread:
             self.data_received(self._unread)
             self._unread = b""
-        asyncio.get_running_loop().call_soon(self.pass_on)
+        asyncio.get_running_loop().call_soon(self.try_hand_over)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None
         self._server._connections.discard(self)
-        self._server._count(-1)
+        self._server._change_count(-1)
         self._server._changed.set()
 
     def data_received(self, data: bytes) -> None:
@@ -288,44 +293,44 @@ class _PolicyConnection(asyncio.Protocol):
         if not self._busy:
             if (attributes := self._next()) is not None:
                 self._busy = True
-                self.task = self._server._start(self._work(attributes))
+                self.task = self._server._start_task(self._answer_all(attributes))
         elif self._parser.pending > MAX_REQUEST and self._transport and not self._paused:
-            # Who sends on without waiting for answers waits until those have been given.
+            # A client that sends without waiting for answers has to wait until they are written.
             self._paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """What was asked is answered even to a peer that has said its last word."""
+        """Answer what was asked even if the peer has closed its side."""
         self._finishing = True
         return self._busy
 
     def pause_writing(self) -> None:
-        logger.warning("a policy client that does not read its answers is cut off")
+        logger.warning("a policy client that does not read its answers is disconnected")
         self.finish(abort=True)
 
     def finish(self, *, abort: bool = False) -> None:
-        """Close the connection as soon as the requests that have come are answered; with `abort` at once."""
+        """Close the connection when the requests received are answered; with `abort` at once."""
         self._finishing = True
         if self._transport is not None and abort:
             self._transport.abort()
         elif self._transport is not None and not self._busy:
             self._transport.close()
 
-    def pass_on(self) -> bool:
-        """Give the connection to another worker if this one retires and nothing is under way. True if it is gone."""
-        give, transport = self._server._give, self._transport
-        if give is None or transport is None or self._busy or self._finishing or transport.get_write_buffer_size():
+    def try_hand_over(self) -> bool:
+        """Hand the connection over if this worker retires and nothing is under way. Return True if it is gone."""
+        hand_over, transport = self._server._hand_over, self._transport
+        if hand_over is None or transport is None or self._busy or self._finishing or transport.get_write_buffer_size():
             return False
-        transport.pause_reading()  # from here on, what comes waits in the socket for whoever has it
-        if not give(transport.get_extra_info("socket").fileno(), self._parser.rest()):
+        transport.pause_reading()  # from now on, input waits in the socket for its new owner
+        if not hand_over(transport.get_extra_info("socket").fileno(), self._parser.unread()):
             transport.resume_reading()
             return False
         self._finishing = True
-        transport.abort()  # closes our descriptor, and says nothing to the peer
+        transport.abort()  # closes our descriptor; the peer does not notice
         return True
 
     def _next(self) -> dict[str, str] | None:
-        """The next request if it is complete. After a broken frame there is none."""
+        """Return the next request if it is complete. After a malformed one there is none."""
         try:
             return self._parser.next()
         except ProtocolError as error:
@@ -333,11 +338,11 @@ class _PolicyConnection(asyncio.Protocol):
             self.finish()
             return None
 
-    async def _work(self, attributes: dict[str, str] | None) -> None:
+    async def _answer_all(self, attributes: dict[str, str] | None) -> None:
         while attributes is not None:
             self._server._settle()
             await self._server._answer(attributes, self)
-            if self._server._give is not None and await self._passed_on():
+            if self._server._hand_over is not None and await self._hand_over_between_requests():
                 return
             attributes = self._next()
         self._busy = False
@@ -347,19 +352,19 @@ class _PolicyConnection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
 
-    async def _passed_on(self) -> bool:
-        """Try to give the connection away between two requests."""
-        await asyncio.sleep(0)  # the answer leaves at the end of the loop's round
+    async def _hand_over_between_requests(self) -> bool:
+        """Try to hand the connection over between two requests."""
+        await asyncio.sleep(0)  # the answer leaves at the end of this iteration of the loop
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
         self._busy = False
-        if self.pass_on():
+        if self.try_hand_over():
             return True
         self._busy = True
         return False
 
     def send(self, answer: bytes) -> None:
-        """Send an answer, unless nobody is there to hear it."""
+        """Send an answer, unless the connection is closed."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(answer)

@@ -1,48 +1,50 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What `asyncio.timeout` does, for many tasks that all have the same time: one timer for all of them instead of one for
-each, which saves 10 µs a request.
+"""One timeout for many tasks, as `asyncio.timeout` for each would be.
+
+All tasks have the same time limit, so a single timer is enough, which saves 10 µs per request.
 """
 
 import asyncio
 
 
 class SharedDeadline:
-    """From `begin` to `end` a task may take `seconds`; then it is cancelled, and `is_late` of what it hears."""
+    """Cancels a task that takes more than `seconds` from `begin` to `end`; `has_timed_out` then tells it why."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._ends: dict[asyncio.Task[None], float] = {}  # the first to end comes first
-        self._late: set[asyncio.Task[None]] = set()
+        self._ends: dict[asyncio.Task[None], float] = {}  # the earliest first
+        self._timed_out: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, task: asyncio.Task[None]) -> None:
-        """The task's time runs from now on. To be called on the task's loop."""
+        """Start the task's time. Must be called on the task's event loop."""
         loop = task.get_loop()
         end = self._ends[task] = loop.time() + self.seconds
         if self._timer is None:
-            self._timer = loop.call_at(end, self._look, loop)
+            self._timer = loop.call_at(end, self._cancel_late_tasks, loop)
 
     def end(self, task: asyncio.Task[None]) -> None:
-        """It runs no more."""
+        """Stop the task's time."""
         self._ends.pop(task, None)
-        self._late.discard(task)
+        self._timed_out.discard(task)
 
-    def is_late(self, task: asyncio.Task[None]) -> bool:
-        """To be asked by a task that hears CancelledError, once: True if that is because its time was over, and it may
-        go on.
+    def has_timed_out(self, task: asyncio.Task[None]) -> bool:
+        """Return True if the task was cancelled because its time was over, and may continue.
+
+        To be called once, by the task itself, when it receives CancelledError.
         """
-        if task not in self._late:
+        if task not in self._timed_out:
             return False
-        self._late.discard(task)
+        self._timed_out.discard(task)
         return task.uncancel() == 0
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel who is late, and look again when the next one may be."""
+    def _cancel_late_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel the tasks whose time is over, and set the timer for the next one."""
         self._timer = None
         for task, end in tuple(self._ends.items()):
             if end > loop.time():
-                self._timer = loop.call_at(end, self._look, loop)
+                self._timer = loop.call_at(end, self._cancel_late_tasks, loop)
                 return
             del self._ends[task]
-            self._late.add(task)
+            self._timed_out.add(task)
             task.cancel()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Postfix's own notations: restriction lists, listen addresses, host names, and what postconf(1) says."""
+"""Postfix's own notations: restriction lists, listen addresses, host names, and the output of postconf(1)."""

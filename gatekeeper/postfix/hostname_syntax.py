@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What Postfix takes for a host name, an address and an address literal (valid_hostname(3), valid_mailhost_addr(3)).
+"""The syntax of host names, addresses and address literals as Postfix checks it.
 
-Not what the RFCs say, and not what Python's ipaddress says: a session must get the answer that Postfix gives it. So
-`_` is a letter, `01.2.3.4` is an address, and `0.1.2.3` is none. A test compares with Postfix's own library.
+That is valid_hostname(3) and valid_mailhost_addr(3), not the RFCs and not Python's ipaddress: a session must get the
+answer that Postfix would give. So `_` is a letter, `01.2.3.4` is an address, and `0.1.2.3` is not. A test compares with
+Postfix's own library.
 """
 
 import re
@@ -15,7 +16,7 @@ _HEX = re.compile("[0-9A-Fa-f]{1,4}", re.ASCII)
 
 
 def is_hostname(name: str) -> bool:
-    """True if `name` is a host name of at most 255 characters that is not all numeric."""
+    """Return True if `name` is a host name of at most 255 characters that is not all numeric."""
     return len(name) <= 255 and _is_hostname(name)
 
 
@@ -25,19 +26,19 @@ def _is_hostname(name: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """True if `text` is a bare IPv4 or IPv6 address."""
+    """Return True if `text` is a bare IPv4 or IPv6 address."""
     return _is_ipv6(text) if ":" in text else _is_ipv4(text)
 
 
 def is_literal(text: str) -> bool:
-    """True if `text` is what stands between the brackets of an address literal (RFC 5321 section 4.1.3)."""
+    """Return True if `text` is what the brackets of an address literal enclose (RFC 5321 section 4.1.3)."""
     if text[:5].lower() == "ipv6:":
         return _is_ipv6(text[5:])
     return _is_ipv4(text)
 
 
 def without_final_dot(name: str) -> str:
-    """`name` without one trailing dot; a name that ends in two keeps both."""
+    """Return `name` without its trailing dot; a name that ends in two dots keeps both."""
     return name[:-1] if len(name) > 1 and name[-1] == "." and name[-2] != "." else name
 
 
@@ -49,9 +50,10 @@ def _is_ipv4(text: str) -> bool:
 
 
 def _is_ipv6(text: str) -> bool:
-    """Fields of one to four digits between colons, at most seven colons, at most one empty field, IPv4 at the end.
+    """Return True for an IPv6 address as Postfix recognises it.
 
-    Like Postfix, and unlike the standard, this asks for no exact number of fields.
+    That is fields of one to four digits between colons, at most seven colons, at most one empty field, IPv4 at the end.
+    Like Postfix, and unlike the standard, this requires no exact number of fields.
     """
     *fields, last = text.split(":")
     if not 2 <= len(fields) <= 7 or text.count("::") > 1 or ":::" in text:

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a service listens: the spellings of Postfix, OpenDKIM and the product, as one frozen value.
+"""Listen addresses, in the notations of Postfix, OpenDKIM and gatekeeper, parsed into one immutable value.
 
-Pure parsing: opens nothing and looks no name up. `str()` gives the spelling that everything here prints.
+Pure parsing: opens nothing and looks up no names. `str()` gives gatekeeper's own notation.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 ALLOWED = "inet:HOST:PORT, unix:/PATH, or as OpenDKIM and Postfix write it: inet:PORT@HOST, local:/PATH, HOST:PORT"
-_LONGEST_PATH = 107
+_MAX_PATH = 107
 """Bytes of a path in sockaddr_un (unix(7)): 108 with the final NUL."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """An address to listen on. `host` is a name or an address, empty for every interface; `path` is for `unix` alone.
+    """An address to listen on.
 
-    Port 0 stands for any free port.
+    `host` is a name or an address, empty for all interfaces; `path` is for `unix` only. Port 0 means any free port.
     """
 
     family: Literal["inet", "inet6", "unix"]
@@ -33,10 +33,10 @@ class ListenAddress:
 
 
 def parse_listen_address(text: str) -> ListenAddress:
-    """The address that `text` means: `inet:HOST:PORT`, `unix:/PATH`, `inet:PORT[@HOST]`, `local:/PATH`, `HOST:PORT`.
+    """Parse `inet:HOST:PORT`, `unix:/PATH`, `inet:PORT[@HOST]`, `local:/PATH` or `HOST:PORT`.
 
     OpenDKIM's `inet:PORT` without a host listens everywhere (opendkim.conf(5), Socket). Raises ValueError with a
-    sentence for the one who wrote it.
+    message for whoever wrote it.
     """
     kind, colon, rest = text.strip().partition(":")
     match kind.lower() if colon else "":
@@ -54,8 +54,8 @@ def parse_listen_address(text: str) -> ListenAddress:
 def _unix(text: str, path: str) -> ListenAddress:
     if not path.startswith("/"):
         raise ValueError(f"{text!r}: the path of a socket must be absolute: unix:/PATH")
-    if "\0" in path or len(path.encode("utf-8", "surrogateescape")) > _LONGEST_PATH:
-        raise ValueError(f"{text!r}: the path of a socket has at most {_LONGEST_PATH} bytes")
+    if "\0" in path or len(path.encode("utf-8", "surrogateescape")) > _MAX_PATH:
+        raise ValueError(f"{text!r}: the path of a socket has at most {_MAX_PATH} bytes")
     return ListenAddress("unix", path=path)
 
 
@@ -67,7 +67,7 @@ def _inet(text: str, rest: str, family: Literal["inet", "inet6"]) -> ListenAddre
     elif rest.isdigit() and text.strip() != rest:
         host, port = "", rest
     else:
-        raise ValueError(f"{text!r} is no address to listen on; allowed: {ALLOWED}")
+        raise ValueError(f"{text!r} is not an address to listen on; allowed: {ALLOWED}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host and "@" not in rest:
@@ -75,7 +75,7 @@ def _inet(text: str, rest: str, family: Literal["inet", "inet6"]) -> ListenAddre
     if host == "*":
         host = ""
     if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError(f"{text!r}: {port!r} is no port; allowed: 0 to 65535, in {ALLOWED}")
+        raise ValueError(f"{text!r}: {port!r} is not a port; allowed: 0 to 65535, in {ALLOWED}")
     if any(c.isspace() or c in "[]@/" for c in host):
-        raise ValueError(f"{text!r}: {host!r} is no host; allowed: {ALLOWED}")
+        raise ValueError(f"{text!r}: {host!r} is not a host; allowed: {ALLOWED}")
     return ListenAddress("inet6" if ":" in host else family, host, int(port))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What Postfix on this machine says of the relay: the defaults of the configuration's top level.
+"""Defaults for the top level of the configuration, taken from the Postfix on this machine.
 
-Asks `postconf -x` once. Values that Postfix looks up in a table (`hash:/etc/postfix/domains`) or negates (`!net`)
-cannot be taken over; they come back as warnings, because a list that is silently shorter refuses or passes wrong mail.
+Runs `postconf -x` once. Values that Postfix looks up in a table (`hash:/etc/postfix/domains`) or negates (`!net`)
+cannot be used here; they are returned as warnings, because a list that is silently shorter refuses or passes the wrong
+mail.
 """
 
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Ask = Callable[[Sequence[str]], Mapping[str, str]]
-"""Gives the values of main.cf parameters by name; empty where Postfix is not installed."""
+"""Returns the values of main.cf parameters by name; empty where Postfix is not installed."""
 
 _TIMEOUT = 5.0
 _PARAMETERS = (
@@ -29,19 +30,19 @@ _PARAMETERS = (
 
 @dataclass(frozen=True, slots=True)
 class PostfixSettings:
-    """Options of the top level as Postfix has them (`values`), and what of which option could not be taken over."""
+    """Top-level options with the `values` that Postfix has, and `warnings`: (option, what could not be used)."""
 
     values: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
 
 
 def ask_postfix(names: Sequence[str]) -> Mapping[str, str]:
-    """The values by `postconf -x`; empty if Postfix is not installed or its main.cf cannot be read."""
+    """Return the values that `postconf -x` prints; empty if Postfix is not installed or its main.cf cannot be read."""
     program = shutil.which("postconf", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         return {}
     try:
-        answer = subprocess.run(  # noqa: S603 - a fixed program with fixed words
+        answer = subprocess.run(  # noqa: S603 (a fixed program with fixed arguments)
             [program, "-x", *names],
             capture_output=True,
             timeout=_TIMEOUT,
@@ -56,24 +57,26 @@ def ask_postfix(names: Sequence[str]) -> Mapping[str, str]:
 
 
 def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
-    """What main.cf says, in this configuration's words: hostname, mynetworks, local_domains, relay_domains,
-    recipient_delimiter. What Postfix does not have, or has empty networks for, is left out.
+    """Return what main.cf sets, under the names of our own options.
+
+    These are hostname, mynetworks, local_domains, relay_domains and recipient_delimiter. What Postfix does not have,
+    and an empty mynetworks, is left out.
     """
-    said = ask(_PARAMETERS)
-    if not said:
+    parameters = ask(_PARAMETERS)
+    if not parameters:
         return PostfixSettings()
     warnings: list[tuple[str, str]] = []
 
     def words(option: str, *names: str) -> list[str]:
-        kept: list[str] = []
+        accepted: list[str] = []
         for name in names:
-            for word in re.split(r"[\s,]+", said.get(name, "")):
+            for word in re.split(r"[\s,]+", parameters.get(name, "")):
                 if word.startswith(("!", "/", "$")) or re.match(r"[a-z]+:", word):
-                    what = f"Postfix's {name} says {word!r}, which cannot be taken over; write {option} here"
+                    what = f"Postfix's {name} says {word!r}, which cannot be used here; set {option} yourself"
                     warnings.append((option, what))
-                elif word and word not in kept:
-                    kept.append(word)
-        return kept
+                elif word and word not in accepted:
+                    accepted.append(word)
+        return accepted
 
     values: dict[str, object] = {}
     if networks := words("mynetworks", "mynetworks"):
@@ -82,10 +85,10 @@ def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
         "local_domains", "mydestination", "virtual_alias_domains", "virtual_mailbox_domains"
     )
     relayed = words("relay_domains", "relay_domains")
-    if "relay_domains" in said.get("parent_domain_matches_subdomains", ""):
+    if "relay_domains" in parameters.get("parent_domain_matches_subdomains", ""):
         relayed += [f".{domain}" for domain in relayed if not domain.startswith(".")]
     values["relay_domains"] = relayed
-    values["recipient_delimiter"] = said.get("recipient_delimiter", "")
-    if hostname := said.get("myhostname"):
+    values["recipient_delimiter"] = parameters.get("recipient_delimiter", "")
+    if hostname := parameters.get("myhostname"):
         values["hostname"] = hostname
     return PostfixSettings(values, tuple(warnings))

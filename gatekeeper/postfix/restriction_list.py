@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Restriction lists as main.cf and TOML write them, cut into single restrictions with their arguments.
+"""Parse restriction lists, as main.cf or TOML has them, into single restrictions with their arguments.
 
-Two spellings: a list of strings; or one string exactly as in main.cf, where white space and commas separate, braces
-hold together what is between them, lines that start with `#` are comments, and only the word itself tells whether an
-argument follows (smtpd_check.c, generic_checks(); mystrtokq(3)). Knows the shape alone: what a word means is for the
-checks. Does not know main.cf's other parameters: `$name` stays as it is written, and the checks refuse it.
+Two forms: a list of strings; or one string exactly as in main.cf, where white space and commas separate words, braces
+group what they enclose, lines that start with `#` are comments, and only the word itself tells whether an argument
+follows (smtpd_check.c, generic_checks(); mystrtokq(3)). Knows the syntax only: what a word means is up to the checks.
+Does not know main.cf's other parameters: `$name` is kept as written, and the checks refuse it.
 """
 
 import re
@@ -18,10 +18,10 @@ _TAKES_ARGUMENT = re.compile(
     r"check_(?!relay_domains|recipient_maps)\w+|(reject|permit)_(rbl|rhsbl|dnswl|rhswl)_\w+|reject_rbl|sleep",
     re.IGNORECASE,
 )
-"""Words of Postfix that are followed by one argument."""
+"""Postfix's words that take one argument."""
 
-_WRAPS = frozenset({"warn_if_reject"})
-"""Words that stand before a whole other restriction."""
+_PREFIXES = frozenset({"warn_if_reject"})
+"""Words that are followed by another complete restriction."""
 
 _SEPARATORS = re.compile(r"[\s,]+")
 _COMMENT = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
@@ -29,20 +29,21 @@ _COMMENT = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Restriction:
-    """One restriction with its arguments, and where it stands: its index in the list that it was written in, or how
-    many line ends before it in a string of several lines.
+    """One restriction with its arguments, and where it was written.
+
+    `index` is its place in a list of strings; `line_offset` is its line, from 0, in one string of several lines.
     """
 
     words: tuple[str, ...]
     index: int | None = field(default=None, compare=False)
-    lines_below: int = field(default=0, compare=False)
+    line_offset: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return " ".join(self.words)
 
 
-def cut(text: str) -> Iterator[tuple[int, str]]:
-    """The words of `text` with where they begin: white space and commas separate, but not between braces."""
+def split_words(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the words of `text` with their offsets; white space and commas separate them, except within braces."""
     at = 0
     while True:
         gap = _SEPARATORS.match(text, at)
@@ -56,63 +57,65 @@ def cut(text: str) -> Iterator[tuple[int, str]]:
         yield start, text[start:at]
 
 
-def unbraced(text: str) -> str | None:
-    """What stands between the braces that `text` begins and ends with; None if it does not."""
+def strip_braces(text: str) -> str | None:
+    """Return what the braces around `text` enclose; None if one pair of braces does not enclose all of it."""
     text = text.strip()
-    words = [word for _, word in cut(text)]
+    words = [word for _, word in split_words(text)]
     if len(words) != 1 or not (text.startswith("{") and text.endswith("}")):
         return None
     return text[1:-1].strip()
 
 
-def split(text: str) -> list[Restriction]:
-    """The restrictions of one string as in main.cf. A missing argument stays missing: the check says so."""
+def parse_restrictions(text: str) -> list[Restriction]:
+    """Parse one string as in main.cf. A missing argument is left missing: the check reports it."""
     text = _COMMENT.sub(lambda comment: " " * len(comment[0]), text)
     found: list[Restriction] = []
     words: list[str] = []
     first = 0
-    for at, word in cut(text):
+    for at, word in split_words(text):
         if not words:
             first = text.count("\n", 0, at)
         words.append(word)
         if not _takes_more(words):
-            found.append(Restriction(tuple(words), lines_below=first))
+            found.append(Restriction(tuple(words), line_offset=first))
             words = []
     if words:
-        found.append(Restriction(tuple(words), lines_below=first))
+        found.append(Restriction(tuple(words), line_offset=first))
     return found
 
 
 def _takes_more(words: list[str]) -> bool:
-    """Whether `words` cannot be a whole restriction yet."""
-    rest = [word for word in words if word.lower() not in _WRAPS]
+    """Return True if `words` is not a complete restriction yet."""
+    rest = [word for word in words if word.lower() not in _PREFIXES]
     return not rest or (len(rest) == 1 and _TAKES_ARGUMENT.fullmatch(rest[0]) is not None)
 
 
 def _read(value: Any) -> tuple[Restriction, ...]:
     if isinstance(value, str):
-        return tuple(split(value))
+        return tuple(parse_restrictions(value))
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(replace(found, index=index) for index, item in enumerate(value) for found in split(item))
+        return tuple(
+            replace(found, index=index) for index, item in enumerate(value) for found in parse_restrictions(item)
+        )
     raise ValueError(
-        "is no restriction list; allowed: a list of strings, one restriction each, or one string as in main.cf"
+        "is not a restriction list; allowed: a list of strings, one restriction each, or one string as in main.cf"
     )
 
 
 Restrictions = Annotated[tuple[Restriction, ...], BeforeValidator(_read)]
-"""A restriction list in either spelling."""
+"""A restriction list in either form."""
 
 
-def listed(value: Any) -> Any:
-    """A list, or what one string has with white space or commas between."""
-    return tuple(word for _, word in cut(value)) if isinstance(value, str) else value
+def split_if_string(value: Any) -> Any:
+    """Split a string at white space and commas; return anything else as it is."""
+    return tuple(word for _, word in split_words(value)) if isinstance(value, str) else value
 
 
 def _table_names(value: Any) -> tuple[str, ...]:
-    names = listed(value)
+    names = split_if_string(value)
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         return tuple(names)
-    raise ValueError('is no list of tables; allowed: "hash:/etc/postfix/access", or several of them')
+    raise ValueError('is not a list of tables; allowed: "hash:/etc/postfix/access", or several of them')
 
 
 TableNames = Annotated[tuple[str, ...], PlainValidator(_table_names)]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""State that outlives a request: one contract (store.py), kept by memory, SQLite and Redis."""
+"""State that outlives a request: one contract (store.py), implemented by memory, SQLite and Redis."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""State in this process alone: `memory:`, for tests, replay, and what explain pretends to write.
+"""Store in the memory of one process: `memory:`, for tests, replay, and what explain pretends to write.
 
-Several workers do not share it, and it is gone when the process ends.
+It is not shared between workers, and is lost when the process ends.
 """
 
 import time
@@ -9,15 +9,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from gatekeeper.stores.shared_values import SharedValues
-from gatekeeper.stores.sliding_window import SlotPosition, slot_position, spread
+from gatekeeper.stores.sliding_window import SlotPosition, expirations, slot_position
 from gatekeeper.stores.store import Clock, CounterHit, Lease, StoredValue
 
 _SWEEP_EVERY = 5000
-"""Writes between two looks for what has expired."""
+"""Writes between two removals of what has expired."""
 
 
 class MemoryStore:
-    """See store.Store."""
+    """An implementation of store.Store."""
 
     def __init__(self, clock: Clock = time.time) -> None:
         self._clock = clock
@@ -25,12 +25,14 @@ class MemoryStore:
         self._sums: defaultdict[str, dict[int, int]] = defaultdict(dict)
         self._tokens: dict[str, int] = {}
         self._expiry: dict[str, float] = {}  # of the names in _sums, _tokens and _tallies
-        self._leases: dict[str, dict[str, float]] = {}  # by key: holders, and until when
+        self._leases: dict[str, dict[str, float]] = {}  # by key: holders, each with its expiry
         self._tallies: dict[str, dict[bytes, int]] = {}
         self._writes = 0
-        self._origin = SharedValues(self, clock)
+        self._shared_values = SharedValues(self, clock)
 
-    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+    async def hit_and_get(
+        self, hits: Sequence[CounterHit], gets: Sequence[str]
+    ) -> tuple[list[int], list[bytes | None]]:
         return await self.hit(hits), [await self.get(key) for key in gets]
 
     async def get(self, key: str) -> bytes | None:
@@ -50,18 +52,18 @@ class MemoryStore:
 
     async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
         now = self._clock()
-        places = [slot_position(hit, now) for hit in hits]
+        positions = [slot_position(hit, now) for hit in hits]
         sums = []
         added: defaultdict[str, int] = defaultdict(int)
-        counting: dict[str | int, SlotPosition] = {}  # by token, so that each comes once
-        for number, at in enumerate(places):
-            if at.amount and at.token not in counting and not self._is_counted(at):
-                counting[at.token or number] = at
-                added[at.name] += at.amount
-            sums.append(self._sum(at) + added[at.name])
-        if all(sum_ <= at.most for sum_, at in zip(sums, places, strict=True)):
-            for at in counting.values():
-                self._count(at, now)
+        counting: dict[str | int, SlotPosition] = {}  # by token, so that each counts once
+        for number, position in enumerate(positions):
+            if position.amount and position.token not in counting and not self._is_counted(position):
+                counting[position.token or number] = position
+                added[position.name] += position.amount
+            sums.append(self._sum(position) + added[position.name])
+        if all(total <= position.limit for total, position in zip(sums, positions, strict=True)):
+            for position in counting.values():
+                self._count(position, now)
         return sums
 
     async def unhit(self, hits: Sequence[CounterHit]) -> None:
@@ -69,9 +71,9 @@ class MemoryStore:
         for hit in hits:
             self._unhit(slot_position(hit, now))
 
-    async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
+    async def expirations(self, hit: CounterHit) -> list[tuple[float, int]]:
         now = self._clock()
-        return spread(hit, now, self._sums.get(slot_position(hit, now).name, {}))
+        return expirations(hit, now, self._sums.get(slot_position(hit, now).name, {}))
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         now = self._clock()
@@ -83,7 +85,7 @@ class MemoryStore:
             else:
                 self._leases.pop(lease.key, None)
             counts.append(len(holders.keys() | {lease.holder}))
-        if all(lease.most is None or count <= lease.most for count, lease in zip(counts, leases, strict=True)):
+        if all(lease.limit is None or count <= lease.limit for count, lease in zip(counts, leases, strict=True)):
             for lease in leases:
                 self._leases.setdefault(lease.key, {})[lease.holder] = now + ttl
         return counts
@@ -95,17 +97,23 @@ class MemoryStore:
             if not holders:
                 self._leases.pop(lease.key, None)
 
-    async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
+    async def page(
+        self,
+        kind: str,
+        after: str = "",  # noqa: ARG002 (all fits one page)
+    ) -> tuple[list[StoredValue], str]:
         now = self._clock()
-        kept = ((key, value, expires - now) for key, (value, expires) in self._values.items() if key.startswith(kind))
-        return [StoredValue(key, value, ttl) for key, value, ttl in kept if ttl > 0], ""
+        entries = (
+            (key, value, expires - now) for key, (value, expires) in self._values.items() if key.startswith(kind)
+        )
+        return [StoredValue(key, value, ttl) for key, value, ttl in entries if ttl > 0], ""
 
-    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+    async def tally(self, bucket: str, row: bytes, ttl: float, limit: int) -> bool:
         now = self._clock()
         if self._expiry.get(bucket, 0.0) <= now:
             self._tallies.pop(bucket, None)
         rows = self._tallies.setdefault(bucket, {})
-        if row not in rows and len(rows) >= most:
+        if row not in rows and len(rows) >= limit:
             return False
         rows[row] = rows.get(row, 0) + 1
         self._expiry[bucket] = now + ttl
@@ -115,50 +123,57 @@ class MemoryStore:
     async def tallies(self, bucket: str) -> dict[bytes, int]:
         return dict(self._tallies[bucket]) if self._expiry.get(bucket, 0.0) > self._clock() else {}
 
-    async def born(self) -> float:
-        return await self._origin.born()
+    async def created_at(self) -> float:
+        return await self._shared_values.created_at()
 
     async def secret(self) -> bytes:
-        return await self._origin.secret()
+        return await self._shared_values.secret()
 
     async def close(self) -> None:
         pass
 
-    def _is_counted(self, at: SlotPosition) -> bool:
-        return bool(at.token) and at.first <= self._tokens.get(at.token, at.first - 1) <= at.last
+    def _is_counted(self, position: SlotPosition) -> bool:
+        return (
+            bool(position.token)
+            and position.first <= self._tokens.get(position.token, position.first - 1) <= position.last
+        )
 
-    def _sum(self, at: SlotPosition) -> int:
-        return sum(amount for slot, amount in self._sums.get(at.name, {}).items() if at.first <= slot <= at.last)
+    def _sum(self, position: SlotPosition) -> int:
+        return sum(
+            amount
+            for slot, amount in self._sums.get(position.name, {}).items()
+            if position.first <= slot <= position.last
+        )
 
-    def _count(self, at: SlotPosition, now: float) -> None:
-        sums = self._sums[at.name]
-        sums[at.slot] = sums.get(at.slot, 0) + at.amount
-        self._expiry[at.name] = now + at.ttl
-        for slot in [slot for slot in sums if slot < at.first]:
+    def _count(self, position: SlotPosition, now: float) -> None:
+        sums = self._sums[position.name]
+        sums[position.slot] = sums.get(position.slot, 0) + position.amount
+        self._expiry[position.name] = now + position.ttl
+        for slot in [slot for slot in sums if slot < position.first]:
             del sums[slot]
-        if at.token:
-            self._tokens[at.token] = at.slot
-            self._expiry[at.token] = now + at.ttl
+        if position.token:
+            self._tokens[position.token] = position.slot
+            self._expiry[position.token] = now + position.ttl
         self._wrote(now)
 
-    def _unhit(self, at: SlotPosition) -> None:
-        sums = self._sums.get(at.name, {})
+    def _unhit(self, position: SlotPosition) -> None:
+        sums = self._sums.get(position.name, {})
         slots = sorted(sums, reverse=True)
-        if at.token:
-            if at.token not in self._tokens:
+        if position.token:
+            if position.token not in self._tokens:
                 return
-            slots = [self._tokens.pop(at.token)]
-        left = at.amount
+            slots = [self._tokens.pop(position.token)]
+        left = position.amount
         for slot in slots:
-            back = min(left, sums.get(slot, 0))
-            left -= back
-            sums[slot] = sums.get(slot, 0) - back
+            taken = min(left, sums.get(slot, 0))
+            left -= taken
+            sums[slot] = sums.get(slot, 0) - taken
 
     def _wrote(self, now: float) -> None:
         self._writes += 1
         if self._writes % _SWEEP_EVERY:
             return
-        self._values = {key: kept for key, kept in self._values.items() if kept[1] > now}
+        self._values = {key: entry for key, entry in self._values.items() if entry[1] > now}
         for name in [name for name, expires in self._expiry.items() if expires <= now]:
             del self._expiry[name]
             self._sums.pop(name, None)

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One request's view of the store: what its checks announced (store.Wants) is read with the first question.
+"""Read ahead for one request: the first read of the store includes all that its checks announced (store.ReadAhead).
 
-So a request costs one round trip, though several checks ask the store, and no check knows of another. What was not
-announced, and all that comes after the decision, goes straight to the store.
+So a request costs one round trip, though several checks read the store, and no check knows of another. What was not
+announced, and everything after the decision, goes straight to the store.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 
-from gatekeeper.stores.shared_values import BORN, parse_born
+from gatekeeper.stores.shared_values import CREATED_AT, parse_created_at
 from gatekeeper.stores.store import CounterHit, Lease, ReadAhead, Store, StoredValue
 
 
 class ReadAheadStore:
-    """See store.Store; on `inner`. `announced` tells what will be read; it is called once, at the first question."""
+    """Wraps the store `inner` for one request.
+
+    `announced` returns what will be read; it is called once, at the first read.
+    """
 
     __slots__ = ("_announced", "_inner", "_sums", "_values")
 
@@ -23,15 +26,17 @@ class ReadAheadStore:
         self._values: dict[str, bytes | None] = {}
 
     def end(self) -> None:
-        """The decision is known: nothing is read ahead any more, and what was is forgotten."""
+        """Stop reading ahead, and forget what was read: the decision is known."""
         self._announced = None
         self._sums, self._values = {}, {}
 
-    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+    async def hit_and_get(
+        self, hits: Sequence[CounterHit], gets: Sequence[str]
+    ) -> tuple[list[int], list[bytes | None]]:
         if self._announced is None:
             if not hits and all(key in self._values for key in gets):
                 return [], [self._values[key] for key in gets]
-            return await self._inner.ask(hits, gets)
+            return await self._inner.hit_and_get(hits, gets)
         wants, self._announced = self._announced(), None
         keys = dict.fromkeys(gets)
         ahead: dict[CounterHit, None] = {}
@@ -41,9 +46,9 @@ class ReadAheadStore:
             for hit in want.hits:
                 if not hit.amount:
                     ahead[hit] = None
-            if want.born:
-                keys[BORN] = None
-        sums, values = await self._inner.ask([*hits, *ahead], list(keys))
+            if want.created_at:
+                keys[CREATED_AT] = None
+        sums, values = await self._inner.hit_and_get([*hits, *ahead], list(keys))
         self._values = dict(zip(keys, values, strict=True))
         if ahead:
             self._sums = dict(zip(ahead, sums[len(hits) :], strict=True))
@@ -51,7 +56,7 @@ class ReadAheadStore:
 
     async def get(self, key: str) -> bytes | None:
         if self._announced is not None:
-            return (await self.ask((), (key,)))[1][0]
+            return (await self.hit_and_get((), (key,)))[1][0]
         return self._values[key] if key in self._values else await self._inner.get(key)
 
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
@@ -64,7 +69,7 @@ class ReadAheadStore:
 
     async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
         if self._announced is not None:
-            return (await self.ask(hits, ()))[0]
+            return (await self.hit_and_get(hits, ()))[0]
         if self._sums and all(hit in self._sums for hit in hits):
             return [self._sums[hit] for hit in hits]
         self._sums = {}
@@ -74,8 +79,8 @@ class ReadAheadStore:
         self._sums = {}
         await self._inner.unhit(hits)
 
-    async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
-        return await self._inner.spread(hit)
+    async def expirations(self, hit: CounterHit) -> list[tuple[float, int]]:
+        return await self._inner.expirations(hit)
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         return await self._inner.lease(leases, ttl)
@@ -86,20 +91,20 @@ class ReadAheadStore:
     async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
         return await self._inner.page(kind, after)
 
-    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
-        return await self._inner.tally(bucket, row, ttl, most)
+    async def tally(self, bucket: str, row: bytes, ttl: float, limit: int) -> bool:
+        return await self._inner.tally(bucket, row, ttl, limit)
 
     async def tallies(self, bucket: str) -> dict[bytes, int]:
         return await self._inner.tallies(bucket)
 
-    async def born(self) -> float:
+    async def created_at(self) -> float:
         if self._announced is not None:
-            await self.ask((), ())
-        value = self._values.get(BORN)
-        return await self._inner.born() if value is None else parse_born(value)
+            await self.hit_and_get((), ())
+        value = self._values.get(CREATED_AT)
+        return await self._inner.created_at() if value is None else parse_created_at(value)
 
     async def secret(self) -> bytes:
         return await self._inner.secret()
 
     async def close(self) -> None:
-        """Nothing to let go of: the store is not ours."""
+        """Do nothing: the store belongs to somebody else."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What all who share a store agree on: when it began (`born`) and the key of its hashes (`secret`).
+"""The two values that all processes of a store agree on: its date of creation and the key of its hashes.
 
-Both are values like others, created by whoever comes first. A store can be emptied while we run (FLUSHALL, a restart
-of a Redis without persistence, a deleted file). Then it is a new one: its `born` is now, so that greylisting learns
-again; but the secret that this process knows is written back, unless another process that knew none was faster: then
-ours is given up for theirs. So all processes agree again within RECHECK seconds, and who asks `secret()` for every
-request instead of keeping it is never far off. Entries under a secret that was given up are never found again and
-expire.
+Both are ordinary values, `born` and `secret`, created by whoever comes first. A store can be emptied while we run
+(FLUSHALL, a restart of a Redis without persistence, a deleted file). Then it is a new one: it was created now, so that
+greylisting learns again; but the secret that this process knows is written back, unless another process that knew none
+was faster: then its secret replaces ours. So all processes agree again within RECHECK seconds, and code that calls
+`secret()` for every request instead of keeping it is never far behind. Entries under a secret that was replaced are
+never found again and expire.
 """
 
 import secrets
@@ -15,20 +15,20 @@ from typing import Protocol
 
 from gatekeeper.stores.store import Clock, StoreError
 
-BORN = "born"
+CREATED_AT = "born"
 SECRET = "secret"
 FOREVER = 1e10
-"""A time to live, in seconds, that back ends take for "does not expire"."""
+"""A time to live, in seconds, that back ends treat as "does not expire"."""
 RECHECK = 10.0
-"""Seconds for which a process believes that the secret it has read still holds."""
+"""Seconds for which a process assumes that the secret it has read is still valid."""
 
 
-def parse_born(value: bytes) -> float:
-    """The time that is kept under BORN. Raises StoreError."""
+def parse_created_at(value: bytes) -> float:
+    """Parse the value of CREATED_AT. Raises StoreError."""
     try:
         return float(value)
     except ValueError:
-        raise StoreError(f"the value of {BORN} is damaged") from None
+        raise StoreError(f"the value of {CREATED_AT} is damaged") from None
 
 
 class _Values(Protocol):
@@ -37,7 +37,7 @@ class _Values(Protocol):
 
 
 class SharedValues:
-    """`born` and `secret` for one back end, on its own `get` and `set`."""
+    """Date of creation and secret of one back end, by its own `get` and `set`."""
 
     def __init__(self, values: _Values, clock: Clock) -> None:
         self._values = values
@@ -45,17 +45,16 @@ class SharedValues:
         self._secret = b""
         self._read_at = 0.0  # monotonic: the clock that is passed in may stand still or jump
 
-    async def born(self) -> float:
-        """See store.Store.born. Always asks the store: one that was emptied must learn from now."""
-        value = await self._values.get(BORN)
+    async def created_at(self) -> float:
+        """Return the date as store.Store does. Always reads the store: one that was emptied must start learning now."""
+        value = await self._values.get(CREATED_AT)
         if value is None:
             self._read_at = 0.0
             await self.secret()
-            value = await self._first(BORN, repr(self._clock()).encode())
-        return parse_born(value)
+            value = await self._first(CREATED_AT, repr(self._clock()).encode())
+        return parse_created_at(value)
 
     async def secret(self) -> bytes:
-        """See store.Store.secret."""
         if not self._secret or time.monotonic() - self._read_at > RECHECK:
             value = await self._values.get(SECRET)
             if value is None:
@@ -66,7 +65,7 @@ class SharedValues:
         return self._secret
 
     async def _first(self, key: str, value: bytes) -> bytes:
-        """`value`, now kept under `key`, or what somebody else has put there before us."""
+        """Write `value` under `key` and return it, or return what another process wrote there first."""
         if await self._values.set(key, value, FOREVER, absent=True):
             return value
         found = await self._values.get(key)

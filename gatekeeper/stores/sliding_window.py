@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sliding window that all back ends share: time is cut into slots of 1/60 of the window, each with a sum.
+"""Sliding-window counters, as all back ends keep them: time is divided into slots of 1/60 of the window.
 
-An event counts in its slot, and the slot counts until it lies wholly outside the window. So an event counts for at
-least the window and at most 1/60 longer: a limit is never exceeded within any stretch of time as long as the window,
-and memory for a key is bounded (61 sums), however often it is hit. Nothing is estimated.
+Each slot has a sum. An event is added to its slot, which counts until it lies wholly outside the window. So an event
+counts for at least the window and at most 1/60 longer: a limit is never exceeded within any period as long as the
+window, and memory for a key is bounded (61 sums), however often it is hit. Nothing is estimated.
 
-A `once` token remembers the slot it was counted in and counts for nothing while that slot does. Slots more than a
-window ahead are those of a clock that was wrong and has been put right: they do not count either.
+A `once` token is stored with the slot in which it was counted, and is not counted again while that slot counts. Slots
+more than a window ahead come from a clock that was wrong and has been corrected: they do not count either.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,10 @@ SLOTS = 60
 
 
 class SlotPosition(NamedTuple):
-    """Where a hit goes: `name` is its key and window in one, `token` is empty without a `once`; `ttl` is in seconds,
-    after which nothing of it matters; its sum may come to `most`. Slots from `first` to `last` count, `slot` is now.
+    """Where a hit is counted.
+
+    `name` combines its key and window, `token` is empty without a `once`; after `ttl` seconds nothing of it matters;
+    its sum may reach `limit`. Slots from `first` to `last` count, `slot` is the current one.
     """
 
     name: str
@@ -29,7 +31,7 @@ class SlotPosition(NamedTuple):
     slot: int
     amount: int
     ttl: float
-    most: float
+    limit: float
 
     @property
     def first(self) -> int:
@@ -40,33 +42,33 @@ class SlotPosition(NamedTuple):
         return self.slot + SLOTS
 
 
-def name_of(hit: CounterHit) -> str:
-    """What the sums of a hit are kept under: two windows of a key are two sums."""
+def window_name(hit: CounterHit) -> str:
+    """Return the name under which the sums of a hit are stored: two windows of one key have separate sums."""
     return f"{hit.key}/{float(hit.window)}"
 
 
 def slot_position(hit: CounterHit, now: float) -> SlotPosition:
-    """The place of `hit` at `now` (seconds since the epoch)."""
-    _, window, amount, once, most = hit
-    width, name = window / SLOTS, name_of(hit)
-    token = f"{name}/{_token(once)}" if once else ""
-    return SlotPosition(name, token, int(now // width), amount, window + width, _NO_LIMIT if most is None else most)
+    """Return the position of `hit` at `now` (seconds since the epoch)."""
+    _, window, amount, once, limit = hit
+    width, name = window / SLOTS, window_name(hit)
+    token = f"{name}/{_token_digest(once)}" if once else ""
+    return SlotPosition(name, token, int(now // width), amount, window + width, _NO_LIMIT if limit is None else limit)
 
 
 _NO_LIMIT = float("inf")
 
 
 @lru_cache(maxsize=64)  # several limits count one message
-def _token(once: str) -> str:
-    """What a token is made of is not ours to keep, nor its length ours to trust."""
+def _token_digest(once: str) -> str:
+    """Hash a token: its content is not ours to store, and its length is not to be trusted."""
     return blake2b(once.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 
-def spread(hit: CounterHit, now: float, sums: Mapping[int, int]) -> list[tuple[float, int]]:
-    """See store.Store.spread, for the sums by slot that a back end has under the hit's name."""
-    at, width = slot_position(hit, now), hit.window / SLOTS
+def expirations(hit: CounterHit, now: float, sums: Mapping[int, int]) -> list[tuple[float, int]]:
+    """Return what store.Store.expirations does, from the sums by slot that a back end has under the hit's name."""
+    position, width = slot_position(hit, now), hit.window / SLOTS
     return [
         ((slot + SLOTS + 1) * width - now, sums[slot])
         for slot in sorted(sums)
-        if at.first <= slot <= at.last and sums[slot]
+        if position.first <= slot <= position.last and sums[slot]
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The back ends behind the contract of stores/store.py, and the one place that knows which url means which."""
+"""Open the store that a URL names: the one module that knows which URL means which back end."""
 
 import importlib
 import time
@@ -26,9 +26,9 @@ async def open_store(
     *,
     read_only: bool = False,
 ) -> CircuitBreaker:
-    """The store at `url`, tried once. Raises ValueError, with what is allowed, for a url that cannot be used.
+    """Open the store at `url` and try it. Raises ValueError, with what is allowed, for a URL that cannot be used.
 
-    A store that does not answer is no error: it is logged, its calls raise StoreError, and it comes back by itself.
+    A store that does not answer is not an error: it is logged, its calls raise StoreError, and it comes back by itself.
     With `read_only` nothing is created or changed, and writes are answered as if they had happened.
     """
     store = CircuitBreaker(_back_end(url, clock, timeout, read_only), name=describe(url))
@@ -37,19 +37,19 @@ async def open_store(
 
 
 def check_url(url: str) -> None:
-    """Raises ValueError, with what is allowed, for a url that cannot be used. Opens nothing."""
+    """Raise ValueError, with what is allowed, for a URL that cannot be used. Opens nothing."""
     _back_end(url, time.time, 0.1, True)
 
 
 def describe(url: str) -> str:
-    """`url` without what is secret in it, for logs and errors."""
+    """Return `url` without the secrets in it, for logs and errors."""
     before, slashes, rest = url.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     return before + slashes + host.rpartition("@")[2] + slash + path
 
 
 def preload(url: str) -> None:
-    """Import now what the store at `url` needs later, for workers that give up their privileges."""
+    """Import now what the store at `url` needs later, for workers that drop their privileges."""
     if urlsplit(url).scheme in _REDIS:
         importlib.import_module("gatekeeper.stores.redis.cluster")  # which imports all that Redis needs
         "localhost".encode("idna")  # what resolving a host name imports
@@ -76,11 +76,12 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
 
 
 def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> Store:
-    """The store in Redis at `url` (stores/redis/servers.py says how it is written), not connected yet. Raises
-    ValueError.
+    """Return the store in Redis at `url` (for its syntax see stores/redis/servers.py), not connected yet.
+
+    Raises ValueError.
     """
-    # Imported here: TLS and the parser of answers are some megabytes that the default does not need.
-    from gatekeeper.stores.redis.link import OneLink
+    # Imported here: TLS and the reply parser are some megabytes that the default does not need.
+    from gatekeeper.stores.redis.link import ServerLink
     from gatekeeper.stores.redis.servers import parse_redis_url
     from gatekeeper.stores.redis.store import RedisStore
 
@@ -89,11 +90,11 @@ def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> Sto
         from gatekeeper.stores.redis.cluster import ClusterStore
 
         return ClusterStore(servers, clock, timeout)
-    return RedisStore(OneLink(servers.open, timeout), clock)
+    return RedisStore(ServerLink(servers.open, timeout), clock)
 
 
 def _is_missing(path: Path) -> bool:
-    """True if there is no such file; one that we may not look for may be there, and its store says so."""
+    """Return True if there is no such file. One that we may not look for may exist: opening it reports the error."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -23,7 +23,7 @@ def soften(verdict: Verdict, context: Context) -> Verdict:
     if not verdict.refuses or verdict.reason == SERVER_ERROR.reason:
         return verdict
     context.note("would refuse", verdict.reply)
-    return Verdict(Outcome.PASS, f"warn_if_reject.{verdict.reason}", kept=verdict.kept)
+    return Verdict(Outcome.PASS, f"warn_if_reject.{verdict.reason}", earlier=verdict.earlier)
 
 
 async def run_checks(checks: Sequence[Check], request: Request, context: Context) -> Verdict:
@@ -40,19 +40,19 @@ async def run_checks(checks: Sequence[Check], request: Request, context: Context
         if context.warn_only:
             verdict = soften(verdict, context)
         context.note(f"within: {check.name}", verdict.reason or verdict.outcome)
-        kept += verdict.kept
+        kept += verdict.earlier
         match verdict.outcome:
             case Outcome.PASS:
-                passed = replace(verdict, kept=()) if verdict.reason else passed
+                passed = replace(verdict, earlier=()) if verdict.reason else passed
             case Outcome.DEFER_IF_PERMIT | Outcome.DEFER_IF_REJECT:
                 kept.append(verdict)
             case Outcome.ACTION if not verdict.text.startswith("DISCARD"):
                 kept.append(verdict)
             case _:
-                return replace(verdict, kept=tuple(kept))
+                return replace(verdict, earlier=tuple(kept))
         if {Outcome.DEFER_IF_PERMIT, Outcome.DEFER_IF_REJECT} <= {verdict.outcome for verdict in kept}:
             break
-    return replace(passed, kept=tuple(kept)) if kept else passed
+    return replace(passed, earlier=tuple(kept)) if kept else passed
 
 
 @dataclass(frozen=True, slots=True)

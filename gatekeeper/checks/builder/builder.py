@@ -49,7 +49,7 @@ from gatekeeper.core.problem import Problem
 from gatekeeper.core.verdict import Mode
 from gatekeeper.dnslists.monitor import ListUse
 from gatekeeper.pipeline.check import Check
-from gatekeeper.postfix.restriction_list import split
+from gatekeeper.postfix.restriction_list import parse_restrictions
 
 _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
     ("client", find_client, ""),
@@ -290,7 +290,7 @@ class CheckBuilder:
     def _nested(self, text: str) -> tuple[Check, ...]:
         """Return the checks for the restrictions that a table entry names. Raises ValueError with what is wrong."""
         try:
-            return tuple(self._parse([*restriction.words], None) for restriction in split(text))
+            return tuple(self._parse([*restriction.words], None) for restriction in parse_restrictions(text))
         except _AlreadyReported:
             raise ValueError(f"{text!r} names a restriction class that has mistakes") from None
 

@@ -21,7 +21,7 @@ from gatekeeper.dnslists.dns_list import DnsList, ListKind
 from gatekeeper.dnslists.queries import ListQuestion, ListReply
 from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_hostname
-from gatekeeper.postfix.restriction_list import listed
+from gatekeeper.postfix.restriction_list import split_if_string
 
 _SITE = re.compile(r"(?P<zone>[^=*\s]+)(?:=(?P<filter>[0-9.;\[\]]+))?(?:\*(?P<weight>[+-]?[0-9]{1,6}))?", re.ASCII)
 _FIELD = re.compile(r"[0-9]{1,3}|\[[0-9;.]+\]", re.ASCII)
@@ -83,7 +83,7 @@ def _numbers(field: str, text: str) -> frozenset[int]:
 
 Site = Annotated[DnsList, BeforeValidator(parse_list)]
 """A list in Postfix's notation."""
-Sites = Annotated[tuple[Site, ...], BeforeValidator(listed)]
+Sites = Annotated[tuple[Site, ...], BeforeValidator(split_if_string)]
 """A TOML list of them, or one string."""
 
 

@@ -53,7 +53,7 @@ class RejectListed:
     async def __call__(self, request: Request, context: Context) -> Verdict:
         if self.prefetched:
             queries = ((next.site, _kind(next.subject), next.subject(request)[1]) for next in self.prefetched)
-            context.lists.begin([ListQuestion(site, kind, query) for site, kind, query in queries if query])
+            context.lists.prefetch([ListQuestion(site, kind, query) for site, kind, query in queries if query])
         found = await _query(context, self.site, self.subject, request, self.label)
         if found is None or not found.hits:
             return PASS

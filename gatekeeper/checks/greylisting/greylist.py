@@ -106,7 +106,7 @@ class Greylist(ConfiguredCheck):
         if self.clients == "suspicious" and not self.lists and not _looks_suspicious(request, address):
             return None
         network, domain = context.journal.memo[id(self)] = self._identities(request, address, context)
-        return ReadAhead((*network.reads, *domain.reads), born=self.learning > 0)
+        return ReadAhead((*network.reads, *domain.reads), created_at=self.learning > 0)
 
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Defer the mail, or pass it with the reason why it need not wait."""
@@ -179,7 +179,7 @@ class Greylist(ConfiguredCheck):
             self._record_known(state.identity, context)
             return _pass("passed" if self._has_waited(state, now) else "known_network")
         if state.first is None:
-            if self.learning and now < await context.store.born() + self.learning:
+            if self.learning and now < await context.store.created_at() + self.learning:
                 self._record_known(state.identity, context)
                 return _pass("learning")
             self._record_first(state.identity, context)

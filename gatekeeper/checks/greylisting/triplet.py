@@ -84,7 +84,7 @@ def first_value(now: float) -> bytes:
 
 async def read_state(identity: ClientIdentity, store: Store) -> TripletState:
     """Return what the store knows about a triplet, read in one round trip. Raises StoreError."""
-    _, [triplet, allowed, *imported] = await store.ask((), identity.reads)
+    _, [triplet, allowed, *imported] = await store.hit_and_get((), identity.reads)
     known = first = None
     for value in (triplet, *imported):
         if value is None:

@@ -20,7 +20,7 @@ from pydantic import BeforeValidator
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import UNKNOWN, Request, domain_of
-from gatekeeper.core.units import HostBits, parse_network, plain_network
+from gatekeeper.core.units import HostBits, parse_network, unmap_network
 from gatekeeper.pipeline.site import Site
 
 MYNETWORKS, AUTHENTICATED = "mynetworks", "authenticated"
@@ -189,7 +189,7 @@ def _parse_value(kind: str, value: str) -> str | IPv4Network | IPv6Network:
 def _network(text: str) -> IPv4Network | IPv6Network | None:
     """Return the network in `text`, None if it is not a network. Raises HostBits for one with host bits set."""
     try:
-        return plain_network(parse_network(text))
+        return unmap_network(parse_network(text))
     except HostBits:
         raise
     except ValueError:

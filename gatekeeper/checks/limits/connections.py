@@ -121,7 +121,7 @@ class Connections:
         for count, number in zip(counts, taken, strict=True):
             if number > count.limit.count:
                 return count.refusal()
-        held = self._held[connection] = tuple(lease._replace(most=None) for lease in leases)
+        held = self._held[connection] = tuple(lease._replace(limit=None) for lease in leases)
         await context.alone.lease(held, LEASE)  # so that this process knows it if the store fails
         if self._renewal is None:
             self._renewal = asyncio.create_task(self._keep_renewing())

@@ -183,7 +183,7 @@ class Tally(NamedTuple):
 async def _seconds_to_wait(store: Store, hit: CounterHit, excess: int) -> float:
     """Return the seconds until `excess` of what `hit` counts has left its window; infinity if that is not known."""
     try:
-        for leaves, amount in await store.spread(hit):
+        for leaves, amount in await store.expirations(hit):
             excess -= amount
             if excess <= 0:
                 return leaves

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from gatekeeper.checks.base.client_network import Prefix4, Prefix6
 from gatekeeper.checks.limits.applies_to import SessionPatternList
-from gatekeeper.core.units import duration_text, seconds
+from gatekeeper.core.units import duration_text, parse_duration
 
 _LIMIT = re.compile(r"(\d{1,9})\s*/\s*(\S+)", re.ASCII)
 MAX_WINDOW = 366 * 86400.0
@@ -50,7 +50,7 @@ def parse_limit(value: Any) -> Limit:
     allowed = 'allowed: COUNT/WINDOW, as "100/1h"'
     if match is None:
         raise ValueError(f"{value!r} is not a limit; {allowed}")
-    window = seconds(match[2])
+    window = parse_duration(match[2])
     if window <= 0:
         raise ValueError(f"{value!r} has no window; {allowed}")
     if window > MAX_WINDOW:

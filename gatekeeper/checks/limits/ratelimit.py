@@ -198,7 +198,7 @@ class Limiter:
     def hit(self, count: CounterResult, keys: Keys, once: str = "") -> CounterHit:
         """Return the counter hit in the store for one limit."""
         most = None if self.count_refused else count.limit.count
-        return CounterHit(count.key(keys), count.limit.window, once=once, most=most)
+        return CounterHit(count.key(keys), count.limit.window, once=once, limit=most)
 
     def _hits(self, request: Request, context: Context) -> list[tuple[CounterResult, CounterHit]]:
         once = {what: quantity.once(request) for what, quantity in _AT[request.stage]}

@@ -146,7 +146,7 @@ class LookUp:
         verdict = await apply(action, subject, request, context)
         context.note(f"{self.what} {subject.what or '<>'}", verdict.text or verdict.reason or verdict.outcome)
         if verdict.outcome is Outcome.PERMIT and not self.may_allow:
-            return replace(SERVER_ERROR, kept=verdict.kept)
+            return replace(SERVER_ERROR, earlier=verdict.earlier)
         return verdict
 
 
@@ -184,7 +184,7 @@ class Access:
             if need and getattr(request, need) is None:
                 continue
             verdict = await look_up(request, context)
-            if verdict.outcome is not Outcome.PASS or verdict.kept:
+            if verdict.outcome is not Outcome.PASS or verdict.earlier:
                 return verdict
             passed = verdict if verdict.reason else passed
         return passed

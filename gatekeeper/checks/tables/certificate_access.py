@@ -14,7 +14,7 @@ from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, permit
 from gatekeeper.pipeline.context import Context
-from gatekeeper.postfix.restriction_list import cut, unbraced
+from gatekeeper.postfix.restriction_list import split_words, strip_braces
 
 SEARCH_KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "ccert_pubkey_fingerprint"}
 """Keyword of `search_order` -> the Request attribute that is looked up; in the default order."""
@@ -22,15 +22,15 @@ SEARCH_KEYS = {"cert_fingerprint": "ccert_fingerprint", "pubkey_fingerprint": "c
 
 def parse_search(argument: str) -> tuple[str, tuple[str, ...]]:
     """Return table and attributes of `TYPE:FILE` or `{ TYPE:FILE, { search_order = KEY, KEY } }`. Raises ValueError."""
-    inner = unbraced(argument)
+    inner = strip_braces(argument)
     if inner is None:
         return argument, tuple(SEARCH_KEYS.values())
-    table, *options = [word for _, word in cut(inner)] or [""]
+    table, *options = [word for _, word in split_words(inner)] or [""]
     keys = list(SEARCH_KEYS.values())
     if options:
         text = " ".join(options)
-        name, equals, value = (unbraced(text) or text).partition("=")
-        keys = [SEARCH_KEYS.get(word, "") for _, word in cut(value)]
+        name, equals, value = (strip_braces(text) or text).partition("=")
+        keys = [SEARCH_KEYS.get(word, "") for _, word in split_words(value)]
         if not equals or name.strip() != "search_order" or not keys or "" in keys:
             raise ValueError(f"{text!r} is not a search order; allowed: {{ search_order = {', '.join(SEARCH_KEYS)} }}")
     return table, tuple(keys)
@@ -52,7 +52,7 @@ class CertificateAccess:
             subject = Subject(request.ccert_subject, "Client certificate")
             verdict = await apply(action, subject, request, context)
             context.note(f"certificate {fingerprint}", verdict.text or verdict.reason or verdict.outcome)
-            if verdict.outcome is not PASS.outcome or verdict.kept:
+            if verdict.outcome is not PASS.outcome or verdict.earlier:
                 return verdict
         return PASS
 

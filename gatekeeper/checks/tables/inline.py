@@ -16,7 +16,7 @@ from gatekeeper.checks.tables.packed import Packed
 from gatekeeper.checks.tables.table import Actions
 from gatekeeper.core.request import Address
 from gatekeeper.core.verdict import PASS
-from gatekeeper.postfix.restriction_list import cut, unbraced
+from gatekeeper.postfix.restriction_list import split_words, strip_braces
 
 _ALLOWED = "allowed: inline:{ KEY=ACTION, { KEY = ACTION with spaces } }"
 
@@ -42,12 +42,12 @@ class StaticTable:
 def parse_inline(data: bytes, actions: Actions) -> IndexedTable:
     """Parse an inline: table, written in `data` with its braces. Mistakes are noted in `actions`, without a line."""
     text = data.decode("utf-8", "surrogateescape")
-    entries = [word for _, word in cut(unbraced(text) or "")]
+    entries = [word for _, word in split_words(strip_braces(text) or "")]
     table = IndexedTable(Packed(len(entries) + 1), actions, allows=actions.allows)
     if not entries:
         actions.mistake(0, f"{text!r} is not a table; {_ALLOWED}")
     for word in reversed(entries):
-        pair = unbraced(word)
+        pair = strip_braces(word)
         key, equals, value = (" ".join(part.split()) for part in (word if pair is None else pair).partition("="))
         if not equals or not key:
             actions.mistake(0, f"{word!r} is not an entry; {_ALLOWED}")
@@ -63,12 +63,12 @@ def _bytes(text: str) -> bytes:
 def parse_static(data: bytes, actions: Actions) -> StaticTable:
     """Parse a static: table, which has the action in `data` for every key."""
     text = data.decode("utf-8", "surrogateescape")
-    return StaticTable(actions.action(0, unbraced(text) or text) or TableAction(PASS), actions.allows)
+    return StaticTable(actions.action(0, strip_braces(text) or text) or TableAction(PASS), actions.allows)
 
 
 def inline_lines(text: str) -> bytes:
     """Return the rules of a table in braces, each as a line of a file. Raises ValueError with what is allowed."""
-    rules = [(word, unbraced(word)) for _, word in cut(unbraced(text) or "")]
+    rules = [(word, strip_braces(word)) for _, word in split_words(strip_braces(text) or "")]
     if not rules:
         raise ValueError(f"{text!r} is not a table; {_ALLOWED_RULES}")
     for word, rule in rules:

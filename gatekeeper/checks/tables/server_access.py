@@ -72,7 +72,7 @@ class ServerAccess:
             return PASS
         verdict = await apply(action, subject, request, context)
         if verdict.outcome is Outcome.PERMIT:
-            return replace(SERVER_ERROR, kept=verdict.kept)
+            return replace(SERVER_ERROR, earlier=verdict.earlier)
         return verdict
 
     async def _find(self, domain: str, context: Context) -> TableAction | None:

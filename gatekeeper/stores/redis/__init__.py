@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""State in a Redis or Valkey that all relays share: single, behind Sentinels, or as a Cluster."""
+"""Store in a Redis or Valkey that all relays share: a single server, one behind Sentinels, or a Cluster."""

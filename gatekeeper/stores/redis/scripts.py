@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What Redis does in one go, in its Lua. A script runs alone and to its end, so it is exact however many relays call.
+"""Lua scripts for Redis. A script runs alone and to its end, so it is exact however many relays call it.
 
-Each writes first what may be refused (memory full, read-only replica): Redis refuses only the first write of a script,
-so all is written or nothing.
+Each begins its writes with one that may be refused (memory full, read-only replica): Redis refuses only the first write
+of a script, so everything is written or nothing.
 """
 
 from hashlib import sha1
@@ -16,8 +16,8 @@ redis.call('SET', KEYS[1], ARGV[2])
 if ARGV[3] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
-# For each hit two keys (sums, token) and five arguments: amount, slot, time to live in ms, 1 with a token, the most
-# that the sum may be. What is left of the keys is read. Answers sums, values, and which hits were counted.
+# For each hit two keys (sums, token) and five arguments: amount, slot, time to live in ms, 1 with a token, the limit of
+# the sum. The remaining keys are read. Returns sums, values, and which hits were counted.
 ASK = """
 local sums, hits = {}, #ARGV / 5
 local pending, added, fits = {}, {}, true
@@ -86,8 +86,8 @@ for i = 1, #KEYS / 2 do
 end
 """
 
-# A sorted set for each key: holders by when their lease ends. Arguments: now, then, time to live in ms, and for each
-# key the holder and the most that there may be.
+# A sorted set for each key: holders by the end of their lease. Arguments: now, end of the lease, time to live in ms,
+# and for each key the holder and the limit.
 LEASE = """
 local now, ends, ttl = ARGV[1], ARGV[2], ARGV[3]
 local counts, fits = {}, true
@@ -111,8 +111,8 @@ return counts
 RELEASE = """
 for i, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[i]) end
 """
-# A hash of rows with their counts; its empty row is when all of it expires. Arguments: row, now, when it expires, time
-# to live in ms, and how many rows there may be.
+# A hash of rows with their counts; the empty row holds when all of it expires. Arguments: row, now, expiry, time to
+# live in ms, and the limit of rows.
 TALLY = """
 local key, row, now, ends, ttl, most = KEYS[1], unpack(ARGV)
 local until_ = redis.call('HGET', key, '')
@@ -129,4 +129,4 @@ SHA = {
     script: sha1(script.encode(), usedforsecurity=False).hexdigest()
     for script in (SET_ABSENT, ASK, UNHIT, LEASE, RELEASE, TALLY)
 }
-"""The names by which EVALSHA calls them."""
+"""The digests by which EVALSHA calls them."""

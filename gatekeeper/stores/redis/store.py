@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""State in a Redis (or Valkey) that all relays share: one round trip for each call, one script (scripts.py) for all
-that it counts, takes and reads.
+"""Store in a Redis (or Valkey) that all relays share: one round trip and one script (scripts.py) for each call.
 
-Times are those of the relays (keep their clocks in step; a window is off by as much as they are). So a value carries
-its expiry in front (`1700000000.000 value`); Redis' own expiry only frees the memory. `born` and `secret` have none,
+Times are those of the relays (keep their clocks synchronised; a window is off by as much as they differ). So a value is
+preceded by its expiry (`1700000000.000 value`); Redis' own expiry only frees the memory. `born` and `secret` have none,
 so that the volatile-* policies of a full Redis do not evict them; do not use allkeys-*.
 
-What an entry takes of Redis' memory: docs/state.md.
+How much of Redis' memory an entry takes: docs/state.md.
 """
 
 import asyncio
@@ -18,80 +17,84 @@ from gatekeeper.stores.redis.connection import ReplyError, Word
 from gatekeeper.stores.redis.link import Link
 from gatekeeper.stores.redis.scripts import ASK, LEASE, RELEASE, SET_ABSENT, SHA, TALLY, UNHIT
 from gatekeeper.stores.shared_values import FOREVER, SharedValues
-from gatekeeper.stores.sliding_window import name_of, slot_position, spread
+from gatekeeper.stores.sliding_window import expirations, slot_position, window_name
 from gatekeeper.stores.store import Clock, CounterHit, Lease, StoredValue
 
 PREFIX = "gatekeeper:"
 
 
-def kept_key(key: str) -> str:
-    """The name of a value."""
+def value_key(key: str) -> str:
+    """Return the Redis key of a value."""
     return PREFIX + key
 
 
 def hit_key(hit: CounterHit) -> str:
-    """The name of a window's sums. Its tokens begin with it: in a cluster the braces keep them on the same node."""
-    return _tagged(name_of(hit))
+    """Return the Redis key of a window's sums. Its tokens begin with it: the hash tag keeps them on the same node."""
+    return _with_hash_tag(window_name(hit))
 
 
 def lease_key(lease: Lease) -> str:
-    """The name of a set of places."""
+    """Return the Redis key of a set of leases."""
     return PREFIX + lease.key
 
 
 class RedisStore:
-    """See store.Store. Connects at the first use; `link` says where to."""
+    """An implementation of store.Store. `link` connects at first use."""
 
     def __init__(self, link: Link, clock: Clock = time.time) -> None:
         self._clock = clock
         self._link = link
-        self._origin = SharedValues(self, clock)
+        self._shared_values = SharedValues(self, clock)
 
-    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+    async def hit_and_get(
+        self, hits: Sequence[CounterHit], gets: Sequence[str]
+    ) -> tuple[list[int], list[bytes | None]]:
         if not hits and not gets:
             return [], []
-        sums, values, _ = await self.ask_one(hits, gets)
+        sums, values, _ = await self.hit_and_get_on_slot(hits, gets)
         return sums, values
 
-    async def ask_one(
+    async def hit_and_get_on_slot(
         self, hits: Sequence[CounterHit], gets: Sequence[str]
     ) -> tuple[list[int], list[bytes | None], list[int]]:
-        """`ask`, of keys that are together; and which hits were counted."""
-        keys, arguments = self._places(hits)
-        keys += map(kept_key, gets)
+        """Do `hit_and_get` with keys in one slot; return also which hits were counted."""
+        keys, arguments = self._window_arguments(hits)
+        keys += map(value_key, gets)
         sums, values, counted = await self._script(ASK, keys, arguments)
-        return sums, [self._value(kept) for kept in values], counted
+        return sums, [self._value(stored) for stored in values], counted
 
     async def get(self, key: str) -> bytes | None:
-        name = kept_key(key)
+        name = value_key(key)
         return self._value(await self._link.call(name, "GET", name))
 
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
-        name, now = kept_key(key), self._clock()
-        kept = f"{now + ttl:.3f} ".encode() + value
-        lasting: tuple[Word, ...] = ("PX", _ms(ttl)) if ttl < FOREVER else ()
+        name, now = value_key(key), self._clock()
+        stored = f"{now + ttl:.3f} ".encode() + value
+        expiry: tuple[Word, ...] = ("PX", _ms(ttl)) if ttl < FOREVER else ()
         if not absent:
-            await self._link.call(name, "SET", name, kept, *lasting)
+            await self._link.call(name, "SET", name, stored, *expiry)
             return True
-        if await self._link.call(name, "SET", name, kept, "NX", *lasting) is not None:
+        if await self._link.call(name, "SET", name, stored, "NX", *expiry) is not None:
             return True
-        # There is one, and only the script can tell whether it still counts by the clocks of the relays.
-        return bool(await self._script(SET_ABSENT, [name], [f"{now:.3f}", kept, *lasting[1:]]))
+        # There is one, and only the script can tell whether it is still valid by the clocks of the relays.
+        return bool(await self._script(SET_ABSENT, [name], [f"{now:.3f}", stored, *expiry[1:]]))
 
     async def delete(self, key: str) -> None:
-        await self._link.call(kept_key(key), "DEL", kept_key(key))
+        await self._link.call(value_key(key), "DEL", value_key(key))
 
     async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
-        return (await self.ask(hits, ()))[0]
+        return (await self.hit_and_get(hits, ()))[0]
 
     async def unhit(self, hits: Sequence[CounterHit]) -> None:
         if hits:
-            await self._script(UNHIT, *self._places(hits))
+            await self._script(UNHIT, *self._window_arguments(hits))
 
-    async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
+    async def expirations(self, hit: CounterHit) -> list[tuple[float, int]]:
         name = hit_key(hit)
         found = iter(await self._link.call(name, "HGETALL", name))
-        return spread(hit, self._clock(), {int(slot): int(amount) for slot, amount in zip(found, found, strict=True)})
+        return expirations(
+            hit, self._clock(), {int(slot): int(amount) for slot, amount in zip(found, found, strict=True)}
+        )
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         if not leases:
@@ -99,7 +102,7 @@ class RedisStore:
         now = self._clock()
         arguments: list[Word] = [f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl)]
         for lease in leases:
-            arguments += [lease.holder, "" if lease.most is None else lease.most]
+            arguments += [lease.holder, "" if lease.limit is None else lease.limit]
         taken: list[int] = await self._script(LEASE, [lease_key(lease) for lease in leases], arguments)
         return taken
 
@@ -108,53 +111,53 @@ class RedisStore:
             await self._script(RELEASE, [lease_key(lease) for lease in leases], [lease.holder for lease in leases])
 
     async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
-        names, rest = await self._link.scan(kept_key(kind) + "*", after)
+        names, rest = await self._link.scan(value_key(kind) + "*", after)
         values = await asyncio.gather(*(self._link.call(name, "GET", name) for name in names))
         now = self._clock()
         found = []
-        for name, kept in zip(names, values, strict=True):
-            expires, _, value = (kept or b"0 ").partition(b" ")
+        for name, stored in zip(names, values, strict=True):
+            expires, _, value = (stored or b"0 ").partition(b" ")
             if float(expires) > now:
                 found.append(StoredValue(name.removeprefix(PREFIX), value, float(expires) - now))
         return found, rest
 
-    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+    async def tally(self, bucket: str, row: bytes, ttl: float, limit: int) -> bool:
         now = self._clock()
-        words: list[Word] = [row, f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl), most]
-        return bool(await self._script(TALLY, [kept_key(bucket)], words))
+        arguments: list[Word] = [row, f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl), limit]
+        return bool(await self._script(TALLY, [value_key(bucket)], arguments))
 
     async def tallies(self, bucket: str) -> dict[bytes, int]:
-        found = iter(await self._link.call(kept_key(bucket), "HGETALL", kept_key(bucket)))
+        found = iter(await self._link.call(value_key(bucket), "HGETALL", value_key(bucket)))
         rows = dict(zip(found, found, strict=True))
         if float(rows.pop(b"", 0)) <= self._clock():
             return {}
         return {row: int(count) for row, count in rows.items()}
 
-    async def born(self) -> float:
-        return await self._origin.born()
+    async def created_at(self) -> float:
+        return await self._shared_values.created_at()
 
     async def secret(self) -> bytes:
-        return await self._origin.secret()
+        return await self._shared_values.secret()
 
     async def close(self) -> None:
         self._link.close()
 
-    def _value(self, kept: bytes | None) -> bytes | None:
-        if kept is None:
+    def _value(self, stored: bytes | None) -> bytes | None:
+        if stored is None:
             return None
-        expires, _, value = kept.partition(b" ")
+        expires, _, value = stored.partition(b" ")
         return value if float(expires) > self._clock() else None
 
-    def _places(self, hits: Sequence[CounterHit]) -> tuple[list[str], list[Word]]:
+    def _window_arguments(self, hits: Sequence[CounterHit]) -> tuple[list[str], list[Word]]:
         now = self._clock()
         keys: list[str] = []
         arguments: list[Word] = []
         for hit in hits:
             name, token, slot, amount, ttl, _ = slot_position(hit, now)
-            tagged = _tagged(name)
+            tagged = _with_hash_tag(name)
             # Without a token the second key is not used, but every hit has two.
             keys += (tagged, tagged + token[len(name) :])
-            arguments += (amount, slot, _ms(ttl), 1 if token else 0, "" if hit.most is None else hit.most)
+            arguments += (amount, slot, _ms(ttl), 1 if token else 0, "" if hit.limit is None else hit.limit)
         return keys, arguments
 
     async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
@@ -166,7 +169,7 @@ class RedisStore:
         return await self._link.call(keys[0], "EVAL", script, len(keys), *keys, *arguments)
 
 
-def _tagged(name: str) -> str:
+def _with_hash_tag(name: str) -> str:
     return f"{PREFIX}{{{name}}}"
 
 

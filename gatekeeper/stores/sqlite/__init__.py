@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""State in one SQLite file that all processes of one machine share: the embedded default."""
+"""Store in one SQLite file that all processes of a machine share: the embedded default."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whose turn it is to write to a file that several processes share: who has waited for long asks the others to wait.
+"""Fairness between processes that write to one file: one that has waited for long claims the next turn.
 
-SQLite's lock has no queue: whoever looks while it is free has it, and one that looks now and then may never find it so
-under the load of others. So before they lock, all look whether somebody has claimed the turn, and let it go first. The
-claim is an flock(2) on the folder that the file lies in: no file of its own to be left behind, and it ends with the
-process that has it. A folder that may not be opened makes no claims; then it is as if this did not exist.
+SQLite's lock has no queue: whoever tries while it is free gets it, and a process that tries now and then may never find
+it free under the load of others. So before locking, each process looks whether another has claimed the next turn, and
+lets it go first. The claim is an flock(2) on the directory of the file: it leaves no file behind, and it ends with the
+process that holds it. Where the directory cannot be opened, there are no claims, as if this did not exist.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class FairLock:
-    """One process's side of it, for files in `folder`."""
+    """The claim of one process on the files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._claimed = False
@@ -23,8 +23,8 @@ class FairLock:
         except OSError:
             self._folder = -1
 
-    def is_anothers(self) -> bool:
-        """True if another process has claimed the turn."""
+    def is_claimed_elsewhere(self) -> bool:
+        """Return True if another process has claimed the next turn."""
         if self._claimed or self._folder < 0:
             return False
         try:
@@ -37,21 +37,21 @@ class FairLock:
         return False
 
     def claim(self) -> None:
-        """Ask all others to wait, unless one of them was first."""
+        """Ask all others to wait, unless one of them was faster."""
         if self._claimed or self._folder < 0:
             return
         with suppress(OSError):
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._claimed = True
 
-    def end(self) -> None:
-        """We have had our turn."""
+    def release(self) -> None:
+        """Give the claim up: our turn is over."""
         if self._claimed:
             self._claimed = False
             fcntl.flock(self._folder, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the directory."""
         if self._folder >= 0:
             os.close(self._folder)
         self._folder, self._claimed = -1, False

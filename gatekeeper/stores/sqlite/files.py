@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Connections of this process to SQLite files, and what keeps them from killing it.
+"""Open SQLite files in a way that cannot lose the locks on which the life of this process depends.
 
-Beside `state.db` lies `state.db-shm`. Each process maps it into its memory, and holds a lock on it (fcntl(2)) as long
-as it does; who opens it and finds no lock takes it for a leftover and truncates it (SQLite's os_unix.c,
-unixLockSharedMemory). A process that still has it mapped then dies of SIGBUS. So it lives by this lock, and a process
-loses all its fcntl locks on a file, without a word, when it closes any descriptor of it. Two ways were found to do so:
+Next to `state.db` there is `state.db-shm`. Each process maps it into memory, and holds an fcntl(2) lock on it while it
+is mapped; a process that opens it and finds no lock takes it for a leftover and truncates it (SQLite's os_unix.c,
+unixLockSharedMemory). A process that still has it mapped then dies of SIGBUS. So its life depends on this lock, and a
+process silently loses all its fcntl locks on a file when it closes any descriptor of it. Two ways to do so were found:
 
-- Something that looks through all open descriptors duplicates SQLite's and closes the duplicate. It was the milter,
-  looking for libmilter's socket; then the next process that opened the store killed a worker in the middle of its work.
-- `state.db` is replaced while its `-shm` stays. SQLite knows by the inode of `state.db` which connections of a process
-  share what lies beside it. One to the old file and one to the new, as the sweeping one could be, open the same `-shm`
-  twice; the process does not see its own lock, truncates, and loses the lock for good with the first that is closed.
+- Code that goes through all open descriptors duplicates SQLite's and closes the duplicate. It was the milter, looking
+  for libmilter's socket; the next process that opened the store then killed a worker in the middle of its work.
+- `state.db` is replaced while its `-shm` stays. SQLite decides by the inode of `state.db` which connections of a
+  process share the files beside it. A connection to the old file and one to the new, as the maintenance thread could
+  have, open the same `-shm` twice; the process does not see its own lock, truncates the file, and loses the lock for
+  good when the first of the two is closed.
 
-Against the first, locks of another kind stand beside SQLite's on the same bytes: they belong to an open file
-(F_OFD_SETLK), closing others does not end them, and everybody sees them who asks, this process too. The one on
-`state.db` keeps others from deleting what lies beside it, as the last to close it do. Against the second, a path counts
-as one file while any connection under it is open; who finds another one there is refused. What is left: who does not
-ask for locks (`cp` onto the `-shm` of a service that runs) can still kill it, and a lock for writing that is lost in
-the middle of a transaction is not replaced. So nothing may open or duplicate these descriptors but what is here, and
-no process may fork with a store open.
+Against the first, there are locks of another kind on the same bytes as SQLite's: they belong to an open file
+description (F_OFD_SETLK), closing other descriptors does not release them, and whoever tests the lock sees them, this
+process included. The one on `state.db` keeps others from deleting the files beside it, as the last process to close it
+does. Against the second, a path stands for one file while any connection to it is open; an attempt to open another file
+there is refused. What remains: a program that does not test for locks (`cp` onto the `-shm` of a running service) can
+still kill it, and a write lock that is lost in the middle of a transaction is not replaced. So only this module may
+open or duplicate these descriptors, and no process may fork with a store open.
 """
 
 import fcntl
@@ -31,106 +32,108 @@ from pathlib import Path
 
 Inode = tuple[int, int]
 
-_SHARED = 2**30 + 2, 510
-"""The bytes of `state.db` that all lock who have it open, first and count: SHARED_FIRST, SHARED_SIZE."""
-_MAPPED = 128, 1
-"""That of `-shm`: UNIX_SHM_DMS."""
+_SHARED_RANGE = 2**30 + 2, 510
+"""The bytes of `state.db` that every process with the file open has locked: SHARED_FIRST, SHARED_SIZE."""
+_SHM_LOCK_RANGE = 128, 1
+"""The same for `-shm`: UNIX_SHM_DMS."""
 
 
-class Replaced(OSError):
-    """Another file lies under the path than the one that this process has open."""
+class FileReplaced(OSError):
+    """The path now names another file than the one that this process has open."""
 
 
-class _Opened:
-    """A file of which this process has connections, and how many; with our own descriptors of it and of its `-shm`."""
+class _OpenFile:
+    """A file to which this process has connections, their number, and our own descriptors of it and of its `-shm`."""
 
     def __init__(self, file: Inode) -> None:
         self.file = file
         self.connections = 0
-        self.guards: list[int] = []
+        self.descriptors: list[int] = []
 
-    def guard(self, place: str) -> None:
-        """Lock both; `-shm` is there from the first transaction on. Raises OSError."""
-        if not self.guards:
-            self.guards.append(os.open(place, os.O_RDONLY | os.O_CLOEXEC))
-            self.guards.append(os.open(f"{place}-shm", os.O_RDONLY | os.O_CLOEXEC))
-            _set(self.guards[1], fcntl.F_RDLCK, _MAPPED)
-        _set(self.guards[0], fcntl.F_RDLCK, _SHARED)
+    def hold_locks(self, real_path: str) -> None:
+        """Lock both; `-shm` exists from the first transaction on. Raises OSError."""
+        if not self.descriptors:
+            self.descriptors.append(os.open(real_path, os.O_RDONLY | os.O_CLOEXEC))
+            self.descriptors.append(os.open(f"{real_path}-shm", os.O_RDONLY | os.O_CLOEXEC))
+            _set_lock(self.descriptors[1], fcntl.F_RDLCK, _SHM_LOCK_RANGE)
+        _set_lock(self.descriptors[0], fcntl.F_RDLCK, _SHARED_RANGE)
 
     def close(self) -> None:
-        """Not before SQLite's are closed: that would end its locks."""
-        for descriptor in self.guards:
+        """Close our descriptors. SQLite's must be closed before: this releases its locks."""
+        for descriptor in self.descriptors:
             os.close(descriptor)
 
 
 _lock = threading.Lock()
-_opened: dict[str, _Opened] = {}
+_open_files: dict[str, _OpenFile] = {}
 """By path."""
 
 
 class SqliteConnection(sqlite3.Connection):
-    """A connection to the file that was at `place` when it was opened, in autocommit mode."""
+    """A connection to the file that was at `real_path` when it was opened, in autocommit mode."""
 
-    place = ""
+    real_path = ""
     file: Inode = (0, 0)
 
-    def guard(self) -> None:
-        """Hold locks that SQLite's own may lose, until the last connection is closed. Raises OSError."""
+    def hold_locks(self) -> None:
+        """Hold locks of our own in case SQLite's are lost, until the last connection is closed. Raises OSError."""
         with _lock:
-            _opened[self.place].guard(self.place)
+            _open_files[self.real_path].hold_locks(self.real_path)
 
     def close(self) -> None:
-        """Closes once; the path is free for another file when the last connection is closed."""
-        if not self.place:
+        """Close, once; the path is free for another file when the last connection is closed."""
+        if not self.real_path:
             super().close()
             return
-        opened = _opened[self.place]
+        opened = _open_files[self.real_path]
         with _lock:
-            if opened.connections == 1 and opened.guards:
-                _set(opened.guards[0], fcntl.F_UNLCK, _SHARED)  # SQLite tidies up if it can have the file for itself
+            if opened.connections == 1 and opened.descriptors:
+                # SQLite cleans up if it can lock the file exclusively.
+                _set_lock(opened.descriptors[0], fcntl.F_UNLCK, _SHARED_RANGE)
         super().close()
         with _lock:
             opened.connections -= 1
             if not opened.connections:
-                del _opened[self.place]
+                del _open_files[self.real_path]
                 opened.close()
-            elif opened.guards:
-                opened.guard(self.place)
-        self.place = ""
+            elif opened.descriptors:
+                opened.hold_locks(self.real_path)
+        self.real_path = ""
 
 
-def _set(descriptor: int, kind: int, where: tuple[int, int]) -> None:
-    """Lock or unlock; without effect on systems and file systems that have no such locks."""
+def _set_lock(descriptor: int, kind: int, byte_range: tuple[int, int]) -> None:
+    """Lock or unlock a range; without effect on systems and file systems that have no such locks."""
     with suppress(AttributeError, OSError):
-        struct_flock = struct.pack("hhqqi0q", kind, os.SEEK_SET, *where, 0)  # fcntl(2)
+        struct_flock = struct.pack("hhqqi0q", kind, os.SEEK_SET, *byte_range, 0)  # fcntl(2)
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct_flock)
 
 
-def connect(path: Path, busy: float, *, read_only: bool = False) -> SqliteConnection:
-    """Open the file at `path`, which has to exist; `busy` are the seconds that SQLite itself waits for locks. Raises
-    sqlite3.Error, and OSError, Replaced among others.
+def connect(path: Path, busy_timeout: float, *, read_only: bool = False) -> SqliteConnection:
+    """Open the file at `path`, which has to exist; `busy_timeout` is how many seconds SQLite itself waits for locks.
+
+    Raises sqlite3.Error and OSError, among others FileReplaced.
     """
-    place = os.path.realpath(path)
-    uri = f"{Path(place).as_uri()}?mode={'ro' if read_only else 'rw'}"
+    real_path = os.path.realpath(path)
+    uri = f"{Path(real_path).as_uri()}?mode={'ro' if read_only else 'rw'}"
     with _lock:
-        file = inode(place)
-        opened = _opened.get(place) or _Opened(file)
+        file = inode(real_path)
+        opened = _open_files.get(real_path) or _OpenFile(file)
         if opened.file != file:
-            raise Replaced(f"{path} has been replaced")
-        db = sqlite3.connect(uri, uri=True, timeout=busy, isolation_level=None, factory=SqliteConnection)
-        if inode(place) != file:  # SQLite has opened it, but not yet what lies beside it
+            raise FileReplaced(f"{path} has been replaced")
+        db = sqlite3.connect(uri, uri=True, timeout=busy_timeout, isolation_level=None, factory=SqliteConnection)
+        if inode(real_path) != file:  # SQLite has opened it, but not yet the files beside it
             db.close()
-            raise Replaced(f"{path} is being replaced")
-        _opened[place] = opened
+            raise FileReplaced(f"{path} is being replaced")
+        _open_files[real_path] = opened
         opened.connections += 1
-        db.place, db.file = place, file
+        db.real_path, db.file = real_path, file
     return db
 
 
 def create(path: Path) -> None:
-    """Make the file, because SQLite would make it readable for all; the files beside it get the same mode.
+    """Create the file, because SQLite would make it readable for all; the files beside it get the same mode.
 
-    One that exists is not even opened: closing it would drop all locks that this process has on it.
+    One that exists is not even opened: closing it would release all locks that this process has on it.
     """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600))
@@ -139,14 +142,14 @@ def create(path: Path) -> None:
 
 
 def inode(path: str | Path) -> Inode:
-    """Which file lies there; (0, 0) if none, or none that we may see."""
+    """Return device and inode of the file at `path`; (0, 0) if there is none, or none that we may see."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return (0, 0)
-    return (found.st_dev, found.st_ino)
+    return (status.st_dev, status.st_ino)
 
 
 def files(path: Path) -> tuple[Inode, ...]:
-    """Which files the database is made of. They stay the same while it is open, unless somebody meddles."""
+    """Return the inodes of the database's files. They stay the same while it is open, unless somebody interferes."""
     return tuple(inode(f"{path}{suffix}") for suffix in ("", "-wal", "-shm"))

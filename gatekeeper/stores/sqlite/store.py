@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""State in one SQLite file that all processes of one machine share: the embedded default.
+"""Store in one SQLite file that all processes of a machine share: the embedded default.
 
-Called inline on the event loop: a call takes some 20 µs, and handing it to a thread costs more. WAL, so readers never
-wait; `synchronous=NORMAL`, so no call waits for the disk: after a power cut the last writes may be missing, the file is
-whole. What several requests write in one round of the event loop is one transaction. While another process writes they
-wait, no longer than the time limit, and nothing else does: no call of SQLite's ever waits for a lock on the loop. Who
-waits for long gets the next turn (fair_lock.py).
+SQLite is called inline on the event loop: a call takes some 20 µs, and handing it to a thread costs more. WAL mode, so
+readers never wait; `synchronous=NORMAL`, so no call waits for the disk: after a power cut the last writes may be
+missing, but the file is intact. What several requests write in one iteration of the event loop is one transaction.
+While another process writes, these requests wait, no longer than the timeout, and nothing else does: SQLite itself
+never waits for a lock on the event loop. A process that has waited for long gets the next turn (fair_lock.py).
 
-After an error the file is opened anew, also if it has been replaced or deleted while we run (noticed within
-MAINTENANCE seconds); a damaged file is left for a person: moved away, it is replaced by a new one. Expiry and
-checkpoints (which wait for the disk) run in a thread with a connection of its own, in one process at a time. Rows go
-in batches, so that writers get in between. Why that connection cannot kill the process: files.py. What an operator
-should know: docs/state.md.
+After an error the file is reopened, also if it was replaced or deleted while we run (noticed within
+MAINTENANCE_INTERVAL seconds); a damaged file is left to the operator: once moved away, it is replaced by a new one.
+Expiry and checkpoints (which wait for the disk) run in a thread with a connection of its own, in one process at a time.
+Rows are deleted in batches, so that writers get in between. Why that connection cannot kill the process: files.py. What
+an operator should know: docs/state.md.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from gatekeeper.stores.shared_values import SharedValues
-from gatekeeper.stores.sliding_window import slot_position, spread
+from gatekeeper.stores.sliding_window import expirations, slot_position
 from gatekeeper.stores.sqlite import files, rows
 from gatekeeper.stores.sqlite.fair_lock import FairLock
 from gatekeeper.stores.sqlite.short_timer import ShortTimer
@@ -34,37 +34,38 @@ from gatekeeper.stores.store import Clock, CounterHit, Lease, StoredValue, Store
 
 T = TypeVar("T")
 
-AGAIN = 0.0002
-"""Seconds until the next try to write while another process does, about what a transaction takes. Who has tried for
-longer waits as long again, but no longer than"""
-SELDOM = 0.001
-"""seconds."""
-PATIENCE = 0.01
+RETRY_DELAY = 0.0002
+"""Seconds until the next attempt to write while another process does, about as long as a transaction takes. A
+longer wait is followed by a delay as long as itself, up to MAX_RETRY_DELAY."""
+MAX_RETRY_DELAY = 0.001
+"""Seconds."""
+CLAIM_DELAY = 0.01
 """Seconds of waiting after which a process claims the next turn."""
-MAINTENANCE = 30.0
+MAINTENANCE_INTERVAL = 30.0
 """Seconds between two rounds of expiry."""
-CHECKPOINT = 3000
-"""Writes of a process between two checkpoints: `-wal`, in which whatever is read is looked up first, stays small."""
-LONG = 5000
-"""Pages of `-wal` (of 4 kB) after which writers have to wait until the checkpoint is done: it begins anew only when
-all of it has been copied, and under load somebody has always written a little more."""
-BATCH = 200
+CHECKPOINT_WRITES = 3000
+"""Writes of a process between two checkpoints: `-wal`, which every read searches first, stays small."""
+RESTART_PAGES = 5000
+"""Pages of `-wal` (of 4 kB) above which writers have to wait for the checkpoint: the log restarts only when all of it
+has been copied, and under load somebody has always written a little more."""
+BATCH_SIZE = 200
 """Rows deleted in one transaction."""
 _LEASE = "maintenance"
 
 
 class _Write(NamedTuple):
-    """Something to be done in the next transaction, `until` a time of the loop's clock."""
+    """Something to do in the next transaction, until `deadline` by the loop's clock."""
 
     work: Callable[[sqlite3.Connection], Any]
     done: asyncio.Future[Any]
-    until: float
+    deadline: float
 
 
 class SqliteStore:
-    """See store.Store. The file is opened at the first use, and created with its directory where it does not exist.
+    """An implementation of store.Store.
 
-    With `read_only` it is neither created nor written.
+    The file is opened at first use, and created with its directory where it does not exist; with `read_only` it is
+    neither created nor written.
     """
 
     def __init__(self, path: Path, clock: Clock = time.time, timeout: float = 0.1, *, read_only: bool = False) -> None:
@@ -75,21 +76,23 @@ class SqliteStore:
         self._writes: list[_Write] = []
         self._db: files.SqliteConnection | None = None
         self._files: tuple[files.Inode, ...] = ()
-        self._turn: FairLock | None = None
-        self._alarm: ShortTimer | None = None
-        self._origin = SharedValues(self, clock)
+        self._fair_lock: FairLock | None = None
+        self._retry_timer: ShortTimer | None = None
+        self._shared_values = SharedValues(self, clock)
         self._maintenance: asyncio.Task[None] | None = None
-        self._written = 0
-        self._full = asyncio.Event()
+        self._writes_since_checkpoint = 0
+        self._checkpoint_due = asyncio.Event()
         self._closing = threading.Event()
 
-    async def ask(self, hits: Sequence[CounterHit], gets: Sequence[str]) -> tuple[list[int], list[bytes | None]]:
+    async def hit_and_get(
+        self, hits: Sequence[CounterHit], gets: Sequence[str]
+    ) -> tuple[list[int], list[bytes | None]]:
         now = self._clock()
-        places = [slot_position(hit, now) for hit in hits]
-        for at in places:
-            if at.amount:
-                return await self._write(lambda db: rows.ask(db, places, gets, now))
-        return await self._read(lambda db: rows.ask(db, places, gets, now))
+        positions = [slot_position(hit, now) for hit in hits]
+        for position in positions:
+            if position.amount:
+                return await self._write(lambda db: rows.hit_and_get(db, positions, gets, now))
+        return await self._read(lambda db: rows.hit_and_get(db, positions, gets, now))
 
     async def get(self, key: str) -> bytes | None:
         return await self._read(lambda db: rows.get(db, key, self._clock()))
@@ -102,20 +105,20 @@ class SqliteStore:
         await self._write(lambda db: rows.delete(db, key))
 
     async def hit(self, hits: Sequence[CounterHit]) -> list[int]:
-        return (await self.ask(hits, ()))[0]
+        return (await self.hit_and_get(hits, ()))[0]
 
     async def unhit(self, hits: Sequence[CounterHit]) -> None:
         now = self._clock()
-        places = [slot_position(hit, now) for hit in hits]
-        await self._write(lambda db: rows.unhit(db, places))
+        positions = [slot_position(hit, now) for hit in hits]
+        await self._write(lambda db: rows.unhit(db, positions))
 
-    async def spread(self, hit: CounterHit) -> list[tuple[float, int]]:
+    async def expirations(self, hit: CounterHit) -> list[tuple[float, int]]:
         now = self._clock()
-        return spread(hit, now, await self._read(lambda db: rows.spread(db, slot_position(hit, now).name)))
+        return expirations(hit, now, await self._read(lambda db: rows.sums_by_slot(db, slot_position(hit, now).name)))
 
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         now = self._clock()
-        if all(lease.most == 0 for lease in leases):  # nothing is ever taken, so no lock is needed either
+        if all(lease.limit == 0 for lease in leases):  # nothing is ever taken, so no lock is needed either
             return await self._read(lambda db: rows.lease(db, leases, now, now))
         return await self._write(lambda db: rows.lease(db, leases, now, now + ttl))
 
@@ -124,21 +127,21 @@ class SqliteStore:
 
     async def page(self, kind: str, after: str = "") -> tuple[list[StoredValue], str]:
         now = self._clock()
-        found = await self._read(lambda db: rows.page(db, kind, after, now, BATCH))
+        found = await self._read(lambda db: rows.page(db, kind, after, now, BATCH_SIZE))
         return [StoredValue(key, value, expires - now) for key, value, expires in found], found[-1][0] if found else ""
 
-    async def tally(self, bucket: str, row: bytes, ttl: float, most: int) -> bool:
+    async def tally(self, bucket: str, row: bytes, ttl: float, limit: int) -> bool:
         now = self._clock()
-        return await self._write(lambda db: rows.tally(db, bucket, row, now + ttl, now, most))
+        return await self._write(lambda db: rows.tally(db, bucket, row, now + ttl, now, limit))
 
     async def tallies(self, bucket: str) -> dict[bytes, int]:
         return await self._read(lambda db: rows.tallies(db, bucket, self._clock()))
 
-    async def born(self) -> float:
-        return await self._origin.born()
+    async def created_at(self) -> float:
+        return await self._shared_values.created_at()
 
     async def secret(self) -> bytes:
-        return await self._origin.secret()
+        return await self._shared_values.secret()
 
     async def close(self) -> None:
         self._closing.set()
@@ -149,28 +152,29 @@ class SqliteStore:
             self._commit()
         _fail([write for write in self._writes if not write.done.done()], StoreError(f"{self._path} is closed"))
         self._writes = []
-        if self._alarm is not None:
-            self._alarm.close()
-            self._alarm = None
-        self._drop()
+        if self._retry_timer is not None:
+            self._retry_timer.close()
+            self._retry_timer = None
+        self._disconnect()
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` at once: in WAL mode no writer keeps a reader waiting, only who opens the file or mends it after a
-        crash. Raises StoreError.
+        """Do `work` at once. Raises StoreError.
+
+        In WAL mode a writer never makes a reader wait, only a process that opens the file or recovers it after a crash.
         """
         clock = asyncio.get_running_loop().time
-        until = 0.0
+        deadline = 0.0
         while True:
             try:
                 return work(self._db or self._open())
             except (sqlite3.Error, OSError) as error:
-                until = until or clock() + self._timeout
-                if not _is_busy(error) or clock() > until:
-                    raise self._accident(error) from None
+                deadline = deadline or clock() + self._timeout
+                if not _is_busy(error) or clock() > deadline:
+                    raise self._to_store_error(error) from None
             await asyncio.sleep(0.001)
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` in a transaction, one for all who want to write in this round of the loop. Raises StoreError."""
+        """Do `work` in the transaction of all writes in this iteration of the event loop. Raises StoreError."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         self._writes.append(_Write(work, done, loop.time() + self._timeout))
@@ -180,80 +184,83 @@ class SqliteStore:
         return result
 
     def _commit(self) -> None:
-        """Do what waits, all or nothing. While another process writes, come back later."""
-        writes = [write for write in self._writes if not write.done.done()]  # who was cancelled wants nothing
+        """Do the pending writes, all or nothing. While another process writes, try again later."""
+        writes = [write for write in self._writes if not write.done.done()]  # others were cancelled
         self._writes = []
         while writes:
-            at_work: _Write | None = None
+            current: _Write | None = None
             try:
                 db = self._db or self._open()
-                if self._lets_another(writes[0]):
-                    self._wait(writes, "database is locked")
+                if self._must_yield(writes[0]):
+                    self._retry_later(writes, "database is locked")
                     return
                 _begin(db)
                 results = []
-                for at_work in writes:
-                    results.append(at_work.work(db))
+                for current in writes:
+                    results.append(current.work(db))
                 db.execute("COMMIT")
             except (sqlite3.Error, OSError) as error:
-                self._undo()
+                self._roll_back()
                 if _is_busy(error):
-                    self._wait(writes, str(error))
+                    self._retry_later(writes, str(error))
                     return
-                _fail(writes, self._accident(error))
+                _fail(writes, self._to_store_error(error))
                 break
-            except Exception as error:
-                self._undo()
-                if at_work is None:
+            except Exception as error:  # noqa: BLE001 (raised in whoever asked for the write)
+                self._roll_back()
+                if current is None:
                     _fail(writes, error)
                     break
-                at_work.done.set_exception(error)  # its own mistake: the others do without it
-                writes.remove(at_work)
+                current.done.set_exception(error)  # its own fault: the others are tried again without it
+                writes.remove(current)
             else:
                 for write, result in zip(writes, results, strict=True):
                     write.done.set_result(result)
-                self._count(len(writes))
+                self._count_writes(len(writes))
                 break
-        if self._turn is not None:
-            self._turn.end()
+        if self._fair_lock is not None:
+            self._fair_lock.release()
 
-    def _lets_another(self, first: _Write) -> bool:
-        """True if another process has claimed the turn. Half of the time is ours: that one may have been stopped."""
-        if self._turn is None or not self._turn.is_anothers():
+    def _must_yield(self, first: _Write) -> bool:
+        """Return True if another process has claimed the turn.
+
+        After half of the timeout we no longer yield: that process may have been stopped.
+        """
+        if self._fair_lock is None or not self._fair_lock.is_claimed_elsewhere():
             return False
-        return first.until - asyncio.get_running_loop().time() > self._timeout / 2
+        return first.deadline - asyncio.get_running_loop().time() > self._timeout / 2
 
-    def _wait(self, writes: list[_Write], why: str) -> None:
-        """Try these again soon, but those whose time is over."""
+    def _retry_later(self, writes: list[_Write], why: str) -> None:
+        """Try these writes again soon; those whose time is over fail."""
         now = asyncio.get_running_loop().time()
-        late = [write for write in writes if write.until < now + SELDOM]
-        _fail(late, StoreError(f"{self._path}: {why}"))
-        self._writes = writes[len(late) :]
+        expired = [write for write in writes if write.deadline < now + MAX_RETRY_DELAY]
+        _fail(expired, StoreError(f"{self._path}: {why}"))
+        self._writes = writes[len(expired) :]
         if not self._writes:
-            if self._turn is not None:
-                self._turn.end()
+            if self._fair_lock is not None:
+                self._fair_lock.release()
             return
-        waited = now - self._writes[0].until + self._timeout
-        if waited > PATIENCE and self._turn is not None:
-            self._turn.claim()
-        self._alarm = self._alarm or ShortTimer(self._commit)
-        self._alarm.set(min(max(waited, AGAIN), SELDOM))
+        waited = now - self._writes[0].deadline + self._timeout
+        if waited > CLAIM_DELAY and self._fair_lock is not None:
+            self._fair_lock.claim()
+        self._retry_timer = self._retry_timer or ShortTimer(self._commit)
+        self._retry_timer.set(min(max(waited, RETRY_DELAY), MAX_RETRY_DELAY))
 
-    def _undo(self) -> None:
+    def _roll_back(self) -> None:
         if self._db is not None and self._db.in_transaction:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
 
-    def _count(self, writes: int) -> None:
-        self._written += writes
-        if self._written >= CHECKPOINT:
-            self._written = 0
-            self._full.set()
+    def _count_writes(self, writes: int) -> None:
+        self._writes_since_checkpoint += writes
+        if self._writes_since_checkpoint >= CHECKPOINT_WRITES:
+            self._writes_since_checkpoint = 0
+            self._checkpoint_due.set()
 
-    def _accident(self, error: Exception) -> StoreError:
-        """After anything but a busy file it is opened anew."""
+    def _to_store_error(self, error: Exception) -> StoreError:
+        """Make a StoreError of `error`. After anything but a busy file, the file is reopened."""
         if not _is_busy(error):
-            self._drop()
+            self._disconnect()
         return StoreError(f"{self._path}: {error}")
 
     def _open(self) -> files.SqliteConnection:
@@ -261,73 +268,73 @@ class SqliteStore:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.create(self._path)
             if not os.access(self._path, os.W_OK, effective_ids=True):
-                # SQLite would open it to read, and leave files beside it that stay read-only when this one is mended.
+                # SQLite would open it for reading, and leave files beside it that stay read-only after it is fixed.
                 raise PermissionError(errno.EACCES, "cannot be written")
         db = files.connect(self._path, 0.0, read_only=self._read_only)
         try:
             if not self._read_only:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = NORMAL")
-                db.execute("PRAGMA wal_autocheckpoint = 20000")  # pages: the net below _maintain()
+                db.execute("PRAGMA wal_autocheckpoint = 20000")  # pages: a safety net below _maintain()
                 db.execute("BEGIN IMMEDIATE")
                 for line in rows.SCHEMA.split(";"):
                     db.execute(line)
                 db.execute("COMMIT")
-                db.guard()
+                db.hold_locks()
             self._files = (db.file, *files.files(self._path)[1:])
         except BaseException:
             db.close()
             raise
         self._db = db
         if not self._read_only:
-            self._turn = FairLock(self._path.parent)
+            self._fair_lock = FairLock(self._path.parent)
             if self._maintenance is None:
                 self._maintenance = asyncio.create_task(self._maintain())
         return db
 
-    def _drop(self) -> None:
+    def _disconnect(self) -> None:
         if self._db is not None:
             self._db.close()
             self._db = None
-        if self._turn is not None:
-            self._turn.close()
-            self._turn = None
+        if self._fair_lock is not None:
+            self._fair_lock.close()
+            self._fair_lock = None
 
     async def _maintain(self) -> None:
         clock = asyncio.get_running_loop().time
-        due = clock() + MAINTENANCE
+        due = clock() + MAINTENANCE_INTERVAL
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
-                    await self._full.wait()
-            self._full.clear()
+                    await self._checkpoint_due.wait()
+            self._checkpoint_due.clear()
             is_due = clock() >= due
             if is_due:
-                due = clock() + MAINTENANCE
+                due = clock() + MAINTENANCE_INTERVAL
                 if self._db is not None and self._files != files.files(self._path):
-                    self._drop()
+                    self._disconnect()
             try:
                 if not is_due:
-                    await asyncio.to_thread(self._clear, sweep=False)
-                elif await self.set(_LEASE, b"", MAINTENANCE * 0.9, absent=True):
-                    await asyncio.to_thread(self._clear, sweep=True)
+                    await asyncio.to_thread(self._clean_up, sweep=False)
+                elif await self.set(_LEASE, b"", MAINTENANCE_INTERVAL * 0.9, absent=True):
+                    await asyncio.to_thread(self._clean_up, sweep=True)
             except (StoreError, sqlite3.Error, OSError):
-                continue  # whoever asks something next hears it
+                continue  # the next call will report it
 
-    def _clear(self, *, sweep: bool) -> None:
-        """Checkpoint, and before that sweep out what has expired; in a thread. Ends early when the store is closed."""
+    def _clean_up(self, *, sweep: bool) -> None:
+        """Delete what has expired (with `sweep`), then checkpoint; in a thread. Ends early when the store is closed."""
         with closing(files.connect(self._path, self._timeout)) as db:
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA wal_autocheckpoint = 0")
-            for statement, parameters in rows.expired(db, self._clock(), BATCH) if sweep else ():
+            for statement, parameters in rows.expired(db, self._clock(), BATCH_SIZE) if sweep else ():
                 db.execute("BEGIN IMMEDIATE")
                 db.executemany(statement, parameters)
                 db.execute("COMMIT")
                 if self._closing.wait(0.005):
                     return
             _, pages, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if pages > LONG:
-                db.execute("PRAGMA wal_checkpoint(RESTART)")  # what is left is little
+            if pages > RESTART_PAGES:
+                db.execute("PRAGMA wal_checkpoint(RESTART)")  # what remains is little
 
 
 def _begin(db: sqlite3.Connection) -> None:
@@ -336,14 +343,14 @@ def _begin(db: sqlite3.Connection) -> None:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_BUSY_SNAPSHOT:
             raise
-        db.execute("BEGIN IMMEDIATE")  # another process wrote between SQLite's look and its lock, and has done so
+        db.execute("BEGIN IMMEDIATE")  # another process wrote between SQLite's read and its lock, and is done
 
 
 def _is_busy(error: Exception) -> bool:
-    """True also for the extended codes: BUSY_SNAPSHOT and BUSY_RECOVERY pass, like BUSY."""
+    """Return True for SQLITE_BUSY and its extended codes: BUSY_SNAPSHOT and BUSY_RECOVERY pass, too."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _fail(writes: Sequence[_Write], error: Exception) -> None:
     for write in writes:
-        write.done.set_exception(StoreError(*error.args))  # a fresh one for each
+        write.done.set_exception(StoreError(*error.args))  # a new one for each
