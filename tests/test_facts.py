@@ -212,9 +212,9 @@ async def test_dmarc_is_undecided_when_the_time_is_up_before_its_record_is_there
 
 def test_the_milter_answers_before_postfix_gives_up() -> None:
     need_milter()
-    from gatekeeper.milter import server
+    from gatekeeper.milter import callbacks
 
     timeouts = [
         int(text) for text in re.findall(r"content_timeout=(\d+)s", (ROOT / "postfix-snippets/main.cf").read_text())
     ]
-    assert BUDGET + GRACE < server.END_OF_MESSAGE_TIMEOUT < min(timeouts)
+    assert BUDGET + GRACE < callbacks.END_OF_MESSAGE_TIMEOUT < min(timeouts)
