@@ -16,7 +16,7 @@ from gatekeeper.core.message import parse
 from gatekeeper.core.request import Client
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Answer, Resolver, WouldWait, run_without_waiting
-from gatekeeper.milter.session import BUDGET
+from gatekeeper.milter.message import BUDGET
 from gatekeeper.pipeline.facts import GRACE, Facts
 from tests.conftest import ROOT
 from tests.service import need_milter

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the milter does with one message, outside any milter: `verify`, `sign` and `explain --message`.
 
-The milter's own Session is fed with the message, so that what is shown is what would happen; the findings behind it
-are asked from the same facts. A file with bare LF line ends is taken as the same mail with CRLF, as Postfix sends it.
+The milter's own MilterSession is fed with the message, so that what is shown is what would happen; the findings behind
+it are asked from the same facts. A file with bare LF line ends is taken as the same mail with CRLF, as Postfix sends
+it.
 """
 
 import re
@@ -151,7 +152,7 @@ class SigningReport:
 async def explain(app: App, request: Request, mail: Mail) -> SigningReport:
     """Sign or judge, with the reasons."""
     choice = choose(app, request, mail, {})
-    findings = None if choice.origin else await verify(app, request, mail)
+    findings = None if choice.origin.is_ours else await verify(app, request, mail)
     return SigningReport(findings, choice, await play(app, request, mail))
 
 
@@ -162,7 +163,7 @@ async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tu
     macros = {DAEMON_NAME: _SUBMISSION} if submitted else {}
     request = request._replace(client=_HERE) if submitted else request
     edits, choice = Edits(), choose(app, request, mail, macros)
-    if choice.origin:
+    if choice.origin.is_ours:
         edits = await play(app, request, mail, daemon_name=macros.get(DAEMON_NAME, ""))
         choice = replace(choice, reason=signing_reason(edits) or choice.reason)
     lines = LineLimit(app.plan.sign_options.line_length_limit)
@@ -173,7 +174,9 @@ async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tu
 
 def choose(app: App, request: Request, mail: Mail, macros: Mapping[str, str]) -> SigningChoice:
     """What the milter decides about signing, condition by condition."""
-    return app.plan.signing.choose(request, mail.headers, macros, [request.recipient or ""])
+    signing = app.plan.signing
+    origin = signing.exempting(signing.origin(request, macros), mail.headers)
+    return signing.choose(request, mail.headers, origin, [request.recipient or ""])
 
 
 def signing_reason(edits: Edits) -> str:

@@ -22,7 +22,8 @@ import milter
 from gatekeeper.app.app import App
 from gatekeeper.core.verdict import Verdict, printable
 from gatekeeper.milter.edits import Edits
-from gatekeeper.milter.session import Ahead, MilterSession
+from gatekeeper.milter.message import EarlyStart
+from gatekeeper.milter.session import MilterSession
 
 logger = logging.getLogger(__name__)
 
@@ -179,10 +180,10 @@ class Callbacks:
             return int(milter.CONTINUE)
         session = connection.session
         try:
-            edits = session.end_at_once()
+            edits = session.end_without_waiting()
             if edits is not None:
                 return _apply(ctx, edits)
-            answer = _apply(ctx, self._wait_for(session.end_of_judged(), END_OF_MESSAGE_TIMEOUT))
+            answer = _apply(ctx, self._wait_for(session.end_on_event_loop(), END_OF_MESSAGE_TIMEOUT))
             if session.unsettled:
                 self._loop.call_soon_threadsafe(self._settle, session)
             return answer
@@ -211,7 +212,7 @@ class Callbacks:
         """Return the macros of MacroList that Postfix has sent by now, with the connection or with the message."""
         return {name: _macro(ctx, name) for name in self._wanted_macros}
 
-    def _start(self, work: Ahead | None) -> None:
+    def _start(self, work: EarlyStart | None) -> None:
         """Let the event loop begin `work`, if there is any, and do not wait for it."""
         if work is not None:
             self._loop.call_soon_threadsafe(work)
