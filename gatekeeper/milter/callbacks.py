@@ -50,19 +50,19 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class MilterConnection:
-    """One connection of Postfix: its session, and what a callback returns to which Postfix wants no answer, or any."""
+    """One connection of Postfix: its session, and the code that a callback returns if it has nothing to say."""
 
-    __slots__ = ("no_reply", "session")
+    __slots__ = ("default_answer", "session")
 
     def __init__(self, session: MilterSession, *, no_reply: bool) -> None:
         self.session = session
-        self.no_reply: int = milter.NOREPLY if no_reply else milter.CONTINUE
+        self.default_answer: int = milter.NOREPLY if no_reply else milter.CONTINUE
 
 
 def _guarded(
     callback: Callable[["Callbacks", Any, MilterConnection, *Arguments], None],
 ) -> Callable[["Callbacks", Any, *Arguments], int]:
-    """Give `callback` the connection's state, and log its accidents: libmilter must never see an exception."""
+    """Give `callback` the connection, log its accidents, and return the default answer: libmilter sees no exception."""
 
     def call(self: "Callbacks", ctx: Any, /, *arguments: *Arguments) -> int:
         connection: MilterConnection | None = ctx.getpriv()
@@ -72,7 +72,7 @@ def _guarded(
             callback(self, ctx, connection, *arguments)
         except Exception:
             logger.exception("the milter's %s callback failed", callback.__name__)
-        return connection.no_reply
+        return connection.default_answer
 
     return call
 
@@ -152,7 +152,7 @@ class Callbacks:
     @staticmethod
     def header(ctx: Any, name: str, value: bytes) -> int:
         """Take a field of the header."""
-        # Called a dozen times a message, so without self and with _guarded written out: 0.5 µs instead of 1.
+        # Called a dozen times a message, so a plain function with _guarded written out: it takes a fifth less.
         connection: MilterConnection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
@@ -161,7 +161,7 @@ class Callbacks:
             connection.session.header(name.encode("utf-8", "surrogateescape"), value.replace(b"\n", b"\r\n"))
         except Exception:
             logger.exception("the milter's header callback failed")
-        return connection.no_reply
+        return connection.default_answer
 
     @_guarded
     def end_of_header(self, ctx: Any, connection: MilterConnection) -> None:
@@ -174,7 +174,7 @@ class Callbacks:
         connection.session.body(chunk)
 
     def end_of_message(self, ctx: Any) -> int:
-        """Tell Postfix what is to be done with the message."""
+        """Tell Postfix what to do with the message."""
         connection: MilterConnection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)

@@ -78,7 +78,7 @@ class MilterMessage:
 
     def start_envelope(self) -> EarlyStart | None:
         """Find out SPF and iprev of what will be judged, if all that it takes is remembered; else offer to begin."""
-        needed = self._is_strangers_to_judge() and not _OF_ENVELOPE.isdisjoint(self._config.verify.methods)
+        needed = self._is_judged_as_a_strangers() and not _OF_ENVELOPE.isdisjoint(self._config.verify.methods)
         if not needed or self.facts.recall_envelope():
             return None
         self._needs_event_loop = True
@@ -100,7 +100,7 @@ class MilterMessage:
             return None
         if "s" in self._config.milter.mode:
             self._choose_signatures()
-        return self._begin_judging() if self._is_strangers_to_judge() or self._is_unsigned_to_judge() else None
+        return self._begin_judging() if self._is_judged_as_a_strangers() or self._is_judged_as_unsigned() else None
 
     def _refused_by_its_header(self) -> Edits | None:
         """Return what comes of a message for the form of its header alone; None if that is in order."""
@@ -127,11 +127,11 @@ class MilterMessage:
             if self._resigning is not None:
                 self._readers.append(self._resigning.update)
 
-    def _is_strangers_to_judge(self) -> bool:
+    def _is_judged_as_a_strangers(self) -> bool:
         return self.origin.owner is Owner.STRANGER and "v" in self._config.milter.mode
 
-    def _is_unsigned_to_judge(self) -> bool:
-        """Return whether this is mail without a key to sign it with, which OpenDKIM verifies though it is ours."""
+    def _is_judged_as_unsigned(self) -> bool:
+        """Return whether this is judged though it may be ours, as OpenDKIM does: there is no key to sign it with."""
         choice = self._choice
         unsigned = choice is None or not (choice.identities or choice.reply)
         return self._config.verify.unsigned_ours and "v" in self._config.milter.mode and unsigned

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sockets that this process has open, whoever opened them: read from /proc, because libmilter tells nothing of its.
+"""The sockets that this process has open, whoever opened them: libmilter does not tell which are its own.
 
-Knows no libmilter. Linux only.
+Reads /proc, so Linux only. Knows no libmilter.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def open_sockets() -> Iterator[tuple[int, socket.socket]]:
-    """Yield every socket of this process with its descriptor, as a duplicate that is closed at the next.
+    """Yield every socket of this process with its descriptor, as a duplicate that is closed before the next.
 
     Nothing else is duplicated: closing the duplicate of a file would end all locks that this process has on it
     (fcntl(2)), and SQLite lives by its own (stores/sqlite/files.py).
@@ -40,9 +40,9 @@ def listening_descriptors() -> set[int]:
 
 
 def count_connections(address: Any) -> int:
-    """Return how many connections that the listener at `address` accepted are open.
+    """Return how many connections are open that the listener at `address` has accepted.
 
-    This is exact, unlike any counter of callbacks: libmilter may have accepted one that it has told nobody of yet.
+    This is exact, unlike any counter of callbacks: libmilter may have accepted one without having called us yet.
     """
     count = 0
     for _, sock in open_sockets():

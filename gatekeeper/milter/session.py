@@ -42,7 +42,7 @@ class MilterSession:
         self._macros = {DAEMON_NAME: daemon_name}
 
     async def opened(self) -> Verdict:
-        """Count this connection, where connections are limited, and say whether it may stay. Ends with `closed`."""
+        """Count this connection, where connections are limited, and say whether it may stay; `closed` ends it."""
         self._counted_as = self._app.connections.new()
         request = Request(stage=Stage.CONNECT, client=self._client, instance=self._counted_as)
         decision, context = await self._app.decide_connection(request)
@@ -52,7 +52,7 @@ class MilterSession:
         return decision.verdict
 
     def closed(self) -> None:
-        """Count this connection no more: it has ended. To be called on the event loop."""
+        """Stop counting this connection: it has ended. To be called on the event loop."""
         self._app.connections.closed(self._counted_as)
 
     def helo(self, name: str) -> None:
