@@ -16,7 +16,7 @@ from gatekeeper.core.message import parse
 from gatekeeper.core.request import Client
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Answer, Resolver, WouldWait, run_without_waiting
-from gatekeeper.milter.session import BUDGET
+from gatekeeper.milter.message import BUDGET
 from gatekeeper.pipeline.facts import GRACE, Facts
 from tests.conftest import ROOT
 from tests.service import need_milter
@@ -212,9 +212,9 @@ async def test_dmarc_is_undecided_when_the_time_is_up_before_its_record_is_there
 
 def test_the_milter_answers_before_postfix_gives_up() -> None:
     need_milter()
-    from gatekeeper.milter import server
+    from gatekeeper.milter import callbacks
 
     timeouts = [
         int(text) for text in re.findall(r"content_timeout=(\d+)s", (ROOT / "postfix-snippets/main.cf").read_text())
     ]
-    assert BUDGET + GRACE < server.END_OF_MESSAGE_TIMEOUT < min(timeouts)
+    assert BUDGET + GRACE < callbacks.END_OF_MESSAGE_TIMEOUT < min(timeouts)

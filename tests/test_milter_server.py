@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gatekeeper.dnsclient.zone import Zone, ZoneAnswer
+from gatekeeper.milter.open_sockets import open_sockets
 from tests.lab.dns import DnsServer
 from tests.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, REPLY, MilterClient
 from tests.service import Service, need_milter
@@ -436,13 +437,10 @@ def test_a_message_of_two_authors_never_passes_dmarc_and_is_refused_on_demand() 
 
 
 def test_looking_for_libmilters_socket_ends_no_lock_of_the_process(tmp_path: Path) -> None:
-    need_milter()
-    from gatekeeper.milter.server import _sockets
-
     take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     command = [sys.executable, "-c", take, str(tmp_path / "locked")]
     with (tmp_path / "locked").open("w") as locked, socket.socket() as ours:
         fcntl.lockf(locked, fcntl.LOCK_EX)
-        assert ours.fileno() in [descriptor for descriptor, _ in _sockets()]
+        assert ours.fileno() in [descriptor for descriptor, _ in open_sockets()]
         assert "BlockingIOError" in subprocess.run(command, capture_output=True, text=True).stderr
     assert 0 == subprocess.run(command).returncode

@@ -146,7 +146,8 @@ def choose(
     policy: SigningPolicy, headers: list[Header], *, address: str = "127.0.0.1", name: str = "localhost"
 ) -> SigningChoice:
     client = Client(address=ip_address(address), name=name)
-    return policy.choose(Request(stage=Stage.END_OF_MESSAGE, client=client), headers)
+    request = Request(stage=Stage.END_OF_MESSAGE, client=client)
+    return policy.choose(request, headers, policy.origin(request))
 
 
 def tags(value: str) -> tuple[str, ...]:

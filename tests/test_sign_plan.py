@@ -33,7 +33,8 @@ def complaints(folder: Path, options: str) -> list[str]:
 
 def choose(made: Plan, sender: str) -> SigningChoice:
     request = Request(stage=Stage.END_OF_MESSAGE)
-    return made.signing.choose(request, [Header(b"From", sender.encode())], {DAEMON_NAME: "ORIGINATING"})
+    origin = made.signing.origin(request, {DAEMON_NAME: "ORIGINATING"})
+    return made.signing.choose(request, [Header(b"From", sender.encode())], origin)
 
 
 def signers(made: Plan, sender: str) -> list[tuple[str, str, str]]:

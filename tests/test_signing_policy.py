@@ -11,6 +11,7 @@ from gatekeeper.core.request import Client, Request, Stage
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.key_table import KeyTable
 from gatekeeper.signing.name_set import MacroList, NameSet
+from gatekeeper.signing.origin import Owner
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice, SigningPolicy, WithoutKey
 from gatekeeper.signing.sender_binding import BindTo, Mismatch, SenderBinding
 from gatekeeper.signing.signing_table import SigningTable
@@ -51,7 +52,13 @@ def choose(
 ) -> SigningChoice:
     request = Request(stage=Stage.END_OF_MESSAGE, client=client, sasl_user=sasl_user)
     headers = [*fields, *(Header(b"From", b" " + value.encode()) for value in values), Header(b"To", b" a@example.net")]
-    return policy.choose(request, headers, {DAEMON_NAME: daemon_name})
+    return decide(policy, request, headers, {DAEMON_NAME: daemon_name})
+
+
+def decide(
+    policy: SigningPolicy, request: Request, headers: list[Header], macros: dict[str, str], to: tuple[str, ...] = ()
+) -> SigningChoice:
+    return policy.choose(request, headers, policy.exempting(policy.origin(request, macros), headers), to)
 
 
 def notes(choice: SigningChoice) -> list[str]:
@@ -71,7 +78,7 @@ def test_mail_is_ours_by_its_daemon_its_user_or_its_client(
     client: Client, sasl_user: str, daemon_name: str, origin: str
 ) -> None:
     choice = choose(policy(), "joe@example.com", client=client, sasl_user=sasl_user, daemon_name=daemon_name)
-    assert ("sign.ok", origin) == (choice.reason, choice.origin_reason)
+    assert ("sign.ok", origin) == (choice.reason, choice.origin.why.found)
     assert [("example.com", "mail")] == [(who.domain, who.selector) for who in choice.identities]
 
 
@@ -85,7 +92,7 @@ def test_why_mail_is_signed_is_written_down_condition_by_condition() -> None:
 
 def test_mail_from_outside_is_not_signed_and_no_condition_is_left_out() -> None:
     choice = choose(policy(), "joe@example.net", client=OUTSIDE, daemon_name="smtpd")
-    assert ("sign.not_origin", "", ()) == (choice.reason, choice.origin_reason, choice.identities)
+    assert ("sign.not_origin", Owner.STRANGER, ()) == (choice.reason, choice.origin.owner, choice.identities)
     told = "the daemon is smtpd, nobody has authenticated, and mx.example.net[198.51.100.7] is not internal"
     assert [f"signing: not ours: {told}"] == notes(choice)
 
@@ -105,7 +112,7 @@ def test_mail_of_ours_that_is_not_signed_passes_and_says_why(values: list[str], 
     choice = choose(policy(), *values)
     assert (reason, (), False) == (choice.reason, choice.identities, choice.defer)
     assert said == notes(choice)[-1]
-    assert choice.origin_reason
+    assert choice.origin.is_ours
 
 
 def test_several_addresses_in_one_domain_are_signed_for() -> None:
@@ -166,7 +173,7 @@ def test_the_sender_field_decides_if_it_is_asked_for_but_several_from_are_never_
 
 def test_the_envelope_sender_is_never_consulted() -> None:
     request = Request(stage=Stage.END_OF_MESSAGE, client=INSIDE, sender="joe@example.com")
-    assert "sign.no_match" == policy().choose(request, [Header(b"From", b" joe@example.org")]).reason
+    assert "sign.no_match" == decide(policy(), request, [Header(b"From", b" joe@example.org")], {}).reason
 
 
 def test_a_macro_makes_mail_ours_and_is_missed_in_the_reason_if_it_does_not() -> None:
@@ -174,8 +181,8 @@ def test_a_macro_makes_mail_ours_and_is_missed_in_the_reason_if_it_does_not() ->
     wants = replace(policy(), macros=macros)
     request = Request(stage=Stage.END_OF_MESSAGE, client=OUTSIDE)
     headers = [Header(b"From", b" joe@example.com")]
-    assert "the macro {client_role}=robot" == wants.choose(request, headers, {"{client_role}": "robot"}).origin_reason
-    (told, _) = notes(wants.choose(request, headers, {"{client_role}": "guest"}))
+    assert "the macro {client_role}=robot" == wants.origin(request, {"{client_role}": "robot"}).why.found
+    (told, _) = notes(decide(wants, request, headers, {"{client_role}": "guest"}))
     assert told.endswith("; of the macros {client_role} none is set as required")
 
 
@@ -183,7 +190,7 @@ def test_no_daemon_name_makes_mail_ours_if_none_is_wanted() -> None:
     choice = choose(
         replace(policy(), daemon_names=NameSet()), "joe@example.com", client=OUTSIDE, daemon_name="ORIGINATING"
     )
-    assert "" == choice.origin_reason
+    assert not choice.origin.is_ours
 
 
 @pytest.mark.parametrize(
@@ -221,7 +228,7 @@ def test_mail_to_some_recipients_is_not_signed() -> None:
     request = Request(stage=Stage.END_OF_MESSAGE, client=INSIDE)
     headers = [Header(b"From", b" joe@example.com")]
     found = [
-        never.choose(request, headers, {}, to) for to in (["a@example.net"], ["a@example.net", "Robot@example.net"])
+        decide(never, request, headers, {}, to) for to in (("a@example.net",), ("a@example.net", "Robot@example.net"))
     ]
     assert [("sign.ok", False), ("sign.recipient", False)] == [(choice.reason, choice.missed) for choice in found]
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the milter would do with one message, without a milter: `verify`, `sign` and `explain --message`.
 
-The message is fed to a MilterSession, so that what is shown is what would happen; the findings behind it come from the
-same facts. A file with bare LF line endings is taken as the same mail with CRLF, as Postfix sends it.
+The milter's own MilterSession is fed with the message, so that what is shown is what would happen; the findings behind
+it are asked from the same facts. A file with bare LF line ends is taken as the same mail with CRLF, as Postfix sends
+it.
 """
 
 import re
@@ -153,7 +154,7 @@ class SigningReport:
 async def sign_or_verify(app: App, request: Request, mail: Mail) -> SigningReport:
     """Sign or verify `mail`, as the milter would, and report the reasons."""
     choice = choose(app, request, mail, {})
-    findings = None if choice.origin_reason else await verify(app, request, mail)
+    findings = None if choice.origin.is_ours else await verify(app, request, mail)
     return SigningReport(findings, choice, await play(app, request, mail))
 
 
@@ -165,7 +166,7 @@ async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tu
     macros = {DAEMON_NAME: _SUBMISSION} if submitted else {}
     request = request._replace(client=_LOCALHOST) if submitted else request
     edits, choice = Edits(), choose(app, request, mail, macros)
-    if choice.origin_reason:
+    if choice.origin.is_ours:
         edits = await play(app, request, mail, daemon_name=macros.get(DAEMON_NAME, ""))
         choice = replace(choice, reason=signing_reason(edits) or choice.reason)
     lines = LineLimit(app.plan.sign_options.line_length_limit)
@@ -176,7 +177,9 @@ async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tu
 
 def choose(app: App, request: Request, mail: Mail, macros: Mapping[str, str]) -> SigningChoice:
     """Return what the milter decides about signing, condition by condition."""
-    return app.plan.signing.choose(request, mail.headers, macros, [request.recipient or ""])
+    signing = app.plan.signing
+    origin = signing.exempting(signing.origin(request, macros), mail.headers)
+    return signing.choose(request, mail.headers, origin, [request.recipient or ""])
 
 
 def signing_reason(edits: Edits) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the milter asks Postfix to do with one message, as values; server.py says them in libmilter's words.
+"""What the milter asks Postfix to do with one message, as values; callbacks.py says them in libmilter's words.
 
 The order matters and is fixed here: removals run back to front, because each one shifts the indices behind it (a
 fault in OpenDKIM that lets forged fields survive), and before insertions, which shift them too.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gatekeeper.auth.forged_results import claims_to_be_ours, mentions_method
 from gatekeeper.core.message import Header
-from gatekeeper.core.verdict import Decision, Verdict
+from gatekeeper.core.verdict import Decision, Outcome, Verdict, printable
 
 _RESULTS = b"authentication-results"
 
@@ -47,11 +47,30 @@ class Edits:
     decision: Decision | None = None
 
 
+def edits_of(decision: Decision, removals: tuple[Remove, ...] = (), insertions: tuple[Insert, ...] = ()) -> Edits:
+    """Return what a decision asks of Postfix, with the removals and insertions of a message that is not refused."""
+    verdict = decision.verdict
+    if verdict.refuses:
+        return Edits(reply=verdict, decision=decision)
+    quarantine = ""
+    if verdict.outcome is Outcome.ACTION:
+        if verdict.text.startswith("DISCARD"):
+            return Edits(discard=True, decision=decision)
+        if verdict.text.startswith("HOLD"):
+            quarantine = verdict.text.removeprefix("HOLD")[1:] or verdict.reason
+        if verdict.text.startswith("PREPEND "):
+            name, _, value = verdict.text.removeprefix("PREPEND ").partition(":")
+            insertions = (Insert(name, printable(value)), *insertions)  # below what we found out, which stays on top
+    return Edits(removals=removals, insertions=insertions, quarantine=quarantine, decision=decision)
+
+
 def forged_results(
     headers: Sequence[Header], authserv_ids: Collection[str], methods: Collection[str] | None = None
 ) -> tuple[Remove, ...]:
-    """Removals, back to front, of every Authentication-Results field that claims to be ours (RFC 8601 section 5), by
-    one of `authserv_ids`; with `methods`, only of those that tell one of these.
+    """Return removals, back to front, of every Authentication-Results field that claims to be ours.
+
+    It claims so (RFC 8601 section 5) by one of `authserv_ids`. With `methods`, only fields that tell one of these are
+    removed.
     """
     removals = []
     index = 0
@@ -65,11 +84,11 @@ def forged_results(
 
 
 def every(headers: Sequence[Header], name: str) -> tuple[Remove, ...]:
-    """Removals, back to front, of every field called `name`."""
+    """Return removals, back to front, of every field called `name`."""
     count = sum(field.name.lower() == name.lower().encode() for field in headers)
     return tuple(Remove(name, index) for index in range(count, 0, -1))
 
 
 def insertion(field: Header) -> Insert:
-    """`field` in the form that a milter passes it to Postfix, which makes each LF a CRLF again."""
+    """Return `field` in the form that a milter passes it to Postfix, which makes each LF a CRLF again."""
     return Insert(field.name.decode("ascii"), field.value.decode("ascii").replace("\r\n", "\n"))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Decides whether a message is signed, as OpenDKIM does, with a note for each condition that explains the decision.
 
+First whose mail it is (`origin`), then which identities sign (`choose`).
+
 A message is ours if the daemon's name says so (`{daemon_name}`, usually ORIGINATING in the submission service), if a
 macro of MacroList does, if its sender has authenticated, or if the client is internal. It is signed if the SigningTable
 has a rule for the address in From (or in another of `sender_headers`) and the KeyTable has its key. The envelope sender
@@ -28,6 +30,7 @@ from gatekeeper.signing.key_table import KeyTable, TableKey
 from gatekeeper.signing.keys import BadKey
 from gatekeeper.signing.message_sender import MessageSender, parse_senders
 from gatekeeper.signing.name_set import MacroList, NameSet
+from gatekeeper.signing.origin import Origin, Owner
 from gatekeeper.signing.sender_binding import Mismatch, SenderBinding
 from gatekeeper.signing.signer import SigningIdentity
 from gatekeeper.signing.signing_table import SigningRule, SigningTable
@@ -35,6 +38,7 @@ from gatekeeper.signing.signing_table import SigningRule, SigningTable
 DAEMON_NAME = "{daemon_name}"
 """The milter macro that holds the name of the service, set with milter_macro_daemon_name in master.cf."""
 _NO_MACROS: Mapping[str, str] = {}
+_LEFT_ALONE = {Owner.PEER: "sign.peer", Owner.EXEMPT: "sign.exempt"}
 
 
 class WithoutKey(StrEnum):
@@ -49,17 +53,16 @@ class WithoutKey(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SigningChoice:
-    """What is to be done with one message.
+    """What is to be done with one message: `identities` sign it, if there are any.
 
-    `identities` sign it, if there are any. `origin_reason` says why the message is ours; it is empty if it is not, and
-    then the message is to be verified. With a `reply` it is to be deferred or refused. `missed` marks a message that
-    should probably have been signed, or signed with another key.
+    With a `reply` it is to be deferred or refused. `missed` marks a message that should probably have been signed, or
+    signed with another key.
     """
 
     identities: tuple[SigningIdentity, ...]
     reason: str
     notes: tuple[Note, ...]
-    origin_reason: str = ""
+    origin: Origin
     reply: Verdict | None = None
     missed: bool = False
 
@@ -90,8 +93,8 @@ class SigningPolicy:
     """What mail to sign, with which keys.
 
     `daemon_names` is OpenDKIM's MTA, `macros` its MacroList, `exempt` ExemptDomains, `never_to` DontSignMailTo, `peers`
-    PeerList, `external` ExternalIgnoreList; with `multiple` (MultipleSignatures) all matching rules sign, not only the
-    first. Mail from `local_domains` (`.example.com`: all its subdomains) is expected to be signed.
+    PeerList, `external` ExternalIgnoreList; with `multiple` (MultipleSignatures) all matching rules sign, not only
+    the first. Mail from `local_domains` (`.example.com`: all its subdomains) is expected to be signed.
     """
 
     signing_table: SigningTable
@@ -109,41 +112,53 @@ class SigningPolicy:
     without_key: WithoutKey = WithoutKey.TEMPFAIL
     local_domains: tuple[str, ...] = ()
 
-    def origin_reason(self, request: Request, macros: Mapping[str, str] = _NO_MACROS) -> str:
-        """Return why the message is ours, in words; empty if it is not."""
+    def origin(self, request: Request, macros: Mapping[str, str] = _NO_MACROS) -> Origin:
+        """Return whose mail this is, as far as the envelope tells; `exempting` has the last word."""
+        if peer := self.peers.find(request.client):
+            return Origin(Owner.PEER, Note("peers", f"mail of {peer} is left alone"))
         daemon_name = macros.get(DAEMON_NAME, "")
         if daemon_name and self.daemon_names.find(daemon_name):
-            return f"the daemon is {daemon_name}"
+            return _ours(f"the daemon is {daemon_name}")
         if found := self.macros.find(macros):
-            return f"the macro {found}"
+            return _ours(f"the macro {found}")
         if request.sasl_user or request.sasl_method:
-            return f"authenticated as {request.sasl_user}"
-        entry = self.internal_hosts.find(request.client)
-        return f"the client is internal by {entry}" if entry else ""
+            return _ours(f"authenticated as {request.sasl_user}")
+        if entry := self.internal_hosts.find(request.client):
+            return _ours(f"the client is internal by {entry}")
+        return self._of_a_stranger(request, daemon_name)
 
-    def exempted(self, headers: Sequence[Header]) -> str:
-        """Return the entry of ExemptDomains that exempts this mail; empty if none does."""
-        if not self.exempt:
-            return ""
+    def _of_a_stranger(self, request: Request, daemon_name: str) -> Origin:
+        """Return the origin of what is not ours, with every condition that does not hold."""
+        client = request.client
+        what = (
+            f"not ours: the daemon is {daemon_name or 'not named'}, nobody has authenticated, "
+            f"and {client.name}[{client.address}] is not internal"
+        )
+        if self.macros.names:
+            what += f"; of the macros {' '.join(self.macros.names)} none is set as required"
+        return Origin(Owner.STRANGER, Note("signing", what))
+
+    def exempting(self, origin: Origin, headers: Sequence[Header]) -> Origin:
+        """Return `origin`, or the one of exempt mail if From, known at the end of the header, makes it that."""
+        if not self.exempt or origin.is_left_alone:
+            return origin
         try:
-            return self.exempt.find(self._sender(headers).domain)
+            domain = self.exempt.find(self._sender(headers).domain)
         except _NotSigned:
-            return ""
+            return origin
+        if not domain:
+            return origin
+        return Origin(Owner.EXEMPT, Note("exempt_domains", f"mail from {domain} is left alone"))
 
     def choose(
-        self,
-        request: Request,
-        headers: Sequence[Header],
-        macros: Mapping[str, str] = _NO_MACROS,
-        recipients: Iterable[str] = (),
+        self, request: Request, headers: Sequence[Header], origin: Origin, recipients: Iterable[str] = ()
     ) -> SigningChoice:
-        """Decide about one message, at the end of its header. Never raises."""
-        if left_alone := self._left_alone(request, headers):
-            return left_alone
-        origin = self.origin_reason(request, macros)
-        if not origin:
-            return self._not_ours(request, headers, macros)
-        notes = [Note("signing", origin)]
+        """Decide for one message of `origin`, at the end of its header. Never raises."""
+        if reason := _LEFT_ALONE.get(origin.owner):
+            return SigningChoice((), reason, (origin.why,), origin)
+        if not origin.is_ours:
+            return self._foreign(request, headers, origin)
+        notes = [origin.why]
         try:
             sender = self._sender(headers)
             rules = self._rules(sender)
@@ -157,30 +172,15 @@ class SigningPolicy:
         reason = ("sign.previous_key" if old else "sign.ok") if identities else unusable
         return SigningChoice(identities, reason, tuple(notes), origin, missed=old or bool(unusable))
 
-    def _left_alone(self, request: Request, headers: Sequence[Header]) -> SigningChoice | None:
-        if peer := self.peers.find(request.client):
-            return SigningChoice((), "sign.peer", (Note("peers", f"mail of {peer} is left alone"),))
-        if domain := self.exempted(headers):
-            return SigningChoice((), "sign.exempt", (Note("exempt_domains", f"mail from {domain} is left alone"),))
-        return None
+    def _foreign(self, request: Request, headers: Sequence[Header], origin: Origin) -> SigningChoice:
+        """Sign nothing of a stranger's, and say whether the mail uses one of our domains."""
+        if (domain := self._hosted(headers)) and not self.external.find(request.client):
+            note = Note("From", f"an external host sends as {domain}")
+            return SigningChoice((), "sign.external", (origin.why, note), origin)
+        return SigningChoice((), "sign.not_origin", (origin.why,), origin)
 
-    def _not_ours(self, request: Request, headers: Sequence[Header], macros: Mapping[str, str]) -> SigningChoice:
-        """Say which conditions are not met, and whether the mail uses one of our domains."""
-        client = request.client
-        what = (
-            f"not ours: the daemon is {macros.get(DAEMON_NAME) or 'not named'}, nobody has authenticated, "
-            f"and {client.name}[{client.address}] is not internal"
-        )
-        if self.macros.names:
-            what += f"; of the macros {' '.join(self.macros.names)} none is set as required"
-        notes = [Note("signing", what)]
-        if (domain := self._our_domain(headers)) and not self.external.find(client):
-            notes.append(Note("From", f"an external host sends as {domain}"))
-            return SigningChoice((), "sign.external", tuple(notes))
-        return SigningChoice((), "sign.not_origin", tuple(notes))
-
-    def _our_domain(self, headers: Sequence[Header]) -> str:
-        """Return the sender's domain if we would sign for it; empty if not."""
+    def _hosted(self, headers: Sequence[Header]) -> str:
+        """Return the sender's domain if we would sign for it; else nothing."""
         if not len(self.signing_table):
             return ""
         try:
@@ -227,7 +227,7 @@ class SigningPolicy:
     def _identities(
         self, rules: Sequence[SigningRule], domain: str, notes: list[Note]
     ) -> tuple[tuple[SigningIdentity, ...], str]:
-        """Return the identities that can sign, and the reason code of the first that cannot, if any."""
+        """Return the identities that can sign, and the reason code of the first that cannot, or nothing."""
         identities: dict[tuple[str, str], SigningIdentity] = {}
         unusable = ""
         for rule in rules:
@@ -257,8 +257,12 @@ class SigningPolicy:
             return _identity_with(name, previous, rule.signer_for(domain), previous=True)
 
 
+def _ours(why: str) -> Origin:
+    return Origin(Owner.OURS, Note("signing", why))
+
+
 def _identity_with(name: str, key: TableKey | None, signer: str, *, previous: bool = False) -> SigningIdentity:
-    """Return the identity that signs with `key`. Raises _NotSigned if the key cannot be used."""
+    """Return the identity that signs with `key`. Raises _NotSigned."""
     if key is None:
         raise _NotSigned("sign.no_key", f"key {name}", "not in the KeyTable")
     if key.private is None:

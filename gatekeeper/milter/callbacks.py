@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What libmilter calls, in its own words: a method for each callback, which tells the connection's MilterSession.
+
+libmilter calls from threads of its own, one connection never from two at a time. A callback is short. Of a message
+whose judgement takes DNS answers that are not remembered, MAIL (SPF and iprev start), the end of the header (DKIM keys
+are fetched) and the end of the message hop into the event loop, and only the last one waits. All others end in
+libmilter's thread: a hop costs 0.1 ms of CPU.
+
+Postfix is told only at the end of the message what to do, and at connect where connections are limited; every other
+callback is negotiated as needing no answer, which spares a round trip for each header.
+
+libmilter must never see an exception: it is logged, and the mail goes on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, TypeVarTuple
+
+import milter
+
+from gatekeeper.app.app import App
+from gatekeeper.core.verdict import Verdict, printable
+from gatekeeper.milter.edits import Edits
+from gatekeeper.milter.message import EarlyStart
+from gatekeeper.milter.session import MilterSession
+
+logger = logging.getLogger(__name__)
+
+END_OF_MESSAGE_TIMEOUT = 50.0
+"""Seconds after which a message goes on unjudged: below the content_timeout of postfix-snippets (60 s)."""
+CONNECT_TIMEOUT = 2.0
+"""Seconds after which a connection goes on uncounted."""
+
+_NO_REPLY = (
+    milter.P_NR_CONN
+    | milter.P_NR_HELO
+    | milter.P_NR_MAIL
+    | milter.P_NR_RCPT
+    | milter.P_NR_DATA
+    | milter.P_NR_HDR
+    | milter.P_NR_EOH
+    | milter.P_NR_BODY
+)
+_STEPS = _NO_REPLY | milter.P_HDR_LEADSPC | milter.P_NOUNKNOWN | milter.P_NODATA
+_ACTIONS = milter.ADDHDRS | milter.CHGHDRS | milter.QUARANTINE | milter.SETSYMLIST
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+
+class MilterConnection:
+    """One connection of Postfix: its session, and the code that a callback returns if it has nothing to say."""
+
+    __slots__ = ("default_answer", "session")
+
+    def __init__(self, session: MilterSession, *, no_reply: bool) -> None:
+        self.session = session
+        self.default_answer: int = milter.NOREPLY if no_reply else milter.CONTINUE
+
+
+def _guarded(
+    callback: Callable[["Callbacks", Any, MilterConnection, *Arguments], None],
+) -> Callable[["Callbacks", Any, *Arguments], int]:
+    """Give `callback` the connection, log its accidents, and return the default answer: libmilter sees no exception."""
+
+    def call(self: "Callbacks", ctx: Any, /, *arguments: *Arguments) -> int:
+        connection: MilterConnection | None = ctx.getpriv()
+        if connection is None:
+            return int(milter.CONTINUE)
+        try:
+            callback(self, ctx, connection, *arguments)
+        except Exception:
+            logger.exception("the milter's %s callback failed", callback.__name__)
+        return connection.default_answer
+
+    return call
+
+
+class Callbacks:
+    """The callbacks, in the order of an SMTP session. `loop` is the event loop that waits for DNS and store.
+
+    One for all connections. What one connection has for itself is its MilterConnection, which libmilter keeps with
+    `ctx`, its handle of the connection.
+    """
+
+    def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+        self._app = app
+        self._loop = loop
+        self._wanted_macros = app.plan.signing.macros.names
+        self._limited = app.connections.limited
+        self._not_answered = _NO_REPLY & ~milter.P_NR_CONN if self._limited else _NO_REPLY
+        # Only DontSignMailTo asks for recipients.
+        self._steps = _STEPS if app.plan.signing.never_to else _STEPS | milter.P_NORCPT
+        self._settling: set[asyncio.Task[None]] = set()
+
+    def negotiate(self, ctx: Any, options: list[int]) -> int:
+        """Agree with Postfix on actions and steps, in place in `options`, and begin the connection."""
+        if self._wanted_macros and options[0] & milter.SETSYMLIST:
+            # What is asked for takes the place of milter_end_of_header_macros, which has the queue id.
+            ctx.setsymlist(milter.M_EOH, " ".join(["i", *self._wanted_macros]))
+        options[0] &= _ACTIONS
+        options[1] &= self._steps
+        options[2] = options[3] = 0
+        no_reply = options[1] & self._not_answered == self._not_answered
+        options[1] &= ~_NO_REPLY | (self._not_answered if no_reply else 0)
+        session = MilterSession(self._app, leading_space=bool(options[1] & milter.P_HDR_LEADSPC))
+        ctx.setpriv(MilterConnection(session, no_reply=no_reply))
+        return int(milter.CONTINUE)
+
+    def connect(self, ctx: Any, name: str, family: int, address: Any) -> int:
+        """Take the client's name and address; where connections are limited, answer whether it may stay."""
+        answer = self._take_client(ctx, name, family, address)
+        return self._admit(ctx) if self._limited else answer
+
+    @_guarded
+    def _take_client(self, ctx: Any, connection: MilterConnection, name: str, _family: int, address: Any) -> None:
+        host, port = (address[0], address[1]) if isinstance(address, tuple) else ("", None)
+        connection.session.connect(name, host, port, daemon_name=_macro(ctx, "{daemon_name}"))
+
+    def _admit(self, ctx: Any) -> int:
+        connection: MilterConnection | None = ctx.getpriv()
+        if connection is None:
+            return int(milter.CONTINUE)
+        try:
+            verdict = self._wait_for(connection.session.opened(), CONNECT_TIMEOUT)
+            return _refuse(ctx, verdict) if verdict.refuses else int(milter.CONTINUE)
+        except TimeoutError:
+            logger.error("a connection was not counted within %d s and goes on", CONNECT_TIMEOUT)  # noqa: TRY400 (no traceback: nothing broke)
+        except Exception:
+            logger.exception("a connection could not be counted and goes on")
+        return int(milter.CONTINUE)
+
+    @_guarded
+    def helo(self, _ctx: Any, connection: MilterConnection, name: str) -> None:
+        """Take the name of HELO or EHLO."""
+        connection.session.helo(name)
+
+    @_guarded
+    def mail(self, ctx: Any, connection: MilterConnection, sender: bytes, *_parameters: bytes) -> None:
+        """Begin a message."""
+        session = connection.session
+        self._forget_message(session)
+        user, method = _macro(ctx, "{auth_authen}"), _macro(ctx, "{auth_type}")
+        self._start(session.mail(_text(sender), sasl_user=user, sasl_method=method, macros=self._macros(ctx)))
+
+    @_guarded
+    def rcpt(self, _ctx: Any, connection: MilterConnection, recipient: bytes, *_parameters: bytes) -> None:
+        """Take a recipient that Postfix has accepted."""
+        connection.session.rcpt(_text(recipient))
+
+    @staticmethod
+    def header(ctx: Any, name: str, value: bytes) -> int:
+        """Take a field of the header."""
+        # Called a dozen times a message, so a plain function with _guarded written out: it takes a fifth less.
+        connection: MilterConnection | None = ctx.getpriv()
+        if connection is None:
+            return int(milter.CONTINUE)
+        try:
+            # libmilter ends the lines of a folded value with a bare LF
+            connection.session.header(name.encode("utf-8", "surrogateescape"), value.replace(b"\n", b"\r\n"))
+        except Exception:
+            logger.exception("the milter's header callback failed")
+        return connection.default_answer
+
+    @_guarded
+    def end_of_header(self, ctx: Any, connection: MilterConnection) -> None:
+        """Let the message be signed or judged, now that its header is complete."""
+        self._start(connection.session.end_of_header(queue_id=_macro(ctx, "i"), macros=self._macros(ctx)))
+
+    @_guarded
+    def body(self, _ctx: Any, connection: MilterConnection, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        connection.session.body(chunk)
+
+    def end_of_message(self, ctx: Any) -> int:
+        """Tell Postfix what to do with the message."""
+        connection: MilterConnection | None = ctx.getpriv()
+        if connection is None:
+            return int(milter.CONTINUE)
+        session = connection.session
+        try:
+            edits = session.end_without_waiting()
+            if edits is not None:
+                return _apply(ctx, edits)
+            answer = _apply(ctx, self._wait_for(session.end_on_event_loop(), END_OF_MESSAGE_TIMEOUT))
+            if session.unsettled:
+                self._loop.call_soon_threadsafe(self._settle, session)
+            return answer
+        except TimeoutError:
+            logger.error("a message was not judged within %d s and goes on as it is", END_OF_MESSAGE_TIMEOUT)  # noqa: TRY400 (no traceback: nothing broke)
+        except Exception:
+            logger.exception("the end of a message failed, and it goes on as it is")
+        return int(milter.CONTINUE)
+
+    @_guarded
+    def abort(self, _ctx: Any, connection: MilterConnection) -> None:
+        """Forget the message: the client has given it up."""
+        self._forget_message(connection.session)
+
+    def close(self, ctx: Any) -> int:
+        """Forget the connection: it has ended."""
+        connection: MilterConnection | None = ctx.getpriv()
+        if connection is not None:
+            self._forget_message(connection.session)
+            if self._limited:
+                self._loop.call_soon_threadsafe(connection.session.closed)
+            ctx.setpriv(None)
+        return int(milter.CONTINUE)
+
+    def _macros(self, ctx: Any) -> dict[str, str]:
+        """Return the macros of MacroList that Postfix has sent by now, with the connection or with the message."""
+        return {name: _macro(ctx, name) for name in self._wanted_macros}
+
+    def _start(self, work: EarlyStart | None) -> None:
+        """Let the event loop begin `work`, if there is any, and do not wait for it."""
+        if work is not None:
+            self._loop.call_soon_threadsafe(work)
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Return what `coroutine` comes to on the event loop. Raises TimeoutError after `timeout` seconds."""
+        running = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return running.result(timeout)
+        finally:
+            running.cancel()  # of no effect if it is done
+
+    def _settle(self, session: MilterSession) -> None:
+        """Begin, on the event loop, to write down what the session has judged."""
+        task = self._loop.create_task(session.settle())
+        self._settling.add(task)  # the loop itself holds no task
+        task.add_done_callback(self._settling.discard)
+
+    def _forget_message(self, session: MilterSession) -> None:
+        if (facts := session.abort()) is not None:
+            self._loop.call_soon_threadsafe(facts.close)
+
+
+def register(callbacks: Callbacks) -> None:
+    """Hand the callbacks to libmilter."""
+    for hand_over, callback in (
+        (milter.set_connect_callback, callbacks.connect),
+        (milter.set_helo_callback, callbacks.helo),
+        (milter.set_envfrom_callback, callbacks.mail),
+        (milter.set_envrcpt_callback, callbacks.rcpt),
+        (milter.set_header_callback, callbacks.header),
+        (milter.set_eoh_callback, callbacks.end_of_header),
+        (milter.set_body_callback, callbacks.body),
+        (milter.set_eom_callback, callbacks.end_of_message),
+        (milter.set_abort_callback, callbacks.abort),
+        (milter.set_close_callback, callbacks.close),
+    ):
+        hand_over(callback)
+    milter.set_flags(_ACTIONS)
+    # pymilter fails before our callback runs if a HELO name is not UTF-8; the mail goes on without that fact.
+    milter.set_exception_policy(milter.CONTINUE)
+    milter.setbacklog(256)
+    milter.register("gatekeeper", negotiate=callbacks.negotiate)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _macro(ctx: Any, name: str) -> str:
+    """Return a macro's value, empty if Postfix sent none or one that is not UTF-8."""
+    try:
+        return ctx.getsymval(name) or ""
+    except UnicodeDecodeError:
+        return ""
+
+
+def _apply(ctx: Any, edits: Edits) -> int:
+    """Say the edits to Postfix, and return libmilter's code for the answer."""
+    if edits.reply is not None:
+        return _refuse(ctx, edits.reply)
+    if edits.discard:
+        return int(milter.DISCARD)
+    for removal in edits.removals:
+        ctx.chgheader(removal.name, removal.index, "")
+    for insertion in edits.insertions:
+        ctx.addheader(insertion.name, insertion.value, 0)
+    if edits.quarantine:
+        ctx.quarantine(printable(edits.quarantine))
+    return int(milter.CONTINUE)
+
+
+def _refuse(ctx: Any, verdict: Verdict) -> int:
+    # smfi_setreply(3) takes a percent sign doubled
+    ctx.setreply(verdict.code, verdict.enhanced, printable(verdict.text).replace("%", "%%"))
+    return int(milter.REJECT if verdict.code.startswith("5") else milter.TEMPFAIL)
