@@ -318,13 +318,6 @@ def test_what_is_imported_is_the_same_configuration(folder: Path, name: str) -> 
     assert dict(relay.config) | {"store": None} == dict(imported) | {"store": None}
 
 
-@given(st.recursive(st.text() | st.booleans() | st.integers(-(2**63), 2**63 - 1), lambda inner: st.lists(inner)))
-def test_any_value_is_written_as_toml_reads_it(value: object) -> None:
-    import tomllib
-
-    assert value == tomllib.loads(f"a = {toml.value(value)}")["a"]
-
-
 def test_the_report_goes_through_every_line(folder: Path) -> None:
     path = written(folder, ONE + "Statistics /x\nResignAll yes\nAutoRestart yes\nSendReports no\n")
     done = run("import-opendkim", str(path), "-o", f"{folder}/out.toml")

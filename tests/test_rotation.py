@@ -23,7 +23,7 @@ from gatekeeper.dnsclient.authoritative import LiveAuthorities, ServerAnswer
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.records.key_record import KeyRecord
-from gatekeeper.rotation.configured_keys import KeySelection, switched
+from gatekeeper.rotation.configured_keys import KeySelection, switched, with_options
 from gatekeeper.rotation.due import World
 from gatekeeper.rotation.run import Run, rotate
 from gatekeeper.rotation.state import KeyReference, RotationState, locked
@@ -188,6 +188,33 @@ def test_one_key_without_tables_changes_in_the_configuration(
     expected = before.replace('"mail"', f'"{NEW}"').replace('"keys/mail.private"', f'"{relay.new}"')
     assert expected == relay.config.read_text()
     assert 0 == relay.rotate("--after", "0s")[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a\n[signing]\n  selector = OLD # s=\n\n\tkey_file=FILE\t#f\n[checks]\n",
+        "[signing]\r\nselector = OLD # s=\r\nkey_file = FILE\r\n\r\n[checks.spf] # c\r\nmode='off'",
+        "signing.selector = OLD\nsigning . key_file = FILE\nx = 'é'\n",
+        'mode = "x"\nsigning = { domains = [ "a" ,"b"], selector = OLD,  key_file = FILE } # all\n',
+        "['signing']\n\"selector\" = OLD\n'key_file' = FILE\n[x]\nselector = 'old'\n",
+        "[signing.x]\n[checks]\nn = '''\nselector = 'old'\n'''\n[signing]\nkey_file = FILE\nselector = OLD\n",
+        "[checks.x]\na = [\n 1, # one\n]\n[signing]\nselector = OLD\nkey_file = FILE\n[checks.y]\n[signing.z]\na = 1\n",
+    ],
+)
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_of_the_configuration_nothing_changes_but_selector_and_file(text: str, quote: str) -> None:
+    old = text.replace("OLD", f"{quote}old{quote}").replace("FILE", f"{quote}keys/old{quote}")
+    new = text.replace("OLD", '"new"').replace("FILE", '"/k/\\"é\\".pem"')
+    assert new == with_options(old, {"selector": "new", "key_file": '/k/"é".pem'})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[signing]\nselector = "old"\n', "x = 1\n", '[signing]\nselector = """\nold"""\nkey_file = "k"\n'],
+)
+def test_a_configuration_where_more_would_change_is_left_to_people(text: str) -> None:
+    assert with_options(text, {"selector": "new", "key_file": "/k"}) is None
 
 
 def test_domains_that_share_key_and_folder_go_their_own_ways(

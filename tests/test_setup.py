@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def script(name: str, *arguments: str, folder: Path, **environment: str) -> subp
 def test_the_lock_holds_what_the_project_asks_for(line: str) -> None:
     wanted = Requirement(line)
     assert wanted.specifier.contains(locked()[wanted.name.lower()])
+
+
+def test_the_project_asks_for_nothing_that_it_does_not_use() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gatekeeper").rglob("*.py"))
+    found = packages_distributions()
+    used = {
+        name
+        for module in re.findall(r"^ *(?:import|from) (\w+)", source, re.MULTILINE)
+        for name in found.get(module, ())
+    }
+    assert set() == {Requirement(line).name for line in PROJECT["dependencies"]} - used
 
 
 def test_every_locked_version_has_a_hash() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatekeeper.core import toml_writer
+
 CONFIG = Path("/etc/postgrey")
 _LINE = re.compile(r"^\s*(?:export\s+)?POSTGREY_OPTS=(.*)$", re.MULTILINE)
 _DAY = 86400
@@ -31,17 +33,17 @@ class Options:
 
     def as_toml(self) -> Iterator[str]:
         """Yield the lines of [checks.greylist] that preserve postgrey's behaviour."""
-        yield 'clients = "all"'
+        yield toml_writer.line("clients", "all")
         default = Options()
         if self.delay != default.delay:
-            yield f'delay = "{self.delay}s"'
+            yield toml_writer.line("delay", f"{self.delay}s")
         if self.retry_window != default.retry_window:
-            yield f'retry_window = "{self.retry_window}s"'
+            yield toml_writer.line("retry_window", f"{self.retry_window}s")
         if self.max_age != default.max_age:
-            yield f'lifetime = "{self.max_age}s"'
+            yield toml_writer.line("lifetime", f"{self.max_age}s")
         for name in ("auto_allow", "ipv4_prefix", "ipv6_prefix"):
             if getattr(self, name) != getattr(default, name):
-                yield f"{name} = {getattr(self, name)}"
+                yield toml_writer.line(name, getattr(self, name))
 
 
 def read_options(file: Path) -> Options:

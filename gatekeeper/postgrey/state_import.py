@@ -17,6 +17,7 @@ from gatekeeper.checks.base.client_network import network_of
 from gatekeeper.checks.greylisting.greylist import Greylist
 from gatekeeper.checks.greylisting.triplet import ClientIdentity, TripletState, first_value, known_value, read_state
 from gatekeeper.checks.greylisting.verp import normal_sender
+from gatekeeper.core import toml_writer
 from gatekeeper.postgrey import lists
 from gatekeeper.postgrey.database import CLIENTS, TRIPLETS, read
 from gatekeeper.postgrey.options import Options
@@ -130,8 +131,7 @@ def import_lists(options: Options, folder: Path, result: ImportedState) -> None:
         result.remarks += [str(problem) for problem in tables.problems]
         names = [_write(folder, name, type, lines, result) for type, name, lines in lists.table_files(kind, tables)]
         if any(names):
-            listed = ", ".join(f'"{name}"' for name in names if name)
-            result.toml.append(f"allow_{kind} = [{listed}]")
+            result.toml.append(toml_writer.line(f"allow_{kind}", list(filter(None, names))))
 
 
 def _write(folder: Path, name: str, type: str, lines: Sequence[str], result: ImportedState) -> str:

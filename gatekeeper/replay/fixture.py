@@ -18,17 +18,25 @@ Knows no pipeline: in_process.py and smtp.py play a case, compare.py compares th
 ConfigError with every mistake.
 """
 
-import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from gatekeeper.config.errors import validation_errors
 from gatekeeper.config.locations import KeyLocations
+from gatekeeper.core import toml_writer
 from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.request import UNKNOWN, parse_address
 from gatekeeper.core.units import Duration, duration_text
@@ -93,7 +101,7 @@ class RecordedConnection(_FixtureModel):
     helo: str | None = None
     """The name in EHLO; None if the client sends neither HELO nor EHLO."""
     sasl_user: str = ""
-    wait: Duration = 0.0
+    wait: Annotated[Duration, PlainSerializer(duration_text)] = 0.0
     """Seconds that pass before this connection."""
     messages: tuple[RecordedMessage, ...] = Field(default=(), validation_alias="message", serialization_alias="message")
 
@@ -274,31 +282,4 @@ def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Mod
 
 def _toml(model: _FixtureModel) -> str:
     """Return the model in TOML, without defaults."""
-    lines = _toml_lines(model.model_dump(by_alias=True, exclude_defaults=True), ())
-    return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    for key, value in table.items():
-        if not _is_tables(value):
-            yield f"{key} = {_toml_value(value)}"
-    for key, value in table.items():
-        for item in value if _is_tables(value) else ():
-            yield ""
-            yield f"[[{'.'.join((*path, key))}]]"
-            yield from _toml_lines(item, (*path, key))
-
-
-def _is_tables(value: object) -> bool:
-    return isinstance(value, tuple) and bool(value) and isinstance(value[0], dict)
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's too, but TOML has no lone surrogates and wants DEL escaped.
-        text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value)
-        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-    # The only number but `format` is a duration.
-    return f'"{duration_text(value)}"' if isinstance(value, float) else str(value)
+    return toml_writer.text(model.model_dump(by_alias=True, exclude_defaults=True))

@@ -6,18 +6,22 @@ was, byte for byte, with its owner and mode. Lists in the configuration (csl:, T
 people: the report says what to write.
 """
 
-import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
 from gatekeeper.app.signing_plan import key_table, key_table_file
 from gatekeeper.config.config_file import Config
+from gatekeeper.config.locations import KeyLocations
+from gatekeeper.core import toml_writer
 from gatekeeper.rotation.state import KeyReference, RotationRefused, RotationState
 from gatekeeper.signing import key_generation
 from gatekeeper.signing.key_table import is_path
@@ -147,31 +151,17 @@ class KeyConfiguration:
         """Change `selector` and `key_file` in gatekeeper.toml, both at once."""
         place = self._config.problem(("signing", "selector"), "")
         wanted = {"selector": state.new.selector, "key_file": state.new.path}
-        written = " and ".join(f"{name} = {json.dumps(value)}" for name, value in wanted.items())
-        by_hand = RotationRefused(
-            f"{self._place('selector')}: not edited; write {written} there, and reload the service"
-        )
+        written = " and ".join(toml_writer.line(name, value) for name, value in wanted.items())
         path = Path(place.file)
         try:
-            old = _read(path)
-            before = _toml(old)
-            if before is None:
-                theirs = f"Selector {state.new.selector} and KeyFile {state.new.path}"
-                raise RotationRefused(
-                    f"{self._place('selector')}: not edited; write {theirs} there, and reload the service"
-                )
-            lines = old.split("\n")
-            for name, value in wanted.items():
-                at = self._config.problem(("signing", name), "").line - 1
-                pattern = rf"(\s*(?:signing\.)?{name}\s*=\s*)(\"[^\"\\]*\"|'[^']*')(\s*(?:#.*)?\r?)"
-                if (match := re.fullmatch(pattern, lines[at])) is None:
-                    raise by_hand
-                lines[at] = f"{match[1]}{json.dumps(value)}{match[3]}"
-            text = "\n".join(lines)
-            if _toml(text) != {**before, "signing": {**before["signing"], **wanted}}:
-                raise by_hand
-        except (KeyError, IndexError):
-            raise by_hand from None
+            text = with_options(_read(path), wanted)
+        except tomllib.TOMLDecodeError:
+            # It is an opendkim.conf.
+            text, written = None, f"Selector {state.new.selector} and KeyFile {state.new.path}"
+        if text is None:
+            raise RotationRefused(
+                f"{self._place('selector')}: not edited; write {written} there, and reload the service"
+            )
         _replace(path.resolve(), text)
         return [f"{path}:{place.line}: {written}", "this file is read at a reload: systemctl reload gatekeeper"]
 
@@ -216,12 +206,31 @@ def _location(text: str, domain: str, base: Path) -> tuple[str, str]:
     return path.replace("%", domain), algorithm and f":{algorithm}"
 
 
-def _toml(text: str) -> dict[str, Any] | None:
-    """Parse `text`; None if it is not TOML, such as opendkim.conf."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+def with_options(text: str, wanted: Mapping[str, str]) -> str | None:
+    """Return the configuration `text` with other values for options that it has in [signing], and no other change.
+
+    None if that cannot be done. Raises TOMLDecodeError for what is not TOML.
+    """
+    before = tomllib.loads(text)
+    if not wanted.keys() <= before.get("signing", {}).keys():
         return None
+    document: Any
+    try:
+        document = tomlkit.parse(text)
+        for name, value in wanted.items():
+            document["signing"][name] = value
+        changed = document.as_string()
+        same = _without_lines(text, wanted) == _without_lines(changed, wanted)
+        return changed if same and tomllib.loads(changed) == before | {"signing": before["signing"] | wanted} else None
+    except (TOMLKitError, tomllib.TOMLDecodeError):
+        return None  # tomlkit is another parser than the one that took the text
+
+
+def _without_lines(text: str, options: Iterable[str]) -> list[str]:
+    """Return all lines of the configuration but those of these options in [signing]."""
+    locations = KeyLocations(text)
+    theirs = {locations.line(("signing", option)) for option in options}
+    return [line for number, line in enumerate(text.split("\n"), 1) if number not in theirs]
 
 
 def _read(path: Path) -> str:

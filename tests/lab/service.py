@@ -6,7 +6,6 @@ Relative paths keep their meaning: the file stands in a folder of links to what 
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from gatekeeper.core import toml_writer
 from tests.lab.postfix import LabError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def write_config(folder: Path, original: Path, *changes: Mapping[str, object]) -
     for change in changes:
         settings = _over(settings, change)
     path = folder / original.name
-    path.write_text("".join(f"{json.dumps(k)} = {_toml(v)}\n" for k, v in settings.items()), "utf-8")
+    path.write_text(toml_writer.text(settings), "utf-8")
     return path
 
 
@@ -116,14 +116,3 @@ def _over(settings: Mapping[str, object], changes: Mapping[str, object]) -> dict
         else:
             result[key] = value
     return {key: value for key, value in result.items() if value is not None}
-
-
-def _toml(value: object) -> str:
-    """A value in TOML, tables inline."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value) if isinstance(value, bool) else str(value)
