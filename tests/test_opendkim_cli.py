@@ -141,7 +141,7 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
          "look for an option that does what the script does")),
         ("ChangeRootDirectory /x", ("ChangeRootDirectory: not supported: remove it and give Socket its full path: "
          "workers have no privileges and read no files")),
-        ("SyslogFacility post\nSyslog yes", "SyslogFacility: 'post' is no syslog facility; allowed: auth, "),
+        ("SyslogFacility post\nSyslog yes", "SyslogFacility: 'post' is not a syslog facility; allowed: auth, "),
         ("Nameservers ns.example.com", "Nameservers: 'ns.example.com' is not a name server: "),
         ("AuthservID a b", "AuthservID: 'a b' is not a host name; allowed: "),
     ],
