@@ -62,7 +62,12 @@ OUTBOUND = (
 
 @contextmanager
 def serving(
-    more: str = "", signing: str = "", zone: str | Zone = ZONE, timeout: str = "1s", store: str = "memory:"
+    more: str = "",
+    signing: str = "",
+    zone: str | Zone = ZONE,
+    timeout: str = "1s",
+    store: str = "memory:",
+    prelude: str = "",
 ) -> Iterator[str]:
     """The milter with `more` configuration on top and `signing` in that section, asking `zone`; its socket."""
     need_milter()
@@ -84,7 +89,7 @@ def serving(
         ):
             (folder / file).write_bytes(content)
             (folder / file).chmod(0o600 if file == "sel.private" else 0o644)
-        service = Service(folder / "gatekeeper.toml", "milter")
+        service = Service(folder / "gatekeeper.toml", "milter", prelude=prelude)
         service.wait_for("^listening milter")
         yield f"{folder}/milter.sock"
         assert 0 == service.end()

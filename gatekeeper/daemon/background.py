@@ -7,6 +7,7 @@ serves, and what went wrong before has been said on standard error.
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,17 +15,30 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+_EX_SOFTWARE = 70
+
 Serve = Callable[[Callable[[], None]], int]
 """Serves until a signal; calls what it is given once everything works. The exit status."""
 
 
 def in_background(serve: Serve) -> int:
     """Run `serve` in a process of its own; the status of the start."""
-    read, write = os.pipe()
-    child = os.fork()
+    read = write = -1
+    try:
+        read, write = os.pipe()
+        child = os.fork()
+    except OSError as error:
+        for descriptor in {read, write} - {-1}:
+            os.close(descriptor)
+        print(f"cannot leave the foreground: {error.strerror}", file=sys.stderr)
+        return 75  # EX_TEMPFAIL (sysexits(3))
     if child == 0:
-        os.close(read)
-        os._exit(_detached(serve, write))
+        status = _EX_SOFTWARE
+        try:
+            os.close(read)
+            status = _detached(serve, write)
+        finally:  # never back into what the foreground does
+            os._exit(status)
     os.close(write)
     with os.fdopen(read, "rb") as told:
         if told.read(1):
@@ -42,18 +56,20 @@ def leave_terminal() -> None:
 
 def _detached(serve: Serve, tell: int) -> int:
     def up() -> None:
-        leave_terminal()
-        os.write(tell, b"\n")
+        with suppress(OSError):  # no descriptor left: it serves all the same
+            leave_terminal()
+        with suppress(OSError):  # who waited has gone
+            os.write(tell, b"\n")
         os.close(tell)
 
-    os.setsid()
     try:
+        os.setsid()
         return serve(up)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except BaseException:
         logger.exception("the service failed")
-        return 70  # EX_SOFTWARE (sysexits(3))
+        return _EX_SOFTWARE
 
 
 @contextmanager

@@ -7,6 +7,7 @@ worker: `retire`, `stop`, and such a `take` passed on. Nobody waits: what the so
 """
 
 import contextlib
+import errno
 import os
 import socket
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ READY, ALIVE, TAKE, RETIRE, STOP = b"ready", b"alive", b"take", b"retire", b"sto
 
 MOST_BYTES = 100_000
 """Unread bytes that may go with a connection: what a socket's buffer surely takes as one packet (socket(7))."""
+
+
+_LATER = (errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,16 @@ class ControlPacket:
 
 
 def control_pair() -> tuple[socket.socket, socket.socket]:
-    """Both ends, which do not block."""
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in ends:
-        end.setblocking(False)
-    return ends
+    """Both ends, which do not block. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    return ours, theirs
 
 
 def send_packet(control: socket.socket, word: bytes, data: bytes = b"", descriptor: int = -1) -> bool:
@@ -61,10 +70,9 @@ def receive_packet(control: socket.socket) -> ControlPacket | None:
     """The next packet, one with an empty word at the end; None if there is none now."""
     try:
         packet, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES + 64, 1)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return ControlPacket(b"")
+    except OSError as error:
+        # For want of memory it may be read later; to take that for the end would lose a worker that is well.
+        return None if error.errno in _LATER else ControlPacket(b"")
     for surplus in descriptors[1:]:
         with contextlib.suppress(OSError):
             os.close(surplus)

@@ -32,8 +32,15 @@ def open_listener(listen: ListenAddress, mode: int = 0o660, group: str = "", own
 
     Raises AddressTaken, or OSError with a sentence for a person.
     """
-    if listen.family == "unix":
-        return _open_unix(listen.path, mode, group, owner)
+    try:
+        if listen.family == "unix":
+            return _open_unix(listen.path, mode, group, owner)
+        return _open_inet(listen)
+    except OSError as error:
+        raise _explained(listen, error) from error
+
+
+def _open_inet(listen: ListenAddress) -> socket.socket:
     family, everywhere = (socket.AF_INET6, "::") if listen.family == "inet6" else (socket.AF_INET, "0.0.0.0")  # noqa: S104 (only where the configuration names no host)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -45,33 +52,39 @@ def open_listener(listen: ListenAddress, mode: int = 0o660, group: str = "", own
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
-    except OSError as error:
+        sock.setblocking(False)
+    except OSError:
         sock.close()
-        raise _explained(listen, error) from error
-    sock.setblocking(False)
+        raise
     return sock
 
 
 def _open_unix(path: str, mode: int, group: str, owner: int) -> socket.socket:
+    try:
+        gid = grp.getgrnam(group).gr_gid if group else -1
+    except KeyError as error:
+        raise OSError(f"unix:{path}: there is no group {group!r}") from error
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound_here = False
     try:
         _remove_stale(path)
         before = os.umask(0o177)  # nobody may connect before mode and group are set
         try:
             sock.bind(path)
+            bound_here = True
         finally:
             os.umask(before)
         if group or owner >= 0:
-            os.chown(path, owner, grp.getgrnam(group).gr_gid if group else -1)
+            os.chown(path, owner, gid)
         Path(path).chmod(mode)
         sock.listen(BACKLOG)
-    except KeyError as error:
+        sock.setblocking(False)
+    except OSError:
         sock.close()
-        raise OSError(f"unix:{path}: there is no group {group!r}") from error
-    except OSError as error:
-        sock.close()
-        raise _explained(ListenAddress("unix", path=path), error) from error
-    sock.setblocking(False)
+        if bound_here:  # the file is ours, and nobody will listen there
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
+        raise
     return sock
 
 
@@ -82,6 +95,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # who has a full backlog listens, and is not to be waited for
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -99,16 +113,17 @@ def _explained(listen: ListenAddress, error: OSError) -> OSError:
     if error.errno == 98:  # EADDRINUSE
         who = holder(listen.path or listen.port)
         return AddressTaken(f"{listen} is taken by {who or 'another process'}: stop it, or change the listen address")
-    return OSError(f"cannot listen on {listen}: {error.strerror}")
+    return OSError(f"cannot listen on {listen}: {error.strerror or error}")
 
 
 def holder(where: str | int) -> str:
     """Who listens on a TCP port or a unix path, as `name, pid N`; empty if we may not see it (proc(5))."""
-    inodes = set(_inodes(where))
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and _holds(process, inodes):
-            with contextlib.suppress(OSError):
-                return f"{(process / 'comm').read_text().strip()}, pid {process.name}"
+    with contextlib.suppress(OSError):  # no descriptor left, for one: the name is a courtesy
+        inodes = set(_inodes(where))
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal() and _holds(process, inodes):
+                with contextlib.suppress(OSError):
+                    return f"{(process / 'comm').read_text().strip()}, pid {process.name}"
     return ""
 
 

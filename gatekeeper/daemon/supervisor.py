@@ -7,6 +7,10 @@ hands them to its workers by fork, and watches. It never imports pymilter. Signa
 same sockets, then the old ones retire, and the policy connections that they hold pass through here to the new ones. A
 configuration that cannot be used is refused with its errors, and the old one goes on.
 
+Any system call may fail, for want of memory, descriptors or processes. A start that cannot be made is refused, and
+leaves nothing behind; what fails later costs no service that there was: it is put off and tried again. A child ends by
+os._exit, whatever happens to it: it must never come back into the parent's code, which would remove the sockets.
+
 A table or key that changes does the same without a signal, once it has settled (core/watched_files.py). The
 configuration file itself is read at a signal only: half an edit of it is not to be taken for one.
 """
@@ -14,6 +18,7 @@ configuration file itself is read at a signal only: half an edit of it is not to
 import gc
 import importlib.util
 import logging
+import math
 import os
 import selectors
 import signal
@@ -21,8 +26,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from gatekeeper.app.plan import Plan, prepare
 from gatekeeper.config.config_file import Config
@@ -57,6 +64,8 @@ _START = 10.0
 _PATIENCE = STOP_TIMEOUT + 2
 """Seconds from the order to stop until whoever is left is killed."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+
 Place = tuple[WorkerKind, ListenAddress]
 
 
@@ -74,6 +83,7 @@ class _Worker:
     heard: float
     ready: bool = False
     retired: bool = False
+    stopped: bool = False  # it has been told to
 
 
 @dataclass(slots=True)
@@ -115,10 +125,16 @@ def run(
         if importlib.util.find_spec("milter") is not None:
             kinds.append(WorkerKind.MILTER)
         else:
-            print("no milter: pymilter is not installed; pip install 'gatekeeper[milter]' adds it", file=sys.stderr)
+            _say("no milter: pymilter is not installed; pip install 'gatekeeper[milter]' adds it")
     if not kinds:
         return EX_TEMPFAIL
-    return Supervisor(load, up, plan, tuple(kinds), identity, FileWatch(noted), detached=detached).run()
+    try:
+        share = ConnectionBalance(plan.config.policy.workers)
+        supervisor = Supervisor(load, up, plan, tuple(kinds), identity, FileWatch(noted), share, detached=detached)
+    except OSError as error:  # neither descriptors nor memory left
+        _say(_why(error))
+        return EX_TEMPFAIL
+    return supervisor.run()
 
 
 @dataclass(slots=True)
@@ -131,7 +147,7 @@ class Supervisor:
     kinds: tuple[WorkerKind, ...]
     identity: ProcessUser | None
     sources: FileWatch
-    share: ConnectionBalance = field(default_factory=lambda: ConnectionBalance(1))
+    share: ConnectionBalance
     homeless: list[control_channel.ControlPacket] = field(
         default_factory=list
     )  # connections that retired workers gave up
@@ -147,7 +163,7 @@ class Supervisor:
     failed: bool = False
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     quick_deaths: dict[tuple[Place, ...], int] = field(default_factory=dict)
-    signalled: socket.socket | None = None  # set_wakeup_fd holds only its number
+    signals: tuple[socket.socket, ...] = ()  # both ends: set_wakeup_fd holds only a number, and workers close them
 
     def run(self) -> int:
         """Open, fork, watch, stop. Returns the exit status."""
@@ -155,13 +171,13 @@ class Supervisor:
         try:
             _make_state_folder(self.plan.config.store.url, self.identity)
             self._open(self.plan)
+            wakeup = self._catch_signals()
         except OSError as error:
-            print(error, file=sys.stderr)
+            _say(_why(error))
             self._close(list(self.sockets))
             return EX_TEMPFAIL
-        wakeup = self._catch_signals()
-        self._start(self.plan)
         try:
+            self._start(self.plan, self.share)
             while self.workers or (self.vacancies and self.stopping is None):
                 self._watch(wakeup)
         finally:
@@ -175,45 +191,50 @@ class Supervisor:
         return [(kind, address) for kind in self.kinds for address in listen[kind]]
 
     def _open(self, plan: Plan) -> None:
-        """Open what `plan` wants and is not open yet; all or none. Raises OSError."""
-        opened: list[Place] = []
+        """Open what `plan` wants and is not open yet, or has lost its file; all or none. Raises OSError."""
+        opened: dict[Place, socket.socket] = {}
         try:
             for place in self._wanted(plan):
-                if place in self.sockets and _is_gone(place):
-                    self._close([place])
-                if place not in self.sockets:
+                if place not in opened and (place not in self.sockets or _is_gone(place)):
                     kind, address = place
                     section = plan.config.policy if kind is WorkerKind.POLICY else plan.config.milter
                     owner = -1 if self.identity is None else self.identity.uid
-                    self.sockets[place] = open_listener(address, section.socket_mode, section.socket_group, owner)
-                    opened.append(place)
+                    opened[place] = open_listener(address, section.socket_mode, section.socket_group, owner)
         except OSError:
-            self._close(opened)
+            for place, listener in opened.items():
+                _shut(place, listener)
             raise
+        # Old ones are dropped only now: a worker that is forked after a refusal needs a listener for each place, even
+        # if its file is gone.
+        for place in opened.keys() & self.sockets.keys():
+            self.sockets.pop(place).close()
+            self.announced.discard(place)
+        self.sockets.update(opened)
 
     def _close(self, places: list[Place]) -> None:
         for place in places:
-            self.sockets.pop(place).close()
             self.announced.discard(place)
-            if place[1].path:
-                Path(place[1].path).unlink(missing_ok=True)
+            _shut(place, self.sockets.pop(place))
 
     # -- signals ------------------------------------------------------------------------------------------------
 
     def _catch_signals(self) -> socket.socket:
         """Signals become bytes on a socket that the selector watches: nothing happens between two instructions."""
-        ours, theirs = socket.socketpair()
+        self.signals = ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
         self.selector.register(ours, selectors.EVENT_READ)
-        self.signalled = theirs
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)
         return ours
 
     def _signalled(self, wakeup: socket.socket) -> None:
-        for number in wakeup.recv(4096):
+        try:
+            numbers = wakeup.recv(4096)
+        except OSError:  # no memory for a moment: they are still there, and wake us again
+            return
+        for number in numbers:
             if number in (signal.SIGHUP, signal.SIGUSR1):  # USR1: the unit of Debian's opendkim reloads by it
                 self.asked = True
             elif number in (signal.SIGTERM, signal.SIGINT):
@@ -225,11 +246,11 @@ class Supervisor:
 
     # -- workers ------------------------------------------------------------------------------------------------
 
-    def _start(self, plan: Plan) -> None:
-        """Fork a new generation of workers for `plan`."""
+    def _start(self, plan: Plan, share: ConnectionBalance) -> None:
+        """Fork a new generation of workers for `plan`, which share connections by `share`."""
         self.generation += 1
         self.vacancies.clear()
-        self.share = ConnectionBalance(plan.config.policy.workers)
+        self.share = share
         # The plan before this one, whose tables refer to each other, goes; what is left is shared with the workers,
         # whose collectors shall not write to it.
         gc.unfreeze()
@@ -246,28 +267,63 @@ class Supervisor:
                     self._fork(WorkerKind.MILTER, (place,))
 
     def _fork(self, kind: WorkerKind, places: tuple[Place, ...], seat: int = 0) -> None:
-        ours, theirs = control_channel.control_pair()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
+        """Fork a worker. If that cannot be done now its place stays vacant; if none ever worked, we stop."""
+        if self.stopping is not None:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # who read it has gone, or the disk is full
+                stream.flush()
+        now = time.monotonic()
+        ours = None
+        try:
+            ours, theirs = control_channel.control_pair()
+            worker = _Worker(kind, places, self.generation, 0, ours, seat, now, now)
+            # Before the fork, which is the last thing that may fail: a worker that nobody hears is one too many.
+            self.selector.register(ours, selectors.EVENT_READ, worker)
+            with theirs:
+                # Signals wait until the child has undone our handling: what is meant for it would be told to us.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+                try:
+                    worker.pid = os.fork()
+                    if worker.pid == 0:
+                        self._be(worker, theirs, before)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except OSError as error:
+            if ours is not None:
+                with suppress(KeyError):
+                    self.selector.unregister(ours)
+                ours.close()
+            logger.error("cannot fork a %s worker: %s", kind, _why(error))  # noqa: TRY400 (the sentence says it)
+            if self._never_worked(kind):
+                self._give_up(kind)
+            else:
+                self._leave_vacant(kind, places, seat, quick=True)
+            return
+        self.workers.append(worker)
+
+    def _be(self, worker: _Worker, theirs: socket.socket, mask: set[int]) -> NoReturn:
+        """Be `worker`, in the process just forked for it; `mask` are the signals that were blocked before."""
+        try:
             block_signals()
-            ours.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self.selector.close()
-            for worker in self.workers:
-                worker.control.close()
+            for sock in (*self.signals, worker.control, *(other.control for other in self.workers)):
+                sock.close()
             for packet in self.homeless:
                 packet.close()
             for place, listener in self.sockets.items():
-                if place not in places:  # held open here, it would take connections that nobody answers
+                if place not in worker.places:  # held open here, it would take connections that nobody answers
                     listener.close()
-            listeners = [self.sockets[place] for place in places]
-            run_worker(kind, self.plan, listeners, theirs, self.identity, self.share.slot(seat), detached=self.detached)
-        theirs.close()
-        now = time.monotonic()
-        worker = _Worker(kind, places, self.generation, pid, ours, seat, now, now)
-        self.workers.append(worker)
-        self.selector.register(ours, selectors.EVENT_READ, worker)
+            listeners = [self.sockets[place] for place in worker.places]
+            seat = self.share.slot(worker.seat)
+            run_worker(worker.kind, self.plan, listeners, theirs, self.identity, seat, detached=self.detached)
+        except OSError as error:
+            logger.error("a %s worker could not begin: %s", worker.kind, _why(error))  # noqa: TRY400 (the sentence says it)
+        except BaseException:
+            logger.exception("a %s worker could not begin", worker.kind)
+        finally:
+            os._exit(EX_TEMPFAIL)
 
     def _watch(self, wakeup: socket.socket) -> None:
         for key, _ in self.selector.select(timeout=self._patience()):
@@ -281,14 +337,17 @@ class Supervisor:
             self.vacancies.remove(vacancy)
             self._fork(vacancy.kind, vacancy.places, vacancy.seat)
         self._house()
+        self._settle()
         if self.asked and not self._starting(now):
             self.asked = False
             self._reload()
         elif self.stopping is None and (changed := self.sources.changed()):
             self._reload(changed)
         self._kill([worker for worker in self.workers if now - worker.heard > SILENCE])
-        if self.stopping is not None and now > self.stopping:
-            self._kill(self.workers)
+        if self.stopping is not None:
+            self._tell_to_stop()
+            if now > self.stopping:
+                self._kill(self.workers)
 
     def _starting(self, now: float) -> bool:
         """True while workers have a moment more to begin. Another generation waits for them: a storm of signals would
@@ -299,8 +358,9 @@ class Supervisor:
 
     def _patience(self) -> float:
         """Seconds until there is something to do without being told."""
-        if self.vacancies or self.stopping is not None or self.asked:
-            return 0.5
+        if self.vacancies or self.stopping is not None or self.asked or self._not_retired():
+            soonest = min((vacancy.due for vacancy in self.vacancies), default=math.inf)
+            return min(0.5, max(0.0, soonest - time.monotonic()))
         if self.homeless:  # whoever is to take them has to read on first
             return 0.05
         return min(5.0, max(0.0, self.sources.due - time.monotonic()))
@@ -318,9 +378,6 @@ class Supervisor:
             if packet.word == control_channel.READY and not worker.ready:
                 worker.ready = True
                 self._announce(worker)
-                current = [one for one in self.workers if one.generation == self.generation]
-                if all(one.ready for one in current) and not self.vacancies:
-                    self._everybody_ready()
 
     def _house(self) -> None:
         """Give each connection that was given up to a worker of today, in turn."""
@@ -345,19 +402,30 @@ class Supervisor:
         for place in worker.places:
             if place not in self.announced:
                 self.announced.add(place)
-                print(f"listening {place[0]} {bound(place[1], self.sockets[place])}", file=sys.stderr, flush=True)
+                _say(f"listening {place[0]} {bound(place[1], self.sockets[place])}")
 
-    def _everybody_ready(self) -> None:
-        old = [worker for worker in self.workers if worker.generation < self.generation and not worker.retired]
-        for worker in old:
-            worker.retired = True
-            control_channel.send_packet(worker.control, control_channel.RETIRE)
+    def _settle(self) -> None:
+        """Once every worker of today serves, let the old ones retire, and close what is no longer wanted."""
+        current = [worker for worker in self.workers if worker.generation == self.generation]
+        if self.stopping is not None or self.vacancies or not current or not all(worker.ready for worker in current):
+            return
+        for worker in self._not_retired():
+            worker.retired = control_channel.send_packet(
+                worker.control, control_channel.RETIRE
+            )  # else it is told at the next turn
         if not self.up:
             self.up = True
             addresses = {kind: bound(listen, self.sockets[kind, listen]) for kind, listen in reversed(self.sockets)}
-            self.say_up(addresses)
+            try:
+                self.say_up(addresses)
+            except OSError as error:  # who wanted to know has gone
+                logger.error("the service is up, and cannot say so: %s", _why(error))  # noqa: TRY400 (the sentence says it)
         wanted = self._wanted(self.plan)
         self._close([place for place in self.sockets if place not in wanted])
+
+    def _not_retired(self) -> list[_Worker]:
+        """The workers of old that have not been told to go."""
+        return [worker for worker in self.workers if worker.generation < self.generation and not worker.retired]
 
     def _reap(self) -> None:
         while True:
@@ -382,19 +450,28 @@ class Supervisor:
             self.share.clear(worker.seat)
         if worker.retired or worker.generation < self.generation or self.stopping is not None:
             return
-        alone = not any(other.ready for other in self.workers if other.kind is worker.kind)
-        if not worker.ready and not self.up and alone:
-            # None ever worked: the reason is in the log above, and trying again would only repeat it.
-            logger.error("a %s worker could not start; stopping", worker.kind)
-            self.failed = True
-            self._stop()
+        if not worker.ready and self._never_worked(worker.kind):
+            self._give_up(worker.kind)
             return
-        quick = worker.started + 5 > time.monotonic()
-        failures = self.quick_deaths.get(worker.places, 0) + 1 if quick else 0
-        self.quick_deaths[worker.places] = failures
-        delay = min(SLOWEST_RESTART, 2.0**failures) if failures else 0.0
         logger.error("a %s worker (pid %d) ended with status %d and is replaced", worker.kind, worker.pid, status)
-        self.vacancies.append(_Vacancy(worker.kind, worker.places, worker.seat, time.monotonic() + delay))
+        quick = worker.started + 5 > time.monotonic()
+        self._leave_vacant(worker.kind, worker.places, worker.seat, quick=quick)
+
+    def _never_worked(self, kind: WorkerKind) -> bool:
+        return not self.up and not any(worker.ready for worker in self.workers if worker.kind is kind)
+
+    def _give_up(self, kind: WorkerKind) -> None:
+        """None ever worked: the reason is in the log, and trying again would only repeat it."""
+        logger.error("a %s worker could not start; stopping", kind)
+        self.failed = True
+        self._stop()
+
+    def _leave_vacant(self, kind: WorkerKind, places: tuple[Place, ...], seat: int, *, quick: bool) -> None:
+        """Have somebody started there: now, or after a pause if the last one ended too `quick`ly."""
+        failures = self.quick_deaths.get(places, 0) + 1 if quick else 0
+        self.quick_deaths[places] = failures
+        delay = min(SLOWEST_RESTART, 2.0**failures) if failures else 0.0
+        self.vacancies.append(_Vacancy(kind, places, seat, time.monotonic() + delay))
 
     def _kill(self, workers: list[_Worker]) -> None:
         for worker in workers:
@@ -414,9 +491,10 @@ class Supervisor:
             with watched_files.recording() as noted:
                 plan = prepare(self.plan.config if changed else self.load(), old=self.plan)
             identity = find_identity(plan.config.user, plan.config.group)
-            self._open(plan)
+            share = ConnectionBalance(plan.config.policy.workers)
+            self._open(plan)  # last: from here on there is no way back
         except (ConfigError, LookupError, OSError) as error:
-            for line in str(error).splitlines():
+            for line in (_why(error) if isinstance(error, OSError) else str(error)).splitlines():
                 logger.error("not reloaded: %s", line)  # noqa: TRY400 (the sentence says it)
             # Also what only the refused one names: it may be mended there.
             self.sources = FileWatch({**self.sources.known, **noted})
@@ -425,19 +503,46 @@ class Supervisor:
         self.plan, self.identity = plan, identity
         _log(plan)
         logger.info("reloaded%s", f": {', '.join(changed)} changed" if changed else "")
-        self._start(plan)
+        self._start(plan, share)
 
     def _stop(self) -> None:
         self.stopping = time.monotonic() + _PATIENCE
         self.vacancies.clear()
+        self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
+        """Tell all, each once; who cannot be told now is told at the next turn."""
         for worker in self.workers:
-            control_channel.send_packet(worker.control, control_channel.STOP)
+            worker.stopped = worker.stopped or control_channel.send_packet(worker.control, control_channel.STOP)
 
 
 def _is_gone(place: Place) -> bool:
     """True if somebody has removed the socket's file, so that nobody can come any more."""
     path = place[1].path
     return bool(path) and not Path(path).exists()
+
+
+def _shut(place: Place, listener: socket.socket) -> None:
+    """Close the listener, and remove its file. One that cannot be removed stays: the next start takes it for stale."""
+    listener.close()
+    if place[1].path:
+        try:
+            Path(place[1].path).unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("cannot remove %s: %s", place[1].path, error.strerror)  # noqa: TRY400 (the sentence says it)
+
+
+def _say(text: str) -> None:
+    """Print it on standard error; a reader who has gone, or a full disk, keeps nobody from serving."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _why(error: OSError) -> str:
+    """A sentence: what was raised as one, or what the system says."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _log(plan: Plan) -> None:
@@ -453,4 +558,8 @@ def _make_state_folder(url: str, identity: ProcessUser | None) -> None:
     if identity is None or not url.startswith("sqlite:/") or folder.exists():
         return
     folder.mkdir(mode=0o750, parents=True)
-    os.chown(folder, identity.uid, identity.gid)
+    try:
+        os.chown(folder, identity.uid, identity.gid)
+    except OSError:
+        folder.rmdir()  # the next start would take it for one that is as it should be
+        raise

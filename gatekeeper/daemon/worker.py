@@ -71,8 +71,11 @@ def allow_connections() -> None:
     """Allow as many open files as we may have: the usual 1024 (systemd's soft limit, made for programs that call
     select(2)) are fewer than the idle connections of a busy Postfix.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # a container may forbid it, and most relays never need so many
+        logger.warning("at most %d files may be open: %s", soft, error)
 
 
 def run_worker(
@@ -108,8 +111,10 @@ def run_worker(
         logger.exception("%s worker failed", kind)
     finally:
         # libmilter's threads and its exit handlers must not run; there is nothing left to flush.
-        logging.shutdown()
-        os._exit(status)
+        try:
+            logging.shutdown()
+        finally:
+            os._exit(status)
 
 
 async def _serve(
@@ -168,7 +173,7 @@ class _Orders:
         self._detached = detached
         self._loop = asyncio.get_running_loop()
         self.timeout: asyncio.Future[float] = self._loop.create_future()
-        self.take: Callable[[socket.socket, bytes], None] = lambda sock, unread: sock.close()
+        self.take: Callable[[socket.socket, bytes], None] = lambda sock, _unread: sock.close()
         """What becomes of a connection that we are handed."""
         self._loop.add_reader(control, self._heard)
 

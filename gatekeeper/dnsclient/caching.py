@@ -5,6 +5,9 @@ An answer is kept for its TTL within bounds, a negative one for the SOA's minimu
 for a few seconds, so that a dead name server costs one timeout and not one for each message. The least recently used
 entry is evicted first. A query continues if the caller that started it is cancelled: others may wait for it, and its
 answer will be wanted again. Replay moves through time with the clock.
+
+Threads without the event loop may ask `known` at any time; everything else belongs on the loop, which alone puts in and
+takes out. So there is no lock, and each step on the entries is one call of C: Python's lock is held throughout.
 """
 
 import asyncio
@@ -88,7 +91,7 @@ class CachingResolver:
         if not entry.since <= self._clock() < entry.until:  # a clock that was set back must not keep it for ever
             self._evict(key)
             return None
-        self._entries.move_to_end(key)
+        self._entries.move_to_end(key)  # only the loop takes out, and we are on it
         return entry.outcome
 
     def _start(self, key: Key) -> asyncio.Task[Answer | DNSError]:
@@ -111,7 +114,9 @@ class CachingResolver:
         self._entries[key] = entry
         self._weight += entry.weight
         while self._weight > self._size:
-            self._evict(next(iter(self._entries)))
+            # One call of C, which no thread gets into: an iterator breaks where `known` moves an entry meanwhile.
+            _, oldest = self._entries.popitem(last=False)
+            self._weight -= oldest.weight
 
     def _evict(self, key: Key) -> None:
         entry = self._entries.pop(key, None)
