@@ -139,7 +139,7 @@ def _holds_connection(pid: int, connection: socket.socket) -> bool:
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced(config: Path) -> None:
-    quick = "from gatekeeper.daemon import supervisor, worker; supervisor.SILENCE = 2.0; worker.HEARTBEAT = 0.2"
+    quick = "from gatekeeper.daemon import supervisor, worker; supervisor.HANG_LIMIT = 2.0; worker.HEARTBEAT = 0.2"
     service = Service(config, "policy", prelude=quick)
     service.wait_for("explain")
     victim = service.children()[0]

@@ -74,8 +74,9 @@ def _detached(serve: Serve, tell: int) -> int:
 
 @contextmanager
 def write_pid_file(path: Path | None) -> Any:
-    """Gives what writes this process's number into the file; it is removed in the end. A file that cannot be written is
-    logged, as OpenDKIM does, and keeps nothing from serving.
+    """Yield what writes this process's number into the file at `path`, and remove the file in the end.
+
+    A file that cannot be written is logged, as OpenDKIM does, and keeps nothing from serving.
     """
     written = False
 

@@ -67,7 +67,7 @@ def send_packet(control: socket.socket, word: bytes, data: bytes = b"", descript
 
 
 def receive_packet(control: socket.socket) -> ControlPacket | None:
-    """The next packet, one with an empty word at the end; None if there is none now."""
+    """Return the next packet, one with an empty word at the end of the stream; None if there is none now."""
     try:
         packet, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES + 64, 1)
     except OSError as error:

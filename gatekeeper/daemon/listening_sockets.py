@@ -28,7 +28,7 @@ class AddressTaken(OSError):
 
 
 def open_listener(listen: ListenAddress, mode: int = 0o660, group: str = "", owner: int = -1) -> socket.socket:
-    """A listening, non-blocking socket. `mode`, `group` and `owner` (a user id) are for a unix socket's path.
+    """Open a listening, non-blocking socket. `mode`, `group` and `owner` (a user id) are for a unix socket's path.
 
     Raises AddressTaken, or OSError with a sentence for a person.
     """

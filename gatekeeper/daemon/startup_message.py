@@ -15,7 +15,7 @@ _SESSION = "--client 192.0.2.1 --helo localhost --from a@example.com --to b@exam
 
 
 def startup_message(addresses: Mapping[WorkerKind, ListenAddress], config_path: Path | None) -> str:
-    """The text, for one address of each kind that is served."""
+    """Return the text, for one address of each kind that is served."""
     lines = ["", "Put into Postfix's main.cf, as postfix-snippets/ explains (who may relay is decided before):"]
     if WorkerKind.POLICY in addresses:
         service = f"{_for_postfix(addresses[WorkerKind.POLICY])}, timeout=30s, default_action=DUNNO"

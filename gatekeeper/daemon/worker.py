@@ -67,9 +67,11 @@ class ProcessUser:
         os.environ["HOME"] = pwd.getpwuid(self.uid).pw_dir
 
 
-def allow_connections() -> None:
-    """Allow as many open files as we may have: the usual 1024 (systemd's soft limit, made for programs that call
-    select(2)) are fewer than the idle connections of a busy Postfix.
+def raise_file_limit() -> None:
+    """Raise the limit of open files to the hard limit.
+
+    The usual 1024 (systemd's soft limit, made for programs that call select(2)) are fewer than the idle connections of
+    a busy Postfix.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -83,15 +85,15 @@ def run_worker(
     plan: Plan,
     listeners: Sequence[socket.socket],
     control: socket.socket,
-    identity: ProcessUser | None,
-    seat: BalanceSlot,
+    process_user: ProcessUser | None,
+    slot: BalanceSlot,
     *,
     detached: bool = False,
 ) -> NoReturn:
-    """Be a worker in this freshly forked process; ends it. `seat` is a policy worker's among its like; `detached` lets
-    go of standard input and output once it serves.
+    """Be a worker in this freshly forked process, and end it: with status 0 after draining, 75 after an accident.
 
-    Exit status 0 after draining, 75 after an accident.
+    `slot` is where a policy worker counts its connections. With `detached` it lets go of standard input and output once
+    it serves.
     """
     status = EX_TEMPFAIL
     try:
@@ -101,9 +103,9 @@ def run_worker(
         store_url.preload(plan.config.store.url)
         if kind is WorkerKind.MILTER:
             import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
-        if identity is not None:
-            identity.assume()
-        uvloop.run(_serve(kind, plan, listeners, control, seat, detached))
+        if process_user is not None:
+            process_user.assume()
+        uvloop.run(_serve(kind, plan, listeners, control, slot, detached))
         status = 0
     except (OSError, StoreError) as error:
         logger.error("%s worker cannot work: %s", kind, error)  # noqa: TRY400 (the sentence says it; a traceback would hide it)
@@ -122,23 +124,23 @@ async def _serve(
     plan: Plan,
     listeners: Sequence[socket.socket],
     control: socket.socket,
-    seat: BalanceSlot,
+    slot: BalanceSlot,
     detached: bool,
 ) -> None:
     app = await open_app(plan)
     try:
         orders = _Orders(control, detached)
         if kind is WorkerKind.POLICY:
-            await _serve_policy(app, listeners, orders, seat)
+            await _serve_policy(app, listeners, orders, slot)
         else:
             await _serve_milter(app, listeners[0], orders)
     finally:
         await app.close()
 
 
-async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders", seat: BalanceSlot) -> None:
+async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders", slot: BalanceSlot) -> None:
     app.watch_lists()
-    server = PolicyServer(app, slot=seat)
+    server = PolicyServer(app, slot=slot)
     await server.serve(listeners)
     orders.take = server.adopt
     orders.ready()
@@ -215,8 +217,8 @@ class _Orders:
             self._loop.call_later(1.0, os._exit, 0)
 
 
-def find_identity(user: str, group: str) -> ProcessUser | None:
-    """The identity that workers take, or None if we are not root. Raises LookupError with a sentence."""
+def find_process_user(user: str, group: str) -> ProcessUser | None:
+    """Return the user that workers become, or None if we are not root. Raises LookupError with a sentence."""
     if os.geteuid() != 0:
         return None
     try:

@@ -260,7 +260,7 @@ def _parent(folder: Path, faults: Faults) -> NoReturn:
         plan: Plan,
         listeners: Sequence[socket.socket],
         control: socket.socket,
-        seat: BalanceSlot,
+        slot: BalanceSlot,
         detached: bool,
     ) -> None:
         faults.quiet = True
@@ -270,8 +270,8 @@ def _parent(folder: Path, faults: Faults) -> NoReturn:
     try:
         os.dup2(os.open(folder / "said", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), 2)
         sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
-        supervisor.SLOWEST_RESTART = 0.01
-        supervisor._PATIENCE = 2.0
+        supervisor.MAX_RESTART_DELAY = 0.01
+        supervisor._STOP_LIMIT = 2.0
         worker._serve = serve
         faults.install()
         file = folder / "gatekeeper.toml"
