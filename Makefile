@@ -4,10 +4,13 @@
 SHELL  := /bin/bash
 CONFIG ?= config/gatekeeper.toml
 ARGS   ?=
+# More at once than there are cores: most tests wait, for a service or for time to pass.
+WORKERS ?= 6
 PY     := .venv/bin/python
+PARALLEL = -n $(WORKERS) --dist worksteal
 export PYTHON
 
-.PHONY: help run test lint demo bench lock clean
+.PHONY: help run test check coverage lint matrix demo bench lock release clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\): *## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,13 +22,26 @@ run:  ## the policy daemon and the milter, in the foreground (CONFIG=FILE)
 
 test:  ## the tests (ARGS="-k greylist")
 	@.ci/bootstrap milter postfix tests
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(PARALLEL) $(ARGS)
 
-lint:  ## ruff and mypy
+check:  ## lint, and the tests that start no service
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m pytest $(PARALLEL) -m "not integration" $(ARGS)
+
+coverage:  ## the tests, and the branches that none of them takes
+	@.ci/bootstrap milter postfix tests
+	@.ci/coverage $(PARALLEL) $(ARGS)
+
+lint:  ## ruff, mypy and codespell
 	@.ci/bootstrap
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
+	@$(PY) -m codespell_lib
 	@$(PY) -m mypy
+
+matrix:  ## the tests that start no service, on each Python 3.11 to 3.14 that is installed
+	@.ci/bootstrap milter
+	@$(PY) -m tox $(ARGS)
 
 demo:  ## sessions through a private Postfix, and what happened to each
 	@.ci/bootstrap milter postfix
@@ -39,6 +55,9 @@ bench:  ## what a request and a message cost, beside the peers (ARGS=ROUNDS)
 lock:  ## requirements.lock from pyproject.toml
 	@.ci/lock
 
+release:  ## a release of what is committed on main (VERSION=1.2.3); CONTRIBUTING.md says what has to be there
+	@.ci/release $(VERSION)
+
 clean:  ## what the other targets left behind, .venv included
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.pipeline import END_OF_DATA
 from gatekeeper.stores.memory import MemoryStore
-from tests.test_config import no_postfix
+from tests.support.postconf import no_postfix
 
 ZONE = """
 example.com. MX 10 mail.example.com.

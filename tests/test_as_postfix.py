@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.policy.protocol import RequestParser
 from gatekeeper.replay.postfix_model import Restrictions, refusal
 from gatekeeper.replay.smtp import SmtpClient
-from tests.conftest import missing
-from tests.lab import Lab, why_not
+from tests.support.lab import new_lab
 
 ACTIONS = [
     "DUNNO",
@@ -47,10 +45,9 @@ def name(number: int) -> str:
 REPLIES = [refusal(action, Restrictions.RECIPIENT, name(number)) for number, action in enumerate(ACTIONS)]
 
 
+@pytest.mark.integration("postfix")
 async def test_a_real_postfix_replies_the_same() -> None:
-    if reason := why_not():
-        missing(reason)
-    with Lab(zone=Zone.parse(""), hostname="mx.example.net", relay_domains=["example.net"]) as lab:
+    with new_lab(hostname="mx.example.net", relay_domain="example.net") as lab:
         async with await asyncio.start_unix_server(_answer, lab.postfix.sockets / "policy.sock") as server:
             (lab.postfix.sockets / "policy.sock").chmod(0o666)
             await server.start_serving()

@@ -11,7 +11,7 @@ from gatekeeper.checks.tables.access import AccessOptions, domain_keys, mailbox_
 from gatekeeper.checks.tables.indexed import address_keys
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision, Outcome
-from tests.checking import World, mistakes, rcpt
+from tests.support.checking import World, mistakes, rcpt
 
 
 async def ask(folder: Path, word: str, table: str, request: Request, type: str = "hash", zone: str = "") -> Decision:

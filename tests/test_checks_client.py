@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.checking import SITE, World, rcpt, reply
+from tests.support.checking import SITE, World, rcpt, reply
 
 ZONE = """
 1.2.0.192.in-addr.arpa PTR mail.example.net.

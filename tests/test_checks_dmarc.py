@@ -18,9 +18,9 @@ from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Keys
-from tests.checking import SITE, rcpt
-from tests.test_arc import MESSAGE, NOW, RECORD, sealed
-from tests.test_spf import txt
+from tests.support.arc_messages import MESSAGE, NOW, RECORD, sealed
+from tests.support.checking import SITE, rcpt
+from tests.support.zones import txt
 
 ZONE = """
 _dmarc.reject.example TXT "v=DMARC1; p=reject"

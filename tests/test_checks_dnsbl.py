@@ -12,7 +12,7 @@ from gatekeeper.checks.dnslists.dnsbl import Dnsbl
 from gatekeeper.core.verdict import PASS
 from gatekeeper.dnsclient.resolver import Answer
 from gatekeeper.dnsclient.zone import Zone
-from tests.checking import World, rcpt
+from tests.support.checking import World, rcpt
 
 ZONE = """
 1.2.0.192.one.example A 127.0.0.2

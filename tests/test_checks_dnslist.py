@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.checks.dnslists.lookup import listed_domain, parse_list, reversed_address
 from gatekeeper.dnslists.dns_list import DnsList
-from tests.conftest import missing
+from tests.support.needs import missing
 
 
 def test_a_list_is_a_zone_a_filter_and_a_weight() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gatekeeper.core.request import Stage
 from gatekeeper.core.verdict import PASS, Outcome
-from tests.checking import World, rcpt, reply
+from tests.support.checking import World, rcpt, reply
 
 
 @pytest.mark.parametrize(

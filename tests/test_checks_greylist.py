@@ -15,7 +15,7 @@ from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import StoreError
-from tests.checking import World, rcpt
+from tests.support.checking import World, rcpt
 
 DAY = 86400
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.checking import SITE, World, rcpt, reply
+from tests.support.checking import SITE, World, rcpt, reply
 
 ZONE = """
 a.example A 192.0.2.1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.builder.builder import CheckBuilder
-from tests.checking import HERE, World, mistakes, rcpt
+from tests.support.checking import HERE, World, mistakes, rcpt
 
 
 async def text(table: str, sender: str) -> str:

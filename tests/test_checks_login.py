@@ -8,7 +8,7 @@ import pytest
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.builder.builder import CheckBuilder
 from gatekeeper.core.verdict import Verdict
-from tests.checking import HERE, World, rcpt
+from tests.support.checking import HERE, World, rcpt
 
 TABLES = [
     "inline:{ { a@b.example = alice, bob }, @team.example=carol, joe=joe }",

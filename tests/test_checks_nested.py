@@ -18,7 +18,7 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.check import Check
 from gatekeeper.postfix.restriction_list import parse_restrictions
 from gatekeeper.stores.memory import MemoryStore
-from tests.checking import World, rcpt
+from tests.support.checking import World, rcpt
 
 HERE = Path("/nonexistent")
 SOFT_THEN_OK = "check_sender_access inline:{ { example.net = defer_if_permit, permit } }"

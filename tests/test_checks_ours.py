@@ -8,7 +8,7 @@ import pytest
 
 from gatekeeper.core.request import parse_address
 from gatekeeper.pipeline.site import Site
-from tests.checking import SITE, World, rcpt
+from tests.support.checking import SITE, World, rcpt
 
 OURS = replace(SITE, local_domains=("example.com", "shop.example", "customer.example", ".below.example", "localhost"))
 ZONE = """

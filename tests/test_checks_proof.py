@@ -14,7 +14,7 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
 from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
 from gatekeeper.stores.store import Keys
-from tests.checking import SITE, World, rcpt
+from tests.support.checking import SITE, World, rcpt
 
 SIGNED = DkimFinding(DkimResult.PASS, domain="example.net")
 

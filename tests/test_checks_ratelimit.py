@@ -21,8 +21,8 @@ from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import Mode
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import StoreError
-from tests.checking import SITE, World, rcpt
-from tests.test_config import no_postfix
+from tests.support.checking import SITE, World, rcpt
+from tests.support.postconf import no_postfix
 
 NONE: dict[str, object] = dict.fromkeys(
     ("client_messages", "client_recipients", "user_messages", "user_recipients"), ()

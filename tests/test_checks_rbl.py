@@ -9,7 +9,7 @@ from gatekeeper.checks.base.check_types import PostfixCheck
 from gatekeeper.checks.dnslists.rbl import RejectListed, prefetch_adjacent
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Answer
-from tests.checking import World, mistakes, rcpt, reply
+from tests.support.checking import World, mistakes, rcpt, reply
 
 ZONE = r"""
 1.2.0.192.bl.example A 127.0.0.2

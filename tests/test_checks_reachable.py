@@ -10,7 +10,7 @@ from gatekeeper.checks.greylisting.greylist import Greylist
 from gatekeeper.checks.limits.ratelimit import RateLimit
 from gatekeeper.config.schema import DEFAULT_RESTRICTIONS
 from gatekeeper.core.verdict import PASS
-from tests.checking import SITE, World, rcpt
+from tests.support.checking import SITE, World, rcpt
 
 ZONE = """
 example.com                 MX   10 mx.example.com

@@ -8,7 +8,7 @@ import pytest
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.builder.builder import CheckBuilder
 from gatekeeper.checks.tables.server_access import MAX_ADDRESSES
-from tests.checking import World, rcpt, reply
+from tests.support.checking import World, rcpt, reply
 
 ZONE = """
 good.example  MX 10 mx.host.example

@@ -5,7 +5,7 @@ import pytest
 
 from gatekeeper.checks.authentication.spf import SpfCheck
 from gatekeeper.core.verdict import PASS, Mode, Outcome
-from tests.checking import World, rcpt
+from tests.support.checking import World, rcpt
 
 ZONE = r"""
 fail.example TXT "v=spf1 -all exp=why.example"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal, without_final_dot
-from tests.conftest import missing
+from tests.support.needs import missing
 
 LIBRARIES = Path("/usr/lib/postfix")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.dnsclient.resolver import Answer, DNSFailure, DNSTimeout, TableResolver
 from gatekeeper.dnsclient.zone import Zone
-from tests.checking import SITE, World, rcpt
+from tests.support.checking import SITE, World, rcpt
 
 TYPES = ("A", "AAAA", "MX", "NS", "PTR", "TXT")
 WORDS = (

@@ -26,8 +26,8 @@ from gatekeeper.checks.tables.certificate_access import parse_search
 from gatekeeper.core.verdict import Mode
 from gatekeeper.pipeline.check import Check
 from gatekeeper.postfix.restriction_list import split_words
-from tests.checking import HERE, mistakes
-from tests.conftest import ROOT
+from tests.support.checking import HERE, mistakes
+from tests.support.needs import ROOT
 
 POSTFIX = [
     "check_ccert_access",

@@ -17,7 +17,7 @@ from gatekeeper.cli.common import CONFIGURATION, OK, USAGE
 from gatekeeper.core.message import Header
 from gatekeeper.diagnose.message_report import Mail
 from gatekeeper.milter.edits import Edits, Insert, Remove
-from tests.conftest import ROOT, require_program
+from tests.support.needs import ROOT, require_program
 
 ZONE = """
 example.com. MX 10 mail.example.com.
@@ -99,6 +99,7 @@ def test_explain_with_a_message_tells_what_the_milter_does(capsys: pytest.Captur
     assert "The milter would add: Authentication-Results: mx.example.org; iprev=pass" in out
 
 
+@pytest.mark.integration("openssl")
 def test_explain_with_our_own_message_tells_why_it_is_signed_or_not(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +130,7 @@ def test_verify_takes_the_sender_from_return_path(folder: Path, capsys: pytest.C
     assert "pass" == json.loads(capsys.readouterr().out)["spf"]["result"]
 
 
+@pytest.mark.integration("openssl")
 def test_what_sign_writes_verifies(folder: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     with_key(folder)
     assert OK == cli.main(["--config", "g.toml", "sign", "m.eml"])
@@ -174,6 +176,7 @@ def test_check_config_answers_programs_in_json(folder: Path, capsys: pytest.Capt
     assert (False, [1]) == (told["ok"], [problem["line"] for problem in told["problems"]])
 
 
+@pytest.mark.integration("openssl")
 def test_a_broken_key_is_found_by_check_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_key(folder)
     (folder / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
@@ -224,6 +227,7 @@ def test_a_wrong_command_line_is_status_2(arguments: str, capsys: pytest.Capture
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.integration("gatekeeper")
 def test_a_reader_that_has_gone_leaves_no_traceback() -> None:
     command = [sys.executable, "-m", "gatekeeper", "explain", "--config", "g.toml", "--dns", "dns.zone", *SESSION]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -234,6 +238,12 @@ def test_a_reader_that_has_gone_leaves_no_traceback() -> None:
     assert 0 == process.returncode
 
 
+def hear_ctrl_c() -> None:
+    """A shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.integration("gatekeeper")
 def test_ctrl_c_leaves_no_traceback() -> None:
     """A name server that never answers keeps the command busy until it is interrupted."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
@@ -242,7 +252,8 @@ def test_ctrl_c_leaves_no_traceback() -> None:
         port = deaf.getsockname()[1]
         Path("g.toml").write_text(f'[store]\nurl = "memory:"\n[dns]\nnameservers = "127.0.0.1:{port}"\ntimeout = 60')
         command = [sys.executable, "-m", "gatekeeper", "explain", "--config", "g.toml", "--client", "192.0.2.1"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=hear_ctrl_c) as process:
             deaf.recv(512)
             process.send_signal(signal.SIGINT)
             assert (b"", b"") == process.communicate(timeout=30)

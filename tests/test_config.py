@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration file: every mistake with its line, defaults that are Postfix's, and lists in both spellings."""
 
-from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from gatekeeper.config.locations import KeyLocations
 from gatekeeper.config.schema import ChecksSection
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.postfix.listen_address import ListenAddress
+from tests.support.postconf import no_postfix
 
 MAIN_CF = {
     "myhostname": "mx.example.com",
@@ -27,10 +27,6 @@ MAIN_CF = {
     "recipient_delimiter": "+-",
     "parent_domain_matches_subdomains": "mynetworks,relay_domains",
 }
-
-
-def no_postfix(names: Sequence[str]) -> Mapping[str, str]:
-    return {}
 
 
 def read(folder: Path, text: str) -> Config:

@@ -27,12 +27,11 @@ from gatekeeper.replay.smtp import SmtpClient
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore
 from gatekeeper.stores.store import Keys, StoreError
-from tests.checking import SITE
-from tests.conftest import missing, require_program
-from tests.lab import Lab, why_not
-from tests.milter_client import MilterClient
-from tests.redis_server import RedisServer, redis_server
-from tests.service import Service, need_milter, until
+from tests.support.checking import SITE
+from tests.support.lab import new_lab
+from tests.support.milter_client import MilterClient
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.service import Service, need_milter, until
 
 TOO_MANY = "421 4.7.0 Error: too many connections from 192.0.2.1: the limit is 2 at once; try again later"
 NONE: dict[str, object] = dict.fromkeys(
@@ -162,7 +161,7 @@ def relay(store: str, *, lease: float = LEASE, workers: int = 2, **limits: objec
         ratelimit = "".join(f"{option} = {value}\n" for option, value in limits.items())
         config = (
             f'hostname = "mx.example.org"\nmynetworks = []\n[store]\nurl = "{store or f"sqlite:{folder}/state/s.db"}"\n'
-            f'timeout = "2s"\n[milter]\nlisten = "unix:{folder}/milter.sock"\nworkers = {workers}\n'
+            f'timeout = "30s"\n[milter]\nlisten = "unix:{folder}/milter.sock"\nworkers = {workers}\n'
             f"[checks.ratelimit]\n{ratelimit}"
         )
         (folder / "gatekeeper.toml").write_text(config, "utf-8")
@@ -199,6 +198,7 @@ def vanish(milter: MilterClient) -> None:
 
 
 @pytest.mark.parametrize("end", ["quit", "vanish"])
+@pytest.mark.integration("gatekeeper")
 def test_a_place_is_given_back_however_the_connection_ends(end: str) -> None:
     with relay("", client_simultaneous=2) as (_, address), ExitStack() as others:
         first, _ = connect(address)
@@ -210,6 +210,7 @@ def test_a_place_is_given_back_however_the_connection_ends(end: str) -> None:
         assert TOO_MANY == connect(address)[1]
 
 
+@pytest.mark.integration("gatekeeper", "redis-server")
 def test_what_a_killed_worker_held_ends_with_its_lease(redis: RedisServer) -> None:
     redis.admin.flushall()
     with relay(redis.tcp_url, lease=3.0, workers=1, client_simultaneous=2) as (service, address), ExitStack() as others:
@@ -227,6 +228,7 @@ def accepts(address: str, within: ExitStack) -> bool:
         return False
 
 
+@pytest.mark.integration("gatekeeper", "redis-server")
 def test_a_lease_outlives_its_term_while_the_connection_lives(redis: RedisServer) -> None:
     redis.admin.flushall()
     with relay(redis.tcp_url, lease=3.0, client_simultaneous=1) as (_, address), ExitStack() as others:
@@ -239,6 +241,7 @@ def test_a_lease_outlives_its_term_while_the_connection_lives(redis: RedisServer
 
 
 @pytest.mark.parametrize("kind", ["redis", "sqlite"])
+@pytest.mark.integration("gatekeeper", "redis-server")
 def test_all_workers_and_relays_share_one_limit_exactly(kind: str, redis: RedisServer) -> None:
     redis.admin.flushall()
     with TemporaryDirectory(prefix="gatekeeper-test-") as folder, ExitStack() as stack:
@@ -250,11 +253,9 @@ def test_all_workers_and_relays_share_one_limit_exactly(kind: str, redis: RedisS
         assert 10 == sum(stays)
 
 
+@pytest.mark.integration("gatekeeper", "postfix")
 def test_postfix_turns_the_connection_away() -> None:
-    require_program("postconf", "postfix")
-    if reason := why_not():
-        missing(reason)
-    with Lab(zone=Zone.parse(""), hostname="mx.example.org", relay_domains=["example.org"]) as lab:
+    with new_lab() as lab:
         config = lab.root / "gatekeeper.toml"
         config.write_text('hostname = "mx.example.org"\nmynetworks = []\nrelay_domains = ["example.org"]\n', "utf-8")
         lab.run(config, {"checks": {"ratelimit": {"client_simultaneous": 1}}})

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from gatekeeper.core.message import crlf, parse
-from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.replay import fixture
 from gatekeeper.replay.smtp import SmtpClient
-from tests.conftest import missing, require_program
-from tests.lab import Lab, why_not
-from tests.lab.postfix import free_port
+from tests.lab import Lab
+from tests.lab.ports import free_port
 from tests.lab.sink import Sink
-from tests.service import until
+from tests.support.lab import new_lab
+from tests.support.service import until
+
+pytestmark = pytest.mark.integration("gatekeeper", "postfix")
 
 CASE = fixture.read(Path(__file__).parent / "smtp_fixtures" / "clean-signed-mail")
 FORGED = b"".join(
@@ -69,10 +70,7 @@ class Filtered:
 
 @pytest.fixture(scope="module")
 def filtered() -> Iterator[Filtered]:
-    require_program("postconf", "postfix")
-    if reason := why_not():
-        missing(reason)
-    with Lab(zone=Zone.parse(CASE.zone), hostname="mx.example.org", relay_domains=["example.org"]) as lab:
+    with new_lab(CASE.zone) as lab:
         sink = Sink()
         yield Filtered(lab, sink)
         sink.close()

@@ -35,12 +35,12 @@ from gatekeeper.reports.summary import summarise
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import Keys, Store, StoreError
-from tests.checking import SITE, rcpt
-from tests.milter_client import MilterClient
-from tests.service import until
-from tests.test_dkim_verify import NAME, NOW, RECORD, signed
-from tests.test_milter_server import INBOUND, serving
-from tests.test_spf import txt
+from tests.support.checking import SITE, rcpt
+from tests.support.dkim_messages import NAME, NOW, RECORD, signed
+from tests.support.milter_client import MilterClient
+from tests.support.milter_service import INBOUND, serving
+from tests.support.service import until
+from tests.support.zones import txt
 
 DAY = datetime(2026, 11, 22, tzinfo=UTC)
 RUA = "rua=mailto:d@example.com"
@@ -228,6 +228,7 @@ async def counts(state: Path) -> list[int]:
         await store.close()
 
 
+@pytest.mark.integration("gatekeeper")
 def test_the_milter_counts_each_message_once_whether_its_dns_is_warm_or_not() -> None:
     zone = f'client.example TXT "v=spf1 ip4:192.0.2.1 -all"\n_dmarc.client.example TXT "v=DMARC1; p=reject; {RUA}"'
     with TemporaryDirectory(prefix="gatekeeper-test-") as folder:

@@ -14,7 +14,7 @@ from gatekeeper.checks.greylisting.greylist import Greylist
 from gatekeeper.core.log import decision_line
 from gatekeeper.core.verdict import Mode
 from gatekeeper.diagnose.greylisting_cost import GreylistingCost, as_json, read_greylisting_cost, sentences
-from tests.checking import World, rcpt
+from tests.support.checking import World, rcpt
 
 PREFIX = "2026-11-22 20:15:01.123 gatekeeper[12]: INFO "
 

@@ -22,10 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from tests.opendkim_world import Mail, deliver, opendkim
-from tests.test_dkim_verify import ED_KEY, KEY, MESSAGE, SHORT_KEY, by_dkimpy, public, signed
-from tests.test_milter_server import serving
-from tests.test_spf import txt
+from tests.support.dkim_messages import ED_KEY, KEY, MESSAGE, SHORT_KEY, by_dkimpy, public, signed
+from tests.support.milter_service import serving
+from tests.support.opendkim_world import Mail, deliver, opendkim
+from tests.support.zones import txt
+
+pytestmark = pytest.mark.integration("gatekeeper", "opendkim")
 
 NOW = int(time.time())
 P = public()

@@ -16,7 +16,7 @@ from gatekeeper.auth.spf import SpfFinding, SpfResult
 from gatekeeper.core.message import Header
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
-from tests.test_spf import Asked
+from tests.support.zones import Asked
 
 NO_SPF = SpfFinding(SpfResult.NONE)
 REJECT = '_dmarc.example.com TXT "v=DMARC1; p=reject"'

@@ -21,8 +21,8 @@ from gatekeeper.auth.spf import SpfFinding, SpfResult
 from gatekeeper.core.message import Header
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
-from tests.conftest import missing
-from tests.test_spf import txt
+from tests.support.needs import missing
+from tests.support.zones import txt
 
 PASS = 1
 _SAYS = {14: "none", 15: "pass", 16: "reject", 17: "quarantine", 18: "fail"}

@@ -15,7 +15,7 @@ from gatekeeper.dnslists.dns_list import DnsList, ListKind
 from gatekeeper.dnslists.health import STRIKES
 from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries, ListQuestion
-from tests.checking import World, rcpt
+from tests.support.checking import World, rcpt
 
 V6 = "0.0.0.0.f.7.f.f.f.f" + 20 * ".0"
 GOOD = """

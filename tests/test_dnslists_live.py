@@ -17,10 +17,10 @@ from gatekeeper.dnslists.dns_list import ListKind
 from gatekeeper.dnslists.health import STRIKES
 from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries, ListQuestion
-from tests.conftest import ROOT, require_program
 from tests.lab.dns import DnsServer
-from tests.lab.postfix import free_port
-from tests.service import Service, until
+from tests.lab.ports import free_port
+from tests.support.needs import ROOT, require_program
+from tests.support.service import Service, until
 
 KEY = "abcd1234efgh5678ijkl90mnop"
 WORLD = r"""
@@ -93,7 +93,7 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture(params=["directly", "through unbound"])
+@pytest.fixture(params=["directly", pytest.param("through unbound", marks=pytest.mark.integration("unbound"))])
 def nameserver(request: pytest.FixtureRequest, server: DnsServer) -> str:
     if request.param == "directly":
         return server.address
@@ -104,7 +104,7 @@ def nameserver(request: pytest.FixtureRequest, server: DnsServer) -> str:
 async def test_each_illness_is_told_from_the_others(nameserver: str) -> None:
     sites = {zone: parse_list(zone) for zone in EXPECTED}
     watched = ListMonitor(
-        LiveResolver([nameserver], timeout=0.9), uses=[(site, ListKind.ADDRESS) for site in sites.values()]
+        LiveResolver([nameserver], timeout=2.0), uses=[(site, ListKind.ADDRESS) for site in sites.values()]
     )
     for _ in range(STRIKES):
         await watched.probe()
@@ -113,6 +113,7 @@ async def test_each_illness_is_told_from_the_others(nameserver: str) -> None:
     assert "" == found["good.example"]
 
 
+@pytest.mark.integration("unbound")
 async def test_a_resolver_that_rewrites_nxdomain_is_found_out(
     server: DnsServer, unbound: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,7 +160,7 @@ hostname = "mx.example"
 mynetworks = ["127.0.0.0/8"]
 [dns]
 nameservers = ["{nameserver}"]
-timeout = "1s"
+timeout = "10s"
 [store]
 url = "sqlite:{folder}/state.db"
 [policy]
@@ -189,6 +190,7 @@ def ask(connection: socket.socket, address: bytes, sender: bytes = b"example.net
     return answer
 
 
+@pytest.mark.integration("gatekeeper")
 def test_the_service_watches_its_lists_and_keeps_their_keys(server: DnsServer, tmp_path: Path) -> None:
     keyed = f"""
 2.0.0.127.{KEY}.zen.dq.spamhaus.net A 127.0.0.2
@@ -240,6 +242,7 @@ def run(config: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.integration("gatekeeper")
 def test_explain_says_that_a_list_is_off_and_tells_no_key(server: DnsServer, tmp_path: Path) -> None:
     server.zone = Zone.parse(f"{WORLD}*.{KEY}.zen.dq.spamhaus.net A !SERVFAIL\n*.{KEY}.dbl.dq.spamhaus.net A 127.0.1.2")
     config = tmp_path / "gatekeeper.toml"
@@ -252,6 +255,7 @@ def test_explain_says_that_a_list_is_off_and_tells_no_key(server: DnsServer, tmp
     assert KEY not in said + run(config, *session, "--json")
 
 
+@pytest.mark.integration("gatekeeper")
 def test_check_config_tells_no_key(tmp_path: Path) -> None:
     config = tmp_path / "gatekeeper.toml"
     zones = [

@@ -14,9 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gatekeeper.dnsclient.live import LiveResolver
 from gatekeeper.records.dkim import examine
 from gatekeeper.records.key_record import KeyRecord
-from tests.authoritative_servers import free_port, servers
-from tests.conftest import require_program
-from tests.signing_world import rsa
+from tests.lab.ports import free_port
+from tests.support.authoritative_servers import servers
+from tests.support.needs import require_program
+from tests.support.signing_world import rsa
+
+pytestmark = pytest.mark.integration("nsd", "unbound")
 
 RECORD = KeyRecord.of("s", "example.com", rsa()).zone()
 HELD = "@ NS ns1\nns1 A 127.0.0.2\n" + RECORD

@@ -14,8 +14,8 @@ from gatekeeper.app.plan import prepare
 from gatekeeper.config import config_file
 from gatekeeper.config.config_file import Config
 from gatekeeper.config.errors import section_of
-from tests.conftest import ROOT
-from tests.test_config import no_postfix
+from tests.support.needs import ROOT
+from tests.support.postconf import no_postfix
 
 SHIPPED = ROOT / "config" / "gatekeeper.toml"
 REFERENCE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")

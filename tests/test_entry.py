@@ -15,7 +15,9 @@ from gatekeeper.checks.tables.reader import READERS
 from gatekeeper.checks.tables.table import Actions
 from gatekeeper.config.access_entry import ENTRY_KINDS, EntryKind, EntryRefused, allow, deny
 from gatekeeper.pipeline.check import Check
-from tests.conftest import ROOT
+from tests.support.needs import ROOT
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 CONFIG = """\
 hostname = "mx.example"

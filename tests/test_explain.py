@@ -19,7 +19,7 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.policy.protocol import encode_answer
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore
-from tests.test_config import no_postfix
+from tests.support.postconf import no_postfix
 
 CONFIG = """\
 hostname = "mx.example.org"

@@ -18,10 +18,10 @@ from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Answer, Resolver, WouldWait, run_without_waiting
 from gatekeeper.milter.message import BUDGET
 from gatekeeper.pipeline.facts import GRACE, Facts
-from tests.conftest import ROOT
-from tests.service import need_milter
-from tests.test_dkim_verify import MESSAGE, NAME, NOW, RECORD, signed
-from tests.test_spf import Asked, txt
+from tests.support.dkim_messages import MESSAGE, NAME, NOW, RECORD, signed
+from tests.support.needs import ROOT
+from tests.support.service import need_milter
+from tests.support.zones import Asked, txt
 
 ZONE = f"""
 example.com TXT "v=spf1 ip4:192.0.2.1 -all"

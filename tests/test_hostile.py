@@ -12,9 +12,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.milter_client import CONTINUE, MilterClient
-from tests.test_milter_server import PUBLIC, serving
-from tests.test_spf import txt
+from tests.support.milter_client import CONTINUE, MilterClient
+from tests.support.milter_service import PUBLIC, serving
+from tests.support.zones import txt
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 MODULUS = secrets.randbits(16384) | 1 << 16383 | 1
 HUGE_KEY = RSAPublicNumbers(65537, MODULUS).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

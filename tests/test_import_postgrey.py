@@ -30,10 +30,10 @@ from gatekeeper.postgrey.state import Triplet, UnusableEntry, parse_client, pars
 from gatekeeper.postgrey.state_import import ImportedState, Target, import_lists
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import Keys
-from tests.checking import World, rcpt
-from tests.conftest import missing, require_program
-from tests.redis_server import free_port
-from tests.service import until
+from tests.lab.ports import free_port
+from tests.support.checking import World, rcpt
+from tests.support.needs import missing, needs, require_program
+from tests.support.service import until
 
 NOW = 1_800_000_000
 DAY = 86400
@@ -57,7 +57,7 @@ class Postgrey:
             "instance": f"{at}.{sender}",
             "policy_test_time": str(at),
         }
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             frame = "".join(f"{name}={value}\n" for name, value in attributes.items()) + "\n"
             connection.sendall(frame.encode())
             return connection.makefile().readline().partition("=")[2].split()[0]
@@ -106,15 +106,22 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(params=["db_dump", "perl"])
+@pytest.fixture(
+    params=[
+        pytest.param("db_dump", marks=pytest.mark.integration("db-util")),
+        pytest.param("perl", marks=pytest.mark.integration("libberkeleydb-perl")),
+    ]
+)
 def means(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both programs that can read Berkeley DB, one at a time."""
     means: str = request.param
     if means == "db_dump":
         require_program("db_dump", "db-util")
         require_program("db_recover", "db-util")
-    elif subprocess.run(["perl", "-MBerkeleyDB", "-e", "1"], capture_output=True, check=False).returncode:
-        missing("Perl's BerkeleyDB is not installed: apt-get install libberkeleydb-perl")
+    else:
+        needs("libberkeleydb-perl")
+        if subprocess.run(["perl", "-MBerkeleyDB", "-e", "1"], capture_output=True, check=False).returncode:
+            missing("Perl's BerkeleyDB is not installed: apt-get install libberkeleydb-perl")
     which = shutil.which
     hidden = "perl" if means == "db_dump" else "db_dump"
     monkeypatch.setattr(shutil, "which", lambda name: None if name == hidden else which(name))
@@ -144,6 +151,7 @@ async def reasons(world: World, address: str, sender: str, recipient: str = "use
     return f"{', '.join(decision.reasons)} {decision.verdict.text.partition('again ')[2]}".strip()
 
 
+@pytest.mark.integration("postgrey")
 async def test_what_postgrey_knew_is_known_here(fed: Path, means: str, tmp_path: Path) -> None:
     world, brought = await imported(fed, tmp_path, auto_allow=20)
     known = [
@@ -160,6 +168,7 @@ async def test_what_postgrey_knew_is_known_here(fed: Path, means: str, tmp_path:
     await world.store.close()
 
 
+@pytest.mark.integration("postgrey")
 async def test_who_waited_waits_only_the_rest(fed: Path, tmp_path: Path) -> None:
     world, _ = await imported(fed, tmp_path)
     waiting = [("192.0.2.77", "waits@example.net"), ("192.0.2.77", "", "bounced@example.com")]
@@ -169,12 +178,14 @@ async def test_who_waited_waits_only_the_rest(fed: Path, tmp_path: Path) -> None
     await world.store.close()
 
 
+@pytest.mark.integration("postgrey")
 async def test_whom_postgrey_let_pass_by_itself_passes(fed: Path, tmp_path: Path) -> None:
     world, _ = await imported(fed, tmp_path, auto_allow=20)
     assert "greylist.known_network" == await reasons(world, "203.0.113.7", "never-seen@busy.example")
     await world.store.close()
 
 
+@pytest.mark.integration("postgrey")
 async def test_a_second_import_changes_nothing_and_loses_nothing(fed: Path, tmp_path: Path) -> None:
     world, brought = await imported(fed, tmp_path, times=2)
     assert (Counter(), 12) == (brought.imported, brought.skipped["already there"])
@@ -183,6 +194,7 @@ async def test_a_second_import_changes_nothing_and_loses_nothing(fed: Path, tmp_
     await world.store.close()
 
 
+@pytest.mark.integration("postgrey")
 async def test_what_was_hashed_for_privacy_is_counted_and_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "postgrey"
     folder.mkdir()
@@ -194,6 +206,7 @@ async def test_what_was_hashed_for_privacy_is_counted_and_left_out(tmp_path: Pat
     await world.store.close()
 
 
+@pytest.mark.integration("postgrey")
 def test_without_a_program_that_reads_it_the_error_says_what_to_install(
     fed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +225,7 @@ def test_a_file_that_is_no_database_is_named(means: str, tmp_path: Path) -> None
         database.read(tmp_path, database.TRIPLETS)
 
 
+@pytest.mark.integration("postgrey")
 def test_the_command_writes_tables_and_tells_what_to_configure(
     fed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +298,7 @@ def test_each_line_of_a_recipient_list_becomes_an_entry(line: str, expected: tup
     assert expected == lists.convert_recipient(line)
 
 
+@pytest.mark.integration("postgrey")
 async def test_debians_own_lists_come_over_whole_and_hold(tmp_path: Path) -> None:
     clients, recipients = Path("/etc/postgrey/whitelist_clients"), Path("/etc/postgrey/whitelist_recipients")
     require_program("postgrey", "postgrey")

@@ -21,9 +21,9 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.records.dkim import examine, judge
 from gatekeeper.records.key_record import KeyRecord, RecordOptions
 from gatekeeper.signing.keys import PrivateKey
-from tests.conftest import require_program
 from tests.lab.dns import DnsServer
-from tests.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
+from tests.support.needs import require_program
+from tests.support.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
 
 
 def gatekeeper(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -58,6 +58,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
     ids=" ".join,
 )
+@pytest.mark.integration("opendkim-tools")
 def test_a_zone_file_is_what_opendkim_genkey_writes(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_zone_file_is_what_opendkim_genkey_writes(
     assert shape(their_text.read_text()) == shape(our_text.read_text())
 
 
+@pytest.mark.integration("opendkim-tools")
 def test_a_key_of_opendkim_genkey_gets_the_very_record_that_it_wrote(tmp_path: Path) -> None:
     program = require_program("opendkim-genkey", "opendkim-tools")
     subprocess.run([program, "-D", str(tmp_path), "-d", "example.com", "-s", "mail", "-a"], check=True)
@@ -235,6 +237,7 @@ def libunbound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("selector", ["good", "test", "other", "gone", "broken", "nonsense", "missing"])
+@pytest.mark.integration("opendkim-tools")
 def test_a_key_is_good_where_opendkim_testkey_says_so(
     selector: str, libunbound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.signing.keys import BadKey, KeyFiles, PrivateKey, read_key
-from tests.conftest import missing
-from tests.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
+from tests.support.needs import missing
+from tests.support.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
 
 
 def loaded_rsa() -> RSAPrivateKey:

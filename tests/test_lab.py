@@ -21,12 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.dnsclient.zone import Zone
-from tests.conftest import missing
-from tests.lab import Lab, why_not
 from tests.lab.dns import DnsServer, answer
 from tests.lab.postfix import Ports, master_services
 from tests.lab.service import write_config
 from tests.lab.sink import Delivery, Sink
+from tests.support.lab import need_postfix, new_lab
 
 ZONE = Zone.parse(
     """
@@ -113,12 +112,7 @@ def test_a_configuration_keeps_its_neighbours_and_takes_the_labs_addresses(tmp_p
     assert "keys" == (written.parent / "KeyTable").read_text()
 
 
-def new_lab() -> Lab:
-    if reason := why_not():
-        missing(reason)
-    return Lab(zone=ZONE, hostname="mx.example.org", relay_domains=["example.org"])
-
-
+@pytest.mark.integration("postfix")
 def test_two_labs_stand_side_by_side_and_leave_nothing() -> None:
     with new_lab() as one, new_lab() as other:
         roots = [one.root, other.root]
@@ -128,10 +122,11 @@ def test_two_labs_stand_side_by_side_and_leave_nothing() -> None:
     assert [False, False] == [root.exists() for root in roots]
 
 
+@pytest.mark.integration("postfix")
 def test_a_killed_lab_is_cleaned_up() -> None:
-    new_lab()  # says why not
+    need_postfix()
     script = (
-        "import time; from tests.test_lab import new_lab\n"
+        "import time; from tests.support.lab import new_lab\n"
         "with new_lab() as lab: print(lab.root, lab.postfix.ports.smtp, flush=True); time.sleep(60)"
     )
     project = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.needs import ROOT
 
 PACKAGE = ROOT / "gatekeeper"
 FRONT_DOORS = ("policy.server", "milter.server", "replay", "diagnose")
@@ -136,6 +136,7 @@ def test_only_the_milter_server_and_its_callbacks_import_pymilter() -> None:
     assert importers <= KNOW_PYMILTER
 
 
+@pytest.mark.integration("gatekeeper")
 def test_the_parent_and_the_command_line_live_without_libmilter() -> None:
     program = (
         "import sys, gatekeeper.cli, gatekeeper.daemon.supervisor; "

@@ -13,10 +13,12 @@ import pytest
 
 from gatekeeper.app.plan import prepare
 from gatekeeper.config import config_file
-from tests.conftest import ROOT
-from tests.redis_server import RedisServer, redis_server
-from tests.service import Service
-from tests.test_config import no_postfix
+from tests.support.needs import ROOT
+from tests.support.postconf import no_postfix
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.service import Service
+
+pytestmark = pytest.mark.integration("gatekeeper", "redis-server")
 
 ANSWERED_AT = ("RCPT", "DATA", "END-OF-MESSAGE")
 
@@ -32,7 +34,7 @@ def relay(folder: Path, store: str, limits: str, lists: str = "") -> Iterator[Se
     """A policy daemon with two workers."""
     config = folder / f"gatekeeper{len(list(folder.iterdir()))}.toml"
     config.write_text(
-        f'hostname = "mx.example.org"\n[store]\nurl = "{store}"\ntimeout = "2s"\n[policy]\nworkers = 2\n'
+        f'hostname = "mx.example.org"\n[store]\nurl = "{store}"\ntimeout = "30s"\n[policy]\nworkers = 2\n'
         f'listen = "inet:127.0.0.1:0"\nrestrictions = "ratelimit"\n{lists}\n[checks.ratelimit]\n{limits}\n',
         "utf-8",
     )

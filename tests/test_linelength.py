@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.core.message import Header
 from gatekeeper.signing.line_length import LineLimit, break_field
-from tests.signing_world import sent
+from tests.support.signing_world import sent
 
 TEXT = st.lists(st.sampled_from([b"a", b"bcd", b" ", b"\r\n", b"\r", b"\n", b"\r\r\n"]), max_size=30).map(b"".join)
 

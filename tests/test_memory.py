@@ -8,8 +8,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.milter_client import BODY, CONTINUE, END_OF_HEADER, MilterClient
-from tests.test_milter_server import serving
+import pytest
+
+from tests.support.milter_client import BODY, CONTINUE, END_OF_HEADER, MilterClient
+from tests.support.milter_service import serving
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 MESSAGES = 32
 CHUNKS = 160

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The milter as Postfix meets it: over its socket, through libmilter, with everything a message can do to it."""
 
-import base64
 import fcntl
 import re
 import socket
@@ -11,89 +10,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import dkim
 import dns.name
 import dns.rdatatype
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gatekeeper.dnsclient.zone import Zone, ZoneAnswer
 from gatekeeper.milter.open_sockets import open_sockets
-from tests.lab.dns import DnsServer
-from tests.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, REPLY, MilterClient
-from tests.service import Service, need_milter
+from tests.support.milter_client import ALL_STEPS, CONTINUE, HEADER, LEADING_SPACE, REPLY, MilterClient
+from tests.support.milter_service import INBOUND, OUTBOUND, ZONE, serving, verifies
 
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
-PUBLIC = base64.b64encode(
-    KEY.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-).decode()
-ZONE = f"""\
-sel._domainkey.ours.example. TXT "v=DKIM1; p={PUBLIC}"
-client.example. TXT "v=spf1 ip4:192.0.2.1 -all"
-client.example. MX 10 mail.client.example.
-_dmarc.client.example. TXT "v=DMARC1; p=reject"
-slow.example. TXT !TIMEOUT
-"""
-CONFIG = """\
-hostname = "mx.ours.example"
-mynetworks = ["127.0.0.0/8", "198.51.100.0/24"]
-[dns]
-nameservers = ["{dns}"]
-timeout = "{timeout}"
-[store]
-url = "{store}"
-[milter]
-listen = "unix:{folder}/milter.sock"
-workers = 1
-[signing]
-key_table = "{folder}/KeyTable"
-signing_table = "refile:{folder}/SigningTable"
-"""
-INBOUND = b"From: a@client.example\r\nSubject:  two  spaces\r\nTo: b@ours.example\r\n\r\nHello\r\n"
-OUTBOUND = (
-    b"From: Ann <ann@ours.example>\r\nSubject: =?utf-8?q?x?=\r\n\tfolded\r\nTo: b@client.example\r\n\r\nHello\r\n"
-)
-
-
-@contextmanager
-def serving(
-    more: str = "",
-    signing: str = "",
-    zone: str | Zone = ZONE,
-    timeout: str = "1s",
-    store: str = "memory:",
-    prelude: str = "",
-) -> Iterator[str]:
-    """The milter with `more` configuration on top and `signing` in that section, asking `zone`; its socket."""
-    need_milter()
-    zone = Zone.parse(zone) if isinstance(zone, str) else zone
-    with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(zone) as dns:
-        folder = Path(name)
-        folder.chmod(0o755)
-        pem = KEY.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        for file, content in (
-            ("sel.private", pem),
-            ("KeyTable", b"ours ours.example:sel:%b/sel.private\nbad bad.example:sel:AAAA\n" % name.encode()),
-            ("SigningTable", b"*@ours.example ours\n*@bad.example bad\n"),
-            (
-                "gatekeeper.toml",
-                (more + CONFIG.format(dns=dns.address, folder=folder, timeout=timeout, store=store) + signing).encode(),
-            ),
-        ):
-            (folder / file).write_bytes(content)
-            (folder / file).chmod(0o600 if file == "sel.private" else 0o644)
-        service = Service(folder / "gatekeeper.toml", "milter", prelude=prelude)
-        service.wait_for("^listening milter")
-        yield f"{folder}/milter.sock"
-        assert 0 == service.end()
-        assert [] == [line for line in service.lines if "Traceback" in line or "claimed not to reply" in line]
+pytestmark = pytest.mark.integration("gatekeeper")
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +43,6 @@ def results_of(client: MilterClient, raw: bytes = INBOUND, sender: bytes = b"a@c
     [(name, value)] = outcome.fields
     assert "Authentication-Results" == name
     return value
-
-
-def verifies(raw: bytes, fields: list[tuple[str, str]]) -> bool:
-    """dkimpy's opinion of the message as Postfix sends it on, with the fields that the milter put on top."""
-    top = b"".join(
-        f"{name}:{value}\r\n".encode().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") for name, value in fields
-    )
-    return bool(dkim.verify(top + raw, dnsfunc=lambda name, timeout=5: f"v=DKIM1; p={PUBLIC}".encode()))
 
 
 def test_no_callback_but_the_last_asks_for_an_answer_and_header_values_come_exactly(postfix: MilterClient) -> None:

@@ -12,8 +12,8 @@ from gatekeeper.stores.migration import StoreOccupied, migrate
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import Clock, Store
 from gatekeeper.stores.store_url import redis_store
-from tests.checking import World, rcpt
-from tests.redis_server import RedisServer, redis_cluster, redis_server
+from tests.support.checking import World, rcpt
+from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,17 @@ async def told(subject: World) -> list[str]:
     return [*first, await reason(subject, "waits@example.net")]
 
 
+@pytest.mark.integration("redis-server", "redis-tools")
 @pytest.mark.parametrize("to", ["redis", "redis-cluster", "sqlite"])
 async def test_what_was_known_in_sqlite_is_known_elsewhere(to: str, tmp_path: Path, server: RedisServer) -> None:
     server.admin.flushall()
     if to == "redis-cluster":
         with redis_cluster() as nodes:
-            await _moves(tmp_path, lambda clock: redis_store(f"redis+cluster://127.0.0.1:{nodes[0].port}", clock, 5.0))
+            await _moves(tmp_path, lambda clock: redis_store(f"redis+cluster://127.0.0.1:{nodes[0].port}", clock, 30.0))
     elif to == "redis":
-        await _moves(tmp_path, lambda clock: redis_store(server.url, clock, 5.0))
+        await _moves(tmp_path, lambda clock: redis_store(server.url, clock, 30.0))
     else:
-        await _moves(tmp_path, lambda clock: SqliteStore(tmp_path / "new.db", clock))
+        await _moves(tmp_path, lambda clock: SqliteStore(tmp_path / "new.db", clock, 30.0))
 
 
 async def _moves(folder: Path, open_new: Callable[[Clock], Store]) -> None:
@@ -81,7 +82,7 @@ async def _moves(folder: Path, open_new: Callable[[Clock], Store]) -> None:
 async def test_a_store_with_state_of_its_own_is_left_alone(tmp_path: Path) -> None:
     worlds = [world(), world()]
     for number, subject in enumerate(worlds):
-        subject.store = SqliteStore(tmp_path / f"{number}.db", lambda: 1_000_000.0)
+        subject.store = SqliteStore(tmp_path / f"{number}.db", lambda: 1_000_000.0, 30.0)
         await learn(subject)
     with pytest.raises(StoreOccupied):
         await migrate(worlds[0].store, worlds[1].store)

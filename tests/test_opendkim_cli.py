@@ -26,14 +26,14 @@ from gatekeeper.opendkim import query, toml
 from gatekeeper.opendkim.deviations import DEVIATIONS
 from gatekeeper.opendkim.mapping import load
 from gatekeeper.opendkim.options import OPTIONS, Fate
-from tests.conftest import ROOT, require_program
-from tests.lab.postfix import free_port
-from tests.milter_client import MilterClient
-from tests.opendkim_cases import CASES, VERIFYING
-from tests.opendkim_world import serves
-from tests.service import need_milter, until
-from tests.signing_world import rsa_pem, write_key
-from tests.test_config import no_postfix
+from tests.lab.ports import free_port
+from tests.support.milter_client import MilterClient
+from tests.support.needs import ROOT, require_program
+from tests.support.opendkim_cases import CASES, VERIFYING
+from tests.support.opendkim_world import serves
+from tests.support.postconf import no_postfix
+from tests.support.service import need_milter, until
+from tests.support.signing_world import rsa_pem, write_key
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 MY_GROUP = grp.getgrgid(os.getegid()).gr_name
@@ -100,6 +100,7 @@ def test_configurations_as_they_are_found_are_fine(folder: Path, sample: Path) -
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+@pytest.mark.integration("opendkim")
 def test_opendkim_takes_them_too(folder: Path, sample: Path) -> None:
     path = written(folder, sample.read_text())
     command = [require_program("opendkim", "opendkim"), "-n", "-x", str(path)]
@@ -215,6 +216,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize(("name", "lines"), QUERIES)
+@pytest.mark.integration("opendkim")
 def test_a_data_set_answers_as_opendkims(folder: Path, name: str, lines: str) -> None:
     asked = f"{name.replace('{f}', str(folder))}\n{lines}"
     command = [require_program("opendkim", "opendkim"), "-Q", "-x", "/dev/null"]
@@ -233,6 +235,7 @@ def test_no_question_upsets_a_data_set(text: str) -> None:
 # The service
 
 
+@pytest.mark.integration("gatekeeper")
 def test_it_goes_into_the_background_reloads_and_ends_as_debians_unit_wants_it(folder: Path) -> None:
     need_milter()
     path = written(folder, ONE + "Syslog no\nPidFile {f}/pid\nUMask 007\n")
@@ -250,6 +253,7 @@ def test_it_goes_into_the_background_reloads_and_ends_as_debians_unit_wants_it(f
     until(lambda: not (folder / "pid").exists(), "the pid file is gone")
 
 
+@pytest.mark.integration("gatekeeper")
 def test_a_reload_over_a_mistake_is_refused_in_the_log_and_the_old_configuration_signs_on(folder: Path) -> None:
     need_milter()
     path, log = written(folder, ONE), folder / "log"
@@ -279,6 +283,7 @@ def signs(socket: Path) -> bool:
         return any(name == "DKIM-Signature" for name, _ in client.content(MAIL).fields)
 
 
+@pytest.mark.integration("gatekeeper")
 def test_an_error_at_the_start_reaches_whoever_waits_for_the_background(folder: Path) -> None:
     need_milter()
     (folder / "in the way").write_text("")
@@ -288,6 +293,7 @@ def test_an_error_at_the_start_reaches_whoever_waits_for_the_background(folder: 
 
 
 @pytest.mark.parametrize("where", ["local:{f}/sock", "inet:{port}@127.0.0.1"])
+@pytest.mark.integration("gatekeeper", "opendkim")
 def test_who_holds_the_socket_is_named(folder: Path, where: str) -> None:
     need_milter()
     address = where.replace("{f}", str(folder)).replace("{port}", str(free_port()))

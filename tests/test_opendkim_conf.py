@@ -12,7 +12,7 @@ from gatekeeper.core.problem import Problem
 from gatekeeper.opendkim import conf
 from gatekeeper.opendkim.conf import parse
 from gatekeeper.opendkim.options import OPTIONS, ConfOption, Fate, OptionKind
-from tests.conftest import require_program
+from tests.support.needs import require_program
 
 NEVER = "OpenDKIM never had it either; opendkim.conf(5) lists all options"
 
@@ -145,6 +145,7 @@ def theirs(folder: Path, text: str) -> int:
     ["Mode sv", "mode sv", "Mode", "mail", "Syslog x", "UMask 98", "UMask 098", "UMask 0x9g", "UMask 022 # x", "Mode#s",
      "Mode sv\r", "Include /nonexistent", "Mode s\0x", "\x0bMode s", "X-Header yes", "SyslogSuccess 7", ""],
 )  # fmt: skip
+@pytest.mark.integration("opendkim")
 def test_the_same_lines_are_mistakes_for_opendkim(tmp_path: Path, text: str) -> None:
     found, problems = parse(text.encode())
     del found
@@ -154,6 +155,7 @@ def test_the_same_lines_are_mistakes_for_opendkim(tmp_path: Path, text: str) -> 
 SUPPORTED_BY_DEBIAN = [option for option in OPTIONS.values() if option.kind is not OptionKind.INCLUDE]
 
 
+@pytest.mark.integration("opendkim")
 def test_the_table_has_the_kinds_of_opendkim(tmp_path: Path) -> None:
     """An integer that is no number and a boolean that is none are mistakes for both; a build may lack some options."""
     wrong = []

@@ -14,12 +14,10 @@ import pytest
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.opendkim.deviations import DEVIATIONS, Topic
 from tests.lab.dns import DnsServer
-from tests.opendkim_cases import CASES, INBOUND, OUTBOUND, SHOWN_BY, VERIFYING, Case, keys, two_pem
-from tests.opendkim_world import Mail, Nursery, decided, deliver, opendkim, with_fields
-from tests.service import need_milter
-from tests.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
-
-pytestmark = pytest.mark.timeout(120)
+from tests.support.opendkim_cases import CASES, INBOUND, OUTBOUND, SHOWN_BY, VERIFYING, Case, keys, two_pem
+from tests.support.opendkim_world import Mail, Nursery, decided, deliver, opendkim, with_fields
+from tests.support.service import need_milter
+from tests.support.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
 
 SIGNING_DOMAINS = ("example.com", "example.org", "a.example.com", "b.a.example.com", "lists.example.com")
 
@@ -118,6 +116,7 @@ def compare(case: Case, found: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.integration("gatekeeper", "opendkim")
 def test_the_same_mail_is_signed_in_the_same_way(
     name: str, folder: Path, nursery: Nursery, dns: DnsServer, verifier: str
 ) -> None:
@@ -125,6 +124,7 @@ def test_the_same_mail_is_signed_in_the_same_way(
 
 
 @pytest.mark.parametrize("name", VERIFYING)
+@pytest.mark.integration("gatekeeper", "opendkim")
 def test_signatures_are_judged_and_told_in_the_same_way(
     name: str, folder: Path, nursery: Nursery, dns: DnsServer, verifier: str
 ) -> None:

@@ -8,7 +8,6 @@ who signs and what is signed can be compared.
 
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -24,10 +23,14 @@ from gatekeeper.signing.key_table import KeyTable
 from gatekeeper.signing.policy import SigningChoice, SigningPolicy
 from gatekeeper.signing.signer import OPENDKIM_HEADERS, Signer, SigningIdentity, SignOptions
 from gatekeeper.signing.signing_table import SigningTable
-from tests.conftest import require_program
-from tests.milter_client import MilterClient, Outcome
-from tests.signing_world import ed25519, rsa, write_key
-from tests.test_signer import FORMS, MESSAGES, identity, signed
+from tests.support.milter_client import MilterClient, Outcome
+from tests.support.needs import require_program
+from tests.support.opendkim_world import serves
+from tests.support.service import until
+from tests.support.signed_messages import FORMS, MESSAGES, identity, signed
+from tests.support.signing_world import ed25519, rsa, write_key
+
+pytestmark = pytest.mark.integration("opendkim")
 
 NOW = 1_700_000_000
 
@@ -40,11 +43,8 @@ def milter(folder: Path, config: str) -> Iterator[str]:
     command = [require_program("opendkim", "opendkim"), "-x", str(folder / "opendkim.conf"), "-f"]
     daemon = subprocess.Popen(command)
     try:
-        for _ in range(200):
-            if path.exists() or daemon.poll() is not None:
-                break
-            time.sleep(0.05)
-        assert path.exists(), "opendkim does not start"
+        until(lambda: serves(path) or daemon.poll() is not None, "opendkim serves")
+        assert daemon.poll() is None, "opendkim does not start"
         yield str(path)
     finally:
         daemon.kill()

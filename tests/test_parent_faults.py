@@ -25,8 +25,10 @@ from typing import Any
 import pytest
 
 from gatekeeper.daemon.background import in_background
-from tests.conftest import ROOT
-from tests.service import Service, need_milter, until
+from tests.support.needs import ROOT
+from tests.support.service import Service, need_milter, until
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 SCENARIOS = {
     "start": ("os.fork", "socketpair", "bind", "listen", "os.chmod", "epoll_create", "epoll_ctl", "mmap", "write"),

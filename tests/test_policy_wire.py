@@ -9,7 +9,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.service import Service
+from tests.support.service import Service
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 IDLE = 1000
 ATTRIBUTES = {

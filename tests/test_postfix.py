@@ -21,10 +21,13 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.replay import fixture
 from gatekeeper.replay.compare import differences
 from gatekeeper.replay.smtp import MessageReplies, Servers, SmtpClient, play
-from tests.conftest import missing, require_program
-from tests.lab import Lab, why_not
+from tests.lab import Lab
 from tests.lab.evidence import header_changes, outcomes
-from tests.service import until
+from tests.support.lab import new_lab
+from tests.support.needs import require_program
+from tests.support.service import until
+
+pytestmark = pytest.mark.integration("gatekeeper", "postfix", "redis-server")
 
 CASES = Path(__file__).parent / "smtp_fixtures"
 CONFIG = CASES / "gatekeeper.toml"
@@ -35,10 +38,7 @@ KEEP_STATE = ("first-time-sender", "flood")
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    require_program("postconf", "postfix")
-    if reason := why_not():
-        missing(reason)
-    with Lab(zone=Zone.parse(""), hostname="mx.example.org", relay_domains=["example.org"]) as lab:
+    with new_lab() as lab:
         yield lab
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.replay.smtp import SmtpClient
-from tests.conftest import ROOT, missing, require_program
-from tests.lab import Lab, why_not
-from tests.service import need_milter, until
+from tests.lab import Lab
+from tests.support.lab import new_lab
+from tests.support.needs import ROOT
+from tests.support.service import need_milter, until
+
+pytestmark = pytest.mark.integration("gatekeeper", "postfix")
 
 CASE = ROOT / "tests" / "smtp_fixtures" / "clean-signed-mail"
 CONFIG = """\
@@ -25,12 +27,8 @@ restrictions = "check_sender_access hash:senders, check_recipient_access hash:re
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    require_program("postconf", "postfix")
     need_milter()
-    if reason := why_not():
-        missing(reason)
-    zone = Zone.parse((CASE / "dns.zone").read_text())
-    with Lab(zone=zone, hostname="mx.example.org", relay_domains=["example.org"]) as lab:
+    with new_lab((CASE / "dns.zone").read_text()) as lab:
         yield lab
 
 

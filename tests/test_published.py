@@ -12,7 +12,7 @@ from gatekeeper.auth.dmarc_record import DmarcPolicy, find_record
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.records import dmarc, spf
-from tests.test_spf import txt
+from tests.support.zones import txt
 
 DNS = """
 example.com. MX 10 mail.example.com.

@@ -57,12 +57,12 @@ from gatekeeper.pipeline import facts
 from gatekeeper.signing import keys
 from gatekeeper.signing.keys import PrivateKey
 from gatekeeper.stores.memory import MemoryStore
-from tests.milter_client import CONTINUE, MilterClient
-from tests.signing_world import ed25519_pem, rsa_pem, write_key
+from tests.support.milter_client import CONTINUE, MilterClient
+from tests.support.milter_service import OUTBOUND, serving
+from tests.support.milter_service import verifies as signature_holds
+from tests.support.postconf import no_postfix
+from tests.support.signing_world import ed25519_pem, rsa_pem, write_key
 from tests.support.threads import Loop, Preempted, at_each_step, storm
-from tests.test_config import no_postfix
-from tests.test_milter_server import OUTBOUND, serving
-from tests.test_milter_server import verifies as signature_holds
 
 SIZE = 4
 
@@ -601,6 +601,7 @@ SMALL_AND_SWITCHING = (
 )
 
 
+@pytest.mark.integration("gatekeeper")
 def test_a_storm_through_libmilter_comes_out_as_if_each_were_alone() -> None:
     """The callbacks themselves: a cache of eight answers, of which a mail from outside asks for more than half."""
     senders = [f"{number}.example" for number in range(4)]

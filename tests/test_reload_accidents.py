@@ -10,7 +10,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.service import Service, until
+from tests.support.service import Service, until
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 QUESTION = (
     b"request=smtpd_access_policy\nprotocol_state=RCPT\nhelo_name=localhost\nclient_address=192.0.2.1\n"
@@ -115,6 +117,6 @@ def test_a_socket_whose_file_was_removed_is_there_again_after_a_reload(service: 
     service.process.send_signal(signal.SIGHUP)
     until(path.exists, "the socket is there")
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         until(lambda: connection.connect_ex(str(path)) == 0, "somebody listens")
         assert b"generation" in ask(connection)

@@ -28,10 +28,10 @@ from gatekeeper.rotation.due import World
 from gatekeeper.rotation.run import Run, rotate
 from gatekeeper.rotation.state import KeyReference, RotationState, locked
 from gatekeeper.signing.keys import PrivateKey
-from tests.authoritative_servers import Nsd, servers
-from tests.milter_client import MilterClient
-from tests.service import Service, need_milter, until
-from tests.signing_world import ed25519_pem, rsa_pem, write_key
+from tests.support.authoritative_servers import Nsd, servers
+from tests.support.milter_client import MilterClient
+from tests.support.service import Service, need_milter, until
+from tests.support.signing_world import ed25519_pem, rsa_pem, write_key
 
 NEW = f"{datetime.now(UTC):%Y%m}r"
 
@@ -406,6 +406,7 @@ def asking(nsd: dict[str, Nsd], world: str = WORLD) -> LiveAuthorities:
     return LiveAuthorities(TableResolver(Zone.parse(world)), port=nsd["127.0.0.2"].port, timeout=1.0)
 
 
+@pytest.mark.integration("nsd")
 async def test_a_rotation_waits_for_the_last_authoritative_server_and_names_it(
     nsd: dict[str, Nsd], relay: Relay
 ) -> None:
@@ -432,6 +433,7 @@ async def test_a_rotation_waits_for_the_last_authoritative_server_and_names_it(
     assert f":{NEW}:" in relay.table.read_text()
 
 
+@pytest.mark.integration("nsd")
 async def test_delegations_and_cnames_are_followed_to_their_servers(nsd: dict[str, Nsd]) -> None:
     held = f"{HELD}x._domainkey CNAME key.provider.example.\nbelow NS ns.provider.example.\n"
     nsd["127.0.0.2"].serve("example.com", held)
@@ -443,6 +445,7 @@ async def test_delegations_and_cnames_are_followed_to_their_servers(nsd: dict[st
     assert (ServerAnswer("ns2.example.com", "127.0.0.3"), voice) == await asking(nsd).texts("x._domainkey.example.com")
 
 
+@pytest.mark.integration("nsd")
 async def test_servers_that_are_gone_lame_or_without_address_are_told_apart(nsd: dict[str, Nsd]) -> None:
     first, second = await asking(nsd).texts("s._domainkey.dead.example")
     assert ("does not answer", "has no address") == (first.trouble, second.trouble)
@@ -466,6 +469,7 @@ async def test_a_server_that_answers_nonsense_is_named(said: bytes) -> None:
     assert ((), True) == (voice.records, bool(voice.trouble))
 
 
+@pytest.mark.integration("nsd")
 async def test_a_host_without_ipv6_is_content_with_ipv4(nsd: dict[str, Nsd]) -> None:
     both = WORLD + "ns.provider.example. AAAA 2001:db8::3\n"
     (voice,) = await asking(nsd, both).texts("key.provider.example")
@@ -477,6 +481,7 @@ def test_the_outcome_for_programs_has_the_stage_and_what_is_waited_for(relay: Re
     assert ("generated", 1, NEW) == (outcome["stage"], len(outcome["waits"]), outcome["new"]["selector"])
 
 
+@pytest.mark.integration("gatekeeper")
 def test_the_running_service_signs_with_the_new_key_as_soon_as_the_table_names_it(relay: Relay) -> None:
     need_milter()
     for folder in (relay.folder, relay.folder / "keys"):

@@ -31,7 +31,7 @@ from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Answer, DNSFailure, TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.stores.sqlite.store import SqliteStore
-from tests.correct_senders import MESSAGES, SENDERS, SMALL, Sender
+from tests.support.correct_senders import MESSAGES, SENDERS, SMALL, Sender
 
 START = 1_800_000_000.0
 HOUR, DAY = 3600.0, 86400.0

@@ -36,14 +36,14 @@ from gatekeeper.policy.server import PolicyServer
 from gatekeeper.replay.postfix_model import Restrictions, refusal
 from gatekeeper.replay.smtp import SmtpClient
 from gatekeeper.stores.memory import MemoryStore
-from tests.certificates import Certificate, make
-from tests.conftest import missing, require_program
-from tests.lab import why_not
 from tests.lab.dns import DnsServer
 from tests.lab.guard import Guard
 from tests.lab.sasl import SaslServer
-from tests.postfix_dns import Chooser, Judge, free_loopback, has_ipv6
-from tests.postfix_sessions import (
+from tests.support.certificates import Certificate, make
+from tests.support.lab import need_postfix
+from tests.support.needs import missing
+from tests.support.postfix_dns import Chooser, Judge, free_loopback, has_ipv6
+from tests.support.postfix_sessions import (
     CLASSES,
     FOLDER,
     LISTS,
@@ -54,6 +54,8 @@ from tests.postfix_sessions import (
     list_names,
     with_folder,
 )
+
+pytestmark = pytest.mark.integration("postfix")
 
 
 def no_postfix(names: object) -> dict[str, str]:
@@ -240,11 +242,9 @@ class Court:
 
 @pytest.fixture(scope="module")
 def court(plan: Plan) -> Iterator[Court]:
-    require_program("postconf", "postfix")
+    need_postfix()
     if not any(Path("/usr").glob("lib*/postfix/postfix-pcre.so")):
         missing("Postfix cannot read pcre: tables: apt-get install postfix-pcre")
-    if reason := why_not():
-        missing(reason)
     if not has_ipv6():
         missing("this machine has no IPv6, without which Postfix looks no AAAA up")
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.conftest import ROOT
+from tests.support.needs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
@@ -103,6 +103,7 @@ def test_the_readme_has_examples() -> None:
 
 
 @pytest.mark.parametrize(("command", "shown"), readme_examples())
+@pytest.mark.integration("gatekeeper")
 def test_what_the_readme_shows_is_what_is_printed(command: str, shown: list[str]) -> None:
     folder = ROOT / "tests" / "smtp_fixtures"
     program = [sys.executable, "-m", "gatekeeper", *command.split()]

@@ -11,8 +11,8 @@ from gatekeeper.core.message import Header
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
-from tests.signing_world import ed25519_pem, rsa_pem, write_key
-from tests.test_config import no_postfix
+from tests.support.postconf import no_postfix
+from tests.support.signing_world import ed25519_pem, rsa_pem, write_key
 
 TABLES = """\
 key_table = ["a example.com:a:./a.pem", "b example.org:b:./b.pem"]

@@ -7,8 +7,8 @@ from gatekeeper.core.message import Header, parse
 from gatekeeper.signing.keys import PrivateKey
 from gatekeeper.signing.resigning import Resigning
 from gatekeeper.signing.signer import Signer, SigningIdentity, SignOptions
-from tests.signing_world import ed25519, rsa_pem
-from tests.test_signer import MESSAGES, NOW, identity, signed
+from tests.support.signed_messages import MESSAGES, NOW, identity, signed
+from tests.support.signing_world import ed25519, rsa_pem
 
 RSA, ED = identity(), SigningIdentity("example.com", "ed", ed25519())
 

@@ -15,7 +15,7 @@ from gatekeeper.signing.origin import Owner
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice, SigningPolicy, WithoutKey
 from gatekeeper.signing.sender_binding import BindTo, Mismatch, SenderBinding
 from gatekeeper.signing.signing_table import SigningTable
-from tests.signing_world import ed25519_pem, rsa_pem
+from tests.support.signing_world import ed25519_pem, rsa_pem
 
 OUTSIDE = Client(address=ip_address("198.51.100.7"), name="mx.example.net")
 INSIDE = Client(address=ip_address("192.0.2.7"), name="pc.example.com")

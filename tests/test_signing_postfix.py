@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import dkim
 import pytest
 
-from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.replay.smtp import SmtpClient
-from tests.conftest import missing, require_program
-from tests.lab import Lab, why_not
-from tests.signing_world import ed25519, ed25519_pem, rsa, verifies, write_key
+from tests.lab import Lab
+from tests.support.lab import new_lab
+from tests.support.signing_world import ed25519, ed25519_pem, rsa, verifies, write_key
+
+pytestmark = pytest.mark.integration("gatekeeper", "postfix")
 
 HEADER = b"From: Bob <bob@example.org>\r\nTo: alice@good.example\r\nDate: Mon, 1 Jan 2024 00:00:00 +0000\r\n"
 HEADER += b"Message-ID: <%b@example.org>\r\n"
@@ -44,10 +45,7 @@ FORMS = ("simple/simple", "relaxed/relaxed")
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    require_program("postconf", "postfix")
-    if reason := why_not():
-        missing(reason)
-    with Lab(zone=Zone.parse(""), hostname="mx.example.org", relay_domains=["example.org"]) as lab:
+    with new_lab() as lab:
         yield lab
 
 

@@ -13,7 +13,7 @@ from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set
 from gatekeeper.signing.key_table import KeyTable, TableKey
 from gatekeeper.signing.signing_table import SigningTable, _RefileIndex
-from tests.signing_world import ed25519_pem, rsa, rsa_pem, write_key
+from tests.support.signing_world import ed25519_pem, rsa, rsa_pem, write_key
 
 
 class World:

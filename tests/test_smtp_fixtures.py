@@ -9,7 +9,7 @@ import pytest
 from gatekeeper.replay import fixture
 from gatekeeper.replay.compare import differences
 from gatekeeper.replay.in_process import play
-from tests.conftest import ROOT
+from tests.support.needs import ROOT
 
 FOLDERS = fixture.find(ROOT / "tests" / "smtp_fixtures")
 

@@ -25,8 +25,9 @@ from gatekeeper.stores.sqlite import store as sqlite_module
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import CounterHit, Store, StoreError
 from gatekeeper.stores.store_url import open_store, redis_store
-from tests.conftest import missing, require_program
-from tests.redis_server import RedisServer, free_port, make_certificates, redis_cluster, redis_server
+from tests.lab.ports import free_port
+from tests.support.needs import missing, require_program
+from tests.support.redis_server import RedisServer, make_certificates, redis_cluster, redis_server
 
 HIT = [CounterHit("a", 600.0)]
 
@@ -93,6 +94,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_redis_that_stops_is_missed_and_welcomed_back(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,6 +110,7 @@ async def test_a_redis_that_stops_is_missed_and_welcomed_back(
     assert ["gone", "back"] == lines(caplog)
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_redis_that_was_not_there_at_the_start_is_found_later(server: RedisServer) -> None:
     server.stop()
     async with opened(server.tcp_url) as store:
@@ -121,6 +124,7 @@ def sleep(server: RedisServer) -> object:
     return server.admin.execute_command("DEBUG", "SLEEP", "2")
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_redis_that_sleeps_costs_one_time_limit(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(server.url) as store:
         await store.hit(HIT)
@@ -139,6 +143,7 @@ async def test_a_redis_that_sleeps_costs_one_time_limit(server: RedisServer, cap
     assert "back" == lines(caplog)[-1]
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_cancelled_call_neither_breaks_the_store_nor_mixes_up_answers(server: RedisServer) -> None:
     async with opened(server.url) as store:
         for number in range(50):
@@ -150,6 +155,7 @@ async def test_a_cancelled_call_neither_breaks_the_store_nor_mixes_up_answers(se
         assert not store.gone
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_replica_that_cannot_be_written_is_gone_until_it_is_promoted(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +173,7 @@ async def test_a_replica_that_cannot_be_written_is_gone_until_it_is_promoted(
     assert ["gone", "back"] == lines(caplog)
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_redis_out_of_memory_counts_all_hits_or_none(server: RedisServer) -> None:
     async with opened(server.url) as store:
         await store.hit(HIT)
@@ -179,6 +186,7 @@ async def test_a_redis_out_of_memory_counts_all_hits_or_none(server: RedisServer
         assert [1] == await store.hit([CounterHit("b", 600.0, 1, "m1")])
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_full_redis_that_evicts_keeps_the_secret_and_the_day_of_birth(server: RedisServer) -> None:
     server.admin.config_set("maxmemory-policy", "volatile-ttl")
     async with opened(server.url) as store:
@@ -191,6 +199,7 @@ async def test_a_full_redis_that_evicts_keeps_the_secret_and_the_day_of_birth(se
         assert (born, secret) == (await store.created_at(), await store.secret())
 
 
+@pytest.mark.integration("redis-server")
 async def test_an_emptied_redis_learns_again_under_the_same_secret(server: RedisServer) -> None:
     async with opened(server.url) as store:
         born, secret = await store.created_at(), await store.secret()
@@ -200,6 +209,7 @@ async def test_an_emptied_redis_learns_again_under_the_same_secret(server: Redis
             assert secret == await newcomer.secret()
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_secret_that_a_newcomer_made_in_an_emptied_redis_is_taken_over(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +225,7 @@ async def test_a_secret_that_a_newcomer_made_in_an_emptied_redis_is_taken_over(
         await store.close()
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_restarted_redis_has_no_scripts_and_does_not_mind(server: RedisServer) -> None:
     async with opened(server.url) as store:
         await store.hit(HIT)
@@ -230,6 +241,7 @@ def fails_over(sentinel: RedisServer) -> bool:
         return False
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_sentinel_tells_where_to_write_also_after_a_failover(server: RedisServer, tmp_path: Path) -> None:
     with redis_server("--replicaof", f"127.0.0.1 {server.port}") as replica:
         while replica.admin.info("replication")["master_link_status"] != "up":
@@ -250,6 +262,7 @@ async def test_a_sentinel_tells_where_to_write_also_after_a_failover(server: Red
                 assert replica.admin.keys("*a/600.0*")
 
 
+@pytest.mark.integration("redis-server")
 async def test_a_user_with_a_password_is_let_in_and_the_password_is_nowhere(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -263,6 +276,7 @@ async def test_a_user_with_a_password_is_let_in_and_the_password_is_nowhere(
     assert not re.search("s3cret|wrong-one", caplog.text)
 
 
+@pytest.mark.integration("redis-server")
 async def test_tls_wants_a_certificate_that_our_own_ca_has_signed(tmp_path: Path) -> None:
     ca, certificate, key = make_certificates(tmp_path)
     port = free_port()
@@ -279,6 +293,7 @@ async def test_tls_wants_a_certificate_that_our_own_ca_has_signed(tmp_path: Path
             assert bytes(300_000) == await store.get("k")
 
 
+@pytest.mark.integration("redis-server", "redis-tools")
 async def test_a_cluster_of_which_a_node_is_lost_comes_back_with_it(cluster: list[RedisServer]) -> None:
     hits = [CounterHit(name, 600.0) for name in "abcdefgh"]
     async with opened(f"redis+cluster://127.0.0.1:{cluster[1].port}", 2.0) as store:
@@ -299,6 +314,7 @@ async def sums_or_nothing(store: Store, hits: list[CounterHit]) -> list[int] | N
         return None
 
 
+@pytest.mark.integration("redis-server", "redis-tools")
 async def test_a_slot_that_moves_to_another_node_is_followed(cluster: list[RedisServer]) -> None:
     async with opened(f"redis+cluster://127.0.0.1:{cluster[0].port}", 2.0) as store:
         await store.set("k", b"1", 100)
@@ -378,6 +394,7 @@ async def test_a_folder_that_cannot_be_made_is_gone_until_it_is_there() -> None:
             assert [1] == await until_back(store)
 
 
+@pytest.mark.integration("mount")
 async def test_a_full_disk_counts_all_hits_or_none(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         missing("mounting a small tmpfs needs root")

@@ -10,7 +10,7 @@ from gatekeeper.core.verdict import Mode
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.read_ahead import ReadAheadStore
 from gatekeeper.stores.store import CounterHit, ReadAhead, StoreError
-from tests.checking import World, rcpt
+from tests.support.checking import World, rcpt
 
 PEEK = CounterHit("p", 60.0, 0)
 COUNT = CounterHit("p", 60.0)

@@ -17,7 +17,7 @@ from gatekeeper.stores.readonly import ReadOnlyStore
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import CounterHit, Keys, Lease, Store
 from gatekeeper.stores.store_url import check_url, describe, open_store, redis_store
-from tests.redis_server import RedisServer, redis_cluster, redis_server
+from tests.support.redis_server import RedisServer, redis_cluster, redis_server
 
 MINUTE = 60.0
 WORKER = """
@@ -33,7 +33,7 @@ async def sure(call):
             await asyncio.sleep(0.05)
 
 async def main(url, worker):
-    store = await open_store(url, timeout=5)
+    store = await open_store(url, timeout=60)
     print("secret", (await store.secret()).hex(), await store.created_at(), store.gone)
     for number in range(60):
         counted = [Hit("a", 600.0), Hit("b", 600.0, 2), Hit("c", 600.0, 1, f"m{number}")]
@@ -71,24 +71,39 @@ def cluster() -> Iterator[list[RedisServer]]:
         yield nodes
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", "redis-tcp", "redis-cluster", "readonly"])
+LIMIT = 30.0
+"""Seconds: what is tested here is not how long anybody waits."""
+REDIS = pytest.mark.integration("redis-server")
+CLUSTER = pytest.mark.integration("redis-server", "redis-tools")
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        pytest.param("redis", marks=REDIS),
+        pytest.param("redis-tcp", marks=REDIS),
+        pytest.param("redis-cluster", marks=CLUSTER),
+        "readonly",
+    ]
+)
 async def store(request: pytest.FixtureRequest, tmp_path: Path, time: Time) -> AsyncIterator[Store]:
     store: Store
     if request.param == "memory":
         store = MemoryStore(time)
     elif request.param == "sqlite":
-        store = SqliteStore(tmp_path / "state" / "state.db", time)
+        store = SqliteStore(tmp_path / "state" / "state.db", time, LIMIT)
     elif request.param == "readonly":
         store = ReadOnlyStore(MemoryStore(time), time)
     elif request.param == "redis-cluster":
         nodes: list[RedisServer] = request.getfixturevalue("cluster")
         for node in nodes:
             node.admin.flushall()
-        store = redis_store(f"redis+cluster://127.0.0.1:1,127.0.0.1:{nodes[0].port}", time, 1.0)
+        store = redis_store(f"redis+cluster://127.0.0.1:1,127.0.0.1:{nodes[0].port}", time, LIMIT)
     else:
         server: RedisServer = request.getfixturevalue("server")
         server.admin.flushall()
-        store = redis_store(server.url if request.param == "redis" else server.tcp_url, time)
+        store = redis_store(server.url if request.param == "redis" else server.tcp_url, time, LIMIT)
     yield store
     await store.close()
 
@@ -296,6 +311,7 @@ class Model:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=20))
+@pytest.mark.integration("redis-server")
 def test_sums_are_those_of_a_list_of_events(server: RedisServer, steps: list[tuple[int, int]]) -> None:
     async def play() -> None:
         time, model = Time(), Model()
@@ -303,8 +319,8 @@ def test_sums_are_those_of_a_list_of_events(server: RedisServer, steps: list[tup
         with TemporaryDirectory() as folder:
             stores: list[Store] = [
                 MemoryStore(time),
-                SqliteStore(Path(folder) / "state.db", time),
-                redis_store(server.url, time),
+                SqliteStore(Path(folder) / "state.db", time, LIMIT),
+                redis_store(server.url, time, LIMIT),
             ]
             await compare(stores, time, model)
 
@@ -338,6 +354,7 @@ EVENTS = st.lists(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=EVENTS, skewed=st.booleans())
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.integration("redis-server")
 def test_every_store_comes_to_the_same_sums_whatever_the_clocks_of_the_relays(
     server: RedisServer,
     tmp_path: Path,
@@ -367,15 +384,16 @@ def test_every_store_comes_to_the_same_sums_whatever_the_clocks_of_the_relays(
         time = Time()
         if kind == "redis":
             server.admin.flushall()
-            assert expected == await play(redis_store(server.url, time), time)
+            assert expected == await play(redis_store(server.url, time, LIMIT), time)
         else:
             with TemporaryDirectory(dir=tmp_path) as folder:
-                assert expected == await play(SqliteStore(Path(folder) / "state.db", time), time)
+                assert expected == await play(SqliteStore(Path(folder) / "state.db", time, LIMIT), time)
 
     asyncio.run(compare())
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.integration("redis-server")
 async def test_processes_that_share_a_store_count_exactly(kind: str, server: RedisServer, tmp_path: Path) -> None:
     server.admin.flushall()
     url = server.url if kind == "redis" else f"sqlite:{tmp_path}/state/state.db"
@@ -389,7 +407,7 @@ async def test_processes_that_share_a_store_count_exactly(kind: str, server: Red
     assert list(range(2, 482, 2)) == [b for _, b, _ in sums]
     assert 60 == max(c for _, _, c in sums)
     assert 1 == len({line for line in lines if line.startswith("secret")})
-    store = await open_store(url)
+    store = await open_store(url, timeout=LIMIT)
     assert [100, 100] == await store.hit([CounterHit("limited", 600.0, 0), CounterHit("with it", 600.0, 0)])
     assert [51] == await store.lease([Lease("places", "one more", 50)], 600.0)
     await store.close()
@@ -430,7 +448,7 @@ async def test_reading_only_creates_no_file(tmp_path: Path) -> None:
 
 async def test_reading_only_sees_what_a_running_service_wrote(tmp_path: Path) -> None:
     url = f"sqlite:{tmp_path}/state/state.db"
-    service = await open_store(url)
+    service = await open_store(url, timeout=LIMIT)
     await service.hit([CounterHit("a", MINUTE, 4)])
     store = await open_store(url, read_only=True)
     assert [5] == await store.hit([CounterHit("a", MINUTE)])

@@ -14,9 +14,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.milter_client import CONTINUE, MilterClient
-from tests.service import Service, need_milter, until
+from tests.support.milter_client import CONTINUE, MilterClient
+from tests.support.needs import ROOT
+from tests.support.service import Service, need_milter, until
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 QUESTION = b"request=smtpd_access_policy\nprotocol_state=RCPT\nhelo_name=%b\nclient_address=192.0.2.1\nsender=\n\n"
 CONFIG = """\
@@ -297,10 +299,11 @@ def test_a_key_table_that_changes_is_read_again(config: Path) -> None:
 
 def test_lasting_connections_are_shared_evenly(watching: Service) -> None:
     watching.wait_for("explain")
-    connections = [watching.policy() for _ in range(16)]
+    connections: list[socket.socket] = []
     try:
-        for connection in connections:
-            ask(connection)
+        for _ in range(16):
+            connections.append(watching.policy())
+            ask(connections[-1])  # so that it is taken and counted when the next one comes
         held = [sum(_holds_connection(pid, connection) for connection in connections) for pid in watching.children()]
         # two that come at the same moment may be taken by the same worker
         assert (16, True) == (sum(held), min(held) >= 6)

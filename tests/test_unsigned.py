@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from gatekeeper import cli
 from gatekeeper.diagnose.unsigned_mail import as_json, read_unsigned_mail, sentences
-from tests.milter_client import MilterClient
-from tests.service import Service, need_milter
-from tests.signing_world import write_key
+from tests.support.milter_client import MilterClient
+from tests.support.service import Service, need_milter
+from tests.support.signing_world import write_key
+
+pytestmark = pytest.mark.integration("gatekeeper")
 
 CONFIG = """
 hostname = "mx.example"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gatekeeper.checks.dnslists.dnsbl import Dnsbl
 from gatekeeper.checks.dnslists.lookup import parse_list, sanitize
 from gatekeeper.core import redaction
-from tests.checking import World, mistakes, rcpt
+from tests.support.checking import World, mistakes, rcpt
 
 KEY = "abcd1234efgh5678ijkl90mnop"
 ZEN = f"{KEY}.zen.dq.spamhaus.net"

@@ -6,11 +6,13 @@ cannot be used here; they are returned as warnings, because a list that is silen
 mail.
 """
 
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Ask = Callable[[Sequence[str]], Mapping[str, str]]
 """Returns the values of main.cf parameters by name; empty where Postfix is not installed."""
@@ -42,18 +44,26 @@ def ask_postfix(names: Sequence[str]) -> Mapping[str, str]:
     if program is None:
         return {}
     try:
-        answer = subprocess.run(  # noqa: S603 (a fixed program with fixed arguments)
-            [program, "-x", *names],
-            capture_output=True,
-            timeout=_TIMEOUT,
-            check=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+        # Where there is no main.cf, postconf -x sleeps for a second before it says so.
+        folder = os.environ.get("MAIL_CONFIG") or _run(program, "-dh", "config_directory").strip()
+        if not (Path(folder) / "main.cf").exists():
+            return {}
+        lines = _run(program, "-x", *names).splitlines()
     except (OSError, subprocess.SubprocessError):
         return {}
-    lines = (line.partition("=") for line in answer.stdout.splitlines())
-    return {name.strip(): value.strip() for name, equals, value in lines if equals}
+    pairs = (line.partition("=") for line in lines)
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def _run(program: str, *arguments: str) -> str:
+    return subprocess.run(  # noqa: S603 (a fixed program with fixed arguments)
+        [program, *arguments],
+        capture_output=True,
+        timeout=_TIMEOUT,
+        check=True,
+        encoding="utf-8",
+        errors="replace",
+    ).stdout
 
 
 def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:

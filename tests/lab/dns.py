@@ -17,6 +17,7 @@ import dns.message
 import dns.rcode
 
 from gatekeeper.dnsclient.zone import Fault, Zone
+from tests.lab.ports import free_port
 
 _RCODES = {Fault.SERVFAIL: dns.rcode.SERVFAIL, Fault.NXDOMAIN: dns.rcode.NXDOMAIN}
 
@@ -82,9 +83,8 @@ class DnsServer:
     default at a free port; `host` and `port` are for programs that know no other port than 53."""
 
     def __init__(self, zone: Zone, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._tcp = _Tcp((host, port), _TcpQueries)
+        self._tcp = _Tcp((host, port or free_port(host)), _TcpQueries)
         try:
-            # The kernel gave the port for TCP; it is as good as always free for UDP.
             self._udp = _Udp(self._tcp.server_address, _UdpQuery)
         except OSError:
             self._tcp.server_close()

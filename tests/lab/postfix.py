@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.ports import free_port
+
 SNIPPETS = Path(__file__).resolve().parents[2] / "postfix-snippets"
 SBIN = "/usr/sbin:/sbin"
 
@@ -110,14 +112,6 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{SBIN}")
 
 
-def free_port() -> int:
-    """A loopback TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 class Postfix:
     """One private Postfix below `root`, an existing directory that others may enter. `start()`, then `stop()`."""
 
@@ -142,6 +136,7 @@ class Postfix:
         Raises LabError with what Postfix said instead.
         """
         self._write()
+        self._settle()
         program = Path(self.postconf("daemon_directory")) / "master"
         self._master = subprocess.Popen(
             [program, "-c", self.config, "-d"],
@@ -196,6 +191,7 @@ class Postfix:
         (self.config / "master.cf").write_text(
             _MASTER + master_services((SNIPPETS / "master.cf").read_text(), self.ports)
         )
+        self._settle()
         owner = pwd.getpwnam(self.postconf("mail_owner"))
         drop = grp.getgrnam(self.postconf("setgid_group")).gr_gid
         self.queue.mkdir()
@@ -206,6 +202,12 @@ class Postfix:
             _make(self.queue / name, mode, owner.pw_uid, drop)
         _make(self.root / "data", 0o700, owner.pw_uid)
         _make(self.sockets, 0o750, 0, owner.pw_gid)
+
+    def _settle(self) -> None:
+        """Make the configuration look old: what is younger than a second could still be in the making for Postfix,
+        and each of its programs waits before it reads that."""
+        for name in ("main.cf", "master.cf"):
+            os.utime(self.config / name, (0, 0))
 
 
 def master_services(fragment: str, ports: Ports) -> str:

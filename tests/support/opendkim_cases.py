@@ -16,8 +16,8 @@ from gatekeeper.core.message import parse
 from gatekeeper.opendkim.deviations import Topic
 from gatekeeper.signing.keys import PrivateKey
 from gatekeeper.signing.signer import Signer, SigningIdentity, SignOptions
-from tests.opendkim_world import Mail
-from tests.signing_world import rsa, rsa_pem
+from tests.support.opendkim_world import Mail
+from tests.support.signing_world import rsa, rsa_pem
 
 
 def mail(author: str, *more: str, body: str = "Hello\r\n", client: str = "127.0.0.1", **kw: object) -> Mail:

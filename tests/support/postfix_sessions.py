@@ -14,14 +14,14 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from gatekeeper.auth.iprev import IprevFinding, check_iprev
 from gatekeeper.core.request import UNKNOWN, parse_address
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
+from tests.support.needs import ROOT
 
-FOLDER = Path(__file__).parent / "same_as_postfix"
+FOLDER = ROOT / "tests" / "same_as_postfix"
 ZONE = FOLDER / "dns.zone"
 SITE = {
     "hostname": "mx.example.org",

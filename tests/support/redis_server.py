@@ -3,7 +3,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,15 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.conftest import require_program
-
-
-def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.lab.ports import free_port
+from tests.support.needs import require_program
 
 
 class RedisServer:
@@ -51,7 +43,7 @@ class RedisServer:
     def start(self) -> None:
         """Run the server and wait until it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 self.admin.ping()
@@ -89,7 +81,7 @@ def redis_cluster() -> Iterator[list[RedisServer]]:
         nodes = [stack.enter_context(redis_server(*_node_options())) for _ in range(3)]
         places = [f"127.0.0.1:{node.port}" for node in nodes]
         subprocess.run([client, "--cluster", "create", *places, "--cluster-yes"], check=True, capture_output=True)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(node.admin.execute_command("CLUSTER INFO")["cluster_state"] != "ok" for node in nodes):
             assert time.monotonic() < deadline, "the nodes do not agree"
             time.sleep(0.05)

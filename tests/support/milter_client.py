@@ -45,7 +45,7 @@ class Outcome:
 class MilterClient:
     """One connection to a milter; `address` is a unix path or (host, port). `timeout` is in seconds."""
 
-    def __init__(self, address: str | tuple[str, int], *, steps: int = ALL_STEPS, timeout: float = 20.0) -> None:
+    def __init__(self, address: str | tuple[str, int], *, steps: int = ALL_STEPS, timeout: float = 60.0) -> None:
         self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
         self.sock.connect(address)

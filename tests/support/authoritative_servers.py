@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Real authoritative name servers: nsd on loopback, one process an address, all at one port that is not 53."""
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -12,8 +11,9 @@ import dns.exception
 import dns.message
 import dns.query
 
-from tests.conftest import require_program
-from tests.service import until
+from tests.lab.ports import free_port
+from tests.support.needs import require_program
+from tests.support.service import until
 
 SOA = "@ 60 SOA ns1.example.com. postmaster.example.com. {serial} 3600 600 86400 60\n"
 
@@ -71,13 +71,6 @@ class Nsd:
         except BaseException:
             self.close()
             raise
-
-
-def free_port(address: str) -> int:
-    """One that nobody has there now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

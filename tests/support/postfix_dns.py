@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gatekeeper.policy.protocol import RequestParser
-from tests.lab.postfix import Postfix, free_port
+from tests.lab.ports import free_port
+from tests.lab.postfix import Postfix
 
 LIST_NAMES = ("client", "helo", "sender", "recipient", "etrn", "data")
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gatekeeper.core import message
-from tests.conftest import ROOT, require_program
-from tests.milter_client import (
+from tests.support.milter_client import (
     BODY,
     CONNECT,
     CONTINUE,
@@ -30,7 +29,8 @@ from tests.milter_client import (
     MilterClient,
     Outcome,
 )
-from tests.service import until
+from tests.support.needs import OURSELVES, ROOT, needs, require_program
+from tests.support.service import until
 
 ACCEPT, DISCARD, REJECT, TEMPFAIL, SKIP = b"a", b"d", b"r", b"t", b"s"
 
@@ -54,6 +54,7 @@ class Nursery:
     """Starts gatekeeper for one configuration after the other."""
 
     def __init__(self) -> None:
+        needs(OURSELVES)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
         )
@@ -64,7 +65,7 @@ class Nursery:
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(60)
 
     @contextmanager
     def gatekeeper(self, conf: Path, socket: Path) -> Iterator[str]:
@@ -101,7 +102,7 @@ def serves(socket: Path) -> bool:
     if not socket.exists():
         return False
     try:
-        MilterClient(str(socket), timeout=5).close()
+        MilterClient(str(socket)).close()
     except OSError:
         return False
     return True

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """gatekeeper as its own process, for tests that need the real thing, and waiting without guessing."""
 
+import os
 import re
 import signal
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tests.conftest import ROOT, missing
+from tests.support.needs import OURSELVES, ROOT, missing, needs
 
 # pymilter belongs to an extra: without it, the rest of the service still has to work.
 HAS_MILTER = subprocess.run([sys.executable, "-c", "import milter"], capture_output=True).returncode == 0
@@ -31,12 +32,14 @@ class Service:
     """`gatekeeper` with `arguments`, as its own process, and what it has said so far."""
 
     def __init__(self, config: Path, *arguments: str, prelude: str = "") -> None:
+        needs(OURSELVES)
         # `prelude` is Python to run first: to shorten a time that is too long for a test
-        start = (
-            ["-c", f"{prelude}; import sys; from gatekeeper.cli import main; sys.exit(main())"]
-            if prelude
-            else ["-m", "gatekeeper"]
-        )
+        start = ["-m", "gatekeeper"]
+        if prelude:
+            start = ["-c", f"{prelude}; import sys; from gatekeeper.cli import main; sys.exit(main())"]
+        if "COVERAGE_PROCESS_CONFIG" in os.environ:
+            run = "import runpy; runpy.run_module('gatekeeper', run_name='__main__', alter_sys=True)"  # as -m does
+            start = ["-c", f"import tests.support.libmilter_threads; {start[1] if prelude else run}"]
         self.process = subprocess.Popen(
             [sys.executable, *start, "--config", str(config), *arguments],
             stderr=subprocess.PIPE,
@@ -45,6 +48,7 @@ class Service:
             cwd=ROOT,
             start_new_session=True,
         )
+        _started.append(self)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -73,7 +77,7 @@ class Service:
     def policy(self) -> socket.socket:
         """A connection to the policy daemon."""
         match = self.wait_for(r"^listening policy inet:127\.0\.0\.1:(\d+)$")
-        return socket.create_connection(("127.0.0.1", int(match[1])), timeout=10)
+        return socket.create_connection(("127.0.0.1", int(match[1])), timeout=60)
 
     def children(self) -> list[int]:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
@@ -83,13 +87,23 @@ class Service:
         """Ask it to stop; its exit status."""
         self.process.send_signal(number)
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         finally:
             self._reader.join(5)
 
 
-def until(condition: Callable[[], T | None], what: str, timeout: float = 20.0) -> T:
-    """What `condition` comes to as soon as it is true."""
+_started: list[Service] = []
+
+
+def end_all() -> None:
+    """End what tests have left running, as one does that fails."""
+    for service in _started:
+        if service.process.poll() is None:
+            os.killpg(service.process.pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:
+    """What `condition` comes to as soon as it is true. `timeout` only ends a wait for what never comes."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if found := condition():
