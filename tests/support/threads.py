@@ -143,6 +143,10 @@ def switching() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+_installing = threading.Lock()
+"""One thread at a time: where there is an audit hook, another thread may run within setprofile, which then raises."""
+
+
 class Jostled:
     """While it is entered, this thread gives way before and after every so many calls, C's included."""
 
@@ -151,11 +155,13 @@ class Jostled:
         self._left = 0
 
     def __enter__(self) -> Self:
-        sys.setprofile(self._called)
+        with _installing:
+            sys.setprofile(self._called)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
+        with _installing:
+            sys.setprofile(None)
 
     def _called(self, frame: FrameType, event: str, argument: Any) -> None:
         self._left -= 1
@@ -167,12 +173,13 @@ class Jostled:
 def storm(workers: Sequence[Callable[[], object]], loop: Loop | None = None) -> None:
     """Run all at once, each in a thread, and jostle them and the loop; raises what any of them raises."""
     errors: list[BaseException] = []
-    begin = threading.Barrier(len(workers))
+    ready, begin = threading.Semaphore(0), threading.Event()
 
     def guarded(number: int, work: Callable[[], object]) -> None:
         try:
-            begin.wait(LONGEST)
             with Jostled(number):
+                ready.release()
+                begin.wait(LONGEST)
                 work()
         except BaseException as error:  # noqa: BLE001 (told to the test that waits)
             errors.append(error)
@@ -181,9 +188,11 @@ def storm(workers: Sequence[Callable[[], object]], loop: Loop | None = None) -> 
     of_the_loop = Jostled(len(workers))
     if loop is not None:
         loop.call(of_the_loop.__enter__)
+    for thread in threads:
+        thread.start()
+        ready.acquire(timeout=LONGEST)  # until it is past its start, where coverage installs what traces it
     with switching():
-        for thread in threads:
-            thread.start()
+        begin.set()
         for thread in threads:
             thread.join(LONGEST)
     if loop is not None:
