@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every recorded session of this project comes out as expected, played in process. test_postfix.py plays the same ones
+"""Every recorded session of this project comes out as expected, played in process. behind_postfix/ plays the same ones
 through a real Postfix."""
 
 from pathlib import Path

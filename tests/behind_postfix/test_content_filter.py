@@ -5,7 +5,6 @@ found out about it survives the second pass, with and without the milter in it."
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,11 +15,12 @@ from tests.lab import Lab
 from tests.lab.ports import free_port
 from tests.lab.sink import Sink
 from tests.support.lab import new_lab
+from tests.support.needs import ROOT
 from tests.support.service import until
 
 pytestmark = pytest.mark.integration("gatekeeper", "postfix")
 
-CASE = fixture.read(Path(__file__).parent / "smtp_fixtures" / "clean-signed-mail")
+CASE = fixture.read(ROOT / "tests" / "smtp_fixtures" / "clean-signed-mail")
 FORGED = b"".join(
     b"Authentication-Results: %s; spf=pass smtp.mailfrom=evil.example\r\n" % name
     for name in (b"mx.example.org", b"mx.example.org/anything", b'"MX.example.org/4AbCdE"')

@@ -2,7 +2,7 @@
 """Signatures: each is verified by dkimpy and by a verifier of our own that shares no code with the signer.
 
 dkimpy verifies Ed25519 only with PyNaCl, which the project does not need; those are verified by the second alone,
-and by opendkim in test_opendkim_peer.py.
+and by opendkim in tests/opendkim/test_opendkim_reads_ours.py.
 """
 
 import re

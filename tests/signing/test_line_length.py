@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Long lines are broken as Postfix's smtp(8) breaks them, whatever the chunks; test_signing_postfix.py asks it."""
+"""Long lines are broken as Postfix's smtp(8) breaks them, whatever the chunks; tests/behind_postfix/ asks it."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -24,12 +24,12 @@ from gatekeeper.replay.smtp import MessageReplies, Servers, SmtpClient, play
 from tests.lab import Lab
 from tests.lab.evidence import header_changes, outcomes
 from tests.support.lab import new_lab
-from tests.support.needs import require_program
+from tests.support.needs import ROOT, require_program
 from tests.support.service import until
 
 pytestmark = pytest.mark.integration("gatekeeper", "postfix", "redis-server")
 
-CASES = Path(__file__).parent / "smtp_fixtures"
+CASES = ROOT / "tests" / "smtp_fixtures"
 CONFIG = CASES / "gatekeeper.toml"
 SIGNED = CASES / "clean-signed-mail"
 SUBMITTED = CASES / "authenticated-submission"
