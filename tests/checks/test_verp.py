@@ -112,7 +112,11 @@ def test_the_domain_is_never_touched(sender: str) -> None:
     assert sender.lower().rpartition("@")[2] == normal_sender(sender).rpartition("@")[2] or "@" not in sender
 
 
-@given(st.from_regex(r"[a-z]{1,12}([._-][a-z]{1,12}){0,2}[0-9]{0,6}", fullmatch=True))
+PEOPLE = st.from_regex(r"[a-z]{1,12}([._-][a-z]{1,12}){0,2}[0-9]{0,6}", fullmatch=True)
+
+
+# `deadbeefcafe000000` is a hash: sixteen hexadecimal digits look like one, whoever has them for a name.
+@given(PEOPLE.filter(lambda local: not re.search("[0-9a-f]{16}", local)))
 def test_names_with_a_number_behind_them_are_people(local: str) -> None:
     assert f"{local}@example.com" == normal_sender(f"{local}@example.com")
 
