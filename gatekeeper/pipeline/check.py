@@ -33,6 +33,6 @@ class Check(Protocol):
 class Announcing(Check, Protocol):
     """A check that can announce what it will read from the store, for one round trip a request."""
 
-    def wants(self, request: Request, context: Context) -> ReadAhead | None:
+    def announce(self, request: Request, context: Context) -> ReadAhead | None:
         """Return what `check` will read, as far as that is known without waiting; None for nothing."""
         ...

@@ -61,15 +61,15 @@ class _Entry(NamedTuple):
     name: str
     needs: tuple[str, ...]
     enforced: bool
-    wants: Callable[[Request, Context], ReadAhead | None] | None
+    announce: Callable[[Request, Context], ReadAhead | None] | None
     passed: Step
     """The step of most requests: the check passed and found nothing out."""
 
     @classmethod
     def of(cls, check: Check, list_name: str) -> Self:
-        wants = check.wants if isinstance(check, Announcing) else None
+        announce = check.announce if isinstance(check, Announcing) else None
         passed = Step(list_name, check.name, PASS)
-        return cls(check.check, check.name, check.needs, check.mode is Mode.ENFORCE, wants, passed)
+        return cls(check.check, check.name, check.needs, check.mode is Mode.ENFORCE, announce, passed)
 
     def abstains(self, request: Request) -> bool:
         """Return True if an attribute that the check needs does not exist at this stage."""
@@ -172,15 +172,15 @@ class Pipeline:
         found = []
         for _, entries in self._entries[request.stage]:
             for entry in entries:
-                if entry.wants is None or entry.abstains(request):
+                if entry.announce is None or entry.abstains(request):
                     continue
                 try:
-                    wants = entry.wants(request, context if entry.enforced else _observing(context))
+                    ahead = entry.announce(request, context if entry.enforced else _observing(context))
                 except Exception:
                     logger.exception("check %s cannot announce what it will read", entry.name)
                 else:
-                    if wants is not None:
-                        found.append(wants)
+                    if ahead is not None:
+                        found.append(ahead)
         return found
 
 

@@ -37,10 +37,10 @@ class ReadAheadStore:
             if not hits and all(key in self._values for key in gets):
                 return [], [self._values[key] for key in gets]
             return await self._inner.hit_and_get(hits, gets)
-        wants, self._announced = self._announced(), None
+        announced, self._announced = self._announced(), None
         keys = dict.fromkeys(gets)
         ahead: dict[CounterHit, None] = {}
-        for want in wants:
+        for want in announced:
             for key in want.gets:
                 keys[key] = None
             for hit in want.hits:

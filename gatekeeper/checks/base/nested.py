@@ -90,8 +90,8 @@ class WarnIfReject:
     def needs(self) -> tuple[str, ...]:
         return self.inner.needs
 
-    def wants(self, request: Request, context: Context) -> ReadAhead | None:
-        return self.inner.wants(request, context) if isinstance(self.inner, Announcing) else None
+    def announce(self, request: Request, context: Context) -> ReadAhead | None:
+        return self.inner.announce(request, context) if isinstance(self.inner, Announcing) else None
 
     async def check(self, request: Request, context: Context) -> Verdict:
         """Return the inner verdict, or let pass what it would refuse."""

@@ -12,7 +12,7 @@ By default only suspicious clients have to wait: without a confirmed name, with 
 but triplets are learned. Authenticated users, mynetworks, clients and recipients on an allow list (tables like those of
 `access`, and one that is shipped), and our postmaster and abuse mailboxes never wait.
 
-Every key that may be read follows from the request, and all are read at once (`wants`); SPF is only looked up for
+Every key that may be read follows from the request, and all are read at once (`announce`); SPF is only looked up for
 clients that would have to wait. Nothing is written before the decision is known, and nothing for mail that is refused
 for good.
 """
@@ -98,7 +98,7 @@ class Greylist(ConfiguredCheck):
         if self.clients == "suspicious":
             yield from ((site, ListKind.ADDRESS) for site in self.lists)
 
-    def wants(self, request: Request, context: Context) -> ReadAhead | None:
+    def announce(self, request: Request, context: Context) -> ReadAhead | None:
         """Return all keys that may be read; None if it is certain that none will be."""
         address = self._address_to_judge(request, context)
         if address is None:
