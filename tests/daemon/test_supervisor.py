@@ -197,9 +197,13 @@ def _replace(path: Path, text: str) -> None:
 QUICK = "from gatekeeper.core.watched_files import FileWatch as W; W.INTERVAL = W.SETTLED = 0.1"
 
 
+PATIENT = "import gatekeeper.policy.server as s; s._YIELD_DELAY = 30.0"
+"""A worker that holds more than the other waits for that one, however late a busy machine wakes it."""
+
+
 @pytest.fixture
-def watching(config: Path, table: Path) -> Iterator[Service]:
-    running = Service(config, "policy", prelude=QUICK)
+def watching(config: Path, table: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+    running = Service(config, "policy", prelude=getattr(request, "param", QUICK))
     yield running
     running.end()
 
@@ -297,6 +301,7 @@ def test_a_key_table_that_changes_is_read_again(config: Path) -> None:
         service.end()
 
 
+@pytest.mark.parametrize("watching", [PATIENT], indirect=True, ids=["patient"])
 def test_lasting_connections_are_shared_evenly(watching: Service) -> None:
     watching.wait_for("explain")
     connections: list[socket.socket] = []
@@ -305,8 +310,7 @@ def test_lasting_connections_are_shared_evenly(watching: Service) -> None:
             connections.append(watching.policy())
             ask(connections[-1])  # so that it is taken and counted when the next one comes
         held = [sum(_holds_connection(pid, connection) for connection in connections) for pid in watching.children()]
-        # two that come at the same moment may be taken by the same worker
-        assert (16, True) == (sum(held), min(held) >= 6)
+        assert [8, 8] == held
     finally:
         for connection in connections:
             connection.close()
