@@ -46,6 +46,8 @@ class Lab:
         self._runs = 0
         self._stack = ExitStack()
         self._service: Service | None = None
+        self.config: Path | None = None
+        """The configuration of the gatekeeper that runs; None while none does."""
 
     root: Path
     dns: DnsServer
@@ -84,6 +86,7 @@ class Lab:
         except LabError:
             self.stop()
             raise
+        self.config = config
         return self._service
 
     def delivered(self, queue_id: str) -> bytes | None:
@@ -93,7 +96,7 @@ class Lab:
 
     def stop(self) -> None:
         """Stop the gatekeeper that runs, if one does. Raises LabError if it does not end when asked."""
-        service, self._service = self._service, None
+        service, self._service, self.config = self._service, None, None
         if service is not None:
             service.stop()
             self._guard.ended(service.pid)
