@@ -91,7 +91,7 @@ def test_every_case_of_the_spf_suite_comes_out_as_it_should() -> None:
                     service.wait_for("reloaded", number)
                 cases = scenario["tests"]
                 # at once: some wait for a name server that does not answer
-                told = threads.map(lambda name: until(lambda: ask(folder, cases[name], number), name), cases)  # noqa: B023
+                told = threads.map(lambda name: until(lambda: ask(folder, cases[name], number), name), cases)  # noqa: B023 (called before the loop goes on)
                 for (case_name, case), found in zip(cases.items(), told, strict=True):
                     allowed = case["result"] if isinstance(case["result"], list) else [case["result"]]
                     count += 1

@@ -227,7 +227,7 @@ def _caller() -> str:
         if frame.f_code.co_filename.startswith(_GATEKEEPER):
             found = f"{file}:{frame.f_code.co_name}" if file in PARENT else ""
             break
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
     return found
 
 
