@@ -91,7 +91,7 @@ def _open_unix(path: str, mode: int, group: str, owner: int) -> socket.socket:
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(f"unix:{path}: a file that is no socket is in the way; remove it or choose another path")
+            raise OSError(f"unix:{path}: a file that is not a socket is in the way; remove it or choose another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

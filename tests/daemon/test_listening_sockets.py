@@ -53,7 +53,7 @@ def test_a_taken_address_names_its_holder(text: str, tmp_path: Path) -> None:
 def test_a_file_that_is_no_socket_is_never_removed(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("mail")
-    with pytest.raises(OSError, match="a file that is no socket is in the way"):
+    with pytest.raises(OSError, match="a file that is not a socket is in the way"):
         open_listener(ListenAddress("unix", path=str(path)))
     assert "mail" == path.read_text()
 

@@ -289,7 +289,7 @@ def test_an_error_at_the_start_reaches_whoever_waits_for_the_background(folder: 
     (folder / "in the way").write_text("")
     done = started("opendkim", "-x", str(written(folder, "Mode v\n")), "-p", f"local:{folder}/in the way")
     assert 69 == done.returncode
-    assert "a file that is no socket is in the way" in done.stderr
+    assert "a file that is not a socket is in the way" in done.stderr
 
 
 @pytest.mark.parametrize("where", ["local:{f}/sock", "inet:{port}@127.0.0.1"])
