@@ -8,16 +8,15 @@ messages in it, without the loop. What both touch, and how:
   likewise, puts in and forgets.
 - What SPF came to (auth/spf.py): both read it, put in, and empty it when it is full.
 - lru_caches, by both: records, results and keys as they were parsed (auth/), patterns (signing/key_table.py), networks,
-  addresses, seconds and trace ids (log.py), and those of Site and App.
-- Private keys: parsed at first use, by whoever comes first.
-- SigningPolicy with its tables, host lists and bindings, and the Plan: both only read them.
-- The log: both write lines, through the lock of the one handler.
-- Session, Message, Facts, DkimVerifier and ArcVerifier of one connection: libmilter's thread has the callbacks, and the
+  addresses, seconds and trace ids (core/log.py), and those of Site and App.
+- Private keys: parsed at first use, by whoever comes first. - SigningPolicy with its tables, host lists and bindings,
+and the Plan: both only read them. - The log: both write lines, through the lock of the one handler. - MilterSession,
+MilterMessage, Facts, DkimVerifier and ArcVerifier of one connection: libmilter's thread has the callbacks, and the
   loop what they offered to begin (SPF, iprev, keys), while the next callbacks come. `end_without_waiting` tries in the
   thread and leaves the rest to `end_on_event_loop` on the loop; `settle` and `Facts.close` run there behind the
   thread's back.
 - The counts of connections (checks/limits/connections.py): the threads have all of it done on the loop.
-- The store, and a decision's StoreView of it: never touched by threads.
+- The store, and a decision's ReadAheadStore of it: never touched by threads.
 """
 
 import asyncio

@@ -203,7 +203,7 @@ async def test_any_number_of_hits_and_keys_can_be_asked(store: SqliteStore) -> N
 
 def strike(path: Path, blow: str) -> subprocess.CompletedProcess[str]:
     """A process that has the store open, in the middle of a transaction, while another opens it, after something that
-    made it die of SIGBUS: dbfile.py says why."""
+    made it die of SIGBUS: stores/sqlite/files.py says why."""
     command = [sys.executable, "-c", STRUCK, str(path), OTHER, blow, LOCKED]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
