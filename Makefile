@@ -10,7 +10,7 @@ PY     := .venv/bin/python
 PARALLEL = -n $(WORKERS) --dist worksteal
 export PYTHON
 
-.PHONY: help run test check coverage lint matrix demo bench lock release clean
+.PHONY: help run test check coverage lint matrix demo bench attack lock release clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\): *## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,10 @@ bench:  ## what a request and a message cost, beside the peers (ARGS=ROUNDS)
 	@.ci/bootstrap milter
 	@benchmarks/policy $(ARGS)
 	@benchmarks/run $(ARGS)
+
+attack:  ## the service under load while all around it fails, and fuzzed; 20 minutes (ARGS="--minutes 1 kills fuzz")
+	@.ci/bootstrap milter postfix tests
+	@$(PY) -m tests.attack $(ARGS)
 
 lock:  ## requirements.lock from pyproject.toml
 	@.ci/lock
