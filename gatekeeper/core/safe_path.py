@@ -79,9 +79,9 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if "/" not in str(error.filename or ""):
-            error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None or "/" in str(error.filename):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 class _Walk:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gatekeeper.core import safe_files
+
 logger = logging.getLogger(__name__)
 
 _EX_SOFTWARE = 70
@@ -76,23 +78,23 @@ def _detached(serve: Serve, tell: int) -> int:
 def write_pid_file(path: Path | None) -> Any:
     """Yield what writes this process's number into the file at `path`, and remove the file in the end.
 
-    A file that cannot be written is logged, as OpenDKIM does, and keeps nothing from serving.
+    A file that cannot be written is logged, as OpenDKIM does, and keeps nothing from serving. One that is another file
+    in the end, of a service that was started meanwhile, is left alone.
     """
-    written = False
+    written: os.stat_result | None = None
 
     def write() -> None:
         nonlocal written
         if path is None:
             return
         try:
-            path.write_text(f"{os.getpid()}\n", encoding="ascii")
-            written = True
+            written = safe_files.write(path, f"{os.getpid()}\n".encode())
         except OSError as error:
             logger.error("cannot write the pid file %s: %s", path, error.strerror)  # noqa: TRY400 (the sentence says it)
 
     try:
         yield write
     finally:
-        if written and path is not None:
+        if written is not None and path is not None:
             with suppress(OSError):
-                path.unlink()
+                safe_files.remove(path, only=written)

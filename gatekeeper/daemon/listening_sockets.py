@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Opens the listening sockets in the parent, and says who holds an address that is taken.
 
-A unix socket that a dead process left behind is removed; one that somebody still answers on is not.
+A unix socket that a dead process left behind is replaced; one that somebody still answers on is not. Its file gets
+owner, group and mode before anybody can connect, and nothing is done to a path that leads through a folder of somebody
+else (core/safe_path.py): Debian's /run/opendkim belongs to the user of the workers, who could let it lead anywhere.
+
+- Where only root (or we) could have put anything on the way, the socket is bound to its path. If an older one of ours
+  is there, it gets the new owner, group and mode, and goes on.
+- Elsewhere it is bound in a new folder that only we can enter, prepared there and moved to its place, over what is
+  there: the address is never missing. The system then shows it under another name (`/proc/self/fd/N/NAME` in ss(8)).
 """
 
 import contextlib
@@ -9,13 +16,19 @@ import grp
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 
+from gatekeeper.core.safe_files import private_folder
+from gatekeeper.core.safe_path import Place, place
 from gatekeeper.postfix.listen_address import ListenAddress
 
 BACKLOG = 512
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred of unix(7): process, user, group."""
 
 
 def bound(listen: ListenAddress, sock: socket.socket) -> ListenAddress:
@@ -27,17 +40,34 @@ class AddressTaken(OSError):
     """Somebody else listens there; the message names the process where we may look."""
 
 
-def open_listener(listen: ListenAddress, mode: int = 0o660, group: str = "", owner: int = -1) -> socket.socket:
+def open_listener(
+    listen: ListenAddress,
+    mode: int = 0o660,
+    group: str = "",
+    owner: int = -1,
+    *,
+    replaces: socket.socket | None = None,
+) -> socket.socket:
     """Open a listening, non-blocking socket. `mode`, `group` and `owner` (a user id) are for a unix socket's path.
 
-    Raises AddressTaken, or OSError with a sentence for a person.
+    `replaces` is our own listener at that path, so that it does not count as taken: what is returned has the `mode`,
+    `group` and `owner` of today, and the caller closes the older one. Raises AddressTaken, or OSError with a sentence
+    for a person.
     """
     try:
         if listen.family == "unix":
-            return _open_unix(listen.path, mode, group, owner)
+            return _open_unix(listen.path, _Rights(mode, owner, _group_id(listen, group)), replaces)
         return _open_inet(listen)
     except OSError as error:
         raise _explained(listen, error) from error
+
+
+def remove_socket(path: str) -> None:
+    """Remove the file of a unix socket that is closed, if it is one. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), place(Path(path)) as where:
+        found = where.lstat()
+        if found is not None and stat.S_ISSOCK(found.st_mode):
+            os.unlink(where.name, dir_fd=where.folder)
 
 
 def _open_inet(listen: ListenAddress) -> socket.socket:
@@ -59,51 +89,128 @@ def _open_inet(listen: ListenAddress) -> socket.socket:
     return sock
 
 
-def _open_unix(path: str, mode: int, group: str, owner: int) -> socket.socket:
+@dataclass(frozen=True, slots=True)
+class _Rights:
+    """Mode, user and group of a socket's file; -1 leaves an id as it is."""
+
+    mode: int
+    owner: int
+    group: int
+
+    def give(self, name: str, folder: int) -> None:
+        """Give them to the socket `name` in a folder in which nobody else can change names. Raises OSError."""
+        if self.owner >= 0 or self.group >= 0:
+            os.chown(name, self.owner, self.group, dir_fd=folder, follow_symlinks=False)
+        os.chmod(name, self.mode, dir_fd=folder)
+
+
+def _group_id(listen: ListenAddress, group: str) -> int:
     try:
-        gid = grp.getgrnam(group).gr_gid if group else -1
+        return grp.getgrnam(group).gr_gid if group else -1
     except KeyError as error:
-        raise OSError(f"unix:{path}: there is no group {group!r}") from error
+        raise OSError(f"{listen}: there is no group {group!r}") from error
+
+
+def _open_unix(path: str, rights: _Rights, replaces: socket.socket | None) -> socket.socket:
+    with place(Path(path)) as where:
+        found = _look(where, mine=replaces is not None)
+        if not where.stable:
+            return _bind_and_move(where, rights)
+        if found is _Found.OURS and replaces is not None:
+            rights.give(where.name, where.folder)
+            return replaces.dup()
+        if found is not _Found.NOTHING:
+            os.unlink(where.name, dir_fd=where.folder)
+        # Under the name that people know, unless that is a link, which bind(2) does not follow.
+        address = str(where.folder_path / where.name) if Path(path).is_symlink() else path
+        return _bind(address, where.name, where.folder, rights)
+
+
+def _bind_and_move(where: Place, rights: _Rights) -> socket.socket:
+    with private_folder(where) as folder:
+        sock = _bind(f"/proc/self/fd/{folder}/{where.name}", where.name, folder, rights)
+        try:
+            os.rename(where.name, where.name, src_dir_fd=folder, dst_dir_fd=where.folder)
+        except OSError:
+            sock.close()
+            os.unlink(where.name, dir_fd=folder)
+            raise
+    return sock
+
+
+def _bind(address: str, name: str, folder: int, rights: _Rights) -> socket.socket:
+    """Bind to `address`, which is `name` in a folder in which nobody else can change names, and listen."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     bound_here = False
     try:
-        _remove_stale(path)
         before = os.umask(0o177)  # nobody may connect before mode and group are set
         try:
-            sock.bind(path)
+            sock.bind(address)
             bound_here = True
         finally:
             os.umask(before)
-        if group or owner >= 0:
-            os.chown(path, owner, gid)
-        Path(path).chmod(mode)
+        rights.give(name, folder)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError:
         sock.close()
         if bound_here:  # the file is ours, and nobody will listen there
             with contextlib.suppress(OSError):
-                Path(path).unlink()
+                os.unlink(name, dir_fd=folder)
         raise
     return sock
 
 
-def _remove_stale(path: str) -> None:
+class _Found(Enum):
+    """What is at a place where we want to listen."""
+
+    NOTHING = auto()
+    STALE = auto()
+    OURS = auto()
+
+
+def _look(where: Place, *, mine: bool) -> _Found:
+    """Return what is there; a listener of this process is OURS if it may be `mine`. Raises AddressTaken and OSError."""
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(f"unix:{path}: a file that is not a socket is in the way; remove it or choose another path")
+        file = os.open(where.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where.folder)
     except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # who has a full backlog listens, and is not to be waited for
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink()
-            return
-        except OSError:
-            return
-    raise AddressTaken(f"unix:{path} is taken by {holder(path) or 'another process'}")
+        return _Found.NOTHING
+    try:
+        if not stat.S_ISSOCK(os.fstat(file).st_mode):
+            what = "a file that is not a socket is in the way; remove it or choose another path"
+            raise OSError(f"unix:{where.path}: {what}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # who has a full backlog listens, and is not to be waited for
+            process = _listener(probe, f"/proc/self/fd/{file}")
+    except ConnectionRefusedError:
+        return _Found.STALE
+    finally:
+        os.close(file)
+    if mine and process in (0, os.getpid()):
+        return _Found.OURS
+    raise AddressTaken(f"unix:{where.path} is taken by {holder(str(where.path)) or _name(process)}")
+
+
+def _listener(probe: socket.socket, address: str) -> int:
+    """Return the process that began to listen at `address`; 0 if it does not tell. Raises ConnectionRefusedError."""
+    try:
+        probe.connect(address)
+        process: int = _CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[
+            0
+        ]
+    except ConnectionRefusedError:
+        raise
+    except OSError:  # its backlog is full, for one
+        return 0
+    return process
+
+
+def _name(process: int) -> str:
+    """Return a process as `name, pid N`."""
+    try:
+        return f"{Path(f'/proc/{process}/comm').read_text().strip()}, pid {process}"
+    except OSError:
+        return "another process"
 
 
 def _explained(listen: ListenAddress, error: OSError) -> OSError:
@@ -122,8 +229,7 @@ def holder(where: str | int) -> str:
         inodes = set(_inodes(where))
         for process in Path("/proc").iterdir():
             if process.name.isdecimal() and _holds(process, inodes):
-                with contextlib.suppress(OSError):
-                    return f"{(process / 'comm').read_text().strip()}, pid {process.name}"
+                return _name(int(process.name))
     return ""
 
 

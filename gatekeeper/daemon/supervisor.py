@@ -37,7 +37,7 @@ from gatekeeper.core import log, watched_files
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.core.watched_files import FileWatch
 from gatekeeper.daemon import control_channel
-from gatekeeper.daemon.listening_sockets import bound, open_listener
+from gatekeeper.daemon.listening_sockets import bound, open_listener, remove_socket
 from gatekeeper.daemon.worker import (
     EX_TEMPFAIL,
     STOP_TIMEOUT,
@@ -538,7 +538,7 @@ def _shut(endpoint: Endpoint, listener: socket.socket) -> None:
     listener.close()
     if endpoint[1].path:
         try:
-            Path(endpoint[1].path).unlink(missing_ok=True)
+            remove_socket(endpoint[1].path)
         except OSError as error:
             logger.error("cannot remove %s: %s", endpoint[1].path, error.strerror)  # noqa: TRY400 (the sentence says it)
 
