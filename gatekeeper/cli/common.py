@@ -127,6 +127,7 @@ def run_with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolv
     from gatekeeper.config import config_file
     from gatekeeper.diagnose.explain import NotingResolver
     from gatekeeper.dnsclient.caching import CachingResolver
+    from gatekeeper.stores.state_owner import acting_as_owner
     from gatekeeper.stores.store_url import open_store
 
     path = config_path(options)
@@ -136,7 +137,9 @@ def run_with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolv
     inner = _resolver(options, plan.config.dns)
 
     async def run() -> int:
-        store = await open_store(plan.config.store.url, timeout=plan.config.store.timeout, read_only=True)
+        section = plan.config.store
+        with acting_as_owner(section.url, plan.config.user):
+            store = await open_store(section.url, timeout=section.timeout, read_only=True)
         resolver = NotingResolver(CachingResolver(inner))
         opened = await open_app(plan, resolver=resolver, store=store)
         try:

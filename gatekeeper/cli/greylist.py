@@ -72,10 +72,12 @@ def report(options: argparse.Namespace) -> int:
 def copy(options: argparse.Namespace) -> int:
     """Copy the state from one store to another. Returns 1 if the other has state of its own."""
     from gatekeeper.stores.migration import StoreOccupied, migrate
+    from gatekeeper.stores.state_owner import acting_as_owner
     from gatekeeper.stores.store import StoreError
     from gatekeeper.stores.store_url import check_url, describe, open_store
 
-    source = options.source or _config(options).store.url
+    config = _config(options)
+    source = options.source or config.store.url
     for url in (source, options.to):
         try:
             check_url(url)
@@ -84,15 +86,17 @@ def copy(options: argparse.Namespace) -> int:
             return USAGE
 
     async def work() -> int:
-        source_store = await open_store(source, timeout=10.0, read_only=True)
-        target_store = await open_store(options.to, timeout=10.0)
-        try:
-            if target_store.gone:
-                raise StoreError(target_store.gone)
-            return await migrate(source_store, target_store)
-        finally:
-            await source_store.close()
-            await target_store.close()
+        with acting_as_owner(source, config.user):
+            source_store = await open_store(source, timeout=10.0, read_only=True)
+        with acting_as_owner(options.to, config.user, create=True):
+            target_store = await open_store(options.to, timeout=10.0)
+            try:
+                if target_store.gone:
+                    raise StoreError(target_store.gone)
+                return await migrate(source_store, target_store)
+            finally:
+                await source_store.close()
+                await target_store.close()
 
     try:
         count = _run(work())
@@ -110,6 +114,7 @@ def import_postgrey(options: argparse.Namespace) -> int:
     from gatekeeper.postgrey import state_import
     from gatekeeper.postgrey.database import DatabaseError
     from gatekeeper.postgrey.options import read_options
+    from gatekeeper.stores.state_owner import acting_as_owner
     from gatekeeper.stores.store import Keys, StoreError
     from gatekeeper.stores.store_url import open_store
 
@@ -126,7 +131,7 @@ def import_postgrey(options: argparse.Namespace) -> int:
     folder = options.folder or postgrey_options.folder or Path("/var/lib/postgrey")
     observed = config.mode == "observe" or greylist.mode == "observe"
 
-    async def work() -> None:
+    async def work(entries: state_import.Entries) -> None:
         store = await open_store(config.store.url, timeout=10.0)
         try:
             if store.gone:
@@ -136,12 +141,14 @@ def import_postgrey(options: argparse.Namespace) -> int:
                 target = state_import.Target(
                     store=store, keys=keys, greylist=greylist, options=postgrey_options, now=time.time()
                 )
-                await target.import_state(folder, state_import.ImportedState() if prefix else imported)
+                await target.import_state(entries, state_import.ImportedState() if prefix else imported)
         finally:
             await store.close()
 
     try:
-        _run(work())
+        entries = state_import.read_entries(folder)  # as root, because it is postgrey's
+        with acting_as_owner(config.store.url, config.user, create=True):
+            _run(work(entries))
         state_import.import_lists(postgrey_options, options.tables or config.folder, imported)
     except (DatabaseError, OSError) as error:
         print(f"gatekeeper: {error}", file=sys.stderr)

@@ -51,8 +51,9 @@ class LockedFile:
 def changing(path: Path, wait: float = WAIT) -> Iterator[LockedFile]:
     """Lock the file at `path` and read it. Raises Locked, UnsafePath and OSError."""
     with place(path) as where, _lock(where, wait):
-        found = safe_files.read_regular(where)
-        yield LockedFile(found and found[0], where, found and found[1])
+        with safe_files.opened(where) as file:
+            data, status = (None, None) if file is None else (file.read(), os.fstat(file.fileno()))
+        yield LockedFile(data, where, status)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from gatekeeper.core.safe_path import Place, UnsafePath, is_sticky, place, unsafe_link
 
@@ -53,8 +54,9 @@ def put(where: Place, data: bytes, mode: int, owner: Owner | None = None) -> os.
     return status
 
 
-def read_regular(where: Place) -> tuple[bytes, os.stat_result] | None:
-    """Return the content of a file that is to be written again, and its status; None if there is no file.
+@contextmanager
+def opened(where: Place) -> Iterator[BinaryIO | None]:
+    """Open a file to be read, and copied or written again; None if there is none.
 
     Raises UnsafePath and OSError for anything that is not a file of its own, and never waits for it.
     """
@@ -62,7 +64,8 @@ def read_regular(where: Place) -> tuple[bytes, os.stat_result] | None:
     try:
         descriptor = os.open(where.name, flags, dir_fd=where.folder)
     except FileNotFoundError:
-        return None
+        yield None
+        return
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise unsafe_link(where.path, where.folder) from None
@@ -73,16 +76,15 @@ def read_regular(where: Place) -> tuple[bytes, os.stat_result] | None:
             raise OSError(errno.EINVAL, f"it is {kind(status)}, not a file", str(where.path))
         if status.st_nlink != 1 and not where.private:
             raise UnsafePath(errno.ELOOP, "it has another name elsewhere (a hard link)", str(where.path))
-        return file.read(), status
+        yield file
 
 
 def read(path: Path) -> bytes:
-    """Read a file as `read_regular` does. Raises FileNotFoundError, UnsafePath and OSError."""
-    with place(path) as where:
-        found = read_regular(where)
-        if found is None:
+    """Read a file as `opened` does. Raises FileNotFoundError, UnsafePath and OSError."""
+    with place(path) as where, opened(where) as file:
+        if file is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return found[0]
+        return file.read()
 
 
 def remove(path: Path, *, only: os.stat_result | None = None) -> None:

@@ -50,6 +50,7 @@ from gatekeeper.daemon.worker import (
 )
 from gatekeeper.policy.connection_balance import ConnectionBalance
 from gatekeeper.postfix.listen_address import ListenAddress
+from gatekeeper.stores.state_owner import make_state_folder
 
 logger = logging.getLogger(__name__)
 
@@ -565,12 +566,5 @@ def _log(plan: Plan) -> None:
 
 def _make_state_folder(url: str, process_user: ProcessUser | None) -> None:
     """Make the folder of the embedded store, which a worker that is no longer root could not. Raises OSError."""
-    folder = Path(url.removeprefix("sqlite:")).parent
-    if process_user is None or not url.startswith("sqlite:/") or folder.exists():
-        return
-    folder.mkdir(mode=0o750, parents=True)
-    try:
-        os.chown(folder, process_user.uid, process_user.gid)
-    except OSError:
-        folder.rmdir()  # the next start would take it for one that is as it should be
-        raise
+    if process_user is not None:
+        make_state_folder(url, (process_user.uid, process_user.gid))

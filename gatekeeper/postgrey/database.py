@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gatekeeper.core.safe_files import opened
+from gatekeeper.core.safe_path import place
+
 TRIPLETS, CLIENTS = "postgrey.db", "postgrey_clients.db"
 TIME_LIMIT = 600.0
 """The most seconds that one program may take: a million entries take a few."""
@@ -101,7 +104,9 @@ def _copy(folder: Path, to: Path) -> None:
     for pattern in ("postgrey*.db", "log.*"):
         for path in sorted(folder.glob(pattern)):
             if path.is_file() and not path.is_symlink():
-                shutil.copyfile(path, to / path.name)
+                with place(path) as where, opened(where) as file, (to / path.name).open("xb") as copy:
+                    if file is not None:  # it may just have been removed
+                        shutil.copyfileobj(file, copy)
 
 
 def _dump(home: str, file: str) -> bytes:

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from gatekeeper.checks.base.client_network import network_of
 from gatekeeper.checks.greylisting.greylist import Greylist
 from gatekeeper.checks.greylisting.triplet import ClientIdentity, TripletState, first_value, known_value, read_state
 from gatekeeper.checks.greylisting.verp import normal_sender
 from gatekeeper.core import toml_writer
+from gatekeeper.core.file_lock import changing
 from gatekeeper.postgrey import lists
 from gatekeeper.postgrey.database import CLIENTS, TRIPLETS, read
 from gatekeeper.postgrey.options import Options
@@ -54,6 +56,18 @@ def _counting_unusable(result: ImportedState) -> Iterator[None]:
         result.skipped[f"entries {error}"] += 1
 
 
+class Entries(NamedTuple):
+    """The pairs of postgrey's two databases."""
+
+    triplets: list[tuple[bytes, bytes]]
+    clients: list[tuple[bytes, bytes]]
+
+
+def read_entries(folder: Path) -> Entries:
+    """Read the databases in `folder`. Raises DatabaseError."""
+    return Entries(read(folder, TRIPLETS), read(folder, CLIENTS))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The target of an import: a store, and the keys that `greylist` looks up. `now` in seconds since the epoch."""
@@ -70,12 +84,12 @@ class Target:
         sender = normal_sender(triplet.sender)
         return ClientIdentity.of(self.keys, network, sender, triplet.recipient, self.greylist.lifetime)
 
-    async def import_state(self, folder: Path, result: ImportedState) -> None:
-        """Import all entries of the databases in `folder`. Raises DatabaseError and StoreError."""
-        for pair in read(folder, TRIPLETS):
+    async def import_state(self, entries: Entries, result: ImportedState) -> None:
+        """Import all entries. Raises StoreError."""
+        for pair in entries.triplets:
             with _counting_unusable(result):
                 result.count(await self._triplet(parse_triplet(*pair)))
-        for pair in read(folder, CLIENTS):
+        for pair in entries.clients:
             with _counting_unusable(result):
                 result.count(await self._client(parse_client(*pair)))
 
@@ -138,15 +152,13 @@ def _write(folder: Path, name: str, type: str, lines: Sequence[str], result: Imp
     """Write a table, and return its name in a configuration; empty if there is a file that is not ours."""
     path = folder / name
     text = "\n".join([HEADER, *lines, ""])
-    if path.exists():
-        existing = path.read_text("utf-8", "replace")
-        if not existing.startswith(HEADER):
+    with changing(path) as table:
+        if table.data is not None and not table.data.startswith(HEADER.encode()):
             result.remarks.append(f"{path} already exists and is not ours: move it away and import again")
             return ""
-        if existing == text:
-            return f"{type}:{name}"
-    path.write_text(text, "utf-8")
-    result.files.append(str(path))
+        if table.data != text.encode():
+            table.replace(text.encode())
+            result.files.append(str(path))
     return f"{type}:{name}"
 
 

@@ -55,13 +55,19 @@ def preload(url: str) -> None:
         "localhost".encode("idna")  # what resolving a host name imports
 
 
+def sqlite_path(url: str) -> Path | None:
+    """Return the path of the file if `url` names an SQLite store, else None."""
+    scheme, _, rest = url.partition(":")
+    return Path("/" + rest.lstrip("/")) if scheme == "sqlite" and rest.startswith("/") else None
+
+
 def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
     scheme, _, rest = url.partition(":")
     store: Store
     if scheme == "memory" and not rest:
         return MemoryStore(clock)
-    if scheme == "sqlite" and rest.startswith("/"):
-        path = Path("/" + rest.lstrip("/"))
+    path = sqlite_path(url)
+    if path is not None:
         if read_only:
             store = MemoryStore(clock) if _is_missing(path) else SqliteStore(path, clock, timeout, read_only=True)
             return ReadOnlyStore(store, clock)

@@ -27,7 +27,7 @@ from gatekeeper.postgrey import database, lists
 from gatekeeper.postgrey.database import DatabaseError, parse_dump
 from gatekeeper.postgrey.options import Options, parse_options, read_options
 from gatekeeper.postgrey.state import Triplet, UnusableEntry, parse_client, parse_triplet
-from gatekeeper.postgrey.state_import import ImportedState, Target, import_lists
+from gatekeeper.postgrey.state_import import ImportedState, Target, import_lists, read_entries
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import Keys
 from tests.lab.ports import free_port
@@ -142,7 +142,7 @@ async def imported(folder: Path, path: Path, times: int = 1, **options: object) 
         target = Target(
             store=world.store, keys=Keys(b"secret"), greylist=greylist(**options), options=Options(), now=world.now
         )
-        await target.import_state(folder, brought)
+        await target.import_state(read_entries(folder), brought)
     return world, brought
 
 

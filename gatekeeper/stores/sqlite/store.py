@@ -73,6 +73,7 @@ class SqliteStore:
         self._clock = clock
         self._timeout = timeout
         self._read_only = read_only
+        self._opened_by: int | None = None  # effective user id
         self._writes: list[_Write] = []
         self._db: files.SqliteConnection | None = None
         self._files: tuple[files.Inode, ...] = ()
@@ -264,6 +265,10 @@ class SqliteStore:
         return StoreError(f"{self._path}: {error}")
 
     def _open(self) -> files.SqliteConnection:
+        if self._opened_by not in (None, os.geteuid()):
+            # A command that was its owner when it opened the file, and is root again (stores/state_owner.py).
+            raise PermissionError(errno.EPERM, "it was opened as another user, and cannot be opened again")
+        self._opened_by = os.geteuid()
         if not self._read_only:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.create(self._path)
