@@ -57,7 +57,7 @@ def _add(options: argparse.Namespace, parse_entry: "Callable[[], AccessEntry]") 
         return USAGE
     path = config_path(options)
     loaded = config_file.load(path) if path else config_file.defaults()
-    folder = (path or config_file.DEFAULT_PATH).resolve().parent
+    folder = (path or config_file.DEFAULT_PATH).absolute().parent
     try:
         added = access_entry.add(loaded, entry, folder)
     except access_entry.EntryRefused as refused:

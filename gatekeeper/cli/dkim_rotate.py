@@ -38,6 +38,7 @@ def rotate(options: argparse.Namespace) -> int:
 
     Returns 0 if nothing is left to do, 75 while there is something to wait for, 1 if it cannot go on.
     """
+    from gatekeeper.core.file_lock import Locked
     from gatekeeper.dnsclient.authoritative import Authorities, LiveAuthorities, TableAuthorities
     from gatekeeper.rotation.configured_keys import KeySelection
     from gatekeeper.rotation.due import World
@@ -64,9 +65,12 @@ def rotate(options: argparse.Namespace) -> int:
         )
         try:
             run = await rotate_due(world, KeySelection(domain, selector, options.older))
-        except (RotationRefused, OSError) as error:
+        except RotationRefused as error:
             print(f"gatekeeper: {error}", file=sys.stderr)
             return TEMPORARY if isinstance(error, Busy) else FINDING
+        except OSError as error:
+            print(f"gatekeeper: {error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
+            return TEMPORARY if isinstance(error, Locked) else FINDING
         _print_outcomes(run.outcomes, options)
         for refused in run.refused:
             print(f"gatekeeper: {refused}", file=sys.stderr)

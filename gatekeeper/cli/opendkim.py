@@ -235,6 +235,7 @@ def import_opendkim(options: argparse.Namespace) -> int:
     Returns 1 if anything is lost.
     """
     from gatekeeper.app.plan import prepare
+    from gatekeeper.core.file_lock import changing
     from gatekeeper.opendkim import import_report, toml
 
     imported = import_report.read(options.file)
@@ -242,7 +243,12 @@ def import_opendkim(options: argparse.Namespace) -> int:
     if options.out is None:
         sys.stdout.write(text)
     else:
-        options.out.write_text(text, encoding="utf-8")
+        try:
+            with changing(options.out) as file:
+                file.replace(text.encode())
+        except OSError as error:
+            print(f"gatekeeper: cannot write {options.out}: {error.strerror}", file=sys.stderr)
+            return TEMPORARY
     found = [problem for problem in prepare(imported.config).warnings if problem not in imported.config.warnings]
     for line in import_report.lines(imported, found):
         print(line, file=sys.stdout if options.out else sys.stderr)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Adding an entry to a table of [checks.access], for `gatekeeper allow` and `gatekeeper deny`.
 
-The file is replaced as a whole, keeping its owner and mode, so that neither Postfix nor we ever read half of it. An
-entry that an earlier line would override is not written: a person should look at both. The effect of the entry is
-described in words, from the position of `access` in the restriction lists.
+The file is replaced as a whole, keeping its owner and mode, so that neither Postfix nor we ever read half of it, and
+locked meanwhile, so that of several entries that are added at once none is lost (core/file_lock.py). An entry that an
+earlier line would override is not written: a person should look at both. The effect of the entry is described in words,
+from the position of `access` in the restriction lists.
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -19,6 +18,7 @@ from gatekeeper.checks.tables.indexed import cut_key, fold
 from gatekeeper.checks.tables.sender_proof import CONDITIONS
 from gatekeeper.checks.tables.table import logical_lines
 from gatekeeper.config.config_file import Config
+from gatekeeper.core import file_lock
 from gatekeeper.core.units import parse_network
 from gatekeeper.core.verdict import Mode
 from gatekeeper.pipeline.pipeline import RECIPIENT
@@ -115,26 +115,16 @@ class AddedEntry:
 def add(config: Config, entry: AccessEntry, default_folder: Path) -> AddedEntry:
     """Add `entry` to the right table, in `default_folder` if none is configured. Raises EntryRefused and OSError."""
     type, path, configured = _table(config, entry, default_folder)
-    old = path.read_bytes() if path.exists() else b""
-    line = f"{entry.key}\t{entry.action}"
-    found = _overriding_line(old, type, entry)
-    if found is not None and found[2] == entry.action and found[1] == entry.key:
-        lines = [f"{path}:{found[0]} already has it: {line}"]
-    elif found is not None:
-        raise EntryRefused(f"{path}:{found[0]} comes first and says {found[1]} {found[2]}; change or remove that line")
-    else:
-        before = old + (b"\n" if old and not old.endswith(b"\n") else b"")
-        remark = f"# {entry.remark}\n" if entry.remark else ""
-        _write(path, before + f"{remark}{line}\n".encode())
-        lines = [f"{path}:{before.count(10) + remark.count(chr(10)) + 1}: {line}"]
-    lines += _describe_effect(config, entry)
+    lines = [_write(path, type, entry), *_describe_effect(config, entry)]
     if not configured:
         lines.append(f'[checks.access] does not name this table yet. Add: {entry.kind} = ["{type}:{path}"]')
     elif entry.network is not None and type in _EXACT and "/" in entry.key:
         lines.append(f"Postfix itself never matches a network in a {type}: table; gatekeeper does.")
-    for suffix in (".db", ".lmdb"):
-        if path.with_name(path.name + suffix).exists():
-            lines.append(f"If Postfix reads this table too: postmap {type}:{path}")
+    lines += [
+        f"If Postfix reads this table too: postmap {type}:{path}"
+        for suffix in (".db", ".lmdb")
+        if path.with_name(path.name + suffix).exists()
+    ]
     return AddedEntry(
         tuple(lines), bool(configured) and bool(_position(config)) and config.checks.access.mode is Mode.ENFORCE
     )
@@ -148,7 +138,7 @@ def _table(config: Config, entry: AccessEntry, folder: Path) -> tuple[str, Path,
     for type in types:
         for found, file in names:
             if found == type:
-                return type, (config.folder / file).resolve(), True
+                return type, (config.folder / file).absolute(), True
     return ("cidr" if wide else "hash"), folder / f"access_{entry.kind}{'_cidr' if wide else ''}", False
 
 
@@ -172,24 +162,21 @@ def _overriding_line(data: bytes, type: str, entry: AccessEntry) -> tuple[int, s
     return None
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace the file atomically, keeping its owner and mode."""
-    new = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115 (it becomes the file)
-    try:
-        with new:
-            new.write(data)
-            new.flush()
-            if path.exists():
-                status = path.stat()
-                os.fchown(new.fileno(), status.st_uid, status.st_gid)
-                os.fchmod(new.fileno(), status.st_mode & 0o7777)
-            else:
-                os.fchmod(new.fileno(), 0o644)
-            os.fsync(new.fileno())
-        os.replace(new.name, path)
-    except BaseException:
-        Path(new.name).unlink(missing_ok=True)
-        raise
+def _write(path: Path, type: str, entry: AccessEntry) -> str:
+    """Write the entry unless it is there, and return its place and text. Raises EntryRefused and OSError."""
+    line = f"{entry.key}\t{entry.action}"
+    with file_lock.changing(path) as table:
+        old = table.data or b""
+        found = _overriding_line(old, type, entry)
+        if found is not None and found[2] == entry.action and found[1] == entry.key:
+            return f"{path}:{found[0]} already has it: {line}"
+        if found is not None:
+            what = f"{path}:{found[0]} comes first and says {found[1]} {found[2]}"
+            raise EntryRefused(f"{what}; change or remove that line")
+        before = old + (b"\n" if old and not old.endswith(b"\n") else b"")
+        remark = f"# {entry.remark}\n" if entry.remark else ""
+        table.replace(before + f"{remark}{line}\n".encode())
+    return f"{path}:{before.count(10) + remark.count(chr(10)) + 1}: {line}"
 
 
 def _position(config: Config) -> tuple[str, list[str], list[str]] | None:

@@ -49,7 +49,7 @@ def put(where: Place, data: bytes, mode: int, owner: Owner | None = None) -> os.
     if found is not None and where.private and not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, f"it is {kind(found)}, not a file", str(where.path))
     with _temporary(where, data, mode, owner) as (temporary, status):
-        os.rename(temporary, where.name, src_dir_fd=where.folder, dst_dir_fd=where.folder)
+        os.replace(temporary, where.name, src_dir_fd=where.folder, dst_dir_fd=where.folder)
         _sync(where.folder)
     return status
 

@@ -130,7 +130,7 @@ def _bind_and_move(where: Place, rights: _Rights) -> socket.socket:
     with private_folder(where) as folder:
         sock = _bind(f"/proc/self/fd/{folder}/{where.name}", where.name, folder, rights)
         try:
-            os.rename(where.name, where.name, src_dir_fd=folder, dst_dir_fd=where.folder)
+            os.replace(where.name, where.name, src_dir_fd=folder, dst_dir_fd=where.folder)
         except OSError:
             sock.close()
             os.unlink(where.name, dir_fd=folder)

@@ -37,6 +37,7 @@ from pydantic import (
 from gatekeeper.config.errors import validation_errors
 from gatekeeper.config.locations import KeyLocations
 from gatekeeper.core import toml_writer
+from gatekeeper.core.file_lock import changing
 from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.request import UNKNOWN, parse_address
 from gatekeeper.core.units import Duration, duration_text
@@ -211,18 +212,23 @@ def read(folder: Path) -> Case:
 def write(case: Case) -> None:
     """Write `case` to its folder, which is created if need be. An invalid byte in an address becomes U+FFFD."""
     case.folder.mkdir(parents=True, exist_ok=True)
-    (case.folder / SESSION).write_text(_toml(RecordedSession(format=1, connections=case.connections)), "utf-8")
+    _write(case.folder / SESSION, _toml(RecordedSession(format=1, connections=case.connections)).encode())
     write_expected(case)
     for name, text in ((ZONE, case.zone), (README, case.readme)):
         if text:
-            (case.folder / name).write_text(text, "utf-8")
+            _write(case.folder / name, text.encode())
     for name, content in case.files.items():
-        (case.folder / name).write_bytes(content)
+        _write(case.folder / name, content)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with changing(path) as file:
+        file.replace(data)
 
 
 def write_expected(case: Case) -> None:
     """Write only expected.toml. Comments in the old one are lost."""
-    (case.folder / EXPECTED).write_text(_toml(Expectation(connections=case.expected)), "utf-8")
+    _write(case.folder / EXPECTED, _toml(Expectation(connections=case.expected)).encode())
 
 
 def client_names(connection: RecordedConnection) -> tuple[str, str] | None:

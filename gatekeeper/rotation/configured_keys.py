@@ -6,7 +6,6 @@ was, byte for byte, with its owner and mode. Lists in the configuration (csl:, T
 people: the report says what to write.
 """
 
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,8 @@ from tomlkit.exceptions import TOMLKitError
 from gatekeeper.app.signing_plan import key_table, key_table_file
 from gatekeeper.config.config_file import Config
 from gatekeeper.config.locations import KeyLocations
-from gatekeeper.core import toml_writer
+from gatekeeper.core import file_lock, toml_writer
+from gatekeeper.core.safe_path import real_path
 from gatekeeper.rotation.state import KeyReference, RotationRefused, RotationState
 from gatekeeper.signing import key_generation
 from gatekeeper.signing.key_table import is_path
@@ -111,13 +111,16 @@ class KeyConfiguration:
         return any(reference.selector == selector and domain in domains for domain, reference in self._configured)
 
     def folder_of(self, reference: KeyReference) -> Path:
-        """Return the folder for the new key and the state of its rotation.
+        """Return the folder for the new key and the state of its rotation, without symbolic links in its path.
 
-        That is the folder of the old key; for a key without a file, that of the KeyTable or the configuration.
+        That is the folder of the old key; for a key without a file, that of the KeyTable or the configuration. Raises
+        OSError for a link that somebody else could have put there.
         """
-        if reference.path:
-            return Path(reference.path).resolve().parent
-        return self.file.resolve().parent if self.file else self._config.folder.resolve()
+        named = Path(reference.path) if reference.path else self.file or self._config.folder / "gatekeeper.toml"
+        try:
+            return real_path(named.absolute()).parent
+        except FileNotFoundError:
+            return named.absolute().parent
 
     def check(self, state: RotationState) -> None:
         """Raise RotationRefused if there will be no line to change when the time comes to switch."""
@@ -139,11 +142,13 @@ class KeyConfiguration:
             raise RotationRefused(
                 f"{self._place('key_table')}: this list is not edited; write {line} for its key there"
             )
-        path = self.file.resolve()
-        text, lines = switched(_read(path), state, self._config.folder)
-        if not lines:
-            raise RotationRefused(f"{path} has no line with {state.domains[0]}:{state.old.selector}:{state.old.path}")
-        _replace(path, text)
+        path = self.file.absolute()
+        with file_lock.changing(path) as table:
+            text, lines = switched(_text(table), state, self._config.folder)
+            if not lines:
+                what = f"{state.domains[0]}:{state.old.selector}:{state.old.path}"
+                raise RotationRefused(f"{path} has no line with {what}")
+            table.replace(_bytes(text))
         changes = [f"{path}:{line}: {state.domains[0]}:{state.new.selector}:{state.new.path}" for line in lines]
         return [*changes, "the service reads it by itself, within seconds"]
 
@@ -153,16 +158,16 @@ class KeyConfiguration:
         wanted = {"selector": state.new.selector, "key_file": state.new.path}
         written = " and ".join(toml_writer.line(name, value) for name, value in wanted.items())
         path = Path(place.file)
-        try:
-            text = with_options(_read(path), wanted)
-        except tomllib.TOMLDecodeError:
-            # It is an opendkim.conf.
-            text, written = None, f"Selector {state.new.selector} and KeyFile {state.new.path}"
-        if text is None:
-            raise RotationRefused(
-                f"{self._place('selector')}: not edited; write {written} there, and reload the service"
-            )
-        _replace(path.resolve(), text)
+        with file_lock.changing(path.absolute()) as file:
+            try:
+                text = with_options(_text(file), wanted)
+            except tomllib.TOMLDecodeError:
+                # It is an opendkim.conf.
+                text, written = None, f"Selector {state.new.selector} and KeyFile {state.new.path}"
+            if text is None:
+                what = f"not edited; write {written} there, and reload the service"
+                raise RotationRefused(f"{self._place('selector')}: {what}")
+            file.replace(_bytes(text))
         return [f"{path}:{place.line}: {written}", "this file is read at a reload: systemctl reload gatekeeper"]
 
     def _place(self, option: str) -> str:
@@ -238,9 +243,9 @@ def _read(path: Path) -> str:
     return path.read_bytes().decode("utf-8", "surrogateescape")
 
 
-def _replace(path: Path, text: str) -> None:
-    """Replace the contents of an existing file atomically, with its owner and mode."""
-    status = path.stat()
-    owner = (status.st_uid, status.st_gid) if os.geteuid() == 0 else None
-    data = text.encode("utf-8", "surrogateescape")
-    key_generation.write_key(path, data, mode=status.st_mode & 0o7777, owner=owner, replace=True)
+def _text(file: file_lock.LockedFile) -> str:
+    return (file.data or b"").decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -20,8 +20,11 @@ class Run:
 async def rotate(world: World, selection: KeySelection) -> Run:
     """Continue every selected rotation, and begin those that are due. Raises RotationRefused, OSError."""
     tables, run = KeyConfiguration(world.config), Run()
-    with locked(tables.folders):
+    with locked(() if world.dry_run else tables.folders):
         started = [(folder, state) for folder in tables.folders for state in load(folder)]
+        for folder, state in started:
+            if state.stage is not RotationStage.RETIRED and tables.folder_of(state.old) != folder:
+                raise RotationRefused(f"{folder / state.file_name} is about a key that is not in this folder")
         plans = Plans(world, tables, started)
         under_way = [
             (folder, state)

@@ -5,9 +5,7 @@ It is written before the key that it names is generated, so that there is never 
 time of a step only once that step has been done. It contains no secrets.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -17,6 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gatekeeper.core import file_lock, safe_files
 from gatekeeper.signing import key_generation
 
 SUFFIX = ".rotation.json"
@@ -78,6 +77,12 @@ class RotationState(_Frozen):
         """The name of the state file."""
         return f"{self.domains[0]}.{self.old.selector}{SUFFIX}"
 
+    @property
+    def is_printable(self) -> bool:
+        """Whether every name in it can be written into a table without becoming more than one line."""
+        names = (*self.domains, self.old.selector, self.old.path, self.new.selector, self.new.path)
+        return all(name.isprintable() for name in names)
+
     def save(self, folder: Path) -> None:
         """Write the state file. Raises OSError."""
         text = json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
@@ -85,14 +90,20 @@ class RotationState(_Frozen):
 
 
 def load(folder: Path) -> Iterator[RotationState]:
-    """Yield every rotation whose keys are in `folder`. Raises RotationRefused for a file that is not valid."""
+    """Yield every rotation whose keys are in `folder`. Raises RotationRefused for a file that is not valid.
+
+    Whoever owns the folder could have written it, so it is believed only about keys in this folder.
+    """
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            yield RotationState.model_validate_json(path.read_bytes())
+            state = RotationState.model_validate_json(safe_files.read(path))
         except (ValidationError, OSError, ValueError):
             # The library's message would be about JSON, but people do not write this file.
             what = "is not the state of a rotation; look at it, and remove it to start over"
             raise RotationRefused(f"{path} {what}") from None
+        if state.file_name != path.name or Path(state.new.path).parent != folder or not state.is_printable:
+            raise RotationRefused(f"{path} names a key outside of its folder; look at it, and remove it to start over")
+        yield state
 
 
 @contextmanager
@@ -100,10 +111,8 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
     """Keep other processes from rotating keys in `folders` meanwhile. Raises Busy, OSError."""
     with ExitStack() as stack:
         for folder in sorted(set(folders)):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(f"another gatekeeper dkim rotate is at work in {folder}") from None
+                stack.enter_context(file_lock.locked(folder / "rotation", wait=0))
+            except file_lock.Locked as error:
+                raise Busy(f"another gatekeeper dkim rotate is at work in {folder}: {error.strerror}") from None
         yield

@@ -6,7 +6,6 @@ complete or not at all, is never readable by others, not even for a moment, and 
 """
 
 import os
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from gatekeeper.core import safe_files
+from gatekeeper.core.safe_files import Owner
 from gatekeeper.signing.keys import MINIMUM_BITS, RECOMMENDED_BITS
 
 KeyType = Literal["rsa", "ed25519"]
@@ -32,32 +33,18 @@ def generate_key(kind: KeyType = "rsa", bits: int = RECOMMENDED_BITS) -> bytes:
     return generate_private_key(65537, bits).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def write_key(
-    path: Path, data: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None, replace: bool = False
-) -> None:
-    """Write `data` to `path`, owned by `owner` (user and group id).
+def write_key(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None, replace: bool = False) -> None:
+    """Write `data` to `path`, owned by `owner`.
 
     Raises FileExistsError if the file exists, unless it may be replaced (`replace`), and OSError.
     """
-    new = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115 (it becomes the file)
-    try:
-        with new:
-            new.write(data)
-            new.flush()
-            if owner is not None:
-                os.fchown(new.fileno(), *owner)
-            os.fchmod(new.fileno(), mode)
-            os.fsync(new.fileno())
-        if replace:
-            os.replace(new.name, path)
-        else:
-            os.link(new.name, path)
-    finally:
-        Path(new.name).unlink(missing_ok=True)
-    _sync(path.parent)
+    if replace:
+        safe_files.write(path, data, mode=mode, owner=owner)
+    else:
+        safe_files.create(path, data, mode=mode, owner=owner)
 
 
-def owner_in(folder: Path, owners: Collection[int]) -> tuple[int, int] | None:
+def owner_in(folder: Path, owners: Collection[int]) -> Owner | None:
     """Return who should own a new key in `folder`; None for the current user.
 
     If root asks, it is the folder's owner if that is another one of `owners`: /etc/dkimkeys belongs to opendkim, which
@@ -67,12 +54,3 @@ def owner_in(folder: Path, owners: Collection[int]) -> tuple[int, int] | None:
     if os.geteuid() == 0 and status.st_uid != 0 and status.st_uid in owners:
         return status.st_uid, status.st_gid
     return None
-
-
-def _sync(folder: Path) -> None:
-    """Sync `folder`, so that a new name in it survives a power failure before anything relies on it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

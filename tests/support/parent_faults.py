@@ -33,13 +33,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn, TextIO
 
 import gatekeeper
 from gatekeeper.app.plan import Plan
 from gatekeeper.config import config_file
 from gatekeeper.daemon import control_channel, supervisor, worker
+from gatekeeper.daemon.listening_sockets import remove_socket
 from gatekeeper.daemon.worker import WorkerKind
 from gatekeeper.dnsclient.live import preload
 from gatekeeper.policy.connection_balance import BalanceSlot
@@ -53,6 +54,8 @@ PARENT = (
     "control_channel.py",
     "worker.py",
     "background.py",
+    "safe_files.py",
+    "safe_path.py",
     "connection_balance.py",
 )
 _GATEKEEPER = os.path.dirname(gatekeeper.__file__)
@@ -64,7 +67,11 @@ CALLS: dict[str, tuple[Any, str, int]] = {
     "os.chmod": (os, "chmod", errno.EPERM),
     "os.chown": (os, "chown", errno.EPERM),
     "os.mkdir": (os, "mkdir", errno.ENOSPC),
+    "os.fchown": (os, "fchown", errno.EPERM),
+    "os.fchmod": (os, "fchmod", errno.EPERM),
+    "os.replace": (os, "replace", errno.ENOSPC),
     "os.unlink": (os, "unlink", errno.EACCES),
+    "os.rmdir": (os, "rmdir", errno.EIO),
     "os.stat": (os, "stat", errno.EIO),
     "os.lstat": (os, "lstat", errno.EACCES),
     "os.listdir": (os, "listdir", errno.EMFILE),
@@ -119,7 +126,7 @@ class Report:
 class Faults:
     """Counts calls, in memory that parent and children share, and lets one of them fail."""
 
-    ARMED, FIRED = 0, 1
+    ARMED, FIRED, REMOVING = 0, 1, 2
 
     def __init__(self, folder: Path, at: str | None, in_child: bool) -> None:
         self._flags = mmap.mmap(-1, 16)
@@ -144,7 +151,7 @@ class Faults:
     @property
     def unremoved(self) -> int:
         """How many files may be left because we have kept them from being removed."""
-        return int(self.fired and "unlink" in (self._at or ""))
+        return int(self.fired and (any(call in (self._at or "") for call in ("unlink", "rmdir")) or bool(self._flags[self.REMOVING])))
 
     def calls(self) -> list[str]:
         """What was counted; of the children what the one did that did most."""
@@ -213,6 +220,7 @@ class Faults:
         os.write(self._log, f"{mine} {call}\n".encode())
         if self._at == call and not self.fired:
             self._flags[self.FIRED] = 1
+            self._flags[self.REMOVING] = _is_removing()
             raise OSError(number, os.strerror(number))
 
 
@@ -229,6 +237,16 @@ def _caller() -> str:
             break
         frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
     return found
+
+
+def _is_removing() -> bool:
+    """Whether the call is made on the way to remove a socket's file."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == remove_socket.__name__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 # -- the parent, in a process of its own ------------------------------------------------------------------------------
@@ -502,6 +520,13 @@ def _stale(service: Service) -> None:
     _start(service)
 
 
+def _foreign(service: Service) -> None:
+    """The folder of a socket belongs to somebody else."""
+    if os.geteuid() == 0:
+        os.chown(service.folder / "a", 65534, 65534)
+    _start(service)
+
+
 def _reload(service: Service) -> None:
     service.start()
     service.settle()
@@ -537,7 +562,8 @@ def _stop(service: Service) -> None:
 
 SCENARIOS: dict[str, tuple[Callable[[Service], None], str]] = {
     "start": (_start, ""),
-    "stale": (_stale, "_remove_stale"),
+    "stale": (_stale, "_look|_listener|_open_unix"),
+    "foreign": (_foreign, "_bind_and_move|private_folder|_bind|give"),
     "reload": (_reload, ""),
     "gone": (_gone, "sockets.py|_open|_is_gone"),
     "replace": (_replace, ""),
@@ -560,7 +586,7 @@ def play(scenario: str, at: str | None = None, in_child: bool = False) -> tuple[
             SCENARIOS[scenario][0](service)
             service.stop()
         except Trouble as trouble:
-            if service.status in (75, 78) and scenario in ("start", "stale"):
+            if service.status in (75, 78) and scenario in ("start", "stale", "foreign"):
                 became = "refused"
                 if not service.said():
                     wrong.append("the start is refused without a word")
@@ -593,6 +619,7 @@ def _left(service: Service) -> Iterator[str]:
         for path in service.folder.glob("?/*.sock")
         if path.stat().st_ino not in service.stale
     ]
+    files += [str(path.relative_to(service.folder)) for path in service.folder.glob("?/.*")]
     if len(files) > service.faults.unremoved:
         yield f"left behind: {files}"
     state = service.folder / "state"
