@@ -48,8 +48,8 @@ class LockedFile:
 
 
 @contextmanager
-def changing(path: Path, wait: float = WAIT) -> Iterator[LockedFile]:
-    """Lock the file at `path` and read it. Raises Locked, UnsafePath and OSError."""
+def changing(path: Path, wait: float | None = None) -> Iterator[LockedFile]:
+    """Lock the file at `path`, waiting for `wait` seconds (WAIT), and read it. Raises Locked, UnsafePath, OSError."""
     with place(path) as where, _lock(where, wait):
         with safe_files.opened(where) as file:
             data, status = (None, None) if file is None else (file.read(), os.fstat(file.fileno()))
@@ -57,16 +57,19 @@ def changing(path: Path, wait: float = WAIT) -> Iterator[LockedFile]:
 
 
 @contextmanager
-def locked(path: Path, wait: float = WAIT) -> Iterator[None]:
+def locked(path: Path, wait: float | None = None) -> Iterator[None]:
     """Hold the lock of `path`, which need not exist, though its folder must. Raises Locked, UnsafePath and OSError."""
     with place(path) as where, _lock(where, wait):
         yield
 
 
 @contextmanager
-def _lock(where: Place, wait: float) -> Iterator[None]:
+def _lock(where: Place, wait: float | None) -> Iterator[None]:
     name = f".{where.name[:200]}.lock"
-    lock, deadline = replace(where, path=where.path.with_name(name), name=name), time.monotonic() + wait
+    lock, deadline = (
+        replace(where, path=where.path.with_name(name), name=name),
+        time.monotonic() + (WAIT if wait is None else wait),
+    )
     while (descriptor := _try(lock, last=time.monotonic() >= deadline)) is None:
         time.sleep(_PAUSE)
     try:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from gatekeeper.checks.tables.reader import READERS
 from gatekeeper.checks.tables.table import Actions
-from gatekeeper.config.access_entry import ENTRY_KINDS, EntryKind, EntryRefused, allow, deny
+from gatekeeper.config import config_file
+from gatekeeper.config.access_entry import ENTRY_KINDS, EntryKind, EntryRefused, add, allow, deny
+from gatekeeper.core import file_lock
 from gatekeeper.pipeline.check import Check
 from tests.support.needs import ROOT
 
@@ -94,6 +97,32 @@ def test_owner_and_mode_stay(folder: Path) -> None:
     assert (before.st_mode, before.st_uid, before.st_gid) == (after.st_mode, after.st_uid, after.st_gid)
     assert before.st_ino != after.st_ino
     assert sorted(["gatekeeper.toml", "clients", "patterns", "senders"]) == sorted(p.name for p in folder.iterdir())
+
+
+def test_of_twelve_that_are_added_at_once_twelve_are_kept(folder: Path) -> None:
+    names = [f"d{number}.example" for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        done = list(pool.map(lambda name: run(folder, "deny", name), names))
+        assert [0] * 12 == [status for status, _ in done]
+        # each knows the line that it became
+        lines = (folder / "senders").read_text().splitlines()
+        for name, (_, said) in zip(names, done, strict=True):
+            number = int(said.split(":")[1])
+            assert f"{name}\tREJECT" == lines[number - 1]
+        # and where there is no table yet
+        assert [1] * 12 == [status for status, _ in pool.map(lambda n: run(folder, "deny", n, "--as", "helo"), names)]
+    assert sorted(f"{name}\tREJECT" for name in names) == sorted((folder / "access_helo").read_text().splitlines())
+    assert [] == [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_who_has_to_wait_too_long_is_told_for_whom(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, config = deny("bad.example"), config_file.load(folder / "gatekeeper.toml")
+    monkeypatch.setattr(file_lock, "WAIT", 0.1)
+    with file_lock.locked(folder / "senders"), pytest.raises(file_lock.Locked, match="is changing it and holds"):
+        add(config, entry, folder)
+    assert "bad.example" not in (folder / "senders").read_text()
+    add(config, entry, folder)
+    assert "bad.example" in (folder / "senders").read_text()
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a@b@c", "10.0.0.1/8", "1.2.3.4.5", "a@", "..", "a@b/c", "x\nb OK", "@"])

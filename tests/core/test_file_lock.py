@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +59,7 @@ def test_who_waits_too_long_is_told_for_whom_and_a_dead_process_holds_nothing(tm
     try:
         before = time.monotonic()
         with pytest.raises(Locked, match=rf"\(pid {child}\) is changing it and holds .*/\.table\.lock; try") as refused:
-            add = changing(path, wait=0.2)
-            add.__enter__()
+            changing(path, wait=0.2).__enter__()
         assert 0.2 <= time.monotonic() - before < 5
         assert str(path) == refused.value.filename
     finally:
@@ -72,10 +71,10 @@ def test_who_waits_too_long_is_told_for_whom_and_a_dead_process_holds_nothing(tm
     assert [path] == list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("odd", ["link", "fifo", "folder"])
-def test_what_is_not_a_lock_is_named(tmp_path: Path, odd: str) -> None:
+@pytest.mark.parametrize("put", [lambda path: path.symlink_to("precious"), os.mkfifo, Path.mkdir])
+def test_what_is_not_a_lock_is_named(tmp_path: Path, put: Callable[[Path], None]) -> None:
     lock = tmp_path / ".table.lock"
-    {"link": lambda: lock.symlink_to("precious"), "fifo": lambda: os.mkfifo(lock), "folder": lock.mkdir}[odd]()
+    put(lock)
     with pytest.raises(UnsafePath, match=rf"its lock {lock} cannot be used: "), locked(tmp_path / "table"):
         pass
     assert not (tmp_path / "precious").exists()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from gatekeeper import cli
 from gatekeeper.app.signing_plan import key_table
 from gatekeeper.config import config_file
+from gatekeeper.core import file_lock
 from gatekeeper.dnsclient.authoritative import LiveAuthorities, ServerAnswer
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
@@ -284,6 +285,39 @@ def test_a_state_that_is_no_state_is_named_and_nothing_is_done(relay: Relay) -> 
     (relay.folder / "keys" / "x.rotation.json").write_text("{")
     status, said = relay.rotate("example.com")
     assert (1, True) == (status, "x.rotation.json is not the state of a rotation" in said)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"new": {"selector": "x", "path": "{folder}/elsewhere/x.private"}},
+        {"new": {"selector": "x", "path": "{folder}/keys/../elsewhere/x.private"}},
+        {"new": {"selector": "x\n*", "path": "{folder}/keys/x.private"}},
+        {"old": {"selector": "mail", "path": "{folder}/elsewhere/other.private"}},
+        {"domains": ["../elsewhere/x"]},
+    ],
+)
+def test_the_owner_of_a_folder_of_keys_cannot_send_us_elsewhere(relay: Relay, changes: dict[str, Any]) -> None:
+    (relay.folder / "elsewhere").mkdir()
+    keys = {name: {"selector": name, "path": f"{relay.folder}/keys/{name}.private"} for name in ("mail", "x")}
+    state = {"domains": ["example.com"], "old": keys["mail"], "new": keys["x"]} | changes
+    (relay.folder / "keys" / "example.com.mail.rotation.json").write_text(
+        json.dumps(state).replace("{folder}", str(relay.folder))
+    )
+    before = relay.table.read_bytes()
+    status, said = relay.rotate("example.com")
+    assert (1, True) == (status, "example.com.mail.rotation.json" in said)
+    assert ([], before) == (list((relay.folder / "elsewhere").iterdir()), relay.table.read_bytes())
+
+
+def test_a_table_that_another_changes_meanwhile_is_not_touched(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay.rotate("example.com")
+    relay.publish()
+    monkeypatch.setattr(file_lock, "WAIT", 0.1)
+    with file_lock.locked(relay.table):
+        status, said = relay.rotate()
+    assert (75, True) == (status, "is changing it and holds" in said)
+    assert (75, "active") == (relay.rotate()[0], relay.states[0].stage)
 
 
 def ended_at(rename: int, arguments: list[str]) -> int:

@@ -3,7 +3,8 @@
 
 `attacked_at_every_step(work, attack)` lets root do `work` again and again, each time in a new folder of `nobody`, and
 has nobody attack one system call later each time, until the work is over before the attack comes. Each time it makes
-sure that what is root's is as it was. Links to files of others are made for nobody, as if fs.protected_hardlinks were 0.
+sure that what is root's is as it was. Hard links to root's files are made for nobody, as if fs.protected_hardlinks
+were 0.
 """
 
 import contextlib
@@ -21,9 +22,11 @@ import pytest
 NOBODY = 65534
 SECRET = "root's own\n"
 
-_CALLS = """open stat lstat mkdir link rename replace unlink remove rmdir chown lchown chmod fchown fchmod readlink
-listdir scandir access symlink""".split()
-_SOCKET_CALLS = ["bind", "connect", "listen"]
+_CALLS = (
+    *("open", "stat", "lstat", "access", "readlink", "listdir", "scandir", "mkdir", "rmdir", "unlink", "remove"),
+    *("link", "symlink", "rename", "replace", "chown", "lchown", "fchown", "chmod", "fchmod"),
+)
+_SOCKET_CALLS = ("bind", "connect", "listen")
 
 
 class HostileFolder:

@@ -151,7 +151,10 @@ class Faults:
     @property
     def unremoved(self) -> int:
         """How many files may be left because we have kept them from being removed."""
-        return int(self.fired and (any(call in (self._at or "") for call in ("unlink", "rmdir")) or bool(self._flags[self.REMOVING])))
+        return int(
+            self.fired
+            and (any(call in (self._at or "") for call in ("unlink", "rmdir")) or bool(self._flags[self.REMOVING]))
+        )
 
     def calls(self) -> list[str]:
         """What was counted; of the children what the one did that did most."""
