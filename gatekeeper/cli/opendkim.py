@@ -238,6 +238,8 @@ def import_opendkim(options: argparse.Namespace) -> int:
     from gatekeeper.core.file_lock import changing
     from gatekeeper.opendkim import import_report, toml
 
+    if str(options.out) in ("-", "/dev/stdout"):
+        options.out = None
     imported = import_report.read(options.file)
     text = toml.write(imported)
     if options.out is None:

@@ -92,8 +92,10 @@ def _try(lock: Place, *, last: bool) -> int | None:
             raise Locked(errno.EAGAIN, f"its lock {lock.path} cannot be opened: {error.strerror}") from None
         return None  # another user's, who may be done in a moment
     except OSError as error:
-        what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise UnsafePath(error.errno, f"its lock {lock.path} cannot be used: {what}") from None
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+        what = "symbolic link" if error.errno == errno.ELOOP else "folder"
+        raise UnsafePath(error.errno, f"its lock {lock.path} cannot be used: it is a {what}") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

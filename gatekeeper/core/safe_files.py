@@ -32,7 +32,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def write(path: Path, data: bytes, *, mode: int = 0o644, owner: Owner | None = None) -> os.stat_result:
     """Write the file anew, replacing what is there, and return its status. Raises UnsafePath and OSError."""
-    with place(path) as where:
+    with place(path, over_link=True) as where:
         return put(where, data, mode, owner)
 
 
@@ -89,7 +89,7 @@ def read(path: Path) -> bytes:
 
 def remove(path: Path, *, only: os.stat_result | None = None) -> None:
     """Remove what is there, never what it points to; with `only`, if it still is that file. Raises OSError."""
-    with suppress(FileNotFoundError), place(path) as where:
+    with suppress(FileNotFoundError), place(path, over_link=True) as where:
         found = where.lstat()
         if found is not None and (only is None or os.path.samestat(found, only)):
             os.unlink(where.name, dir_fd=where.folder)

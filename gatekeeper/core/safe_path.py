@@ -57,10 +57,14 @@ class Place:
 
 
 @contextmanager
-def place(path: Path) -> Iterator[Place]:
-    """Yield the place that `path` names. Its folder has to exist. Raises UnsafePath and OSError, with `path` in it."""
+def place(path: Path, *, over_link: bool = False) -> Iterator[Place]:
+    """Yield the place that `path` names. Its folder has to exist. Raises UnsafePath and OSError, with `path` in it.
+
+    With `over_link` a symbolic link that may not be followed is no mistake if it is at the end of the path: it is what
+    is there, and can be replaced or removed.
+    """
     with _named(path):
-        walk = _Walk(path)
+        walk = _Walk(path, over_link)
         try:
             yield walk.find()
         finally:
@@ -87,8 +91,9 @@ def _named(path: Path) -> Iterator[None]:
 class _Walk:
     """The way along a path: `folder` is the descriptor of where we are; nobody can change where `stable` names led."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, over_link: bool) -> None:
         self._path = path
+        self._over_link = over_link
         self._names = deque(_names(os.fspath(path)))
         self._links = 0
         self._stable = True
@@ -118,6 +123,8 @@ class _Walk:
         if not stat.S_ISLNK(found.st_mode):
             return False
         if not (_is_private(folder) or (is_sticky(folder) and is_ours(found))):
+            if self._over_link and not self._names:
+                return False
             raise unsafe_link(self._path, self.folder)
         self._links += 1
         if self._links > _MOST_LINKS:

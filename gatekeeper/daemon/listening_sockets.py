@@ -8,7 +8,8 @@ else (core/safe_path.py): Debian's /run/opendkim belongs to the user of the work
 - Where only root (or we) could have put anything on the way, the socket is bound to its path. If an older one of ours
   is there, it gets the new owner, group and mode, and goes on.
 - Elsewhere it is bound in a new folder that only we can enter, prepared there and moved to its place, over what is
-  there: the address is never missing. The system then shows it under another name (`/proc/self/fd/N/NAME` in ss(8)).
+  there: the address is never missing. The system shows the name under which it was bound, `/proc/self/fd/N/MARK`, where
+  the mark tells `holder` the folder that it was moved to.
 """
 
 import contextlib
@@ -128,14 +129,21 @@ def _open_unix(path: str, rights: _Rights, replaces: socket.socket | None) -> so
 
 def _bind_and_move(where: Place, rights: _Rights) -> socket.socket:
     with private_folder(where) as folder:
-        sock = _bind(f"/proc/self/fd/{folder}/{where.name}", where.name, folder, rights)
+        name = _mark(where)
+        sock = _bind(f"/proc/self/fd/{folder}/{name}", name, folder, rights)
         try:
-            os.replace(where.name, where.name, src_dir_fd=folder, dst_dir_fd=where.folder)
+            os.replace(name, where.name, src_dir_fd=folder, dst_dir_fd=where.folder)
         except OSError:
             sock.close()
-            os.unlink(where.name, dir_fd=folder)
+            os.unlink(name, dir_fd=folder)
             raise
     return sock
+
+
+def _mark(where: Place) -> str:
+    """Return a name that says, within the 107 bytes that an address may have, where the socket is to be."""
+    folder = os.fstat(where.folder)
+    return f"{folder.st_dev:x}-{folder.st_ino:x}-{where.name}"[:80]
 
 
 def _bind(address: str, name: str, folder: int, rights: _Rights) -> socket.socket:
@@ -236,9 +244,14 @@ def holder(where: str | int) -> str:
 def _inodes(where: str | int) -> Iterator[str]:
     """Inode numbers of the sockets that listen there, from /proc/net."""
     if isinstance(where, str):
+        moved = "/"
+        with contextlib.suppress(OSError), place(Path(where)) as found:
+            moved += _mark(found)
         for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
             fields = line.split(maxsplit=7)
-            if len(fields) == 8 and fields[7] == where:
+            if len(fields) == 8 and (
+                fields[7] == where or (fields[7].startswith("/proc/self/fd/") and fields[7].endswith(moved))
+            ):
                 yield fields[6]
         return
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -80,7 +80,7 @@ def test_an_administrator_s_link_is_followed(tmp_path: Path, absolute: bool) -> 
     assert target == real_path(tmp_path / "folder" / "senders")
 
 
-@pytest.mark.parametrize("use", [safe_files.read, replaced, lambda path: safe_files.write(path, b"new"), real_path])
+@pytest.mark.parametrize("use", [safe_files.read, replaced, real_path])
 def test_a_link_in_a_folder_of_somebody_else_is_refused_with_a_sentence(
     tmp_path: Path, use: Callable[[Path], object]
 ) -> None:
@@ -91,6 +91,23 @@ def test_a_link_in_a_folder_of_somebody_else_is_refused_with_a_sentence(
     given_away(folder)
     with pytest.raises(UnsafePath, match=f"there is a symbolic link in {folder}, a folder that is not only root's"):
         use(folder / "file")
+    assert "precious" == (tmp_path / "precious").read_text()
+
+
+def test_a_link_in_a_folder_of_somebody_else_can_be_replaced_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    given_away(folder)
+    for use in (lambda path: safe_files.write(path, b"new"), safe_files.remove):
+        (folder / "file").symlink_to(tmp_path / "precious")
+        use(folder / "file")
+        assert not (folder / "file").is_symlink()
+        (folder / "file").unlink(missing_ok=True)
+        (folder / "folder").symlink_to(tmp_path)
+        with pytest.raises(UnsafePath):
+            use(folder / "folder" / "precious")
+        (folder / "folder").unlink()
     assert "precious" == (tmp_path / "precious").read_text()
 
 

@@ -7,15 +7,16 @@ import pwd
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from gatekeeper.daemon.listening_sockets import AddressTaken, open_listener
+from gatekeeper.daemon.listening_sockets import AddressTaken, holder, open_listener
 from gatekeeper.postfix.listen_address import ListenAddress
-from tests.support.service import Service, until
+from tests.support.milter_client import CONTINUE, MilterClient
+from tests.support.service import Service, need_milter, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root works in folders of others")
 
@@ -120,6 +121,46 @@ def _steal(path: Path, victim: Path) -> None:
                 path.unlink()
     finally:
         os._exit(1)
+
+
+@pytest.mark.integration("gatekeeper")
+def test_a_held_milter_session_outlives_a_reload_and_the_old_worker_waits_for_it_alone(folder: Path) -> None:
+    need_milter()
+    path = folder / "theirs" / "milter.sock"
+    config = folder / "gatekeeper.toml"
+    config.write_text(config.read_text() + f'[milter]\nlisten = "unix:{path}"\nworkers = 1\n')
+    service = Service(config, "milter")
+    service.wait_for("explain")
+    assert holder(str(path)).endswith(f", pid {service.process.pid}")
+    before = service.children()
+    with MilterClient(str(path)) as client:
+        client.open()
+        client.envelope()
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: set(service.children()) > set(before), "there is a new worker")
+        assert CONTINUE == client.content(b"Subject: x\r\n\r\nHello\r\n").answer
+    until(lambda: not set(before) & set(service.children()), "the old worker has gone")
+    with MilterClient(str(path)) as client:
+        client.open()
+    assert 0 == service.end()
+
+
+@pytest.mark.integration("gatekeeper")
+@pytest.mark.parametrize("put", [lambda path, victim: path.symlink_to(victim), lambda path, victim: os.mkfifo(path)])
+def test_a_pid_file_takes_the_place_of_what_somebody_has_put_there(
+    folder: Path, put: Callable[[Path, Path], None]
+) -> None:
+    need_milter()
+    conf, pid_file = folder / "opendkim.conf", folder / "theirs" / "pid"
+    conf.write_text(f"Mode v\nSocket local:{folder}/theirs/sock\nPidFile {pid_file}\nUserID {USER}\nSyslog no\n")
+    put(pid_file, folder / "victim")
+    service = Service(folder / "gatekeeper.toml", "opendkim", "-f", "-x", str(conf))
+    until(lambda: pid_file.is_file() and not pid_file.is_symlink(), "the pid file is written")
+    assert f"{service.process.pid}\n" == pid_file.read_text()
+    assert (0, 0o644) == (pid_file.stat().st_uid, stat.S_IMODE(pid_file.stat().st_mode))
+    assert_untouched(folder / "victim")
+    assert 0 == service.end()
+    assert [] == list((folder / "theirs").iterdir())
 
 
 @pytest.mark.parametrize("theirs", [True, False])
