@@ -62,7 +62,9 @@ def opened(where: Place) -> Iterator[BinaryIO | None]:
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        descriptor = os.open(where.name, flags, dir_fd=where.folder)
+        file = open(  # noqa: SIM115 (closed below; only what opening it raises is for here)
+            where.name, "rb", opener=lambda name, _flags: os.open(name, flags, dir_fd=where.folder)
+        )
     except FileNotFoundError:
         yield None
         return
@@ -70,8 +72,8 @@ def opened(where: Place) -> Iterator[BinaryIO | None]:
         if error.errno == errno.ELOOP:
             raise unsafe_link(where.path, where.folder) from None
         raise
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    with file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, f"it is {kind(status)}, not a file", str(where.path))
         if status.st_nlink != 1 and not where.private:

@@ -57,14 +57,15 @@ class Place:
 
 
 @contextmanager
-def place(path: Path, *, over_link: bool = False) -> Iterator[Place]:
+def place(path: Path, *, over_link: bool = False, link_makers: set[int] | None = None) -> Iterator[Place]:
     """Yield the place that `path` names. Its folder has to exist. Raises UnsafePath and OSError, with `path` in it.
 
     With `over_link` a symbolic link that may not be followed is no mistake if it is at the end of the path: it is what
-    is there, and can be replaced or removed.
+    is there, and can be replaced or removed. With `link_makers` such links are followed, and the users who made them
+    are added: what is found is theirs to choose (core/safe_reading.py).
     """
     with _named(path):
-        walk = _Walk(path, over_link)
+        walk = _Walk(path, over_link, link_makers)
         try:
             yield walk.find()
         finally:
@@ -91,9 +92,10 @@ def _named(path: Path) -> Iterator[None]:
 class _Walk:
     """The way along a path: `folder` is the descriptor of where we are; nobody can change where `stable` names led."""
 
-    def __init__(self, path: Path, over_link: bool) -> None:
+    def __init__(self, path: Path, over_link: bool, link_makers: set[int] | None) -> None:
         self._path = path
         self._over_link = over_link
+        self._link_makers = link_makers
         self._names = deque(_names(os.fspath(path)))
         self._links = 0
         self._stable = True
@@ -125,7 +127,10 @@ class _Walk:
         if not (_is_private(folder) or (is_sticky(folder) and is_ours(found))):
             if self._over_link and not self._names:
                 return False
-            raise unsafe_link(self._path, self.folder)
+            if self._link_makers is None:
+                raise unsafe_link(self._path, self.folder)
+            if found.st_uid != 0:
+                self._link_makers.add(found.st_uid)
         self._links += 1
         if self._links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

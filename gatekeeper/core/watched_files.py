@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from gatekeeper.core.safe_reading import open_to_read
+
 FileState = tuple[int, ...]
 """What distinguishes one state of a file from another; empty if there is no file."""
 
@@ -59,7 +61,7 @@ def read(path: str | Path) -> bytes:
     Raises OSError, also for anything but a regular file: opening a FIFO would wait for somebody to write to it.
     """
     record(path)
-    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+    with open(path, "rb", opener=lambda path, _flags: open_to_read(path)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", str(path))
         return file.read()

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
+from gatekeeper.core.safe_reading import open_to_read
 
 ALGORITHMS = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
 """The signature algorithms (`a=`), and the key type (`k=`) that each needs. rsa-sha1 is never valid (RFC 8301)."""
@@ -231,8 +232,7 @@ class KeyFiles:
     def _read(self, name: str, named: str) -> tuple[PrivateKey | None, list[Problem]]:
         watched_files.record(name)
         try:
-            # Non-blocking: a FIFO in place of the file must not hold up the start.
-            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = open_to_read(name)
             try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):

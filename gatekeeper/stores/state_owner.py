@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gatekeeper.core import safe_files
+from gatekeeper.core.other_user import acting_as
 from gatekeeper.core.safe_files import Owner
 from gatekeeper.core.safe_path import UnsafePath, place
 from gatekeeper.stores.store import StoreError
@@ -52,7 +53,7 @@ def acting_as_owner(url: str, user: str, *, create: bool = False) -> Iterator[No
         yield
         return
     preload(url)  # the owner may not be able to read our code
-    with _acting_as(owner):
+    with acting_as(*owner):
         yield
 
 
@@ -79,22 +80,3 @@ def _ids(user: str) -> Owner | None:
     except KeyError:
         return None
     return entry.pw_uid, entry.pw_gid
-
-
-@contextmanager
-def _acting_as(owner: Owner) -> Iterator[None]:
-    groups = os.getgroups()
-    try:
-        entry = pwd.getpwuid(owner[0])
-        os.initgroups(entry.pw_name, entry.pw_gid)
-        os.setegid(entry.pw_gid)
-    except KeyError:  # a user of another machine, or of a container
-        os.setgroups([owner[1]])
-        os.setegid(owner[1])
-    try:
-        os.seteuid(owner[0])
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
