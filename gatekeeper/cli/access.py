@@ -49,6 +49,7 @@ def _add(options: argparse.Namespace, parse_entry: "Callable[[], AccessEntry]") 
     Returns 1 if an earlier line keeps it from being found, or if no check uses its table yet.
     """
     from gatekeeper.config import access_entry, config_file
+    from gatekeeper.core.safe_path import real_path
 
     try:
         entry = parse_entry()
@@ -57,14 +58,14 @@ def _add(options: argparse.Namespace, parse_entry: "Callable[[], AccessEntry]") 
         return USAGE
     path = config_path(options)
     loaded = config_file.load(path) if path else config_file.defaults()
-    folder = (path or config_file.DEFAULT_PATH).absolute().parent
+    file = (path or config_file.DEFAULT_PATH).absolute()
     try:
-        added = access_entry.add(loaded, entry, folder)
+        added = access_entry.add(loaded, entry, real_path(file).parent)
     except access_entry.EntryRefused as refused:
         print(f"gatekeeper: {refused}", file=sys.stderr)
         return FINDING
     except OSError as error:
-        print(f"gatekeeper: cannot write {error.filename or folder}: {error.strerror}", file=sys.stderr)
+        print(f"gatekeeper: cannot write {error.filename or file.parent}: {error.strerror}", file=sys.stderr)
         return TEMPORARY
     print_lines(added.lines)
     return OK if added.in_effect else FINDING

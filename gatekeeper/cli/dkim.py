@@ -152,7 +152,10 @@ def genkey(options: argparse.Namespace) -> int:
         hint = "choose another selector, or give --overwrite: then that key is lost"
         print(f"gatekeeper: {error.filename} already exists; {hint}", file=sys.stderr)
         return USAGE
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print(f"gatekeeper: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return USAGE
+    except ValueError as error:
         print(f"gatekeeper: {error}", file=sys.stderr)
         return USAGE
     log_step(f"private key written to {made.path}")

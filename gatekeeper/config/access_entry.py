@@ -19,6 +19,7 @@ from gatekeeper.checks.tables.sender_proof import CONDITIONS
 from gatekeeper.checks.tables.table import logical_lines
 from gatekeeper.config.config_file import Config
 from gatekeeper.core import file_lock
+from gatekeeper.core.safe_path import real_path
 from gatekeeper.core.units import parse_network
 from gatekeeper.core.verdict import Mode
 from gatekeeper.pipeline.pipeline import RECIPIENT
@@ -131,14 +132,14 @@ def add(config: Config, entry: AccessEntry, default_folder: Path) -> AddedEntry:
 
 
 def _table(config: Config, entry: AccessEntry, folder: Path) -> tuple[str, Path, bool]:
-    """Return type and file of the table for `entry`, and whether the configuration names it."""
+    """Return type and file of the table for `entry`, and whether the configuration names it. Raises OSError."""
     names = [name.partition(":")[::2] for name in getattr(config.checks.access, entry.kind)]
     wide = entry.network is not None and "/" in entry.key
     types = ("cidr", *_EXACT) if wide else (*_EXACT, *(["cidr"] if entry.network else []))
     for type in types:
         for found, file in names:
             if found == type:
-                return type, (config.folder / file).absolute(), True
+                return type, real_path((config.folder / file).absolute()), True
     return ("cidr" if wide else "hash"), folder / f"access_{entry.kind}{'_cidr' if wide else ''}", False
 
 
