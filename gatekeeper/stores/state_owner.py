@@ -9,7 +9,7 @@ the owner before it opens the store, and only for that: what else it reads and w
 import os
 import pwd
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gatekeeper.core import safe_files
@@ -53,7 +53,11 @@ def acting_as_owner(url: str, user: str, *, create: bool = False) -> Iterator[No
         yield
         return
     preload(url)  # the owner may not be able to read our code
-    with acting_as(*owner):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(acting_as(*owner))
+        except OSError as error:  # a container that does not let root change users
+            raise StoreError(f"{path}: root cannot become its owner: {error.strerror}") from None
         yield
 
 
