@@ -5,24 +5,48 @@ Each back end keeps its own time limit (redis/connection.py, sqlite/store.py): a
 tenth of what a request costs. After a failure the store counts as gone, and calls fail at once. After a pause the next
 such call starts a probe in the background, which writes (a full or read-only store can still be read) and makes sure
 that the date of creation and the secret are there (the store may have been emptied). When that works, the store is
-back. One log line when it goes, one when it is back.
+back.
+
+How long the pause is depends on what happened, for every kind of store:
+
+- One that does not come back is tried every PAUSE seconds, silently: a server that was restarted is found at once.
+- One that comes back and fails again within STEADY seconds is flapping (a full disk that has room for the probe alone,
+  a damaged page that only some requests need): each time the pause doubles, up to MAX_PAUSE.
+- One that is damaged (StoreDamaged) is not tried before it has changed: no attempt can mend it, and some do harm.
+- A call that only came too late because others were faster (StoreBusy) fails alone: the store is not gone.
+
+One log line when the store goes, one when it is back. Flapping is said once, and its end with how often it was.
 """
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from gatekeeper.core.verdict import printable
-from gatekeeper.stores.store import Clock, CounterHit, Lease, Store, StoredValue, StoreError
+from gatekeeper.stores.store import (
+    Clock,
+    CounterHit,
+    Lease,
+    Store,
+    StoreBusy,
+    StoreDamaged,
+    StoredValue,
+    StoreError,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSE = 1.0
 """Seconds between a failure and the next probe."""
+MAX_PAUSE = 60.0
+"""Seconds: the longest pause of a store that comes back only to fail again."""
+STEADY = 60.0
+"""Seconds that a store has to work after it came back, until another failure is a new one."""
 PROBE_LIMIT = 2.0
 """Seconds that a probe may take: it may have to connect, with TLS, over some distance."""
 PROBE = "probe"
@@ -38,7 +62,12 @@ class CircuitBreaker:
         self._clock = clock
         self._name = printable(name)
         self._gone = ""
+        self._damage: StoreDamaged | None = None
         self._probe_at = 0.0
+        self._not_before = 0.0  # as long as the store is flapping, no probe before
+        self._back_at = -math.inf
+        self._relapses = 0  # failures soon after the store was back, in a row
+        self._steadiness: asyncio.TimerHandle | None = None
         self._probe: asyncio.Task[None] | None = None
         self._secret = b""
 
@@ -58,7 +87,7 @@ class CircuitBreaker:
                 await asyncio.sleep(wait)
                 error = await self._try()
         if error is not None:
-            self._fail(error)
+            self._record_failure(error)
 
     async def hit_and_get(
         self, hits: Sequence[CounterHit], gets: Sequence[str]
@@ -128,11 +157,12 @@ class CircuitBreaker:
             try:
                 self._secret = await self._inner.secret()
             except Exception as error:  # noqa: BLE001 (any failure opens the circuit)
-                self._fail(error)
+                self._record_failure(error)
         self._secret = self._secret or secrets.token_bytes(32)
         return self._secret
 
     async def close(self) -> None:
+        self._stop_watching()
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait([self._probe])
@@ -156,30 +186,58 @@ class CircuitBreaker:
         return StoreError(f"{self._name} is gone: {self._gone}")
 
     def _record_failure(self, error: Exception) -> StoreError:
-        self._fail(error)
+        if not isinstance(error, StoreBusy):
+            self._fail(error)
         return StoreError(f"{self._name}: {_reason(error)}")
 
     def _fail(self, error: Exception) -> None:
+        now = self._clock()
         if not self._gone:
-            logger.warning(
-                "%s is gone, decisions go on without it, limits by what each process counts: %s",
-                self._name,
-                _reason(error),
-            )
+            self._stop_watching()
+            self._relapses = self._relapses + 1 if now - self._back_at < STEADY else 0
+            self._not_before = now + min(PAUSE * 2.0 ** min(self._relapses, 30), MAX_PAUSE)
+            self._log_gone(error)
+        elif isinstance(error, StoreDamaged) and self._damage is None:
+            logger.warning("%s is damaged: %s", self._name, _reason(error))
         self._gone = _reason(error)
-        self._probe_at = self._clock() + PAUSE
+        self._damage = error if isinstance(error, StoreDamaged) else None
+        self._probe_at = max(now + PAUSE, self._not_before)
+
+    def _log_gone(self, error: Exception) -> None:
+        if not self._relapses:
+            what = "is gone, decisions go on without it, limits by what each process counts"
+            logger.warning("%s %s: %s", self._name, what, _reason(error))
+        elif self._relapses == 1:
+            what = "has come back only to go again, and is tried less and less often until it stays"
+            logger.warning("%s %s: %s", self._name, what, _reason(error))
 
     def _probe_if_due(self) -> None:
-        if self._clock() >= self._probe_at and (self._probe is None or self._probe.done()):
-            self._probe = asyncio.create_task(self._probe_once())
+        if self._clock() < self._probe_at or not (self._probe is None or self._probe.done()):
+            return
+        if self._damage is not None and self._damage.is_unchanged():
+            self._probe_at = self._clock() + PAUSE
+            return
+        self._probe = asyncio.create_task(self._probe_once())
 
     async def _probe_once(self) -> None:
         error = await self._try()
         if error is not None:
             self._fail(error)
             return
-        logger.warning("%s is back", self._name)
-        self._gone = ""
+        self._gone, self._damage, self._back_at = "", None, self._clock()
+        if self._relapses:
+            self._steadiness = asyncio.get_running_loop().call_later(STEADY, self._has_stayed)
+        else:
+            logger.warning("%s is back", self._name)
+
+    def _has_stayed(self) -> None:
+        logger.warning("%s is back and stays; until then it was gone %d times", self._name, self._relapses + 1)
+        self._relapses = 0
+
+    def _stop_watching(self) -> None:
+        if self._steadiness is not None:
+            self._steadiness.cancel()
+            self._steadiness = None
 
     async def _try(self) -> Exception | None:
         """Write something, make sure that the date of creation and the secret are there, and return any error."""

@@ -15,7 +15,29 @@ Clock = Callable[[], float]
 
 
 class StoreError(Exception):
-    """The store did not answer in time, is full, read-only, or gone."""
+    """The store did not answer in time, is full, read-only, or gone.
+
+    StoreBusy
+    StoreDamaged
+    """
+
+
+class StoreBusy(StoreError):
+    """Others kept this one call waiting for too long. The store is well: the next call may go at once."""
+
+
+class StoreDamaged(StoreError):
+    """What is stored cannot be read. Trying again is of no use while `is_unchanged()`, which is quick and never fails.
+
+    Such a store is left as it is, for a person to look at: `gatekeeper state check`.
+    """
+
+    def __init__(self, text: str, is_unchanged: Callable[[], bool]) -> None:
+        super().__init__(text, is_unchanged)
+        self.is_unchanged = is_unchanged
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CounterHit(NamedTuple):

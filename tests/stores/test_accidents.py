@@ -21,6 +21,7 @@ from gatekeeper.stores import circuit_breaker, shared_values
 from gatekeeper.stores.circuit_breaker import CircuitBreaker
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.redis.cluster import slot_of
+from gatekeeper.stores.sqlite import files
 from gatekeeper.stores.sqlite import store as sqlite_module
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import CounterHit, Store, StoreError
@@ -356,10 +357,29 @@ async def test_a_file_that_another_process_has_locked_costs_little(tmp_path: Pat
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="locked"):
             await store.hit(HIT)
+        assert not store.gone  # others were faster once, which says nothing of the file
+        while not store.gone:
+            await asyncio.gather(store.hit(HIT), return_exceptions=True)
         await assert_gone(store)
         other.execute("ROLLBACK")
         other.close()
         assert [2] == await until_back(store)
+
+
+async def test_a_call_that_came_too_late_does_not_open_the_circuit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(f"sqlite:{tmp_path}/state.db", 0.05) as store:
+        other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+        for _ in range(30):  # longer in all than the store is patient with a lock that nobody gives back
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreError, match="locked"):
+                await store.hit(HIT)
+            other.execute("ROLLBACK")
+            await store.hit(HIT)
+        other.close()
+        assert not store.gone
+    assert [] == lines(caplog)
 
 
 async def test_a_read_only_file_is_gone_until_it_can_be_written() -> None:
@@ -422,6 +442,150 @@ async def test_a_damaged_file_is_left_for_a_person_and_replaced_when_moved_away(
         assert "not a database" in store.gone
         path.rename(tmp_path / "damaged")
         assert [1] == await until_back(store)
+
+
+def damage(path: Path) -> None:
+    """Overwrite all pages but the first few, as a disk that forgets does: the file can be opened, and some reads work."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(40_960)
+        file.write(b"\xff" * (size - 40_960))
+
+
+async def with_damaged_pages(path: Path) -> None:
+    store = SqliteStore(path)
+    for number in range(2500):
+        await store.set(f"k{number:04}", bytes(100), 600.0)
+    await store.created_at()
+    await store.close()
+    damage(path)
+
+
+async def read_all(store: Store) -> None:
+    """Until one is damaged, or all are read."""
+    try:
+        for number in range(0, 2500, 10):
+            await store.get(f"k{number:04}")
+    except StoreError:
+        pass
+
+
+async def test_a_damaged_page_is_said_once_and_the_file_is_not_touched_until_it_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.db"
+    await with_damaged_pages(path)
+    async with opened(f"sqlite:{path}") as store:
+        await read_all(store)
+        assert "malformed" in store.gone
+        before = files.states(path)
+        for _ in range(50):
+            with pytest.raises(StoreError, match="gatekeeper state check"):
+                await store.hit(HIT)
+            await asyncio.sleep(0.01)
+        assert before == files.states(path)
+        assert ["gone"] == lines(caplog)
+        for name in os.listdir(tmp_path):
+            os.rename(tmp_path / name, tmp_path / f"damaged-{name}")
+        assert [1] == await until_back(store)
+    assert ["gone", "back"] == lines(caplog)
+
+
+async def test_a_file_that_becomes_garbage_while_we_run_is_replaced_by_the_one_that_is_put_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, good = tmp_path / "state.db", tmp_path / "good.db"
+    await SqliteStore(good).set("k", b"kept", 600.0)
+    async with opened(f"sqlite:{path}") as store:
+        await store.hit(HIT)
+        reopen(store)
+        path.write_bytes(b"garbage " * 4096)
+        await assert_gone(store)
+        with sqlite3.connect(good) as source, sqlite3.connect(tmp_path / "copy") as target:
+            source.backup(target)
+        os.rename(tmp_path / "copy", path)
+        await until_back(store)
+        assert b"kept" == await store.get("k")
+
+
+def reopen(store: CircuitBreaker) -> None:
+    """What a process remembers of the pages, and -wal, would hide for a while what became of the file."""
+    inner = store._inner
+    assert isinstance(inner, SqliteStore)
+    inner._disconnect()
+
+
+async def test_a_folder_in_the_files_place_is_an_accident_too(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.mkdir()
+    async with opened(f"sqlite:{path}") as store:
+        await assert_gone(store)
+        path.rmdir()
+        assert [1] == await until_back(store)
+
+
+async def test_a_truncated_file_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.db"
+    await with_damaged_pages(path)
+    os.truncate(path, 50_000)
+    async with opened(f"sqlite:{path}") as store:
+        for _ in range(50):
+            await read_all(store)
+            await asyncio.sleep(0.01)
+        assert store.gone
+    assert ["gone"] == lines(caplog)
+
+
+class Flapping(MemoryStore):
+    """Comes back, and fails as soon as it is really used: a disk that has room for the probe alone."""
+
+    full = True
+
+    async def get(self, key: str) -> bytes | None:
+        if self.full and key == "k":
+            raise OSError("no space left")
+        return await super().get(key)
+
+
+async def test_a_store_that_comes_back_only_to_fail_again_is_tried_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(circuit_breaker, "PAUSE", 1.0)
+    monkeypatch.setattr(circuit_breaker, "STEADY", 0.2)
+    now, pauses = 1000.0, []
+    inner = Flapping()
+    store = CircuitBreaker(inner, lambda: now, name="full")
+
+    async def ask(seconds: float) -> bool:
+        """Use the store after so many seconds, and tell whether it is back then."""
+        nonlocal now
+        now += seconds
+        try:
+            await store.get("k")
+        except StoreError:
+            pass
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return not store.gone
+
+    await ask(0)
+    for _ in range(8):
+        pauses.append(0.0)
+        while not await ask(0.5) and pauses[-1] < 100:
+            pauses[-1] += 0.5
+        now += 0.1
+        if len(pauses) < 8:
+            await ask(0)
+    assert [0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 59.5, 59.5] == pauses
+    assert not store.gone
+    assert ["gone", "back", "gone"] == lines(caplog)  # the last says that there will be no more
+    inner.full = False
+    for _ in range(200):
+        if lines(caplog)[-1] == "back":
+            break
+        await asyncio.sleep(0.01)
+    assert "gone 8 times" in caplog.records[-1].getMessage()
+    await store.close()
 
 
 async def test_a_file_deleted_while_we_run_is_begun_anew_with_the_same_secret(

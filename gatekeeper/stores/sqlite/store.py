@@ -30,7 +30,7 @@ from gatekeeper.stores.sliding_window import expirations, slot_position
 from gatekeeper.stores.sqlite import files, rows
 from gatekeeper.stores.sqlite.fair_lock import FairLock
 from gatekeeper.stores.sqlite.short_timer import ShortTimer
-from gatekeeper.stores.store import Clock, CounterHit, Lease, StoredValue, StoreError
+from gatekeeper.stores.store import Clock, CounterHit, Lease, StoreBusy, StoreDamaged, StoredValue, StoreError
 
 T = TypeVar("T")
 
@@ -41,6 +41,10 @@ MAX_RETRY_DELAY = 0.001
 """Seconds."""
 CLAIM_DELAY = 0.01
 """Seconds of waiting after which a process claims the next turn."""
+MIN_ATTEMPTS = 10
+"""Attempts before a write is given up, whatever the time: who gets little CPU has waited for itself, not for the file."""
+PATIENCE = 1.0
+"""Seconds for which nothing could be written, from which on the file counts as gone and no longer as busy."""
 MAINTENANCE_INTERVAL = 30.0
 """Seconds between two rounds of expiry."""
 CHECKPOINT_WRITES = 3000
@@ -79,6 +83,8 @@ class SqliteStore:
         self._files: tuple[files.Inode, ...] = ()
         self._fair_lock: FairLock | None = None
         self._retry_timer: ShortTimer | None = None
+        self._attempts = 0  # to write what waits now
+        self._locked_since = 0.0  # the first write that failed since the last that did not
         self._shared_values = SharedValues(self, clock)
         self._maintenance: asyncio.Task[None] | None = None
         self._writes_since_checkpoint = 0
@@ -215,6 +221,8 @@ class SqliteStore:
                 current.done.set_exception(error)  # its own fault: the others are tried again without it
                 writes.remove(current)
             else:
+                self._locked_since = 0.0
+                self._attempts = 0
                 for write, result in zip(writes, results, strict=True):
                     write.done.set_result(result)
                 self._count_writes(len(writes))
@@ -234,10 +242,15 @@ class SqliteStore:
     def _retry_later(self, writes: list[_Write], why: str) -> None:
         """Try these writes again soon; those whose time is over fail."""
         now = asyncio.get_running_loop().time()
+        self._attempts += 1
         expired = [write for write in writes if write.deadline < now + MAX_RETRY_DELAY]
-        _fail(expired, StoreError(f"{self._path}: {why}"))
+        if expired and self._attempts < MIN_ATTEMPTS:
+            expired = []
+        if expired:
+            _fail(expired, self._busy_error(why))
         self._writes = writes[len(expired) :]
         if not self._writes:
+            self._attempts = 0
             if self._fair_lock is not None:
                 self._fair_lock.release()
             return
@@ -260,9 +273,23 @@ class SqliteStore:
 
     def _to_store_error(self, error: Exception) -> StoreError:
         """Make a StoreError of `error`. After anything but a busy file, the file is reopened."""
-        if not _is_busy(error):
-            self._disconnect()
+        if _is_busy(error):
+            return self._busy_error(str(error))
+        self._disconnect()
+        if _is_damage(error):
+            before = files.states(self._path)
+            what = f"{self._path}: {error}; `gatekeeper state check` says more"
+            return StoreDamaged(what, lambda: files.states(self._path) == before)
         return StoreError(f"{self._path}: {error}")
+
+    def _busy_error(self, why: str) -> StoreError:
+        """Make the error of a call that came too late.
+
+        One says nothing of the file: where CPU is short, others hold the lock for long now and then.
+        """
+        now = asyncio.get_running_loop().time()
+        self._locked_since = self._locked_since or now
+        return (StoreError if now - self._locked_since > PATIENCE else StoreBusy)(f"{self._path}: {why}")
 
     def _open(self) -> files.SqliteConnection:
         if self._opened_by not in (None, os.geteuid()):
@@ -356,6 +383,12 @@ def _is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
+def _is_damage(error: Exception) -> bool:
+    """Return True for SQLITE_CORRUPT and SQLITE_NOTADB."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def _fail(writes: Sequence[_Write], error: Exception) -> None:
+    kind = type(error) if isinstance(error, StoreError) else StoreError
     for write in writes:
-        write.done.set_exception(StoreError(*error.args))  # a new one for each
+        write.done.set_exception(kind(*error.args))  # a new one for each
