@@ -30,6 +30,9 @@ from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Clock, Keys, Store
 from gatekeeper.stores.store_url import open_store
 
+ALONE = 20_000
+"""Counters, and tokens of messages, that a process keeps for itself while the store is gone; they take 15 MB."""
+
 
 class App:
     """One process's world: who answers DNS, where state is, and what was planned."""
@@ -41,7 +44,7 @@ class App:
         self.resolver = resolver
         self.store = store
         self.clock = clock
-        self._alone = MemoryStore(clock)
+        self._alone = MemoryStore(clock, most=ALONE)
         self._keys = lru_cache(maxsize=4)(Keys)
         self.connections = Connections(plan.limiter, store, self._alone)
         self._connect = Pipeline({CLIENT: (self.connections,)}, plan.config.mode == "observe")

@@ -104,7 +104,7 @@ class Pipeline:
         steps: list[Step] = []
         if request.stage is Stage.RCPT and (request.recipient or "").lower() == "postmaster":
             return Decision(request, PASS, (), PASS)  # Postfix accepts it unasked (RFC 5321 section 4.5.1)
-        store = ReadAheadStore(context.store, lambda: self._announced(request, context))
+        store = ReadAheadStore(context.store, lambda: self._announced(request, context), context.clock)
         try:
             verdict = await self._combine(request, context._replace(store=store), steps)
         finally:

@@ -10,9 +10,9 @@ checks/greylisting/triplet.py looks for that, too.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gatekeeper.checks.base.client_network import network_of
 from gatekeeper.checks.greylisting.greylist import Greylist
@@ -25,6 +25,8 @@ from gatekeeper.postgrey.database import CLIENTS, TRIPLETS, read
 from gatekeeper.postgrey.options import Options
 from gatekeeper.postgrey.state import KnownClient, Triplet, UnusableEntry, parse_client, parse_triplet
 from gatekeeper.stores.store import Keys, Store
+
+Entry = TypeVar("Entry", Triplet, KnownClient)
 
 HEADER = "# Brought over from postgrey by `gatekeeper import-postgrey`, which writes this file anew each time."
 """The first line of a table that we may overwrite. It must stay as it is: older files have it."""
@@ -88,10 +90,17 @@ class Target:
         """Import all entries. Raises StoreError."""
         for pair in entries.triplets:
             with _counting_unusable(result):
-                result.count(await self._triplet(parse_triplet(*pair)))
+                result.count(await self._triplet(self._in_the_past(parse_triplet(*pair))))
         for pair in entries.clients:
             with _counting_unusable(result):
-                result.count(await self._client(parse_client(*pair)))
+                result.count(await self._client(self._in_the_past(parse_client(*pair))))
+
+    def _in_the_past(self, entry: Entry) -> Entry:
+        """Return `entry` as if its last mail came now, if it came in the future (core/stored_time.py)."""
+        ahead = max(0, entry.last - int(self.now))
+        if isinstance(entry, Triplet):
+            return replace(entry, first=entry.first - ahead, last=entry.last - ahead)
+        return replace(entry, last=entry.last - ahead)
 
     async def _triplet(self, triplet: Triplet) -> str:
         identity = self.identity(triplet)

@@ -181,7 +181,11 @@ class Rotation:
         assert state.active is not None
         if self._was_active:
             self._check_tables()
-        left = state.active + world.in_flight - world.now()
+        active = min(state.active, world.now())
+        if active < state.active and not world.dry_run:  # a clock was ahead: it counts from now (core/stored_time.py)
+            state = self._result.state = state.model_copy(update={"active": active})
+            state.save(self._folder)
+        left = active + world.in_flight - world.now()
         if left > timedelta():
             what = f"mail that was signed with {state.old.selector} may be in transit for"
             in_flight = duration_text(world.in_flight.total_seconds())

@@ -7,20 +7,22 @@ announced, and everything after the decision, goes straight to the store.
 
 from collections.abc import Callable, Iterable, Sequence
 
+from gatekeeper.core.stored_time import is_future
 from gatekeeper.stores.shared_values import CREATED_AT, parse_created_at
-from gatekeeper.stores.store import CounterHit, Lease, ReadAhead, Store, StoredValue
+from gatekeeper.stores.store import Clock, CounterHit, Lease, ReadAhead, Store, StoredValue
 
 
 class ReadAheadStore:
-    """Wraps the store `inner` for one request.
+    """Wraps the store `inner`, which goes by `clock`, for one request.
 
     `announced` returns what will be read; it is called once, at the first read.
     """
 
-    __slots__ = ("_announced", "_inner", "_sums", "_values")
+    __slots__ = ("_announced", "_clock", "_inner", "_sums", "_values")
 
-    def __init__(self, inner: Store, announced: Callable[[], Iterable[ReadAhead]]) -> None:
+    def __init__(self, inner: Store, announced: Callable[[], Iterable[ReadAhead]], clock: Clock) -> None:
         self._inner = inner
+        self._clock = clock
         self._announced: Callable[[], Iterable[ReadAhead]] | None = announced
         self._sums: dict[CounterHit, int] = {}
         self._values: dict[str, bytes | None] = {}
@@ -101,7 +103,9 @@ class ReadAheadStore:
         if self._announced is not None:
             await self.hit_and_get((), ())
         value = self._values.get(CREATED_AT)
-        return await self._inner.created_at() if value is None else parse_created_at(value)
+        if value is not None and not is_future(self._clock(), created_at := parse_created_at(value)):
+            return created_at
+        return await self._inner.created_at()
 
     async def secret(self) -> bytes:
         return await self._inner.secret()

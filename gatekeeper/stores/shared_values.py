@@ -7,12 +7,15 @@ greylisting learns again; but the secret that this process knows is written back
 was faster: then its secret replaces ours. So all processes agree again within RECHECK seconds, and code that calls
 `secret()` for every request instead of keeping it is never far behind. Entries under a secret that was replaced are
 never found again and expire.
+
+A date of creation in the future counts from now (core/stored_time.py), so that learning ends.
 """
 
 import secrets
 import time
 from typing import Protocol
 
+from gatekeeper.core.stored_time import is_future
 from gatekeeper.stores.store import Clock, StoreError
 
 CREATED_AT = "born"
@@ -52,7 +55,11 @@ class SharedValues:
             self._read_at = 0.0
             await self.secret()
             value = await self._first(CREATED_AT, repr(self._clock()).encode())
-        return parse_created_at(value)
+        created_at, now = parse_created_at(value), self._clock()
+        if is_future(now, created_at):
+            await self._values.set(CREATED_AT, repr(now).encode(), FOREVER)
+            return now
+        return created_at
 
     async def secret(self) -> bytes:
         if not self._secret or time.monotonic() - self._read_at > RECHECK:

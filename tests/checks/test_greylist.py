@@ -272,6 +272,52 @@ async def test_in_its_first_days_a_store_learns_and_nobody_waits() -> None:
     )
 
 
+@pytest.mark.parametrize("ahead", [3600, 366 * DAY, 40 * 366 * DAY])
+async def test_who_was_first_seen_in_the_future_waits_from_now_on(ahead: int) -> None:
+    subject = world()
+    subject.now += ahead
+    await subject.decide(stranger())
+    subject.now -= ahead
+    assert ["greylist.early"] == await reasons(subject, stranger())
+    subject.now += 299
+    assert ["greylist.early"] == await reasons(subject, stranger())
+    subject.now += 2
+    assert ["greylist.passed"] == await reasons(subject, stranger())
+
+
+async def test_who_was_known_in_the_future_is_known_for_its_lifetime_from_now_on() -> None:
+    subject = world(lifetime=10 * DAY)
+    subject.now += 366 * DAY
+    await subject.decide(stranger())
+    subject.now += 300
+    assert ["greylist.passed"] == await reasons(subject, stranger())
+    subject.now -= 366 * DAY
+    assert ["greylist.known"] == await reasons(subject, stranger())
+    subject.now += 9 * DAY
+    assert ["greylist.known"] == await reasons(subject, stranger())
+    subject.now += 11 * DAY
+    assert ["greylist.early"] == await reasons(subject, stranger())
+
+
+async def test_a_store_that_was_born_in_the_future_learns_from_now_on() -> None:
+    subject = world(learning=DAY)
+    subject.now += 366 * DAY
+    await subject.store.created_at()
+    subject.now -= 366 * DAY
+    assert ["greylist.learning"] == await reasons(subject, stranger())
+    subject.now += DAY + 1
+    assert ["greylist.early"] == await reasons(subject, stranger(sender="new@example.net"))
+
+
+async def test_a_clock_that_is_put_forward_by_a_year_makes_everybody_a_stranger_again() -> None:
+    subject = world()
+    await subject.decide(stranger())
+    subject.now += 366 * DAY
+    assert ["greylist.early"] == await reasons(subject, stranger())
+    subject.now += 300
+    assert ["greylist.passed"] == await reasons(subject, stranger())
+
+
 async def test_what_is_refused_for_good_is_not_remembered() -> None:
     subject = world("greylist, reject_non_fqdn_helo_hostname")
     await subject.decide(stranger(helo="localhost"))

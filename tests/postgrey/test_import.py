@@ -106,6 +106,25 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.parametrize("ahead", [0, 366 * DAY])
+async def test_what_postgrey_saw_in_the_future_counts_from_now(ahead: int, tmp_path: Path) -> None:
+    world = World("greylist", "", {"greylist": greylist()}, now=NOW)
+    world.store = SqliteStore(tmp_path / "state.db", lambda: world.now)
+    target = Target(store=world.store, keys=Keys(b"secret"), greylist=greylist(), options=Options(), now=world.now)
+    address = parse_address("192.0.2.0")
+    assert address is not None
+    for sender, first in (("waits@example.net", NOW + ahead), ("known@example.net", NOW + ahead - 4000)):
+        entry = Triplet(address, sender, "user@example.com", first, NOW + ahead)
+        await target._triplet(target._in_the_past(entry))
+    assert "greylist.early in 5 minutes" == await reasons(world, "192.0.2.1", "waits@example.net")
+    assert "greylist.known" == await reasons(world, "192.0.2.1", "known@example.net")
+    world.now += 301
+    assert "greylist.passed" == await reasons(world, "192.0.2.1", "waits@example.net")
+    world.now += 40 * DAY
+    assert "greylist.early in 5 minutes" == await reasons(world, "192.0.2.1", "known@example.net")
+    await world.store.close()
+
+
 @pytest.fixture(
     params=[
         pytest.param("db_dump", marks=pytest.mark.integration("db-util")),

@@ -102,6 +102,19 @@ def test_a_key_is_rotated_stage_by_stage(relay: Relay) -> None:
     assert (relay.folder / "keys" / "mail.private").exists()
 
 
+def test_a_key_that_is_active_since_tomorrow_is_active_from_now_on(relay: Relay) -> None:
+    relay.rotate("example.com")
+    relay.publish()
+    assert 75 == relay.rotate()[0]
+    [path] = relay.folder.rglob("*.rotation.json")
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"active": "2099-01-01T00:00:00Z"}))
+    status, said = relay.rotate()
+    assert (75, True) == (status, "7 days from now" in said)
+    assert "2099" not in path.read_text()
+    assert 0 == relay.rotate("--after", "0s")[0]
+
+
 def test_a_dry_run_changes_nothing(relay: Relay) -> None:
     def files() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in relay.folder.rglob("*") if path.is_file()}

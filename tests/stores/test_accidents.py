@@ -445,7 +445,7 @@ async def test_a_damaged_file_is_left_for_a_person_and_replaced_when_moved_away(
 
 
 def damage(path: Path) -> None:
-    """Overwrite all pages but the first few, as a disk that forgets does: the file can be opened, and some reads work."""
+    """Overwrite all pages but the first few, as a failing disk does: the file can be opened, and some reads work."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(40_960)

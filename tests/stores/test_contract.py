@@ -290,6 +290,66 @@ async def test_what_a_wrong_clock_counted_in_the_future_does_not_count(store: St
     assert [1] == await store.hit([CounterHit("a", MINUTE, 1, "m1")])
 
 
+YEAR = 366 * 86400.0
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_what_was_counted_in_the_future_counts_for_one_window_from_now(
+    store: Store, time: Time, full: bool
+) -> None:
+    hit = CounterHit("a", MINUTE, 1, limit=3 if full else None)
+    time.now += 50
+    await store.hit([hit._replace(amount=3)])
+    time.now -= 50
+    assert [4] == await store.hit([hit])  # also where that is too much and nothing is counted
+    assert [(61.0, 3 if full else 4)] == [
+        (round(left) // 1 * 1.0, sum(n for _, n in await store.expirations(hit)))
+        for left, _ in (await store.expirations(hit))[:1]
+    ]
+    time.now += 59
+    assert [4 if full else 5] == await store.hit([hit])
+    time.now += 3
+    assert [1 if full else 2] == await store.hit([hit])
+
+
+async def test_a_clock_that_was_a_year_ahead_keeps_no_place_for_a_year(store: Store, time: Time) -> None:
+    time.now += YEAR
+    await store.lease([Lease("k", "dead", 1)], 60)
+    time.now -= YEAR
+    assert [2] == await store.lease([Lease("k", "a", 1)], 60)
+    time.now += 61
+    assert [1] == await store.lease([Lease("k", "a", 1)], 60)
+
+
+async def test_a_store_born_in_the_future_is_born_now(store: Store, time: Time) -> None:
+    time.now += YEAR
+    await store.created_at()
+    time.now -= YEAR
+    now = time.now
+    assert now == pytest.approx(await store.created_at())
+    time.now += 100
+    assert now == pytest.approx(await store.created_at())
+
+
+@pytest.mark.parametrize("years", [-1, 1])
+async def test_a_clock_that_is_set_by_a_year_neither_loses_the_secret_nor_breaks_a_call(
+    store: Store, time: Time, years: int
+) -> None:
+    secret = await store.secret()
+    await store.set("k", b"1", 600)
+    await store.hit([CounterHit("a", MINUTE)])
+    await store.tally("b", b"row", 600, 9)
+    time.now += years * YEAR
+    assert secret == await store.secret()
+    await store.set("k", b"2", 600)
+    assert b"2" == await store.get("k")
+    assert [1] == await store.hit([CounterHit("a", MINUTE)])
+    assert await store.tally("b", b"row", 600, 9)
+    time.now += 601
+    assert await store.get("k") is None
+    assert {} == await store.tallies("b")
+
+
 async def test_the_day_of_birth_and_the_secret_stay(store: Store, time: Time) -> None:
     born, secret = await store.created_at(), await store.secret()
     time.now += 1e8

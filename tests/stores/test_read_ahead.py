@@ -49,7 +49,7 @@ async def store() -> Trips:
 
 
 async def test_what_was_announced_is_answered_from_the_first_round_trip(store: Trips) -> None:
-    view = ReadAheadStore(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS], lambda: 1e9)
     assert [1] == await view.hit([CounterHit("a", 60.0)])
     assert (b"1", None) == (await view.get("k"), await view.get("none"))
     assert [0] == await view.hit([PEEK])
@@ -60,7 +60,7 @@ async def test_what_was_announced_is_answered_from_the_first_round_trip(store: T
 
 @pytest.mark.parametrize("first", ["get", "hit", "created_at", "hit_and_get"])
 async def test_any_question_may_be_the_first(store: Trips, first: str) -> None:
-    view = ReadAheadStore(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS], lambda: 1e9)
     question = {"get": lambda: view.get("k"), "hit": lambda: view.hit([PEEK]), "created_at": view.created_at}
     await question.get(first, lambda: view.hit_and_get((), ()))()
     assert (b"1", [0]) == (await view.get("k"), await view.hit([PEEK]))
@@ -68,14 +68,14 @@ async def test_any_question_may_be_the_first(store: Trips, first: str) -> None:
 
 
 async def test_nothing_is_counted_before_its_check_has_its_turn(store: Trips) -> None:
-    view = ReadAheadStore(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS], lambda: 1e9)
     await view.get("k")
     assert [1] == await view.hit([COUNT])
     assert [1] == await view.hit([PEEK])
 
 
 async def test_what_was_not_announced_is_asked(store: Trips) -> None:
-    view = ReadAheadStore(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS], lambda: 1e9)
     await view.set("other", b"2", 10)
     await view.get("k")
     assert b"2" == await view.get("other")
@@ -83,7 +83,7 @@ async def test_what_was_not_announced_is_asked(store: Trips) -> None:
 
 
 async def test_what_is_written_meanwhile_is_seen(store: Trips) -> None:
-    view = ReadAheadStore(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS], lambda: 1e9)
     await view.get("k")
     await view.set("k", b"2", 10)
     await view.delete("none")
@@ -91,7 +91,7 @@ async def test_what_is_written_meanwhile_is_seen(store: Trips) -> None:
 
 
 async def test_after_the_decision_the_store_itself_is_asked(store: Trips) -> None:
-    view = ReadAheadStore(store, lambda: [WANTS])
+    view = ReadAheadStore(store, lambda: [WANTS], lambda: 1e9)
     await view.get("k")
     view.end()
     await store.set("k", b"2", 10)
@@ -105,7 +105,7 @@ async def test_a_store_that_fails_is_not_asked_ahead_again(store: Trips) -> None
         ) -> tuple[list[int], list[bytes | None]]:
             raise StoreError("down")
 
-    view = ReadAheadStore(Down(), lambda: [WANTS])
+    view = ReadAheadStore(Down(), lambda: [WANTS], lambda: 1e9)
     with pytest.raises(StoreError):
         await view.hit([COUNT])
     assert await view.get("k") is None

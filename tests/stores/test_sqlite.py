@@ -5,6 +5,7 @@
 import asyncio
 import fcntl
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -14,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.stores.sqlite import files
+from gatekeeper.stores.sqlite import files, rows
 from gatekeeper.stores.sqlite import store as sqlite_module
 from gatekeeper.stores.sqlite.fair_lock import FairLock
 from gatekeeper.stores.sqlite.short_timer import ShortTimer
 from gatekeeper.stores.sqlite.store import SqliteStore
-from gatekeeper.stores.store import CounterHit, StoreError
+from gatekeeper.stores.store import CounterHit, Lease, StoreError
 
 LIMIT = 1.0
 HAMMER = """
@@ -74,7 +75,7 @@ async def main(path, other, blow, locked):
         await store.set(f"{number}", b"", 600.0)
     db = store._db
     db.execute("BEGIN IMMEDIATE")
-    db.execute("INSERT INTO kept VALUES ('k', x'', 1e10)")
+    db.execute("INSERT INTO kept VALUES ('k', x'', 1e10, NULL)")
     if blow == "replaced":
         os.rename(path, path + "-old")
         Path(path).touch()
@@ -264,6 +265,51 @@ async def test_the_log_of_writes_does_not_grow_without_end(
         await store.set(f"k{number}", bytes(100), 60.0)
         await asyncio.sleep(0.0005 * (number % 10 == 0))
     assert os.stat(f"{path}-wal").st_size < 1500 * 4120
+
+
+@pytest.mark.parametrize("years", [1, 40])
+async def test_what_a_clock_that_was_ahead_has_written_lives_no_longer_than_anything_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    monkeypatch.setattr(sqlite_module, "MAINTENANCE_INTERVAL", 0.02)
+    now = real = 1_800_000_000.0
+    store = SqliteStore(path, lambda: now, timeout=LIMIT)
+    secret = await store.secret()
+    now += years * 366 * 86400
+    await store.created_at()
+    await store.set("k", b"1", 600.0)
+    await store.hit([CounterHit("a", 60.0, once="m1")])
+    await store.lease([Lease("k", "a")], 60.0)
+    await store.tally("b", b"row", 60.0, 9)
+    db = sqlite3.connect(path)
+    while db.execute("SELECT count(*) FROM lease WHERE key = 'maintenance'").fetchone() != (1,):
+        await asyncio.sleep(0.02)
+    now = real
+    late = " UNION ALL ".join(f"SELECT expires FROM {table} WHERE ttl < 1e9" for table in rows._KEYS)
+    while db.execute(f"SELECT max(expires) FROM ({late})").fetchone()[0] > now + 602:
+        await asyncio.sleep(0.02)
+    now += 603
+    while db.execute(f"SELECT count(*) FROM ({late})").fetchone()[0] > 1:  # the lease of who sweeps
+        await asyncio.sleep(0.02)
+    assert secret == await store.secret()
+    db.close()
+    await store.close()
+
+
+async def test_a_file_from_before_rows_had_a_time_to_live_is_completed(path: Path) -> None:
+    files.create(path)
+    db = sqlite3.connect(path)
+    db.executescript(re.sub(r",\s*ttl INTEGER", "", rows.SCHEMA))
+    db.execute("INSERT INTO kept VALUES ('k', x'31', 1e10)")
+    db.commit()
+    db.close()
+    store = SqliteStore(path, timeout=LIMIT)
+    assert b"1" == await store.get("k")
+    assert await store.set("k", b"2", 60.0)
+    assert [1] == await store.hit([CounterHit("a", 60.0, once="m1")])
+    assert [1] == await store.lease([Lease("k", "a")], 60.0)
+    assert await store.tally("b", b"row", 60.0, 9)
+    await store.close()
 
 
 def test_a_turn_is_one_processs_at_a_time(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from gatekeeper.checks.greylisting.verp import normal_sender
 from gatekeeper.checks.tables.access import LookUp
 from gatekeeper.core.log import WAITED
 from gatekeeper.core.request import UNKNOWN, Address, Request, Stage, domain_of
+from gatekeeper.core.stored_time import age, is_future
 from gatekeeper.core.units import Duration
 from gatekeeper.core.verdict import PASS, Decision, Outcome, Verdict, defer_if_permit, printable
 from gatekeeper.dnslists.dns_list import ListKind
@@ -169,7 +170,7 @@ class Greylist(ConfiguredCheck):
 
     async def _verdict(self, state: TripletState, now: float, context: Context) -> Verdict:
         if state.known is not None:
-            if now - state.known > self.lifetime / 20:  # saves a write for each mail
+            if age(now, state.known) > self.lifetime / 20 or is_future(now, state.known):  # saves a write for each mail
                 self._record_known(state.identity, context)
             return _pass("known")
         waited = state.waited(now)
@@ -183,6 +184,8 @@ class Greylist(ConfiguredCheck):
                 self._record_known(state.identity, context)
                 return _pass("learning")
             self._record_first(state.identity, context)
+        elif is_future(now, state.first):
+            self._record_first(state.identity, context, anew=True)
         context.note(WAITED, f"{waited:.0f}s")
         return _early(self.delay - waited)
 
@@ -196,11 +199,11 @@ class Greylist(ConfiguredCheck):
 
         context.after(settle, lambda decision: not decision.verdict.refuses)
 
-    def _record_first(self, identity: ClientIdentity, context: Context) -> None:
+    def _record_first(self, identity: ClientIdentity, context: Context, *, anew: bool = False) -> None:
         store, value = context.store, first_value(context.clock())
 
         context.after(
-            lambda _decision: store.set(identity.triplet, value, self.retry_window, absent=True),
+            lambda _decision: store.set(identity.triplet, value, self.retry_window, absent=not anew),
             lambda decision: not decision.verdict.code.startswith("5"),
         )
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple, Self
 
 from gatekeeper.checks.greylisting.verp import postgrey_sender
+from gatekeeper.core.stored_time import age
 from gatekeeper.stores.store import CounterHit, Keys, Store
 
 _FIRST_SEEN, _KNOWN = b"first ", b"known "
@@ -68,8 +69,8 @@ class TripletState(NamedTuple):
     """Whether the client is known as a whole."""
 
     def waited(self, now: float) -> float:
-        """Return for how many seconds the triplet has waited; 0 if it is new, or if the clock was set back."""
-        return 0.0 if self.first is None else max(0.0, now - self.first)
+        """Return for how many seconds the triplet has waited; 0 if it is new, or was first seen in the future."""
+        return 0.0 if self.first is None else age(now, self.first)
 
 
 def known_value(now: float) -> bytes:

@@ -16,14 +16,16 @@ redis.call('SET', KEYS[1], ARGV[2])
 if ARGV[3] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
-# For each hit two keys (sums, token) and five arguments: amount, slot, time to live in ms, 1 with a token, the limit of
-# the sum. The remaining keys are read. Returns sums, values, and which hits were counted.
+# For each hit two keys (sums, token) and six arguments: amount, slot, time to live in ms, 1 with a token, the limit of
+# the sum, the last slot that is not in the future. The remaining keys are read. Returns sums, values, and which hits
+# were counted.
 ASK = """
-local sums, hits = {}, #ARGV / 5
+local sums, hits = {}, #ARGV / 6
+local moves, moved = {}, {}
 local pending, added, fits = {}, {}, true
 for i = 1, hits do
   local name, token = KEYS[2 * i - 1], KEYS[2 * i]
-  local amount, slot, ttl, once, most = unpack(ARGV, 5 * i - 4, 5 * i)
+  local amount, slot, ttl, once, most, newest = unpack(ARGV, 6 * i - 5, 6 * i)
   local first, last = tonumber(slot) - SLOTS, tonumber(slot) + SLOTS
   local counts = amount ~= '0'
   if counts and once == '1' then
@@ -33,6 +35,7 @@ for i = 1, hits do
   end
   if counts then added[name] = (added[name] or 0) + tonumber(amount) end
   local sum, all, old = added[name] or 0, redis.call('HGETALL', name), {}
+  local future, ahead = {}, 0
   for j = 1, #all, 2 do
     local at = tonumber(all[j])
     if first <= at and at <= last then
@@ -40,10 +43,24 @@ for i = 1, hits do
     elseif at < first then
       old[#old + 1] = all[j]
     end
+    if at > tonumber(newest) then
+      future[#future + 1] = all[j]
+      if at <= last then ahead = ahead + tonumber(all[j + 1]) end
+    end
+  end
+  if #future > 0 and amount ~= '0' and not moved[name] then
+    moves[#moves + 1] = {name, slot, ahead, ttl, future}
+    moved[name] = true
   end
   if counts then pending[#pending + 1] = {name, once == '1' and token, slot, amount, ttl, old, i} end
   if most ~= '' and sum > tonumber(most) then fits = false end
   sums[i] = sum
+end
+for _, move in ipairs(moves) do
+  local name, slot, ahead, ttl, future = unpack(move)
+  redis.call('HINCRBY', name, slot, ahead)
+  redis.call('HDEL', name, unpack(future))
+  redis.call('PEXPIRE', name, ttl)
 end
 local counted = {}
 if fits then
@@ -62,7 +79,7 @@ return {sums, redis.call('MGET', unpack(KEYS, 2 * hits + 1)), counted}
 UNHIT = """
 for i = 1, #KEYS / 2 do
   local name, token = KEYS[2 * i - 1], KEYS[2 * i]
-  local left, once = tonumber(ARGV[5 * i - 4]), ARGV[5 * i - 1]
+  local left, once = tonumber(ARGV[6 * i - 5]), ARGV[6 * i - 2]
   local slots = {}
   if once == '1' then
     local seen = redis.call('GET', token)
@@ -87,21 +104,26 @@ end
 """
 
 # A sorted set for each key: holders by the end of their lease. Arguments: now, end of the lease, time to live in ms,
-# and for each key the holder and the limit.
+# the latest end that can be right (later ones are of a clock that was ahead); for each key the holder and the limit.
 LEASE = """
-local now, ends, ttl = ARGV[1], ARGV[2], ARGV[3]
+local now, ends, ttl, latest = unpack(ARGV, 1, 4)
 local counts, fits = {}, true
 for i, key in ipairs(KEYS) do
-  local holder, most = ARGV[2 * i + 2], ARGV[2 * i + 3]
+  local holder, most = ARGV[2 * i + 3], ARGV[2 * i + 4]
   local count = redis.call('ZCOUNT', key, '(' .. now, '+inf')
   local mine = tonumber(redis.call('ZSCORE', key, holder))
   if not mine or mine <= tonumber(now) then count = count + 1 end
   if most ~= '' and count > tonumber(most) then fits = false end
   counts[i] = count
 end
+for _, key in ipairs(KEYS) do
+  for _, late in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. latest, '+inf')) do
+    redis.call('ZADD', key, ends, late)
+  end
+end
 if fits then
   for i, key in ipairs(KEYS) do
-    redis.call('ZADD', key, ends, ARGV[2 * i + 2])
+    redis.call('ZADD', key, ends, ARGV[2 * i + 3])
     redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
     redis.call('PEXPIRE', key, ttl)
   end

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Store in a Redis (or Valkey) that all relays share: one round trip and one script (scripts.py) for each call.
 
-Times are those of the relays (keep their clocks synchronised; a window is off by as much as they differ). So a value is
-preceded by its expiry (`1700000000.000 value`); Redis' own expiry only frees the memory. `born` and `secret` have none,
+Times are those of the relays, never of Redis (keep their clocks in step; a window is off by as much as they differ). So
+a value is preceded by its expiry (`1700000000.000 value`). Redis' own expiry frees the memory, and bounds what a relay
+whose clock was ahead has written: that is gone after its time to live by Redis' clock. `born` and `secret` have none,
 so that the volatile-* policies of a full Redis do not evict them; do not use allkeys-*.
 
 How much of Redis' memory an entry takes: docs/state.md.
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from gatekeeper.core.stored_time import TOLERANCE
 from gatekeeper.stores.redis.connection import ReplyError, Word
 from gatekeeper.stores.redis.link import Link
 from gatekeeper.stores.redis.scripts import ASK, LEASE, RELEASE, SET_ABSENT, SHA, TALLY, UNHIT
@@ -100,7 +102,7 @@ class RedisStore:
         if not leases:
             return []
         now = self._clock()
-        arguments: list[Word] = [f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl)]
+        arguments: list[Word] = [f"{now:.3f}", f"{now + ttl:.3f}", _ms(ttl), f"{now + ttl + TOLERANCE:.3f}"]
         for lease in leases:
             arguments += [lease.holder, "" if lease.limit is None else lease.limit]
         taken: list[int] = await self._script(LEASE, [lease_key(lease) for lease in leases], arguments)
@@ -153,11 +155,13 @@ class RedisStore:
         keys: list[str] = []
         arguments: list[Word] = []
         for hit in hits:
-            name, token, slot, amount, ttl, _ = slot_position(hit, now)
+            position = slot_position(hit, now)
+            name, token, slot, amount, ttl, _ = position
             tagged = _with_hash_tag(name)
             # Without a token the second key is not used, but every hit has two.
             keys += (tagged, tagged + token[len(name) :])
-            arguments += (amount, slot, _ms(ttl), 1 if token else 0, "" if hit.limit is None else hit.limit)
+            limit = "" if hit.limit is None else hit.limit
+            arguments += (amount, slot, _ms(ttl), 1 if token else 0, limit, position.newest)
         return keys, arguments
 
     async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[Word]) -> Any:

@@ -17,6 +17,7 @@ an operator should know: docs/state.md.
 import asyncio
 import errno
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -42,7 +43,7 @@ MAX_RETRY_DELAY = 0.001
 CLAIM_DELAY = 0.01
 """Seconds of waiting after which a process claims the next turn."""
 MIN_ATTEMPTS = 10
-"""Attempts before a write is given up, whatever the time: who gets little CPU has waited for itself, not for the file."""
+"""Attempts before a write is given up, whatever the time: a process without CPU has waited for itself, not the file."""
 PATIENCE = 1.0
 """Seconds for which nothing could be written, from which on the file counts as gone and no longer as busy."""
 MAINTENANCE_INTERVAL = 30.0
@@ -90,6 +91,7 @@ class SqliteStore:
         self._writes_since_checkpoint = 0
         self._checkpoint_due = asyncio.Event()
         self._closing = threading.Event()
+        self._process = secrets.token_hex(8)  # as the holder of a lease
 
     async def hit_and_get(
         self, hits: Sequence[CounterHit], gets: Sequence[str]
@@ -106,7 +108,7 @@ class SqliteStore:
 
     async def set(self, key: str, value: bytes, ttl: float, *, absent: bool = False) -> bool:
         now = self._clock()
-        return await self._write(lambda db: rows.set_(db, key, value, now + ttl, now, absent=absent))
+        return await self._write(lambda db: rows.set_(db, key, value, ttl, now, absent=absent))
 
     async def delete(self, key: str) -> None:
         await self._write(lambda db: rows.delete(db, key))
@@ -126,8 +128,8 @@ class SqliteStore:
     async def lease(self, leases: Sequence[Lease], ttl: float) -> list[int]:
         now = self._clock()
         if all(lease.limit == 0 for lease in leases):  # nothing is ever taken, so no lock is needed either
-            return await self._read(lambda db: rows.lease(db, leases, now, now))
-        return await self._write(lambda db: rows.lease(db, leases, now, now + ttl))
+            return await self._read(lambda db: rows.lease(db, leases, now, 0.0))
+        return await self._write(lambda db: rows.lease(db, leases, now, ttl))
 
     async def release(self, leases: Sequence[Lease]) -> None:
         await self._write(lambda db: rows.release(db, leases))
@@ -139,7 +141,7 @@ class SqliteStore:
 
     async def tally(self, bucket: str, row: bytes, ttl: float, limit: int) -> bool:
         now = self._clock()
-        return await self._write(lambda db: rows.tally(db, bucket, row, now + ttl, now, limit))
+        return await self._write(lambda db: rows.tally(db, bucket, row, ttl, now, limit))
 
     async def tallies(self, bucket: str) -> dict[bytes, int]:
         return await self._read(lambda db: rows.tallies(db, bucket, self._clock()))
@@ -309,8 +311,7 @@ class SqliteStore:
                 db.execute("PRAGMA synchronous = NORMAL")
                 db.execute("PRAGMA wal_autocheckpoint = 20000")  # pages: a safety net below _maintain()
                 db.execute("BEGIN IMMEDIATE")
-                for line in rows.SCHEMA.split(";"):
-                    db.execute(line)
+                rows.prepare(db)
                 db.execute("COMMIT")
                 db.hold_locks()
             self._files = (db.file, *files.files(self._path)[1:])
@@ -348,7 +349,7 @@ class SqliteStore:
             try:
                 if not is_due:
                     await asyncio.to_thread(self._clean_up, sweep=False)
-                elif await self.set(_LEASE, b"", MAINTENANCE_INTERVAL * 0.9, absent=True):
+                elif await self.lease([Lease(_LEASE, self._process, 1)], MAINTENANCE_INTERVAL * 0.9) == [1]:
                     await asyncio.to_thread(self._clean_up, sweep=True)
             except (StoreError, sqlite3.Error, OSError):
                 continue  # the next call will report it
