@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from gatekeeper.cli import access, diagnose, dkim, dkim_rotate, greylist, opendkim, records, replay, run
+from gatekeeper.cli import access, diagnose, dkim, dkim_rotate, greylist, opendkim, records, replay, run, state
 from gatekeeper.cli.common import CONFIGURATION, OK, TEMPORARY, USAGE
 
 FAMILIES = {
@@ -20,6 +20,7 @@ FAMILIES = {
     "dmarc": "our own DMARC: the record, and the reports that others send",
     "greylist": "greylisting: what it costs, and moving its state",
     "spf": "our own SPF record",
+    "state": "what is remembered: the store of greylisting, limits and reports",
 }
 """Help for the first word of the commands that have two."""
 
@@ -93,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (run, diagnose, replay, opendkim, dkim, dkim_rotate, records, greylist, access):
+    for group in (run, diagnose, replay, opendkim, dkim, dkim_rotate, records, greylist, state, access):
         group.add_to(add)
     return top
 

@@ -4,6 +4,7 @@
 import importlib
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gatekeeper.stores.circuit_breaker import CircuitBreaker
@@ -11,6 +12,9 @@ from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore
 from gatekeeper.stores.sqlite.store import SqliteStore
 from gatekeeper.stores.store import Clock, Store
+
+if TYPE_CHECKING:
+    from gatekeeper.stores.redis.store import RedisStore
 
 _REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _ALLOWED = (
@@ -81,7 +85,7 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
     raise ValueError(f"{describe(url)!a} is not a store; allowed are {_ALLOWED}")
 
 
-def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> Store:
+def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> "RedisStore":
     """Return the store in Redis at `url` (for its syntax see stores/redis/servers.py), not connected yet.
 
     Raises ValueError.

@@ -141,6 +141,11 @@ class RedisStore:
     async def secret(self) -> bytes:
         return await self._shared_values.secret()
 
+    async def info(self) -> bytes:
+        """Return what the server says of itself; of a cluster, the node that has slot 0. Raises StoreError."""
+        text: bytes = await self._link.call("", "INFO")
+        return text
+
     async def close(self) -> None:
         self._link.close()
 

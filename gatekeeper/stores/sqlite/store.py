@@ -16,6 +16,7 @@ an operator should know: docs/state.md.
 
 import asyncio
 import errno
+import logging
 import os
 import secrets
 import sqlite3
@@ -33,6 +34,7 @@ from gatekeeper.stores.sqlite.fair_lock import FairLock
 from gatekeeper.stores.sqlite.short_timer import ShortTimer
 from gatekeeper.stores.store import Clock, CounterHit, Lease, StoreBusy, StoreDamaged, StoredValue, StoreError
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_DELAY = 0.0002
@@ -53,6 +55,8 @@ CHECKPOINT_WRITES = 3000
 RESTART_PAGES = 5000
 """Pages of `-wal` (of 4 kB) above which writers have to wait for the checkpoint: the log restarts only when all of it
 has been copied, and under load somebody has always written a little more."""
+STUCK_PAGES = 50_000
+"""Pages of `-wal` that no checkpoint could copy, because a connection still reads what was before: 200 MB."""
 BATCH_SIZE = 200
 """Rows deleted in one transaction."""
 _LEASE = "maintenance"
@@ -90,6 +94,7 @@ class SqliteStore:
         self._maintenance: asyncio.Task[None] | None = None
         self._writes_since_checkpoint = 0
         self._checkpoint_due = asyncio.Event()
+        self._stuck = False
         self._closing = threading.Event()
         self._process = secrets.token_hex(8)  # as the holder of a lease
 
@@ -367,7 +372,15 @@ class SqliteStore:
                     return
             _, pages, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if pages > RESTART_PAGES:
-                db.execute("PRAGMA wal_checkpoint(RESTART)")  # what remains is little
+                _, pages, copied = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()  # what remains is little
+                self._say_if_stuck(pages - copied)
+
+    def _say_if_stuck(self, pages: int) -> None:
+        """Say once that `-wal` cannot be begun anew: it grows until the disk is full."""
+        if pages > STUCK_PAGES and not self._stuck:
+            what = "something has been reading it for long, like a hung backup, so that -wal grows without end"
+            logger.warning("%s: %s: %d MB", self._path, what, pages * 4096 // 10**6)
+        self._stuck = pages > STUCK_PAGES
 
 
 def _begin(db: sqlite3.Connection) -> None:
