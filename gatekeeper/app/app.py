@@ -30,8 +30,8 @@ from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Clock, Keys, Store
 from gatekeeper.stores.store_url import open_store
 
-ALONE = 20_000
-"""Counters, and tokens of messages, that a process keeps for itself while the store is gone; they take 15 MB."""
+ALONE = 10_000
+"""Counters, and tokens of messages, that a process keeps for itself while the store is gone: 12 MB."""
 
 
 class App:

@@ -12,7 +12,8 @@ How long the pause is depends on what happened, for every kind of store:
 - One that does not come back is tried every PAUSE seconds, silently: a server that was restarted is found at once.
 - One that comes back and fails again within STEADY seconds is flapping (a full disk that has room for the probe alone,
   a damaged page that only some requests need): each time the pause doubles, up to MAX_PAUSE.
-- One that is damaged (StoreDamaged) is not tried before it has changed: no attempt can mend it, and some do harm.
+- One that is damaged (StoreDamaged) is not tried before a person has put another in its place, or has found it in
+  order (`gatekeeper state check`): no attempt can mend it, and some do harm.
 - A call that only came too late because others were faster (StoreBusy) fails alone: the store is not gone.
 
 One log line when the store goes, one when it is back. Flapping is said once, and its end with how often it was.

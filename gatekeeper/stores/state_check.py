@@ -5,9 +5,9 @@ For SQLite it reads through a connection of its own that cannot write, as `expla
 nothing, and loses no lock, because those belong to its processes (stores/sqlite/files.py). While it reads, `-wal` is
 not begun anew, for the second that a hundred megabytes take.
 
-The service does not touch a file that it found damaged until the file has changed (stores/circuit_breaker.py). So a
-file that is found in order here gets a new time of change: whoever has mended it in place runs this, and the service
-tries it again within a second.
+The service does not try a file that it found damaged until a person has done something about it
+(stores/circuit_breaker.py). So a file that is found in order here is marked by its time of change: whoever has mended
+it in place runs this, and the service uses it again within a second.
 """
 
 import os
@@ -141,8 +141,8 @@ def _check_sqlite(path: Path, clock: Clock, report: StateReport) -> None:
             f"{path}-wal has {wal} bytes: something reads {path} all the time, as a backup that hangs"
         )
     if not report.damaged:
-        with suppress(OSError):  # the service notices it (files.states)
-            os.utime(os.path.realpath(path), follow_symlinks=False)
+        with suppress(OSError):  # only its owner and root can, and only they mend it
+            files.mark_as_checked(Path(os.path.realpath(path)))
 
 
 def _look_into(db: sqlite3.Connection, clock: Clock, report: StateReport) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-
+# ruff: noqa: ASYNC240 (what an operator runs is another process, and what it looks at is a file)
 """`gatekeeper state check`: what it says of real stores, whole and damaged, and that the service hears of a repair."""
 
 import asyncio
@@ -129,9 +129,7 @@ async def test_a_damaged_file_is_tried_again_once_the_check_finds_nothing(
     good = path.read_bytes()
     damage_all(path)
     async with opened(f"sqlite:{path}") as store:
-        old = path.stat()
-        path.write_bytes(good)
-        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))  # nothing that a look from outside could tell
+        path.write_bytes(good)  # as another worker does at a checkpoint, too
         for _ in range(20):
             with pytest.raises(StoreError):
                 await store.hit(HIT)

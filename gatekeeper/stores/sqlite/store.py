@@ -284,9 +284,9 @@ class SqliteStore:
             return self._busy_error(str(error))
         self._disconnect()
         if _is_damage(error):
-            before = files.states(self._path)
+            before = files.state_for_people(self._path)
             what = f"{self._path}: {error}; `gatekeeper state check` says more"
-            return StoreDamaged(what, lambda: files.states(self._path) == before)
+            return StoreDamaged(what, lambda: files.state_for_people(self._path) == before)
         return StoreError(f"{self._path}: {error}")
 
     def _busy_error(self, why: str) -> StoreError:
