@@ -58,12 +58,19 @@ class PublicKey:
         return True
 
 
-@lru_cache(maxsize=512)
+_MAX_CACHED = 4096
+"""Bytes of the longest record whose key is kept: one may have 64 kB, and strangers publish them."""
+
+
 def parse_key(record: bytes) -> PublicKey | str:
     """Return the key in a TXT record, or the reason why it cannot be used.
 
     Cached, because parsing costs twice as much as verifying.
     """
+    return _known_key(record) if len(record) <= _MAX_CACHED else _parse_key(record)
+
+
+def _parse_key(record: bytes) -> PublicKey | str:
     try:
         tags = parse_tags(record)
     except ValueError as error:
@@ -86,6 +93,9 @@ def parse_key(record: bytes) -> PublicKey | str:
     if key is None:
         return "the key type (k=) is not supported here"
     return PublicKey(key, strict=b"s" in flags, testing=b"y" in flags)
+
+
+_known_key = lru_cache(maxsize=512)(_parse_key)
 
 
 def _load(kind: bytes, data: bytes) -> RSAPublicKey | Ed25519PublicKey | None:

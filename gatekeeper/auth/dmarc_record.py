@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
+_MAX_CACHED = 4096
+"""Bytes of the longest record that is kept: one may have 64 kB, and strangers publish them."""
 _VERSION = re.compile(rb"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 _URI = re.compile(r"(?!mailto:)[a-z][a-z0-9+.-]*:[^\s,!]+|mailto:[^\s,!@]+@[^\s,!@]+", re.IGNORECASE)
 
@@ -48,10 +50,11 @@ class DmarcRecord:
 def find_record(texts: Iterable[object]) -> DmarcRecord | None:
     """Return the DMARC record among the TXT records of a name; None if there is not exactly one (section 4.10)."""
     found = [text for text in texts if isinstance(text, bytes) and _VERSION.match(text)]
-    return _parse(found[0]) if len(found) == 1 else None
+    if len(found) != 1:
+        return None
+    return _known(found[0]) if len(found[0]) <= _MAX_CACHED else _parse(found[0])
 
 
-@lru_cache(maxsize=256)
 def _parse(text: bytes) -> DmarcRecord:
     tags: dict[str, str] = {}
     for part in text.decode("ascii", "replace").split(";")[1:]:
@@ -74,6 +77,9 @@ def _parse(text: bytes) -> DmarcRecord:
         psd=psd if psd in ("y", "n") else "u",
         rua=rua,
     )
+
+
+_known = lru_cache(maxsize=256)(_parse)
 
 
 def _policy(value: str) -> DmarcPolicy | None:

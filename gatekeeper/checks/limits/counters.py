@@ -129,9 +129,18 @@ def _describe(count: CounterResult, sum_: int) -> tuple[str, str]:
     return count.counter, count.progress(sum_)
 
 
-@lru_cache(maxsize=4096)  # most clients send more than once
 def _key(keys: Keys, counter_id: str, by_values: tuple[str, ...]) -> str:
+    known = sum(map(len, by_values)) <= _MAX_CACHED
+    return _known_key(keys, counter_id, by_values) if known else _make_key(keys, counter_id, by_values)
+
+
+def _make_key(keys: Keys, counter_id: str, by_values: tuple[str, ...]) -> str:
     return keys("ratelimit", counter_id, *by_values)
+
+
+_known_key = lru_cache(maxsize=4096)(_make_key)  # most clients send more than once
+_MAX_CACHED = 1024
+"""Characters of what a counter is by, so that its key is kept: strangers choose how long a sender is."""
 
 
 class Tally(NamedTuple):
