@@ -414,6 +414,69 @@ async def test_a_folder_that_cannot_be_made_is_gone_until_it_is_there() -> None:
 
 
 @pytest.mark.integration("mount")
+async def test_a_file_system_that_becomes_read_only_is_gone_until_it_can_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if os.geteuid() != 0:
+        missing("mounting a small tmpfs needs root")
+    mount, umount = (require_program(name, "mount") for name in ("mount", "umount"))
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "none", tmp_path], check=False).returncode:
+        missing("this machine does not let root mount a tmpfs")
+    try:
+        async with opened(f"sqlite:{tmp_path}/state.db") as store:
+            await store.hit(HIT)
+            reopen(store)
+            subprocess.run([mount, "-o", "remount,ro", tmp_path], check=True)
+            for _ in range(10):
+                await assert_gone(store)
+                await asyncio.sleep(0.01)
+            subprocess.run([mount, "-o", "remount,rw", tmp_path], check=True)
+            assert [2] == await until_back(store)
+        assert ["gone", "back"] == lines(caplog)
+    finally:
+        subprocess.run([umount, tmp_path], check=True)
+
+
+async def test_a_folder_that_is_removed_while_we_run_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "MAINTENANCE_INTERVAL", 0.02)
+    path = tmp_path / "state" / "state.db"
+    async with opened(f"sqlite:{path}") as store:
+        secret = await store.secret()
+        shutil.rmtree(path.parent)
+        while not path.exists():
+            await asyncio.gather(store.hit(HIT), return_exceptions=True)
+            await asyncio.sleep(0.02)
+        await until_back(store)
+        assert secret == await store.secret()
+
+
+async def test_a_reader_that_never_ends_is_said_once_while_the_log_of_writes_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_module, "CHECKPOINT_WRITES", 50)
+    monkeypatch.setattr(sqlite_module, "RESTART_PAGES", 20)
+    monkeypatch.setattr(sqlite_module, "STUCK_PAGES", 50)
+    async with opened(f"sqlite:{tmp_path}/state.db") as store:
+        await store.hit(HIT)
+        reader = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM kept").fetchone()
+        number = 0
+        while "grows without end" not in caplog.text:
+            number += 1
+            await asyncio.gather(store.set(f"k{number}", bytes(100), 60.0), return_exceptions=True)
+            await asyncio.sleep(0.001)
+        for _ in range(200):
+            number += 1
+            await asyncio.gather(store.set(f"k{number}", bytes(100), 60.0), return_exceptions=True)
+        reader.close()
+        assert not store.gone
+    assert 1 == caplog.text.count("grows without end")
+
+
+@pytest.mark.integration("mount")
 async def test_a_full_disk_counts_all_hits_or_none(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         missing("mounting a small tmpfs needs root")
