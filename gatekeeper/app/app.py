@@ -20,6 +20,7 @@ from gatekeeper.core.verdict import Decision
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.live import LiveResolver
 from gatekeeper.dnsclient.resolver import Resolver
+from gatekeeper.dnsclient.time_limit import RequestResolver
 from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.queries import ListQueries
 from gatekeeper.pipeline.context import Context
@@ -59,15 +60,19 @@ class App:
         """What this relay is."""
         return self.plan.site
 
-    def facts(self, request: Request) -> Facts:
+    def facts(self, request: Request, resolver: Resolver | None = None) -> Facts:
         """Return what can be known about `request`, nothing of it asked yet."""
         return Facts(
-            self.resolver,
+            resolver or self.resolver,
             client=request.client,
             helo=request.helo,
             sender=request.sender,
             receiver=self.site.hostname,
         )
+
+    def hurried_facts(self, request: Request) -> Facts:
+        """Return the facts for the policy daemon, whose client waits: they and all checks share one time for DNS."""
+        return self.facts(request, RequestResolver(self.resolver))
 
     def verifier(self, headers: Sequence[Header]) -> DkimVerifier:
         """Return the verifier of the signatures in `headers`, to be fed with the body."""
@@ -91,15 +96,17 @@ class App:
 
     def _context(self, facts: Facts, secret: bytes, observe: bool) -> Context:
         prefix = OBSERVED if observe else ""
+        resolver = facts.resolver
+        left = resolver.left_for_lists if isinstance(resolver, RequestResolver) else None
         return Context.of(
             site=self.site,
-            resolver=self.resolver,
+            resolver=resolver,
             store=self.store,
             clock=self.clock,
             keys=self._keys(secret, prefix),
             facts=facts,
             alone=self._alone,
-            lists=ListQueries(self.lists),
+            lists=ListQueries(self.lists, left),
         )
 
     def watch_lists(self) -> None:
@@ -123,7 +130,7 @@ class App:
         return await self._decide(pipeline, request, facts)
 
     async def _decide(self, pipeline: Pipeline, request: Request, facts: Facts | None) -> tuple[Decision, Context]:
-        known = facts or self.facts(request)
+        known = facts or self.hurried_facts(request)
         try:
             context = await self.context(known, observe=pipeline.observe)
             return await pipeline.decide(request, context), context

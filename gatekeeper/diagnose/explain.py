@@ -90,7 +90,7 @@ async def explain(app: App, resolver: NotingResolver, session: AskedSession, *, 
     before: list[Note] = []
     resolver.note = lambda what, found: before.append(Note(what, found))
     request = await build_request(resolver, session)
-    facts = app.facts(request)
+    facts = app.hurried_facts(request)
     pipeline = app.pipeline(request)
     if probe:
         resolver.note = lambda _what, _found: None

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fast path of the live resolver: one query in one UDP datagram, and a parser for the common answers.
+"""Fast path of the live resolver: one question in UDP datagrams, and a parser for the common answers.
 
 dnspython's resolver takes 0.4 ms to process an NXDOMAIN, which is the most common answer: that of a DNS list on which a
 client is not listed. Here the query is built, and that answer, which holds nothing but the SOA of a zone, is parsed by
-hand; other answers are left to dnspython. Anything unusual (an error, a truncated or contradictory answer, no answer in
-time) gives None, and the caller queries again through dnspython.
+hand; other answers are left to dnspython. Anything unusual (an error, a truncated or contradictory answer) gives None,
+and the caller queries again through dnspython.
 
 Each query has a connected socket of its own, with a port chosen by the kernel: to forge an answer, one has to guess the
-port and the ID, as with any resolver. Only a datagram that repeats the question byte by byte is looked at.
+port and the ID, as with any resolver. Only a datagram that repeats the question byte by byte is looked at. Because it
+is connected, a closed port is heard of at once. A socket stays open while others are asked, or the same server once
+more: a late answer is an answer.
 """
 
 import asyncio
 import secrets
 import socket
 import struct
+from types import TracebackType
+from typing import Self
 
 import dns.flags
 import dns.message
@@ -37,62 +41,90 @@ _TTL_WITHOUT_SOA = 300
 """Seconds, as in dnspython."""
 _MAX_DATAGRAM = 65535
 
+ServerAddress = tuple[str, int]
+"""The IP address and port of a name server."""
 
-class Datagrams:
-    """Sends queries to the name server at `address`; `size` is the EDNS payload size that is advertised, in bytes."""
 
-    def __init__(self, address: str, port: int, size: int) -> None:
-        self._address = (address, port)
-        self._family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._edns = _OPT.pack(0, _EDNS, size, 0, 0)
+class Exchange:
+    """One question, and the sockets on which an answer to it may come, from whichever server, until the end.
 
-    async def ask(self, qname: dns.name.Name, name: str, type: str, seconds: float) -> Answer | None:
-        """Return the answer for `qname`, which is `name` parsed, if a common one arrives within `seconds`.
+    `size` is the EDNS payload size that is advertised, in bytes. To be used in a `with` block, on the event loop.
+    """
 
-        Raises OSError where nobody listens.
-        """
-        query_id = secrets.randbits(16)
-        question = b"".join([bytes((len(label),)) + label for label in qname.labels]) + struct.pack(
+    def __init__(self, qname: dns.name.Name, type: str, size: int) -> None:
+        self.question = b"".join([bytes((len(label),)) + label for label in qname.labels]) + struct.pack(
             "!HH", _TYPES[type], 1
         )
+        self.refused: set[ServerAddress] = set()
+        """The servers that nothing can be sent to: their port is closed, or there is no way to them."""
+        self._end = self.question + _OPT.pack(0, _EDNS, size, 0, 0)
+        self._loop = asyncio.get_running_loop()
+        self._sockets: dict[socket.socket, tuple[ServerAddress, bytes]] = {}  # with the ID of each query
+        self._answer: bytes | None = None
+        self._heard: asyncio.Future[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer may still come."""
+        return bool(self._sockets)
+
+    def send(self, server: ServerAddress) -> None:
+        """Ask `server`, or find that it cannot be asked (`refused`). Raises OSError if we have no socket left."""
+        sock = socket.socket(
+            socket.AF_INET6 if ":" in server[0] else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        )
+        query_id = secrets.token_bytes(2)
         try:
-            with socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-                sock.connect(self._address)
-                sock.send(_HEADER.pack(query_id, _QUERY_FLAGS, 1, 0, 0, 1) + question + self._edns)
-                data = await _receive(sock, query_id.to_bytes(2, "big"), question, seconds)
-        except TimeoutError:
-            return None
-        return read(data, len(question), name, type)
+            sock.connect(server)
+            sock.send(_HEADER.pack(int.from_bytes(query_id, "big"), _QUERY_FLAGS, 1, 0, 0, 1) + self._end)
+        except OSError:
+            sock.close()
+            self.refused.add(server)
+            return
+        self._sockets[sock] = server, query_id
+        self._loop.add_reader(sock, self._ready, sock)
 
+    async def answer(self, seconds: float) -> bytes | None:
+        """Return the datagram that answers; None after `seconds`, and as soon as a server refuses."""
+        if self._answer is None and self._sockets:
+            self._heard = self._loop.create_future()
+            timer = self._loop.call_later(seconds, self._wake)
+            try:
+                await self._heard
+            finally:
+                timer.cancel()
+        return self._answer
 
-async def _receive(sock: socket.socket, query_id: bytes, question: bytes, seconds: float) -> bytes:
-    """Return the datagram that answers. Raises OSError where nobody listens, TimeoutError after `seconds`."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[bytes] = loop.create_future()
+    def __enter__(self) -> Self:
+        return self
 
-    def ready() -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for sock in tuple(self._sockets):
+            self._close(sock)
+
+    def _ready(self, sock: socket.socket) -> None:
+        server, query_id = self._sockets[sock]
         try:
             data = sock.recv(_MAX_DATAGRAM)
         except BlockingIOError:
             return
-        except OSError as error:
-            if not answer.done():
-                answer.set_exception(error)
+        except OSError:  # what ICMP has told: nobody listens there
+            self.refused.add(server)
+            self._close(sock)
+            self._wake()
             return
-        if not answer.done() and data[:2] == query_id and data[12 : 12 + len(question)] == question:
-            answer.set_result(data)
+        if data[:2] == query_id and data[12 : 12 + len(self.question)] == self.question:
+            self._answer = data
+            self._wake()
 
-    def time_out() -> None:
-        if not answer.done():
-            answer.set_exception(TimeoutError())
+    def _wake(self) -> None:
+        if self._heard is not None and not self._heard.done():
+            self._heard.set_result(None)
 
-    timer = loop.call_later(seconds, time_out)
-    loop.add_reader(sock, ready)
-    try:
-        return await answer
-    finally:
-        loop.remove_reader(sock)
-        timer.cancel()
+    def _close(self, sock: socket.socket) -> None:
+        del self._sockets[sock]
+        self._loop.remove_reader(sock)
+        sock.close()
 
 
 def read(data: bytes, question_length: int, name: str, type: str) -> Answer | None:

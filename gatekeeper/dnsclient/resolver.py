@@ -107,7 +107,7 @@ def known_answer(resolver: Resolver, name: str, type: str) -> Answer | DNSError 
     return None if known is None else known(name, type)
 
 
-def _nothing_known(_name: str, _type: str) -> None:
+def nothing_known(_name: str, _type: str) -> None:
     """Stand in for `known` where a resolver has no cache."""
 
 
@@ -119,7 +119,7 @@ class RememberedOnly:
     """Answers what `inner` has cached, in any thread; raises WouldWait for anything else."""
 
     def __init__(self, inner: Resolver) -> None:
-        self._known = getattr(inner, "known", _nothing_known)
+        self._known = getattr(inner, "known", nothing_known)
 
     def known(self, name: str, type: str) -> Answer | DNSError:
         """Return the cached answer, or the cached error. Raises WouldWait."""

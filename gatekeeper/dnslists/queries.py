@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The DNS list queries of one request: all sent at once, sharing one timeout.
 
-An answer that comes too late does not count, but the resolver continues and will cache it. A list that was not probed
-yet is waited for, so that one that lists everything does no harm even in the first second of a process.
+An answer that comes too late does not count, but the resolver continues and will cache it; one that is remembered is
+never late. A list that was not probed yet is waited for, so that one that lists everything does no harm even in the
+first second of a process.
 """
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,12 +54,13 @@ def _not_listed(finding: ListFinding) -> ListReply:
 
 
 class ListQueries:
-    """The queries of one request to `lists`."""
+    """The queries of one request to `lists`; `left` tells how many seconds the request itself has left for them."""
 
-    __slots__ = ("_lists", "_time_left")
+    __slots__ = ("_left", "_lists", "_time_left")
 
-    def __init__(self, lists: ListMonitor) -> None:
+    def __init__(self, lists: ListMonitor, left: Callable[[], float] | None = None) -> None:
         self._lists = lists
+        self._left = left or (lambda: math.inf)
         self._time_left = lists.timeout
 
     async def ask(self, questions: Sequence[ListQuestion]) -> list[ListReply]:
@@ -97,22 +100,30 @@ class ListQueries:
 
     def _from_cache(self, targets: Sequence[_Target], type: str) -> list[Answer | DNSError] | None:
         """Return the answers if all are cached: the usual case, which needs no timer and no task (15 µs)."""
-        resolver = self._lists.cache
-        if resolver is None:
-            return None
         found = []
         for question, health in targets:
-            known = resolver.known(question.name, type) if health.is_queried and health.probed.is_set() else None
+            known = self._known(question.name, health, type)
             if known is None:
                 return None
             found.append(known)
         return found
+
+    def _known(self, name: str, health: ListHealth, type: str) -> Answer | DNSError | None:
+        """Return what is remembered and counts."""
+        resolver = self._lists.cache
+        if resolver is None or not (health.is_queried and health.probed.is_set()):
+            return None
+        return resolver.known(name, type)
 
     async def _look_up(self, targets: Sequence[_Target], type: str) -> list[Answer | DNSError]:
         """Return what arrives within the time that is left, and DNSTimeout for the rest."""
         names = {question.name: health for question, health in targets}
         late = DNSTimeout(f"not within {duration_text(self._lists.timeout)}")
         found: dict[str, Answer | DNSError] = dict.fromkeys(names, late)
+        for name, health in tuple(names.items()):
+            if (known := self._known(name, health, type)) is not None:
+                found[name] = known
+                del names[name]
 
         async def find(name: str, health: ListHealth) -> None:
             if not health.probed.is_set():
@@ -123,7 +134,7 @@ class ListQueries:
         clock = asyncio.get_running_loop().time
         started = clock()
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(self._time_left, 0)):
+            async with asyncio.timeout(max(min(self._time_left, self._left()), 0)):
                 if len(names) == 1:
                     [only] = names.items()
                     await find(*only)  # the usual case, without a task

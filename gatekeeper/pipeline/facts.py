@@ -53,7 +53,7 @@ class Facts:
         headers: Sequence[Header] | None = None,
         dkim: DkimVerifier | None = None,
     ) -> None:
-        self._resolver = resolver
+        self.resolver = resolver
         self._client = client
         self._helo = helo
         self._sender = sender
@@ -163,7 +163,7 @@ class Facts:
                 loop = asyncio.get_running_loop()
             except RuntimeError:
                 raise WouldWait from None
-            self._tasks[name] = loop.create_task(compute(self._resolver), name=f"fact {name}")
+            self._tasks[name] = loop.create_task(compute(self.resolver), name=f"fact {name}")
 
     async def _once(self, name: str, compute: Compute[T], late: Callable[[], T], grace: float = 0.0) -> T:
         """Return the fact, or what `late` says if there is none `grace` seconds after the time is up."""
@@ -178,7 +178,12 @@ class Facts:
         await asyncio.wait((task, self._deadline()), return_when=asyncio.FIRST_COMPLETED)
         if not task.done() and grace:
             await asyncio.wait((task,), timeout=grace)
-        return task.result() if task.done() else late()
+        if not task.done():
+            # Told once, told for good: the checks, the header and the log are about the same finding.
+            self._known.setdefault(name, late())
+            found: T = self._known[name]
+            return found
+        return task.result()
 
     def _deadline(self) -> asyncio.Future[None]:
         if self._deadline_future is None:

@@ -9,10 +9,12 @@ else the last list's `defer_if_reject` (so that it also tempers a refusal of Pos
 DUNNO. The action DISCARD ends everything, as in Postfix.
 
 Checks that announce what they will read from the store (`Announcing`) share one round trip: the first question of any
-check takes along what all of them announced. A check that crashes abstains, loudly. Side effects wait for the
-decision: `Context.after`.
+check takes along what all of them announced. A check that crashes abstains, loudly, and what was kept before stays
+kept. A decision that is cut off tells what it had come to (`CutOff`). Side effects wait for the decision:
+`Context.after`.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -54,6 +56,43 @@ _LISTS_AT = {
 without `smtpd_delay_reject`."""
 
 
+class CutOff(asyncio.CancelledError):
+    """A decision was cancelled: `decision` is what had been decided by then, with the kept deferral if there is one.
+
+    Whoever cancelled it may answer that, and settle what `context` has in hand.
+    """
+
+    def __init__(self, decision: Decision, context: Context) -> None:
+        super().__init__()
+        self.decision = decision
+        self.context = context
+
+
+@dataclass(slots=True)
+class _Course:
+    """How far a decision has come: what was done, and what the lattice keeps."""
+
+    steps: list[Step] = field(default_factory=list)
+    if_permit: Verdict | None = None
+    if_reject: Verdict | None = None
+    action: Verdict | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is answered if nothing more comes."""
+        return self.if_permit or self.action or self.if_reject or PASS
+
+    def keep(self, verdict: Verdict) -> None:
+        """Keep a soft failure or an action, unless there is one before it."""
+        match verdict.outcome:
+            case Outcome.DEFER_IF_PERMIT:
+                self.if_permit = self.if_permit or verdict
+            case Outcome.DEFER_IF_REJECT:
+                self.if_reject = self.if_reject or verdict
+            case _:
+                self.action = self.action or verdict
+
+
 class _Entry(NamedTuple):
     """One check of a list, with what need not be computed for each request."""
 
@@ -64,12 +103,15 @@ class _Entry(NamedTuple):
     announce: Callable[[Request, Context], ReadAhead | None] | None
     passed: Step
     """The step of most requests: the check passed and found nothing out."""
+    cut_off: Verdict
+    """It did not come to its end."""
 
     @classmethod
     def of(cls, check: Check, list_name: str) -> Self:
         announce = check.announce if isinstance(check, Announcing) else None
         passed = Step(list_name, check.name, PASS)
-        return cls(check.check, check.name, check.needs, check.mode is Mode.ENFORCE, announce, passed)
+        cut_off = Verdict(Outcome.PASS, f"{check.name}.cut_off")
+        return cls(check.check, check.name, check.needs, check.mode is Mode.ENFORCE, announce, passed, cut_off)
 
     def abstains(self, request: Request) -> bool:
         """Return True if an attribute that the check needs does not exist at this stage."""
@@ -97,28 +139,30 @@ class Pipeline:
         )
 
     async def decide(self, request: Request, context: Context) -> Decision:
-        """Ask the lists of `request.stage` and combine their verdicts. Never raises.
+        """Ask the lists of `request.stage` and combine their verdicts. Raises nothing but CutOff, if it is cancelled.
 
         The side effects are the caller's to run, with `context.settle(decision)`, once the answer is on its way.
         """
-        steps: list[Step] = []
         if request.stage is Stage.RCPT and (request.recipient or "").lower() == "postmaster":
             return Decision(request, PASS, (), PASS)  # Postfix accepts it unasked (RFC 5321 section 4.5.1)
+        course = _Course()
         store = ReadAheadStore(context.store, lambda: self._announced(request, context), context.clock)
         try:
-            verdict = await self._combine(request, context._replace(store=store), steps)
+            verdict = await self._combine(request, context._replace(store=store), course)
+        except asyncio.CancelledError:
+            raise CutOff(self._decision(request, course.verdict, course.steps), context) from None
         finally:
             store.end()
             context.journal.memo.clear()
+        return self._decision(request, verdict, course.steps)
+
+    def _decision(self, request: Request, verdict: Verdict, steps: list[Step]) -> Decision:
         return Decision(request, PASS if self.observe else verdict, tuple(steps), verdict)
 
-    async def _combine(self, request: Request, context: Context, steps: list[Step]) -> Verdict:
-        if_permit: Verdict | None = None
-        if_reject: Verdict | None = None
-        action: Verdict | None = None
-        take_notes = context.journal.take_notes
+    async def _combine(self, request: Request, context: Context, course: _Course) -> Verdict:
+        steps, take_notes = course.steps, context.journal.take_notes
         for name, entries in self._entries[request.stage]:
-            if_reject = None
+            course.if_reject = None
             for entry in entries:
                 if entry.needs and entry.abstains(request):
                     continue
@@ -129,20 +173,19 @@ class Pipeline:
                     verdict = await entry.check(request, context)
                 except Exception as error:  # noqa: BLE001 (whatever is wrong with one check, the others still decide)
                     verdict = _crashed(entry, error, context)
+                except asyncio.CancelledError as error:
+                    if _is_cancelled():
+                        steps.append(Step(name, entry.name, entry.cut_off, take_notes()))
+                        raise
+                    verdict = _crashed(entry, error, context)  # not we are cancelled, but what it waited for
                 notes = take_notes()
                 if verdict is PASS:
                     steps.append(entry.passed if not notes else Step(name, entry.name, PASS, notes))
                     continue
                 steps.append(Step(name, entry.name, verdict, notes))
                 for earlier in verdict.earlier:
-                    match earlier.outcome:
-                        case Outcome.DEFER_IF_PERMIT:
-                            if_permit = if_permit or earlier
-                        case Outcome.DEFER_IF_REJECT:
-                            if_reject = if_reject or earlier
-                        case _:
-                            action = action or earlier
-                if verdict.earlier and if_permit and if_reject:
+                    course.keep(earlier)
+                if verdict.earlier and course.if_permit and course.if_reject:
                     break
                 match verdict.outcome:
                     case Outcome.PASS:
@@ -150,22 +193,18 @@ class Pipeline:
                     case Outcome.PERMIT:
                         break
                     case Outcome.ACCEPT:
-                        return if_permit or verdict
+                        return course.if_permit or verdict
                     case Outcome.REJECT:
-                        if if_reject and verdict.code.startswith("5"):
-                            return replace(if_reject, outcome=Outcome.REJECT)
+                        if course.if_reject and verdict.code.startswith("5"):
+                            return replace(course.if_reject, outcome=Outcome.REJECT)
                         return verdict
-                    case Outcome.DEFER_IF_PERMIT:
-                        if_permit = if_permit or verdict
-                    case Outcome.DEFER_IF_REJECT:
-                        if_reject = if_reject or verdict
-                    case Outcome.ACTION:
-                        if verdict.text.startswith("DISCARD"):
-                            return if_permit or verdict
-                        action = action or verdict
-                if if_permit and if_reject:
+                    case Outcome.ACTION if verdict.text.startswith("DISCARD"):
+                        return course.if_permit or verdict
+                    case _:
+                        course.keep(verdict)
+                if course.if_permit and course.if_reject:
                     break
-        return if_permit or action or if_reject or PASS
+        return course.verdict
 
     def _announced(self, request: Request, context: Context) -> list[ReadAhead]:
         """Return what the checks of this stage announce. One that crashes announces nothing."""
@@ -189,7 +228,13 @@ def _observing(context: Context) -> Context:
     return context._replace(keys=Keys(context.keys.secret, OBSERVED))
 
 
-def _crashed(entry: _Entry, error: Exception, context: Context) -> Verdict:
+def _is_cancelled() -> bool:
+    """Return whether the task that decides is being cancelled."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _crashed(entry: _Entry, error: BaseException, context: Context) -> Verdict:
     """Abstain, loudly. To be called where the error is handled."""
     logger.exception("check %s failed and abstains", entry.name)
     context.note("internal error", type(error).__name__)
@@ -202,5 +247,9 @@ async def _observe(entry: _Entry, list_name: str, request: Request, context: Con
     try:
         verdict = await entry.check(request, context)
     except Exception as error:  # noqa: BLE001 (as in _combine)
+        verdict = _crashed(entry, error, context)
+    except asyncio.CancelledError as error:
+        if _is_cancelled():
+            raise
         verdict = _crashed(entry, error, context)
     return Step(list_name, entry.name, verdict, context.journal.take_notes(), applied=False)

@@ -3,8 +3,12 @@
 
 Rules: one connection carries many requests; an answer is on its way before its side effects run, and these start before
 the next request is handled, so that what both send to the store leaves together; a malformed request closes its own
-connection and nothing else; whatever goes wrong in a decision is answered DUNNO and logged, because Postfix treats
-silence as a broken service. An idle connection costs its buffers, no task and no timer. Knows no checks.
+connection and nothing else; whatever goes wrong in a decision is logged, and answered with what was decided by then, a
+kept deferral above all, else DUNNO, because Postfix treats silence as a broken service. An idle connection costs its
+buffers, no task and no timer. Knows no checks.
+
+The time limit here is the last net. A slow name server or store has limits of its own, below it
+(dnsclient/time_limit.py, stores/circuit_breaker.py), with which the checks decide to the end.
 """
 
 import asyncio
@@ -19,6 +23,7 @@ from gatekeeper.core.log import write_decision
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision
 from gatekeeper.pipeline.context import Context
+from gatekeeper.pipeline.pipeline import CutOff
 from gatekeeper.policy.connection_balance import BalanceSlot
 from gatekeeper.policy.protocol import (
     DUNNO,
@@ -33,8 +38,8 @@ from gatekeeper.policy.shared_deadline import SharedDeadline
 
 logger = logging.getLogger(__name__)
 
-DECISION_TIMEOUT = 20.0
-"""Seconds for one decision; well below the 100 s after which Postfix gives up (`smtpd_policy_service_timeout`)."""
+DECISION_TIMEOUT = 9.0
+"""Seconds for one decision; well below the 30 s after which Postfix gives up (postfix-snippets/)."""
 
 _YIELD_DELAY = 0.001
 """Seconds for which a worker leaves a new connection to workers that hold fewer."""
@@ -208,13 +213,15 @@ class PolicyServer:
         answer, task = DUNNO, connection.task
         self._deadline.begin(task)
         try:
-            decision, context = await self._app.decide(request)
+            decision, context = await self._decide(request, task)
             answer = encode_answer(decision.verdict, request)
+        except CutOff as cut:  # we are to end
+            answer = encode_answer(cut.decision.verdict, request)
+            raise
         except asyncio.CancelledError:
             if not self._deadline.has_timed_out(task):
                 raise
-            seconds, instance = self._deadline.seconds, request.instance
-            logger.error("no decision within %g s, answered DUNNO: instance %r", seconds, instance)  # noqa: TRY400 (nothing broke)
+            self._log_late(request, "DUNNO")
             return
         except Exception:
             logger.exception("no decision, answered DUNNO: instance %r", request.instance)
@@ -228,6 +235,21 @@ class PolicyServer:
             write_decision(logger, decision, "policy")
         except Exception:
             logger.exception("after the answer: instance %r", request.instance)
+
+    async def _decide(self, request: Request, task: asyncio.Task[None]) -> tuple[Decision, Context]:
+        """Return the decision, or what there was of it when the time was up."""
+        try:
+            return await self._app.decide(request)
+        except CutOff as cut:
+            if not self._deadline.has_timed_out(task):
+                raise
+            verdict = cut.decision.verdict
+            self._log_late(request, verdict.reply or verdict.text or "DUNNO")
+            return cut.decision, cut.context
+
+    def _log_late(self, request: Request, answered: str) -> None:
+        seconds, instance = self._deadline.seconds, request.instance
+        logger.error("no decision within %g s, answered %s: instance %r", seconds, answered, instance)
 
     def _settle_soon(self, decision: Decision, context: Context) -> None:
         self._unsettled.append((decision, context))

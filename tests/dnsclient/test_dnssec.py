@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Does DNSSEC vouch for an answer? A signed zone on nsd, validated by unbound, asked as the service asks."""
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from gatekeeper.records.key_record import KeyRecord
 from tests.lab.ports import free_port
 from tests.support.authoritative_servers import servers
 from tests.support.needs import require_program
+from tests.support.service import until
 from tests.support.signing_world import rsa
 
 pytestmark = pytest.mark.integration("nsd", "unbound")
@@ -61,10 +63,16 @@ def validating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         process = subprocess.Popen([require_program("unbound", "unbound"), "-c", str(folder / "unbound.conf")])
         try:
+            until(lambda: _listens(port), "unbound listens")
             yield f"127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize(("domain", "secure"), [("example.com", True), ("example.org", False)])

@@ -2,12 +2,14 @@
 """A recursive DNS server on loopback that answers from a Zone, over UDP and TCP on one port.
 
 Faults are real: `!TIMEOUT` is silence, `!SERVFAIL` and `!NXDOMAIN` are response codes. An answer too long for the
-asker's UDP is truncated, so it has to come back over TCP. `zone` may be replaced while it runs, in threads of its own.
+asker's UDP is truncated, so it has to come back over TCP. `zone` may be replaced while it runs, in threads of its own;
+`delays` are the seconds that answers over UDP about a domain, and all below it, take.
 """
 
 import socketserver
 import struct
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -46,9 +48,19 @@ def answer(zone: Zone, wire: bytes, *, udp: bool) -> bytes | None:
         return response.to_wire()
 
 
+def _delay(delays: Mapping[str, float], wire: bytes) -> float:
+    """The seconds that the answer to a query takes."""
+    if not delays:
+        return 0
+    name = dns.message.from_wire(wire).question[0].name.to_text(omit_final_dot=True).lower()
+    return max((delay for domain, delay in delays.items() if f".{name}".endswith(f".{domain}")), default=0)
+
+
 class _Udp(socketserver.ThreadingUDPServer):
     daemon_threads = True
     zone: Zone
+    delays: Mapping[str, float]
+    closed: threading.Event
 
 
 class _Tcp(socketserver.ThreadingTCPServer):
@@ -61,6 +73,8 @@ class _UdpQuery(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         wire, socket = self.request
+        if self.server.closed.wait(_delay(self.server.delays, wire)):
+            return
         if response := answer(self.server.zone, wire, udp=True):
             socket.sendto(response, self.client_address)
 
@@ -82,7 +96,9 @@ class DnsServer:
     """Serves from when it is made until `close`; `address` is what `dns.nameservers` of gatekeeper.toml wants. By
     default at a free port; `host` and `port` are for programs that know no other port than 53."""
 
-    def __init__(self, zone: Zone, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, zone: Zone, host: str = "127.0.0.1", port: int = 0, delays: Mapping[str, float] | None = None
+    ) -> None:
         self._tcp = _Tcp((host, port or free_port(host)), _TcpQueries)
         try:
             self._udp = _Udp(self._tcp.server_address, _UdpQuery)
@@ -90,6 +106,8 @@ class DnsServer:
             self._tcp.server_close()
             raise
         self.zone = zone
+        self._udp.delays = delays or {}
+        self._udp.closed = threading.Event()
         for server in (self._udp, self._tcp):
             threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
 
@@ -109,6 +127,7 @@ class DnsServer:
 
     def close(self) -> None:
         """Stop serving."""
+        self._udp.closed.set()
         for server in (self._udp, self._tcp):
             server.shutdown()
             server.server_close()

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import pytest
 import uvloop
 
 from gatekeeper.core.request import Request
-from gatekeeper.core.verdict import PASS, Decision, Mode, Verdict, reject
+from gatekeeper.core.verdict import PASS, Decision, Mode, Verdict, defer_if_permit, reject
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.context import Context
@@ -58,9 +59,10 @@ async def tell(request: Request, context: Context) -> Verdict:
 
 @dataclass
 class World:
-    """What PolicyServer asks: a real pipeline of one check in an empty world."""
+    """What PolicyServer asks: a real pipeline of one check, or two, in an empty world."""
 
     opinion: Callable[[Request, Context], Awaitable[Verdict]] = tell
+    next_opinion: Callable[[Request, Context], Awaitable[Verdict]] | None = None
     asked: list[str] = field(default_factory=list)
 
     async def decide(self, request: Request) -> tuple[Decision, Context]:
@@ -73,7 +75,8 @@ class World:
             keys=Keys(b"x" * 32),
             facts=Facts.__new__(Facts),  # nobody asks
         )
-        return await Pipeline({RECIPIENT: (Tells(self.opinion),)}).decide(request, context), context
+        checks = tuple(Tells(opinion) for opinion in (self.opinion, self.next_opinion) if opinion is not None)
+        return await Pipeline({RECIPIENT: checks}).decide(request, context), context
 
 
 class Broken(World):
@@ -220,6 +223,49 @@ async def test_a_decision_over_its_budget_answers_dunno(
     async with serving(World(hangs), listener, budget=0.01), peer(listener) as postfix:
         assert b"DUNNO" == await postfix.ask(b"1")
     assert "no decision within 0.01 s, answered DUNNO: instance '1'" in caplog.text
+
+
+async def test_what_was_decided_when_the_time_was_up_is_answered_and_what_was_counted_is_settled(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    settled: list[str] = []
+
+    async def keeps(request: Request, context: Context) -> Verdict:
+        async def settle(decision: Decision) -> None:
+            settled.append(decision.verdict.reply)
+
+        context.after(settle)
+        return defer_if_permit("kept", "4.1.8", "the domain is in doubt")
+
+    async def hangs(request: Request, context: Context) -> Verdict:
+        await asyncio.Event().wait()
+        return PASS
+
+    async with serving(World(keeps, hangs), listener, budget=0.01), peer(listener) as postfix:
+        for instance in (b"1", b"2"):
+            assert b"DEFER_IF_PERMIT 4.1.8 the domain is in doubt" == await postfix.ask(instance)
+    assert 2 * ["450 4.1.8 the domain is in doubt"] == settled
+    assert "no decision within 0.01 s, answered 450 4.1.8 the domain is in doubt: instance '1'" in caplog.text
+    assert "tells.cut_off" in caplog.text
+
+
+async def test_a_process_that_got_no_cpu_does_not_cut_off_what_only_waits_to_be_read(listener: socket.socket) -> None:
+    """All its timers are due at once: a question that was answered meanwhile must have a turn of the loop."""
+    ours, theirs = socket.socketpair()
+
+    async def reads(request: Request, context: Context) -> Verdict:
+        ours.setblocking(False)
+        theirs.send(b"x")
+        time.sleep(0.3)  # noqa: ASYNC251 (nothing turns: that is the point)
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        await asyncio.get_running_loop().sock_recv(ours, 1)
+        return await tell(request, context)
+
+    with ours, theirs:
+        async with serving(World(reads), listener, budget=0.2), peer(listener) as postfix:
+            assert b"450 4.7.1 1" == await postfix.ask(b"1")
 
 
 async def test_side_effects_begin_after_the_answer_and_before_the_next_request(listener: socket.socket) -> None:

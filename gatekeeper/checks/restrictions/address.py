@@ -6,7 +6,7 @@ The null sender passes all of them, and so does an address literal (`user@[192.0
 
 from dataclasses import dataclass
 
-from gatekeeper.checks.base.dns_lookups import a_label, exists, is_null_mx, query_dns, server_names
+from gatekeeper.checks.base.dns_lookups import Lookups, a_label, is_null_mx, server_names
 from gatekeeper.core.request import Request, domain_of
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, printable, reject
 from gatekeeper.pipeline.context import Context
@@ -71,16 +71,18 @@ class UnknownDomain:
         side, domain = self.side, a_label(domain)
         found: bool | None = False
         if is_hostname(domain):
-            mx = await query_dns(context, domain, "MX")
-            if mx is not None and is_null_mx(mx):
-                text = side.text(mailbox, f"Domain {domain} does not accept mail (nullMX)")
-                return reject(f"{side.attribute}.null_mx", *side.null_mx, text)
-            if mx is not None and mx.records:
-                found = bool(server_names(mx))  # if all names are malformed, Postfix looks no further
-            else:
-                found = await exists(context, domain, ("A", "AAAA"))
-                if mx is None and not found:
-                    found = None
+            addresses = (domain, "A"), (domain, "AAAA")
+            with Lookups(context, (domain, "MX"), *addresses) as lookups:
+                mx = await lookups.answer(domain, "MX")
+                if mx is not None and is_null_mx(mx):
+                    text = side.text(mailbox, f"Domain {domain} does not accept mail (nullMX)")
+                    return reject(f"{side.attribute}.null_mx", *side.null_mx, text)
+                if mx is not None and mx.records:
+                    found = bool(server_names(mx))  # if all names are malformed, Postfix looks no further
+                else:
+                    found = await lookups.any_exist(*addresses)
+                    if mx is None and not found:
+                        found = None
         if found:
             return PASS
         text = side.text(mailbox, "Domain not found")

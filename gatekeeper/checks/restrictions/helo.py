@@ -4,7 +4,7 @@
 All three reject_ restrictions check only the syntax of an address literal.
 """
 
-from gatekeeper.checks.base.dns_lookups import exists, is_null_mx, query_dns
+from gatekeeper.checks.base.dns_lookups import Lookups, can_be_asked, is_null_mx
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_permit, permit, printable, reject
 from gatekeeper.pipeline.context import Context
@@ -52,12 +52,14 @@ async def reject_unknown_helo_hostname(request: Request, context: Context) -> Ve
     helo = request.helo or ""
     if not helo or helo[0] == "[":
         return _judge_literal(helo) if helo else PASS
-    found = await exists(context, helo, ("A", "AAAA"))
-    if not found and is_hostname(helo):
-        mx = await query_dns(context, helo, "MX")
-        # A null MX counts as an MX here, but if the address lookups fail, the name is still in doubt.
-        known = bool(mx and mx.records)
-        found = None if mx is None or (found is None and is_null_mx(mx)) else known or found
+    found: bool | None = False
+    if can_be_asked(context, helo):
+        questions = (helo, "A"), (helo, "AAAA"), (helo, "MX")
+        with Lookups(context, *questions) as lookups:
+            found = await lookups.any_exist(*questions)
+            if found is False:  # a null MX counts as an MX here, unless an address might exist
+                mx = await lookups.answer(helo, "MX")
+                found = mx is not None and is_null_mx(mx)
     if found:
         return PASS
     text = _text(helo, "Host not found")

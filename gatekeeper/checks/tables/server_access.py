@@ -9,10 +9,11 @@ As in Postfix (smtpd_check.c, check_server_access()) DNS trouble and a null MX d
 several addresses the IPv4 ones are looked up first; Postfix has them in the order of RFC 6724.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from gatekeeper.checks.base.dns_lookups import a_label, is_null_mx, query_dns, server_names
+from gatekeeper.checks.base.dns_lookups import Lookups, a_label, is_null_mx, query_dns, server_names
 from gatekeeper.checks.base.nested import SERVER_ERROR
 from gatekeeper.checks.tables.access import domain_keys
 from gatekeeper.checks.tables.action import Subject, TableAction, apply
@@ -23,6 +24,8 @@ from gatekeeper.dnsclient.resolver import Answer
 from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal
 
+_HOSTS_AT_ONCE = 20
+"""Servers whose addresses are looked up together if they are slow to come."""
 MAX_ADDRESSES = 100
 """Server addresses that are looked up for one name (`dns_rr_list_limit` of newer Postfix versions)."""
 
@@ -81,14 +84,15 @@ class ServerAccess:
             inner = domain[1:-1] if domain.endswith("]") and self.type != "NS" else ""
             address = parse_address(inner[5:] if inner[:5].lower() == "ipv6:" else inner) if is_literal(inner) else None
             return None if address is None else self._noted(self.table.search_address(address), str(address), context)
-        async for server in self._servers(a_label(domain) if domain else "", context):
-            if is_address(server):
-                address = parse_address(server)
-                action = None if address is None else self.table.search_address(address)
-            else:
-                action = self.table.search(domain_keys(server)) if self.type != "A" else None
-            if action is not None:
-                return self._noted(action, server, context)
+        async with aclosing(self._servers(a_label(domain) if domain else "", context)) as servers:
+            async for server in servers:
+                if is_address(server):
+                    address = parse_address(server)
+                    action = None if address is None else self.table.search_address(address)
+                else:
+                    action = self.table.search(domain_keys(server)) if self.type != "A" else None
+                if action is not None:
+                    return self._noted(action, server, context)
         return None
 
     @staticmethod
@@ -97,18 +101,21 @@ class ServerAccess:
             context.note(f"server {server}", "is in the table")
         return action
 
-    async def _servers(self, domain: str, context: Context) -> AsyncIterator[str]:
+    async def _servers(self, domain: str, context: Context) -> AsyncGenerator[str, None]:
         """Yield each server's name, then its addresses as text."""
         left = MAX_ADDRESSES
-        for host in await self._hosts(domain, context):
-            yield host
-            if is_address(host):
-                continue
-            for address in await _addresses(host, context):
-                if not left:
-                    return
-                left -= 1
-                yield str(address)
+        hosts = await self._hosts(domain, context)
+        for first in range(0, len(hosts), _HOSTS_AT_ONCE):
+            together = hosts[first : first + _HOSTS_AT_ONCE]
+            names = dict.fromkeys(host for host in together if is_hostname(host))
+            with Lookups(context, *((name, type) for name in names for type in ("A", "AAAA"))) as lookups:
+                for host in together:
+                    yield host
+                    for address in await _addresses(host, lookups) if host in names else ():
+                        if not left:
+                            return
+                        left -= 1
+                        yield str(address)
 
     async def _hosts(self, domain: str, context: Context) -> tuple[str, ...]:
         """Return the names of the servers; none if DNS gives no answer."""
@@ -133,11 +140,11 @@ async def _ask(context: Context, name: str, type: str) -> Answer | None:
     return await query_dns(context, name, type) if is_hostname(name) else Answer(name, type, exists=False)
 
 
-async def _addresses(host: str, context: Context) -> list[Address]:
+async def _addresses(host: str, lookups: Lookups) -> list[Address]:
     """Return the A and AAAA records of a server; a query that fails counts as having none."""
     found: list[Address] = []
     for type in ("A", "AAAA"):
-        answer = await _ask(context, host, type)
+        answer = await lookups.answer(host, type)
         records = answer.records if answer else ()
         found += [address for record in records if (address := parse_address(str(record))) is not None]
     return found
