@@ -12,14 +12,12 @@ import logging
 import logging.handlers
 import os
 import re
-import socket
-import sys
 import time
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
-from gatekeeper.core import redaction
+from gatekeeper.core import log_output, redaction
 from gatekeeper.core.request import Address, Client
 from gatekeeper.core.verdict import Decision, Note, Outcome, Verdict
 
@@ -45,53 +43,111 @@ _SYSLOG = Path("/dev/log")
 def setup(level: str = "info", stream: TextIO | None = None, *, syslog: str = "", name: str = "gatekeeper") -> None:
     """Send this process's log to standard error or, if `syslog` names a facility, to syslog under `name`.
 
-    `level` (debug, info, warning, error) is the lowest that is logged. Where no syslog is running, as in a container,
-    the log goes to standard error.
+    `level` (debug, info, warning, error) is the lowest that is logged. While no syslog is running, as in a container,
+    the log goes to standard error. Nothing that this process prints waits any more (core/log_output.py).
     """
-    handler = _syslog(syslog, name) if syslog else None
-    if handler is None:
-        handler = _Stream(stream or sys.stderr)
-        handler.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
+    standard_error = _Stream(log_output.Given(stream) if stream else log_output.never_wait(_note))
+    standard_error.setFormatter(_Formatter("%(asctime)s gatekeeper[%(process)d]: %(levelname)s %(message)s"))
+    handler: _Handler = standard_error
+    if syslog:
+        handler = _Syslog(syslog, name, standard_error)
+        handler.setFormatter(_Formatter("%(message)s"))
     # None of our formats shows these, so they are not looked up for each line (the logging HOWTO, Optimization).
     logging.logThreads = logging.logMultiprocessing = False
     logging._srcfile = None
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def _syslog(facility: str, name: str) -> logging.Handler | None:
-    if not _SYSLOG.is_socket():
-        return None
-    handler = _Syslog(str(_SYSLOG), facility, socket.SOCK_DGRAM)
-    handler.append_nul = False
-    handler.setFormatter(_Formatter(f"{name}[%(process)d]: %(message)s"))
-    return handler
+def tell_dropped() -> None:
+    """Say how many lines were dropped, if they flow again: for whoever has a moment every few seconds."""
+    for handler in logging.root.handlers:
+        if isinstance(handler, _Handler):
+            handler.output.catch_up()
 
 
-class _Stream(logging.StreamHandler[TextIO]):
-    """Standard error, or a file."""
+class _Handler(logging.Handler):
+    """Writes lines to `output`, which waits for nobody; so the lock of logging is held by nobody who waits."""
+
+    output: log_output.Output
 
     def write(self, level: int, line: str) -> None:
         """Write `line`, which is printable text, as logging would, without creating a LogRecord."""
-        now = time.time()
-        text = (
-            f"{_time(now)} gatekeeper[{os.getpid()}]: {logging.getLevelName(level)} {redaction.hide_known_keys(line)}\n"
-        )
-        self.acquire()
+        raise NotImplementedError
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
         try:
-            self.stream.write(text)
-            self.flush()
+            self._write(record.levelno, self.format(record))
         except Exception:  # noqa: BLE001 (as in logging.StreamHandler.emit)
-            self.handleError(logging.makeLogRecord({"msg": line}))
-        finally:
-            self.release()
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what is owed."""
+        self.output.catch_up()
+
+    def _write(self, level: int, text: str) -> None:
+        """Write text that is formatted."""
+        raise NotImplementedError
 
 
-class _Syslog(logging.handlers.SysLogHandler):
-    """Syslog; a line that it does not accept, because it is being restarted, goes to standard error."""
+class _Stream(_Handler):
+    """Standard error, or what a caller brought along."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Print the record on standard error."""
-        print(self.format(record), file=sys.stderr)
+    def __init__(self, stream: log_output.Stream | log_output.Given) -> None:
+        super().__init__()
+        self.output = self._stream = stream
+
+    def write(self, level: int, line: str) -> None:
+        self._stream.write(_line(level, line).encode("utf-8", "backslashreplace"))
+
+    def _write(self, _level: int, text: str) -> None:
+        self._stream.write(f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+class _Syslog(_Handler):
+    """Syslog. A line that nobody is there to take goes to standard error; one that is not read is dropped."""
+
+    def __init__(self, facility: str, name: str, otherwise: _Stream) -> None:
+        super().__init__()
+        self._facility = logging.handlers.SysLogHandler.facility_names[facility] << 3
+        self._name = name
+        self._otherwise = otherwise
+        self._datagrams = log_output.Datagrams(_SYSLOG, lambda text: self._datagram(logging.WARNING, text))
+        self.output = self._datagrams
+
+    def write(self, level: int, line: str) -> None:
+        self._write(level, redaction.hide_known_keys(line))
+
+    def _write(self, level: int, text: str) -> None:
+        datagram = self._datagram(level, text).encode("utf-8", "backslashreplace")
+        if not self._datagrams.send(datagram):
+            self._otherwise.write(level, text)
+
+    def close(self) -> None:
+        """Close the socket."""
+        super().close()
+        self._datagrams.close()
+
+    def _datagram(self, level: int, text: str) -> str:
+        return f"<{self._facility | _severity(level)}>{self._name}[{os.getpid()}]: {text}"
+
+
+def _severity(level: int) -> int:
+    """Return the severity of syslog(3)."""
+    return 7 if level < logging.INFO else 6 if level < logging.WARNING else 4 if level < logging.ERROR else 3
+
+
+def _line(level: int, text: str) -> str:
+    """Return a line of the log on standard error; `text` is printable."""
+    return (
+        f"{_time(time.time())} gatekeeper[{os.getpid()}]: "
+        f"{logging.getLevelName(level)} {redaction.hide_known_keys(text)}\n"
+    )
+
+
+def _note(text: str) -> str:
+    """Return the line that says how many were dropped."""
+    return _line(logging.WARNING, text)
 
 
 class _Formatter(logging.Formatter):
@@ -150,8 +206,8 @@ def write_decision(logger: logging.Logger, decision: Decision, side: str, level:
         return
     line = decision_line(decision, side)
     match logging.root.handlers:
-        case [_Stream() as stream]:
-            stream.write(level, line)
+        case [_Handler() as handler]:
+            handler.write(level, line)
         case _:
             logger.log(level, "%s", line)
 

@@ -335,6 +335,7 @@ class Supervisor:
             elif key.data in self.workers:
                 self._receive(key.data)
         self._reap()
+        log.tell_dropped()
         now = time.monotonic()
         for restart in [restart for restart in self.restarts if restart.due <= now]:
             self.restarts.remove(restart)
@@ -473,9 +474,9 @@ class Supervisor:
 
     def _give_up(self, kind: WorkerKind) -> None:
         """Stop, because none ever worked: the reason is in the log, and trying again would only repeat it."""
-        logger.error("a %s worker could not start; stopping", kind)
         self.failed = True
         self._stop()
+        logger.error("a %s worker could not start; stopping", kind)
 
     def _schedule_restart(self, kind: WorkerKind, endpoints: tuple[Endpoint, ...], slot: int, *, quick: bool) -> None:
         """Have a worker started again: now, or after a pause if the last one ended too `quick`ly."""
@@ -486,8 +487,8 @@ class Supervisor:
 
     def _kill(self, workers: list[_Worker]) -> None:
         for worker in workers:
-            logger.error("a %s worker (pid %d) does not end or answer and is killed", worker.kind, worker.pid)
             os.kill(worker.pid, signal.SIGKILL)
+            logger.error("a %s worker (pid %d) does not end or answer and is killed", worker.kind, worker.pid)
 
     # -- reload and stop ----------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import uvloop
 
 from gatekeeper.app.app import App, open_app
 from gatekeeper.app.plan import Plan
+from gatekeeper.core.log import tell_dropped
 from gatekeeper.daemon import control_channel as channel
 from gatekeeper.daemon.background import leave_terminal
 from gatekeeper.dnsclient.live import preload
@@ -195,6 +196,7 @@ class _Orders:
     def _beat(self) -> None:
         # One that is lost, because the parent is too busy to listen, is followed by the next.
         channel.send_packet(self._control, channel.ALIVE)
+        tell_dropped()
         self._loop.call_later(HEARTBEAT, self._beat)
 
     def _heard(self) -> None:

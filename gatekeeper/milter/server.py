@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import socket
+import syslog
 import tempfile
 import threading
 
@@ -47,6 +48,7 @@ class MilterServer:
         self._listener = listener
         register(Callbacks(self._app, loop))
         _allow_long_fields()
+        _silence_libmilter()
         self._descriptor = _adopt(listener)
         ended = self._ended = loop.create_future()
 
@@ -95,6 +97,17 @@ def _allow_long_fields() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(milter.__file__).smfi_setmaxdatasize(ctypes.c_size_t(_LONGEST_PACKET))
+
+
+def _silence_libmilter() -> None:
+    """Let libmilter write nothing to syslog by itself: syslog(3) waits for whoever reads /dev/log, with a lock held.
+
+    A log that nobody reads would stop one thread after the other, and a peer can make it write lines. What matters is
+    in our own log; what is lost are its words about connections that broke off. syslog(3) knows no way not to wait: the
+    socket is its own, and where that does not take a line, it opens another and waits there.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).setlogmask(1 << syslog.LOG_EMERG)
 
 
 def _adopt(listener: socket.socket) -> int:
