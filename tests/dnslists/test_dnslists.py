@@ -297,6 +297,16 @@ async def test_all_lists_of_a_request_share_one_budget() -> None:
     assert [True, True] == [reply.unknown for reply in asked.result()]
 
 
+async def test_what_is_remembered_counts_even_if_no_time_is_left_for_the_rest() -> None:
+    slow = Slow()
+    resolver = CachingResolver(slow)
+    watched = ListMonitor(resolver)
+    await ListQueries(watched).ask(questions("one.example"))
+    replies = await ListQueries(watched, lambda: 0.0).ask(questions("slow.example", "one.example"))
+    assert [(), ("127.0.0.2",)] == [reply.records for reply in replies]
+    assert [True, False] == [reply.unknown for reply in replies]
+
+
 async def test_a_question_that_two_lists_share_is_asked_once() -> None:
     counting = Counting(GOOD)
     sites = [parse_list("bl.example=127.0.0.2"), parse_list("bl.example=127.0.0.4")]

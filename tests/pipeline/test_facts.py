@@ -210,6 +210,19 @@ async def test_dmarc_is_undecided_when_the_time_is_up_before_its_record_is_there
     known.close()
 
 
+async def test_what_was_told_once_the_time_was_up_is_told_for_good() -> None:
+    """The checks, the header and the log are about the same finding; and DMARC has its grace once."""
+    silent = Silent(ZONE, "example.com")
+    known = facts(silent, sender="joe@example.com")
+    known.patience(0)
+    first = await known.spf()
+    silent._names = ("nothing.example",)
+    known._tasks["spf"].cancel()
+    assert SpfResult.TEMPERROR == first.result
+    assert first is await known.spf()
+    known.close()
+
+
 def test_the_milter_answers_before_postfix_gives_up() -> None:
     need_milter()
     from gatekeeper.milter import callbacks

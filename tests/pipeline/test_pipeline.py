@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lattice, one sentence at a time, on checks that say what they are told to say."""
 
+import asyncio
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -24,7 +25,7 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import CLIENT, DATA, END_OF_DATA, HELO, LISTS, RECIPIENT, SENDER, Pipeline
+from gatekeeper.pipeline.pipeline import CLIENT, DATA, END_OF_DATA, HELO, LISTS, RECIPIENT, SENDER, CutOff, Pipeline
 from gatekeeper.pipeline.site import Site
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Keys
@@ -63,6 +64,20 @@ class Crashes(Says):
     async def check(self, request: Request, context: Context) -> Verdict:
         context.note("looked", "at something")
         raise RuntimeError("a bug")
+
+
+class Waits(Says):
+    async def check(self, request: Request, context: Context) -> Verdict:
+        await asyncio.Event().wait()
+        return self.verdict
+
+
+class LosesItsTask(Says):
+    async def check(self, request: Request, context: Context) -> Verdict:
+        task = asyncio.ensure_future(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+        return self.verdict
 
 
 def world() -> Context:
@@ -248,3 +263,34 @@ async def test_nothing_that_is_refused_anywhere_is_let_through(lists: dict[str, 
 async def test_postfix_takes_a_bare_postmaster_unasked() -> None:
     decision = await decide({RECIPIENT: [REJECT]}, RCPT._replace(recipient="Postmaster"))
     assert PASS == decision.verdict
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ([IF_PERMIT], IF_PERMIT),
+        ([IF_REJECT], IF_REJECT),
+        ([HOLD], HOLD),
+        ([HOLD, IF_PERMIT], IF_PERMIT),
+        ([], PASS),
+    ],
+)
+async def test_a_decision_that_is_cut_off_tells_what_was_kept(kept: list[Verdict], expected: Verdict) -> None:
+    pipeline = Pipeline({SENDER: tuple(map(Says, kept)), RECIPIENT: (Waits(REJECT, "waits"),)})
+    if expected is IF_REJECT:  # kept for its own list
+        pipeline = Pipeline({RECIPIENT: (*map(Says, kept), Waits(REJECT, "waits"))})
+    deciding = asyncio.ensure_future(pipeline.decide(RCPT, world()))
+    await asyncio.sleep(0)
+    deciding.cancel()
+    with pytest.raises(CutOff) as cut:
+        await deciding
+    assert expected == cut.value.decision.verdict
+    assert "waits.cut_off" == cut.value.decision.reasons[-1]
+
+
+@pytest.mark.parametrize("mode", [Mode.ENFORCE, Mode.OBSERVE])
+async def test_a_check_whose_own_task_is_cancelled_crashes_and_the_others_decide(mode: Mode) -> None:
+    pipeline = Pipeline({RECIPIENT: (Says(IF_PERMIT), LosesItsTask(REJECT, "loses", mode), Says(PASS))})
+    decision = await pipeline.decide(RCPT, world())
+    assert IF_PERMIT == decision.verdict
+    assert "loses.error" in decision.reasons
