@@ -268,6 +268,8 @@ class _Text(io.TextIOBase):
 
 _outputs: dict[int, Stream] = {}
 """What this process, and all that it forks, writes its standard descriptors by."""
+_replaced: list[object] = []
+"""What sys.stdout and sys.stderr were: forgotten, it might close the descriptors."""
 
 
 def never_wait(tell: Tell) -> Stream:
@@ -280,6 +282,7 @@ def never_wait(tell: Tell) -> Stream:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # None if it was closed when we were started
                 stream.flush()
+                _replaced.append(stream)
         sys.stdout, sys.stderr = _Text(1, _outputs[1]), _Text(2, _outputs[2])
     return _outputs[2]
 
