@@ -9,15 +9,19 @@ and the caller queries again through dnspython.
 Each query has a connected socket of its own, with a port chosen by the kernel: to forge an answer, one has to guess the
 port and the ID, as with any resolver. Only a datagram that repeats the question byte by byte is looked at. Because it
 is connected, a closed port is heard of at once. A socket stays open while others are asked, or the same server once
-more: a late answer is an answer.
+more: a late answer is an answer. All questions together take no more than half of the descriptors that this process
+may have: the rest is for those who ask us.
 """
 
 import asyncio
+import errno
+import resource
 import secrets
 import socket
 import struct
+from functools import cache
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import dns.flags
 import dns.message
@@ -51,6 +55,9 @@ class Exchange:
     `size` is the EDNS payload size that is advertised, in bytes. To be used in a `with` block, on the event loop.
     """
 
+    _open: ClassVar[int] = 0
+    """Sockets of all exchanges."""
+
     def __init__(self, qname: dns.name.Name, type: str, size: int) -> None:
         self.question = b"".join([bytes((len(label),)) + label for label in qname.labels]) + struct.pack(
             "!HH", _TYPES[type], 1
@@ -70,6 +77,8 @@ class Exchange:
 
     def send(self, server: ServerAddress) -> None:
         """Ask `server`, or find that it cannot be asked (`refused`). Raises OSError if we have no socket left."""
+        if Exchange._open >= _most_sockets():
+            raise OSError(errno.EMFILE, "too many questions at once")
         sock = socket.socket(
             socket.AF_INET6 if ":" in server[0] else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         )
@@ -82,6 +91,7 @@ class Exchange:
             self.refused.add(server)
             return
         self._sockets[sock] = server, query_id
+        Exchange._open += 1
         self._loop.add_reader(sock, self._ready, sock)
 
     async def answer(self, seconds: float) -> bytes | None:
@@ -123,8 +133,14 @@ class Exchange:
 
     def _close(self, sock: socket.socket) -> None:
         del self._sockets[sock]
+        Exchange._open -= 1
         self._loop.remove_reader(sock)
         sock.close()
+
+
+@cache
+def _most_sockets() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 def read(data: bytes, question_length: int, name: str, type: str) -> Answer | None:

@@ -60,6 +60,15 @@ def ask_often(address: Path) -> None:
             assert SEEN == ask(connection, instance=b"%d" % number)
 
 
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def has_other_children(process: subprocess.Popen[bytes], before: list[int]) -> bool:
+    now = children(process)
+    return bool(now) and not set(now) & set(before)
+
+
 def end(process: subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGTERM)
     return process.wait(LIMIT)
@@ -127,10 +136,16 @@ def test_a_standard_error_that_nobody_reads(tmp_path: Path, kind: str) -> None:
     os.close(write)
 
 
-def test_it_ends_while_nobody_reads_standard_error(tmp_path: Path) -> None:
+def test_it_reloads_replaces_a_worker_and_ends_while_nobody_reads_standard_error(tmp_path: Path) -> None:
     read, write = os.pipe()
     with service(tmp_path, write) as (process, address):
         ask_often(address)
+        for what in (signal.SIGHUP, signal.SIGKILL):
+            before = children(process)
+            os.kill(process.pid if what is signal.SIGHUP else before[0], what)
+            until(partial(has_other_children, process, before), "other workers")
+            with connected(address) as connection:
+                assert SEEN == ask(connection)
         assert 0 == end(process)
     os.close(read)
     os.close(write)

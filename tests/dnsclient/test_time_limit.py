@@ -143,20 +143,30 @@ async def test_a_server_that_is_only_slow_about_one_name_is_not_taken_for_dead()
 async def test_a_server_that_was_dead_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gatekeeper.dnsclient.live._PROBE_TIMEOUT", 0.1)
     monkeypatch.setattr("gatekeeper.dnsclient.live._PROBE_INTERVAL", 0.1)
-    with silent() as (address, _):
-        pass
-    host, _, port = address.partition(":")
-    with DnsServer(Zone.parse("example.com A 192.0.2.9")) as other:
-        hole = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        hole.bind((host, int(port)))
-        resolver = LiveResolver([address, other.address], timeout=0.6)
+    dead = Zone.parse(". ANY !TIMEOUT\nexample.com ANY !TIMEOUT")
+    with DnsServer(dead) as first, DnsServer(Zone.parse("example.com A 192.0.2.9")) as second:
+        resolver = LiveResolver([first.address, second.address], timeout=0.6)
         await resolver.query("example.com", "A")
         await becomes(lambda: bool(resolver._silent))
-        hole.close()
-        with DnsServer(ZONE, host, int(port)):
-            await becomes(lambda: not resolver._silent)
-            assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
+        first.zone = ZONE
+        await becomes(lambda: not resolver._silent)
+        assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
         await resolver.close()
+
+
+async def test_questions_take_no_more_than_their_share_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gatekeeper.dnsclient.datagram._most_sockets", lambda: 3)
+    with silent() as (address, _):
+        resolver = LiveResolver([address], timeout=0.9)
+        began = seconds_now()
+        waiting = [asyncio.create_task(resolver.query("example.com", type)) for type in ("A", "MX", "TXT")]
+        await asyncio.sleep(0)
+        with pytest.raises(DNSFailure, match="too many questions at once"):
+            await resolver.query("example.com", "AAAA")
+        assert seconds_now() < began + 0.9
+        await asyncio.gather(*waiting, return_exceptions=True)
+    with DnsServer(ZONE) as server:  # they have given back what they had
+        await LiveResolver([server.address]).query("example.com", "A")
 
 
 async def test_without_a_descriptor_left_a_question_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from gatekeeper.dnsclient.resolver import Answer
 from gatekeeper.pipeline.context import Context
 from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_literal
 
-_HOSTS_AT_ONCE = 20
+_HOSTS_AT_ONCE = 10
 """Servers whose addresses are looked up together if they are slow to come."""
 MAX_ADDRESSES = 100
 """Server addresses that are looked up for one name (`dns_rr_list_limit` of newer Postfix versions)."""
