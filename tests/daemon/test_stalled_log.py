@@ -2,6 +2,7 @@
 """A log that nobody reads stops nothing: all requests are answered, and the service ends when it is told to."""
 
 import os
+import pty
 import re
 import signal
 import socket
@@ -113,12 +114,14 @@ def counted(lines: list[str]) -> int:
     return sum(int(match[1]) for line in lines if (match := re.search(r" (\d+) log lines? w\w+ dropped: ", line)))
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_a_standard_error_that_nobody_reads(tmp_path: Path, kind: str) -> None:
-    if kind == "pipe":
-        read, write = os.pipe()
-    else:
-        read, write = (sock.detach() for sock in socket.socketpair())
+def socket_pair() -> tuple[int, int]:
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.mark.parametrize("pair", [os.pipe, socket_pair, pty.openpty], ids=["pipe", "socket", "terminal"])
+def test_a_standard_error_that_nobody_reads(tmp_path: Path, pair: Callable[[], tuple[int, int]]) -> None:
+    read, write = pair()
     with service(tmp_path, write) as (process, address):
         ask_often(address)
         reader = Reader(read)
