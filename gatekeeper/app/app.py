@@ -72,7 +72,10 @@ class App:
 
     def hurried_facts(self, request: Request) -> Facts:
         """Return the facts for the policy daemon, whose client waits: they and all checks share one time for DNS."""
-        return self.facts(request, RequestResolver(self.resolver))
+        resolver = RequestResolver(self.resolver)
+        facts = self.facts(request, resolver)
+        resolver.when_slow = facts.start_spf
+        return facts
 
     def verifier(self, headers: Sequence[Header]) -> DkimVerifier:
         """Return the verifier of the signatures in `headers`, to be fed with the body."""

@@ -6,13 +6,15 @@ has answered in time: the checks go on, and each does what it does about DNS tro
 bounded time, and never turns a deferral into a pass, as cutting off the whole decision would.
 
 DNS lists have some time to themselves at the end: a sender whose own name servers are slow must not be able to use up
-what the lists need to know him.
+what the lists need to know him. For the same reason `when_slow` is called once an answer is slow to come: what will be
+asked of others later is asked beside it.
 
 What is remembered needs no time. A question that was cut off is not lost where there is a cache: it goes on there, and
 who comes again finds its answer.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from gatekeeper.core.gather import finish, start
 from gatekeeper.core.verdict import printable
@@ -22,18 +24,21 @@ SECONDS = 5.5
 """For all questions of one request but those to DNS lists."""
 SECONDS_WITH_LISTS = 7.5
 """For these, too, from the same beginning."""
+SLOW = 0.5
+"""After this an answer counts as slow."""
 
 
 class RequestResolver:
     """Answers as `inner` does, as long as the time of one request lasts. Belongs on the event loop, but for `known`."""
 
-    __slots__ = ("_began", "_inner", "_seconds", "known")
+    __slots__ = ("_began", "_inner", "_seconds", "known", "when_slow")
 
     def __init__(self, inner: Resolver, seconds: float = SECONDS) -> None:
         self._inner = inner
         self._seconds = seconds
         self._began: float | None = None
         self.known = getattr(inner, "known", nothing_known)
+        self.when_slow: Callable[[], None] | None = None
 
     async def query(self, name: str, type: str) -> Answer:
         """Answer as Resolver.query does. Raises DNSTimeout as soon as the time is up."""
@@ -46,12 +51,20 @@ class RequestResolver:
         if question.ended:
             answer: Answer = question.value
             return answer
+        timer = asyncio.get_running_loop().call_later(SLOW, self._slow)
         try:
             async with asyncio.timeout(self._left(self._seconds)):
                 answer = await finish(question)
         except TimeoutError:
             raise _late(name, type) from None
+        finally:
+            timer.cancel()
         return answer
+
+    def _slow(self) -> None:
+        begin, self.when_slow = self.when_slow, None
+        if begin is not None:
+            begin()
 
     def left_for_lists(self) -> float:
         """Return the seconds that DNS lists still have; the time begins, if it has not yet."""

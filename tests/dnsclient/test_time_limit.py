@@ -57,6 +57,22 @@ async def test_what_was_cut_off_goes_on_and_is_remembered_and_what_is_remembered
     assert ["a"] == inner.asked
 
 
+async def test_when_an_answer_is_slow_what_will_be_needed_is_begun_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gatekeeper.dnsclient.time_limit.SLOW", 0.01)
+    begun: list[str] = []
+    inner = Waiting()
+    resolver = RequestResolver(inner, 0.1)
+    resolver.when_slow = lambda: begun.append("spf")
+    await asyncio.gather(*(resolver.query(name, "A") for name in "ab"), return_exceptions=True)
+    assert ["spf"] == begun
+    quick = RequestResolver(inner)
+    inner.may.set()
+    quick.when_slow = lambda: begun.append("never")
+    await quick.query("a", "A")
+    await asyncio.sleep(0.05)
+    assert ["spf"] == begun
+
+
 async def test_lists_have_time_of_their_own() -> None:
     resolver = RequestResolver(Waiting(), 0.01)
     with pytest.raises(DNSTimeout):

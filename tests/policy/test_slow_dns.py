@@ -23,6 +23,7 @@ ZONE = Zone.parse(
 sender.slow.example      MX  10 mx.slow.example
 *.late.example           A   192.0.2.9
 good.example             MX  10 mx.good.example
+forged.example           TXT "v=spf1 -all"
 example.org              MX  10 mx.example.org
 client.example           A   192.0.2.1
 1.2.0.192.in-addr.arpa   PTR client.example
@@ -146,6 +147,17 @@ def test_a_sender_whose_servers_are_slow_does_not_use_up_the_time_of_dns_lists(t
         )
     assert answer.startswith(b"action=554 5.7.1 ")
     assert b"a spammer" in answer
+    assert seconds < SECONDS_WITH_LISTS + SLACK
+
+
+def test_a_client_whose_servers_are_slow_does_not_use_up_the_time_of_the_domain_that_it_forges(tmp_path: Path) -> None:
+    more = '[checks.spf]\nmode = "enforce"\n[policy.contexts.all]\nrestrictions = "reject_unknown_helo_hostname, spf"\n'
+    delays = {"late.example": 4.5, "forged.example": 1.5}
+    with slow_world(tmp_path, delays, more) as service, service.policy() as connection:
+        seconds, answer = ask_timed(
+            connection, helo_name=b"mail.late.example", sender=b"a@forged.example", policy_context=b"all"
+        )
+    assert answer.startswith(b"action=550 5.7.23 SPF of forged.example ")
     assert seconds < SECONDS_WITH_LISTS + SLACK
 
 
