@@ -6,6 +6,22 @@ AnswersMissing; then the answers are awaited, and the evaluation runs again. The
 bounded. A result that depends on no macro is cached with its answers, for the next message from the same client and
 domain. What pyspf lacks is done around it: invalid addresses, U-labels, the `exp=` text, records designed to take a
 long time, and exceptions of its own.
+
+**A pass is not yet an identity.** It says that the domain lets the client send, and a domain may let anybody. Reports,
+DMARC and Authentication-Results want the result as the RFCs define it; whoever takes the domain for the client's, or
+for proof of the sender, asks `SpfFinding.authenticates`. That is so if the directive that let the client in, through
+however many `include` and `redirect`, names it by its network: `ip4`, `ip6`, or the addresses of an `a` or `mx`. And
+all networks of the records that were read up to there are together smaller than MAX_SPACE, so that it makes no
+difference whether everybody is let in by `all`, by one large network or by many that lie side by side. Not by
+
+- `all`;
+- `exists`, which names nobody: with a wildcard in the DNS it is the same as `all`, whatever macros are in it, and a
+  name server that sees the client's address in the name can say yes to anybody;
+- any term or record whose name the client had a say in (macros of its address, name, HELO or sender), for that reason;
+- `ptr`: the customers of a provider, of which RFC 7208 section 5.5 advises against anyway.
+
+So large senders that list their clients by such macros do not authenticate by SPF here. They lose nothing but a
+shortcut. Known limit: a domain whose DNS answers change from minute to minute can let in a few at a time.
 """
 
 import asyncio
@@ -35,8 +51,15 @@ _MAX_TERM = 512  # characters of one domain-spec; its regular expressions take q
 _MAX_EXPLANATION = 1024
 _MAX_NAMES = 10  # RFC 7208 section 4.6.4: of an MX or PTR answer
 
-_HUGE_NETWORK = re.compile(r"/[0-7]$")
-"""The prefix length of an `ip4` or `ip6`, or of the addresses of an `a` or `mx`."""
+MAX_SPACE = {4: 2.0**-7, 6: 2.0**-18}
+"""The share of all addresses, by IP version, that a domain must stay below for its pass to authenticate.
+
+It is that of two networks of the largest size that one organisation holds, a /8 and a /19 (DTAG and Orange have an
+IPv6 /19, and the /8 of Apple or Ford are from the time of classes): one passes even if its owner lists others too. The
+large mail providers need much less: all of Microsoft 365 is half a million addresses, as are Google's, some 2**-13.
+"""
+_CLIENTS_WORDS = re.compile(r"%\{[slpihc]", re.IGNORECASE)
+"""A macro that the client or whoever sends through it has a say in: sender, HELO, its address and its name."""
 _RECORD = re.compile(rb"v=spf1(?: |$)", re.IGNORECASE)
 
 Identity = Literal["mailfrom", "helo"]
@@ -60,7 +83,8 @@ class SpfFinding:
 
     `domain` is the one that was checked, `reason` a sentence of ours, and `explanation` the domain's own words for a
     `fail` (empty if it has none): printable ASCII on one line. `mechanism` is the term of the domain's own record that
-    matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did.
+    matched (`ip4:192.0.2.0/24`, `include:…`), empty if none did. `authenticates`: it is a `pass` that identifies the
+    client (see above).
     """
 
     result: SpfResult
@@ -69,13 +93,7 @@ class SpfFinding:
     explanation: str = ""
     reason: str = ""
     mechanism: str = ""
-
-    @property
-    def authenticates(self) -> bool:
-        """True for a `pass` that identifies the client: not by `all`, nor by a network larger than a /8."""
-        if self.result is not SpfResult.PASS or self.mechanism.lstrip("+").lower() == "all":
-            return False
-        return not _HUGE_NETWORK.search(self.mechanism)
+    authenticates: bool = False
 
 
 async def check_mail_from(
@@ -125,12 +143,14 @@ async def _check(
                 result, explanation, reason = await _fetch_and_evaluate(resolver, evaluation, missing)
         except TimeoutError:
             result, explanation, reason = SpfResult.TEMPERROR, "", "DNS took too long"
-    outcome = (result, explanation, printable(reason, 200), printable(evaluation.mechanism or "", 200))
+    mechanism = printable(evaluation.mechanism or "", 200)
+    authenticates = result is SpfResult.PASS and evaluation.names_client
+    outcome = (result, explanation, printable(reason, 200), mechanism, authenticates)
     _cache_outcome(outcome, evaluation, address)
     return SpfFinding(result, identity, name, *outcome[1:])
 
 
-_Outcome = tuple[SpfResult, str, str, str]
+_Outcome = tuple[SpfResult, str, str, str, bool]
 _outcomes: dict[tuple[Address, str], tuple[_Outcome, dict[tuple[str, str], Answer | DNSError]]] = {}
 _NO_OUTCOME: tuple[None, dict[tuple[str, str], Answer | DNSError]] = (None, {})
 _MAX_OUTCOMES = 2048
@@ -165,6 +185,17 @@ class AnswersMissing(Exception):
 
     def __init__(self, *questions: tuple[str, str]) -> None:
         self.questions = questions
+
+
+class _NameByClient(str):
+    """A domain that the client had a say in."""
+
+
+class _Bits(int):
+    """The prefix length of a term that lets clients in, by a name that no client had a say in."""
+
+    counted = False
+    """Whether its network is part of the sum already; the addresses of an `a` or `mx` are not known before."""
 
 
 class _DeferredExplanation(str):
@@ -216,6 +247,8 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         self.l, self.o, self.d = local, domain, domain
         self.answers: dict[tuple[str, str], Answer | DNSError] = {}
         self.has_macros = False
+        self.names_client = False  # whether the last record that passed let the client in by its network
+        self._space = 0.0  # the share of all addresses that was let in so far
         self._resolver = resolver
         self._found: tuple[str, Any, Any] | None = None
 
@@ -224,6 +257,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         try:
             if self._found is None:
                 self.exps = dict(self.defexps)  # a pass that was cut short may have changed it
+                self.names_client, self._space = False, 0.0
                 self._found = self.check()
             explanation = self.explanation(self._found[2]) if self._found[0] == "fail" else ""
         except AnswersMissing:
@@ -286,7 +320,37 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
             self.answers[name, qtype] = answer
         return answer
 
+    def check0(self, spf: str, recursion: int) -> tuple[Any, ...]:
+        """Evaluate one record, which is included or redirected to if it is not the first."""
+        self.names_client = False
+        found: tuple[Any, ...] = super().check0(spf, recursion)
+        if found[0] != "pass" or isinstance(self.d, _NameByClient):
+            self.names_client = False
+        return found
+
+    def validate_mechanism(self, mech: str) -> tuple[str, str, str, int, Any]:
+        """Parse a term; all terms of a record are parsed before the first is evaluated."""
+        mech, name, arg, bits, result = super().validate_mechanism(mech)
+        if result == "pass" and not _CLIENTS_WORDS.search(mech):
+            bits = _Bits(bits)
+            bits.counted = name in ("ip4", "ip6")
+            if name == f"ip{self.ipaddr.version}":
+                self._space += 2.0**-bits
+        return mech, name, arg, bits, result
+
     def cidrmatch(self, ipaddrs: Iterable[str], n: int) -> bool:
+        """Return whether a term with the prefix length `n` and these addresses matches.
+
+        Raises PermError unless all of them are valid.
+        """
+        addresses = tuple(ipaddrs)
+        matches = self._is_among(addresses, n)
+        if isinstance(n, _Bits):
+            self._space += 0.0 if n.counted else len(addresses) * 2.0**-n
+            self.names_client = matches and self._space < MAX_SPACE[self.ipaddr.version]
+        return matches
+
+    def _is_among(self, ipaddrs: Iterable[str], n: int) -> bool:
         """Return whether the client shares its first `n` bits with one of the addresses.
 
         Raises PermError unless all of them are valid.
@@ -317,7 +381,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
 
     def _resolves_to_client(self, name: str) -> bool:
         try:
-            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+            return self._is_among(self.dns_a(name, self.A), self.cidrmax)
         except spf.TempError:
             return False
 
@@ -346,7 +410,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no types
         if len(arg) > _MAX_TERM:
             raise spf.PermError("a term is too long")
         expanded: str = super().expand_domain(arg)
-        return expanded
+        return _NameByClient(expanded) if _CLIENTS_WORDS.search(arg) else expanded
 
     def expand(self, s: str, stripdot: bool = True) -> str:
         """Expand macros."""

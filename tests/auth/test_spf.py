@@ -74,12 +74,49 @@ async def test_a_record_with_macros_is_evaluated_for_each_sender() -> None:
 async def test_a_listed_client_passes_and_the_reason_names_the_mechanism() -> None:
     found = await mail_from('example.com TXT "v=spf1 ip4:192.0.2.0/24 -all"')
     reason, mechanism = "example.com lets 192.0.2.1 send: ip4:192.0.2.0/24", "ip4:192.0.2.0/24"
-    assert SpfFinding(SpfResult.PASS, "mailfrom", "example.com", "", reason, mechanism) == found
+    assert SpfFinding(SpfResult.PASS, "mailfrom", "example.com", "", reason, mechanism, True) == found
+
+
+SIDE_BY_SIDE = " ".join(f"ip4:{first}.0.0.0/8" for first in range(256))
 
 
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
+        ("ip4:192.0.0.0/8 -all", True),
+        ("ip4:17.0.0.0/8 ip4:192.0.2.0/24 -all", True),
+        ("ip4:192.0.0.0/7 -all", False),
+        ("ip4:0.0.0.0/0", False),
+        ("ip4:1.0.0.0/2 ip4:64.0.0.0/2 ip4:128.0.0.0/2 ip4:192.0.0.0/2", False),
+        (SIDE_BY_SIDE, False),
+        (f"ip4:192.0.0.0/8 {SIDE_BY_SIDE}", False),
+        ("include:half.example include:quarter.example ip4:192.0.2.1", False),
+        ("a:host.example/0//64 -all", False),
+        ("a:host.example/1", False),
+        ("a:host.example/24//0 -all", True),
+        ("a:many.example/8 -all", False),
+        ("mx:host.example/0", False),
+        ("mx:host.example/24 -all", True),
+        ("exists:yes.s.example -all", False),
+        ("exists:%{i}.s.example -all", False),
+        ("exists:%{ir}.%{v}.s.example -all", False),
+        ("a:%{i}.addresses.example -all", False),
+        ("a:%{d}.here.example -all", True),
+        ("include:%{i}.records.example -all", False),
+        ("include:%{L}.records.example -all", False),
+        ("redirect=%{i}.records.example", False),
+        ("include:%{d}.here.example -all", True),
+        ("include:open.example -all", False),
+        ("include:turn.example -all", False),
+        ("redirect=turn.example", False),
+        ("include:nested.example -all", True),
+        ("redirect=nested.example", True),
+        ("include:exists.example -all", False),
+        ("?include:nested.example +all", False),
+        ("include:no.example all", False),
+        ("ptr:example.com -all", False),
+        ("+IP4:192.0.2.1/32 -ALL", True),
+        ("+ALL", False),
         ("ip4:192.0.2.0/24 -all", True),
         ("include:other.example -all", True),
         ("+all", False),
@@ -91,11 +128,58 @@ async def test_a_listed_client_passes_and_the_reason_names_the_mechanism() -> No
 )
 async def test_a_pass_that_anybody_gets_authenticates_nobody(record: str, expected: bool) -> None:
     zone = f"""
-example.com TXT "v=spf1 {record}"
+example.com TXT {txt(f"v=spf1 {record}")}
 other.example TXT "v=spf1 ip4:192.0.2.1 -all"
 open.example TXT "v=spf1 +all"
+turn.example TXT "v=spf1 redirect=open.example"
+nested.example TXT "v=spf1 redirect=other.example"
+no.example TXT "v=spf1 -ip4:192.0.2.1 +all"
+half.example TXT "v=spf1 ip4:0.0.0.0/1"
+quarter.example TXT "v=spf1 ip4:128.0.0.0/2"
+exists.example TXT "v=spf1 exists:%{{i}}.s.example -all"
+host.example A 192.0.2.1
+host.example MX 10 host.example
+many.example A 192.0.2.1
+many.example A 193.0.2.1
+*.s.example A 127.0.0.2
+*.addresses.example A 192.0.2.1
+*.records.example TXT "v=spf1 ip4:192.0.2.1 -all"
+example.com.here.example A 192.0.2.1
+example.com.here.example TXT "v=spf1 ip4:192.0.2.1 -all"
+1.2.0.192.in-addr.arpa PTR example.com
+example.com A 192.0.2.1
 """
-    assert expected == (await mail_from(zone)).authenticates
+    found = await mail_from(zone)
+    assert (SpfResult.PASS if "?" not in record else SpfResult.NEUTRAL, expected) == (
+        found.result,
+        found.authenticates,
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ("ip6:2001:db8::/32 -all", True),
+        ("ip6:2000::/19 -all", True),
+        ("ip6:2000::/18 -all", False),
+        ("ip6:::/0", False),
+        ("ip6:2001:db8::/19 ip6:2001:2000::/19 -all", False),
+        ("ip4:0.0.0.0/0 ip6:2001:db8::1 -all", True),
+        ("a:host.example/0//64 -all", True),
+        ("a:host.example/24//3 -all", False),
+        ("a:host.example//0 -all", False),
+    ],
+)
+async def test_an_ipv6_network_authenticates_if_one_provider_could_have_it(record: str, expected: bool) -> None:
+    zone = f'example.com TXT "v=spf1 {record}"\nhost.example AAAA 2001:db8::1'
+    found = await mail_from(zone, client="2000::1" if record.startswith("ip6:2000") else "2001:db8::1")
+    assert (SpfResult.PASS, expected) == (found.result, found.authenticates)
+
+
+async def test_whether_a_pass_authenticates_is_cached_with_it() -> None:
+    for record, expected in (("ip4:192.0.2.1", True), ("ip4:0.0.0.0/0", False)):
+        resolver = CachingResolver(Asked(f'example.com TXT "v=spf1 {record}"'))
+        assert [expected] * 2 == [(await mail_from(resolver)).authenticates for _ in range(2)]
 
 
 async def test_another_client_fails_with_the_domains_own_words() -> None:

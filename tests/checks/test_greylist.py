@@ -83,8 +83,21 @@ async def test_a_pool_that_spf_authenticates_passes_from_any_of_its_addresses(cl
     assert ["greylist.early"] == await reasons(subject, stranger(address="203.0.113.1"))
 
 
-async def test_a_domain_that_lets_everybody_send_makes_nobody_known() -> None:
-    subject = world(zone='example.net TXT "v=spf1 +all"')
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("+all", "exists:yes.s.example", "exists:%{i}.s.example", "a:x.example/0//64", "redirect=open.example"),
+        *("include:open.example", "ip4:0.0.0.0/0", "ip4:192.0.0.0/2 ip4:1.0.0.0/2", "mx:x.example/0"),
+    ],
+)
+async def test_a_domain_that_lets_everybody_send_makes_nobody_known(record: str) -> None:
+    subject = world(
+        zone=f"""example.net TXT "v=spf1 {record}"
+open.example TXT "v=spf1 +all"
+x.example A 192.0.2.1
+x.example MX 10 x.example
+*.s.example A 127.0.0.2"""
+    )
     await subject.decide(stranger(address="192.0.2.1"))
     subject.now += 300
     assert ["greylist.early"] == await reasons(subject, stranger(address="198.51.100.9"))
