@@ -49,7 +49,8 @@ class DkimFinding:
     """The result for one signature.
 
     `identity` is `i=`, `b` the first eight characters of its `b=` (RFC 6008). `testing` is the key's t=y; `no_key`
-    means that there is no key record in the DNS, `tried` that a key record was found and tried.
+    means that there is no key record in the DNS, `tried` that a key record was found and tried. `partly` means that
+    it signs only a part of what readers see: there are more bytes, or another From.
     """
 
     result: DkimResult
@@ -63,6 +64,16 @@ class DkimFinding:
     testing: bool = False
     no_key: bool = False
     tried: bool = False
+    partly: bool = False
+
+    @property
+    def authenticates(self) -> bool:
+        """True for a `pass` that is proof of the domain, and not only what the RFC calls one (as auth/spf.py has it).
+
+        That needs a key that is no test (t=y), and a message that is signed whole: whoever appends a text (l=) or adds
+        a second From has not been authenticated.
+        """
+        return self.result is DkimResult.PASS and not self.testing and not self.partly
 
 
 NOT_SIGNED = DkimFinding(DkimResult.NONE, reason="the message is not signed")
@@ -179,7 +190,7 @@ class DkimVerifier:
         ]
         best = min(tried, key=lambda tried: _PREFERENCE.index(tried.result))
         if best.result is DkimResult.PASS and (unsigned := self._unsigned_duplicates(signature)):
-            best = replace(best, reason=f"{best.reason}, not signed: another {' and '.join(unsigned)}")
+            best = replace(best, partly=True, reason=f"{best.reason}, not signed: another {' and '.join(unsigned)}")
         if best.result is DkimResult.PASS and best.algorithm.startswith("rsa") and best.key_bits < self._minimum_bits:
             reason = f"a {best.key_bits}-bit key is too short to count here; {self._minimum_bits} bits are required"
             return replace(best, result=DkimResult.POLICY, reason=reason)
@@ -226,7 +237,10 @@ def _try_key(
     if isinstance(key, str):
         return replace(finding, tried=True, result=DkimResult.PERMERROR, reason=key)
     result, reason = _verify_with(key, signature, digest, intact, length)
-    return replace(finding, tried=True, key_bits=key.bits, testing=key.testing, result=result, reason=reason)
+    partly = signature.length is not None and signature.length < length
+    return replace(
+        finding, tried=True, key_bits=key.bits, testing=key.testing, result=result, reason=reason, partly=partly
+    )
 
 
 def _verify_with(

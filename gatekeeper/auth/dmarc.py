@@ -46,7 +46,8 @@ class DmarcFinding:
 
     `record` is that record, `record_policy` its `p=`, `published` what it asks for this domain (`p`, `sp` or
     `np`), `policy` what is to be applied: `none` unless the result is `fail`, and one step milder if the domain is
-    testing. `spf_aligned` and `dkim_aligned` say what passed.
+    testing. `spf_aligned` and `dkim_aligned` say what passed. `authenticates`: something that is aligned not only
+    passed, as the standard has it, but is proof of its domain (see auth/spf.py and DkimFinding).
     """
 
     result: DmarcResult
@@ -58,6 +59,7 @@ class DmarcFinding:
     reason: str = ""
     spf_aligned: bool = False
     dkim_aligned: bool = False
+    authenticates: bool = False
     testing: bool = False
     record_policy: str = ""
     record: DmarcRecord | None = field(default=None, compare=False)
@@ -105,9 +107,9 @@ async def check_dmarc(
     if author.problem:
         return DmarcFinding(DmarcResult.PERMERROR, reason=author.problem)
     walks = _Walks(resolver)
-    passed = (_passed(spf), _passed(*dkim))
+    passed, proven = (_passed(spf), _passed(*dkim)), (_proven(spf), _proven(*dkim))
     if passing := await walks.pass_without_walking(author.domain, *passed):
-        return passing
+        return replace(passing, authenticates=author.domain in (*proven[0], *proven[1]))
     walk = await walks.walk(author.domain)
     finding = DmarcFinding(DmarcResult.NONE, author.domain, walk.organizational)
     found = walk.applicable()
@@ -124,7 +126,11 @@ async def check_dmarc(
     dkim_aligned = await walks.any_aligned(walk, passed[1], record.strict_dkim)
     if spf_aligned or dkim_aligned:
         published = _published_policy(author.domain, record_domain, record)
-        return _pass(replace(finding, published=published), bool(spf_aligned), bool(dkim_aligned))
+        proof = await walks.any_aligned(walk, proven[0], record.strict_spf) or (
+            await walks.any_aligned(walk, proven[1], record.strict_dkim)
+        )
+        finding = replace(finding, published=published, authenticates=bool(proof))
+        return _pass(finding, bool(spf_aligned), bool(dkim_aligned))
     try:
         exists = record.nonexistent is None or (await resolver.query(author.domain, "A")).exists
     except DNSError:
@@ -152,6 +158,11 @@ async def discover(resolver: Resolver, headers: Sequence[Header]) -> None:
 def _passed(*findings: SpfFinding | DkimFinding) -> list[str]:
     """Return the domains for which SPF or DKIM passed."""
     return [one.domain for one in findings if one.result in (SpfResult.PASS, DkimResult.PASS) and one.domain]
+
+
+def _proven(*findings: SpfFinding | DkimFinding) -> list[str]:
+    """Return the domains that SPF or DKIM proves."""
+    return [one.domain for one in findings if one.authenticates and one.domain]
 
 
 def _pass(finding: DmarcFinding, spf_aligned: bool, dkim_aligned: bool) -> DmarcFinding:

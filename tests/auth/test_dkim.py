@@ -171,6 +171,24 @@ async def test_a_field_that_somebody_may_have_added_to_what_is_signed_is_told(
     assert (DkimResult.PASS, "2048-bit rsa key" + said) == await only(raw)
 
 
+@pytest.mark.parametrize(
+    ("raw", "record", "expected"),
+    [
+        (signed(), RECORD, True),
+        (signed(l="3"), RECORD, False),
+        (signed(MESSAGE.partition(b"\r\n\r\n")[0] + b"\r\n\r\nWhole.\r\n", l="8"), RECORD, True),
+        (signed(), f"{RECORD}; t=y", False),
+        (b"From: a@b.example\r\n" + signed(), RECORD, False),
+        (signed(b"From: a@b.example\r\n" + MESSAGE, names="from:from:to:subject"), RECORD, True),
+    ],
+)
+async def test_a_signature_authenticates_if_it_is_no_test_and_nothing_can_be_added(
+    raw: bytes, record: str, expected: bool
+) -> None:
+    [found] = await verify(raw, zone(record))
+    assert (DkimResult.PASS, expected) == (found.result, found.authenticates)
+
+
 async def test_a_signature_never_covers_itself_but_may_cover_others() -> None:
     twice = signed(signed(), names="from:dkim-signature:dkim-signature")
     assert [DkimResult.PASS, DkimResult.PASS] == [found.result for found in await verify(twice)]

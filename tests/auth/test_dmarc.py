@@ -23,7 +23,7 @@ REJECT = '_dmarc.example.com TXT "v=DMARC1; p=reject"'
 
 
 def spf_pass(domain: str) -> SpfFinding:
-    return SpfFinding(SpfResult.PASS, "mailfrom", domain)
+    return SpfFinding(SpfResult.PASS, "mailfrom", domain, authenticates=True)
 
 
 def dkim_pass(*domains: str) -> list[DkimFinding]:
@@ -51,8 +51,26 @@ async def test_an_aligned_signature_passes() -> None:
             record_policy=DmarcPolicy.REJECT,
             reason="DKIM passed for example.com",
             dkim_aligned=True,
+            authenticates=True,
         )
         == found
+    )
+
+
+@pytest.mark.parametrize("domain", ["example.com", "mail.example.com"])  # without and with a walk
+@pytest.mark.parametrize(
+    ("authenticates", "testing", "expected"), [(True, True, True), (False, False, True), (False, True, False)]
+)
+async def test_a_pass_by_what_anybody_may_do_is_a_pass_but_no_proof(
+    domain: str, authenticates: bool, testing: bool, expected: bool
+) -> None:
+    spf = SpfFinding(SpfResult.PASS, "mailfrom", domain, authenticates=authenticates)
+    found = await dmarc(REJECT, spf=spf, dkim=[DkimFinding(DkimResult.PASS, domain, testing=testing)])
+    assert (DmarcResult.PASS, True, True, expected) == (
+        found.result,
+        found.spf_aligned,
+        found.dkim_aligned,
+        found.authenticates,
     )
 
 

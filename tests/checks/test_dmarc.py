@@ -30,6 +30,7 @@ _dmarc.pass.example TXT "v=DMARC1; p=reject"
 pass.example TXT "v=spf1 ip4:192.0.2.1 -all"
 _dmarc.trouble.example TXT !SERVFAIL
 list.example TXT "v=spf1 ip4:192.0.2.1 -all"
+open.example TXT "v=spf1 +all"
 _dmarc.author.example TXT "v=DMARC1; p=reject"
 """
 
@@ -128,6 +129,12 @@ async def test_a_list_that_is_trusted_may_fail_if_it_proves_to_be_that_list() ->
     trusted = ("list.example",)
     assert ("dmarc.list",) == (await decide("reject.example", "reject", sender="b@list.example", lists=trusted)).reasons
     assert ("dmarc.reject",) == (await decide("reject.example", "reject", sender="b@pass.test", lists=trusted)).reasons
+
+
+async def test_a_list_that_lets_everybody_send_proves_nothing() -> None:
+    trusted = ("open.example",)
+    found = await decide("reject.example", "reject", sender="b@open.example", lists=trusted)
+    assert ("dmarc.reject",) == found.reasons
 
 
 ARC_ZONE = ZONE + "".join(f"s._domainkey.{name} TXT {txt(RECORD)}\n" for name in ("list.example", "evil.example"))

@@ -18,6 +18,7 @@ mx.example.com   AAAA 2001:db8::25
 customer.example A    192.0.2.80
 customer.example TXT  "v=spf1 ip4:192.0.2.90 -all"
 shop.example     A    !SERVFAIL
+example.com      TXT  "v=spf1 +all"
 """
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Allow entries with a condition: what the milter saw proven counts at RCPT, for that domain from that network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from gatekeeper.auth.dkim import DkimFinding, DkimResult
 from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
+from gatekeeper.auth.spf import SpfFinding, SpfResult
 from gatekeeper.checks.tables.sender_proof import LIFETIME, ProofRecorder
 from gatekeeper.core.request import Client, Request, Stage, parse_address
 from gatekeeper.pipeline.context import Context
@@ -17,6 +18,7 @@ from gatekeeper.stores.store import Keys
 from tests.support.checking import SITE, World, rcpt
 
 SIGNED = DkimFinding(DkimResult.PASS, domain="example.net")
+PASSED = DmarcFinding(DmarcResult.PASS, domain="example.net", organizational="example.net", authenticates=True)
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Found(Facts):
 
     signatures: tuple[DkimFinding, ...]
     finding: DmarcFinding
+    sent_by: SpfFinding
 
     async def dkim(self) -> tuple[DkimFinding, ...]:
         return self.signatures
@@ -32,25 +35,29 @@ class Found(Facts):
     async def dmarc(self) -> DmarcFinding:
         return self.finding
 
+    async def spf(self) -> SpfFinding:
+        return self.sent_by
+
 
 async def message(
     world: World,
     dkim: DkimFinding = SIGNED,
     dmarc: DmarcFinding | None = None,
     *,
+    spf: SpfResult = SpfResult.NONE,
     address: str = "192.0.2.77",
     sender: str = "someone@example.net",
 ) -> None:
     """A message has come to its end, with these findings."""
     request = Request(stage=Stage.END_OF_MESSAGE, client=Client(address=parse_address(address)), sender=sender)
-    finding = dmarc or DmarcFinding(DmarcResult.PASS, domain="example.net", organizational="example.net")
+    finding = dmarc or PASSED
     context = Context.of(
         site=SITE,
         resolver=world.resolver,
         store=world.store,
         clock=lambda: world.now,
         keys=Keys(b"secret"),
-        facts=Found((dkim,), finding),
+        facts=Found((dkim,), finding, SpfFinding(spf)),
     )
     pipeline = Pipeline({END_OF_DATA: (ProofRecorder(conditions=("dkim", "dmarc")),)})
     await context.settle(await pipeline.decide(request, context))
@@ -84,6 +91,7 @@ async def test_a_proof_is_forgotten_when_nothing_comes(tmp_path: Path) -> None:
         (DkimFinding(DkimResult.PASS, domain="other.example"), "someone@example.net"),
         (DkimFinding(DkimResult.PASS, domain="sub.example.net"), "someone@example.net"),
         (DkimFinding(DkimResult.PASS, domain="example.net", testing=True), "someone@example.net"),
+        (DkimFinding(DkimResult.PASS, domain="example.net", partly=True), "someone@example.net"),
         (SIGNED, ""),
         (SIGNED, "someone@notexample.net"),
     ],
@@ -98,8 +106,7 @@ async def test_what_proves_nothing_of_the_sender_is_not_remembered(
 
 async def test_dmarc_counts_within_its_organizational_domain(tmp_path: Path) -> None:
     asked = world(tmp_path, "dmarc")
-    passed = DmarcFinding(DmarcResult.PASS, domain="example.net", organizational="example.net")
-    await message(asked, dmarc=passed, sender="bounce@mail.example.net")
+    await message(asked, sender="bounce@mail.example.net")
     assert ("access.ok",) == (await asked.decide(rcpt(sender="bounce@mail.example.net"))).reasons
     await message(asked, dmarc=DmarcFinding(DmarcResult.FAIL, domain="example.net"))
     assert "access.unproven" == (await asked.decide(rcpt())).reasons[0]
@@ -109,6 +116,51 @@ async def test_dmarc_counts_within_its_organizational_domain(tmp_path: Path) -> 
 async def test_spf_proves_the_domain_for_dmarc_and_not_for_dkim(tmp_path: Path, condition: str, reason: str) -> None:
     asked = world(tmp_path, condition, 'example.net TXT "v=spf1 ip4:192.0.2.1 -all"\n')
     assert reason == (await asked.decide(rcpt())).reasons[0]
+
+
+@pytest.mark.parametrize("condition", ["dkim", "dmarc"])
+@pytest.mark.parametrize(
+    ("spf", "reason"),
+    [
+        (SpfResult.FAIL, "access.unproven"),
+        (SpfResult.SOFTFAIL, "access.unproven"),
+        (SpfResult.NEUTRAL, "access.ok"),
+        (SpfResult.TEMPERROR, "access.ok"),
+    ],
+)
+async def test_a_message_that_is_sent_again_from_elsewhere_proves_nothing(
+    tmp_path: Path, condition: str, spf: SpfResult, reason: str
+) -> None:
+    asked = world(tmp_path, condition)
+    await message(asked, spf=spf)
+    assert reason == (await asked.decide(rcpt())).reasons[0]
+
+
+async def test_dmarc_that_anybody_passes_is_not_remembered(tmp_path: Path) -> None:
+    asked = world(tmp_path, "dmarc")
+    await message(asked, dmarc=replace(PASSED, authenticates=False))
+    assert "access.unproven" == (await asked.decide(rcpt())).reasons[0]
+
+
+@pytest.mark.parametrize("condition", ["spf", "dmarc"])
+@pytest.mark.parametrize("record", ["+all", "exists:%{i}.s.example -all", "include:open.example", "ip4:0.0.0.0/0"])
+async def test_spf_that_anybody_passes_proves_nothing(tmp_path: Path, condition: str, record: str) -> None:
+    zone = f'example.net TXT "v=spf1 {record}"\nopen.example TXT "v=spf1 +all"\n*.s.example A 127.0.0.2\n'
+    asked = world(tmp_path, condition, zone)
+    decision = await asked.decide(rcpt())
+    assert "access.unproven" == decision.reasons[0]
+    if condition == "spf":
+        term = record.split()[0]
+        assert f"SPF: pass, which proves nothing of the sender ({term}); the entry does not count" in [
+            note.found for note in decision.steps[0].notes
+        ]
+
+
+async def test_a_helo_name_proves_nothing_of_the_null_sender(tmp_path: Path) -> None:
+    (tmp_path / "senders").write_text("<> OK if=spf\n")
+    zone = 'example.net TXT "v=spf1 ip4:192.0.2.1 -all"\n'
+    asked = World("check_sender_access hash:senders, reject", zone, folder=tmp_path)
+    assert "access.unproven" == (await asked.decide(rcpt(sender="", helo="example.net"))).reasons[0]
 
 
 async def test_the_explanation_says_whether_it_holds(tmp_path: Path) -> None:

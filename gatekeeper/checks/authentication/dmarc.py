@@ -12,12 +12,10 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from gatekeeper.auth.arc import ArcResult
-from gatekeeper.auth.dkim import DkimResult
 from gatekeeper.auth.dmarc import DmarcFinding as Finding
 from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.dmarc_record import DmarcPolicy
 from gatekeeper.auth.domains import is_within
-from gatekeeper.auth.spf import SpfResult
 from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable, reject
@@ -114,8 +112,8 @@ class DmarcCheck(ConfiguredCheck):
     async def _list(self, context: Context) -> str:
         """Return the trusted mailing list that SPF or DKIM proves this message to come from; empty if there is none."""
         spf = await context.facts.spf()
-        proven = [spf.domain] if spf.result is SpfResult.PASS else []
-        proven += [one.domain for one in await context.facts.dkim() if one.result is DkimResult.PASS]
+        proven = [spf.domain] if spf.authenticates else []
+        proven += [one.domain for one in await context.facts.dkim() if one.authenticates]
         return next((domain for domain in proven if any(is_within(domain, ours) for ours in self.lists)), "")
 
     async def _sealer(self, context: Context) -> str:

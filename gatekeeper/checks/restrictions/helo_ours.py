@@ -36,11 +36,11 @@ async def reject_helo_ours(request: Request, context: Context) -> Verdict:
     addresses = await _addresses(context, name, client.version)
     if addresses is not None and client in addresses:
         return PASS
-    spf = (await context.facts.helo_spf()).result
-    context.note(f"SPF of {name}", spf)
-    if spf is SpfResult.PASS:
+    spf = await context.facts.helo_spf()
+    context.note(f"SPF of {name}", spf.result)
+    if spf.authenticates:
         return PASS
-    if addresses is None or spf is SpfResult.TEMPERROR:
+    if addresses is None or spf.result is SpfResult.TEMPERROR:
         return defer_if_permit("helo.ours_temporary", "4.7.1", _text(helo, f"cannot find out whether you are {name}"))
     return reject("helo.ours", "554", "5.7.1", _text(helo, "this name is ours; say your own"))
 

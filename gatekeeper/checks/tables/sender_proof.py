@@ -7,21 +7,24 @@ that domain or a parent of it (dkim), or whose From passed DMARC in that domain 
 An entry counts if that was seen; with `if=dmarc` also if SPF passes now. So the first mail from a network never passes
 by `if=dkim`: it is judged like any other.
 
-Known limit: a client that shares the network with a proven sender can forge that sender there. Nothing is written
-unless some entry requires it; store keys are keyed hashes.
+Proof is more than a pass: `authenticates` of each finding is asked, because anybody passes SPF that ends in `+all`, or
+a signature by a test key or over half a message. And since whoever has one signed message can send it again from his
+own network, nothing is remembered where the domain's own SPF says that the network is not its (fail, softfail).
+
+Known limits: a client that shares the network with a proven sender can forge that sender there; and so can whoever
+sends a signed message again, if its domain publishes no SPF. Nothing is written unless some entry requires it; store
+keys are keyed hashes.
 """
 
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
-from gatekeeper.auth.dkim import DkimResult
-from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.domains import is_within
 from gatekeeper.auth.spf import SpfResult
 from gatekeeper.checks.base.check_types import ConfiguredCheck
 from gatekeeper.checks.base.client_network import network_of
 from gatekeeper.core.request import Request, Stage, domain_of
-from gatekeeper.core.verdict import PASS, Verdict
+from gatekeeper.core.verdict import PASS, Verdict, printable
 from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import Keys, StoreError
 
@@ -35,11 +38,15 @@ async def is_proven(condition: str, request: Request, context: Context) -> bool:
     what = f"if={condition}"
     if condition in ("spf", "dmarc"):
         spf = await context.facts.spf()
-        if spf.result is SpfResult.PASS:
-            context.note(what, f"SPF of {spf.domain} passes")
+        proven = spf.authenticates and spf.identity == "mailfrom"  # a HELO name says nothing of the null sender
+        if proven:
+            context.note(what, f"SPF of {printable(spf.domain, 255)} passes")
             return True
         if condition == "spf":
-            context.note(what, f"SPF: {spf.result}; the entry does not count")
+            why = f"SPF: {spf.result}"
+            if spf.result is SpfResult.PASS:
+                why += f", which proves nothing of the sender ({spf.mechanism})"
+            context.note(what, f"{why}; the entry does not count")
             return False
     key, origin = _key(condition, request, context)
     try:
@@ -70,7 +77,9 @@ class ProofRecorder(ConfiguredCheck):
         }
         for condition in self.conditions:
             key, _ = _key(condition, request, context)
-            if key and await proofs[condition](domain_of(request.sender or ""), context):
+            if not key or (await context.facts.spf()).result in (SpfResult.FAIL, SpfResult.SOFTFAIL):
+                continue
+            if await proofs[condition](domain_of(request.sender or ""), context):
                 self._record(key, context)
         return PASS
 
@@ -81,15 +90,12 @@ class ProofRecorder(ConfiguredCheck):
 
 
 async def _is_signed_by(domain: str, context: Context) -> bool:
-    return any(
-        found.result is DkimResult.PASS and not found.testing and is_within(domain, found.domain)
-        for found in await context.facts.dkim()
-    )
+    return any(found.authenticates and is_within(domain, found.domain) for found in await context.facts.dkim())
 
 
 async def _passes_dmarc(domain: str, context: Context) -> bool:
     found = await context.facts.dmarc()
-    return found.result is DmarcResult.PASS and (
+    return found.authenticates and (
         is_within(domain, found.domain) or (found.organizational != "" and is_within(domain, found.organizational))
     )
 
