@@ -17,7 +17,7 @@ from gatekeeper.cli.common import (
     add_json,
     print_json,
     print_lines,
-    read,
+    read_bytes,
     run_with_configured_resolver,
 )
 
@@ -75,11 +75,12 @@ def _domain(options: argparse.Namespace) -> str:
 def dmarc_read(options: argparse.Namespace) -> int:
     """Print a summary for each domain.
 
-    A file that cannot be parsed is named on stderr, makes the status 1, and does not keep the others from being read.
+    A file that cannot be parsed is named on stderr, makes the status 1 (2 if it cannot be read at all), and does not
+    keep the others from being read.
     """
-    from gatekeeper.reports.aggregate import parse_report
+    from gatekeeper.reports.aggregate import read_reports
     from gatekeeper.reports.summary import as_json, sentences, summarise
-    from gatekeeper.reports.unpack import ReportError, documents
+    from gatekeeper.reports.unpack import MAX_FILE, ReportError
 
     reports = []
     status = OK
@@ -87,10 +88,13 @@ def dmarc_read(options: argparse.Namespace) -> int:
         if sys.stderr.isatty() and len(options.files) > 20:
             print(f"\rreading {number} of {len(options.files)}", end="", file=sys.stderr)
         try:
-            reports += [parse_report(document) for document in documents(read(file))]
+            reports += read_reports(read_bytes(file, limit=MAX_FILE + 1))
         except ReportError as error:
             print(f"gatekeeper: {file}: {error}", file=sys.stderr)
-            status = FINDING
+            status = max(status, FINDING)
+        except OSError as error:
+            print(f"gatekeeper: cannot read {file}: {error.strerror}", file=sys.stderr)
+            status = USAGE
     summaries = summarise(reports)
     if options.json:
         print_json([as_json(summary) for summary in summaries])

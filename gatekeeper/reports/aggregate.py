@@ -3,7 +3,8 @@
 
 Reporters deviate from both schemas, so elements are found by their names, in any namespace and order, and what is
 missing is empty. A document type declaration, and with it any entity that the document defines, is refused; the depth,
-the length of texts and the number of rows are limited.
+the length of a tag and of texts, and the number of rows and of results are limited, so that what is kept in memory is
+never much more than the document itself.
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,14 @@ from xml.parsers import expat
 
 from gatekeeper.auth.domains import normal_domain
 from gatekeeper.core.verdict import printable
-from gatekeeper.reports.unpack import ReportError
+from gatekeeper.reports.unpack import ReportError, documents
 
 MAX_ROWS = 200_000
+"""In one file, all its documents together."""
+MAX_RESULTS = 3 * MAX_ROWS
+"""Results of SPF and DKIM, and reasons, in one file: a row usually has two."""
+_CHUNK = 65536
+_MAX_TAG = 256 * 1024  # bytes of one tag or comment: each attribute becomes an object before anybody can say stop
 _MAX_DEPTH = 12
 _MAX_ELEMENTS = 2000  # outside the rows, and in each row
 _MAX_TEXT = 1000  # characters of one element that are kept
@@ -82,9 +88,32 @@ class _Element:
 _NOTHING = _Element("")
 
 
-def parse_report(document: bytes) -> Report:
+def read_reports(data: bytes, limits: "Limits | None" = None) -> list[Report]:
+    """Return the reports in a file, packed or not (see unpack.py). Raises ReportError."""
+    limits = limits or Limits()
+    return [parse_report(document, limits) for document in documents(data)]
+
+
+@dataclass(slots=True)
+class Limits:
+    """How many rows and results may still come in a file."""
+
+    rows: int = MAX_ROWS
+    results: int = MAX_RESULTS
+
+    def take(self, results: int) -> None:
+        """Take one row with these results. Raises ReportError."""
+        self.rows -= 1
+        self.results -= results
+        if self.rows < 0:
+            raise ReportError(f"it has more than {MAX_ROWS} rows")
+        if self.results < 0:
+            raise ReportError(f"it has more than {MAX_RESULTS} results")
+
+
+def parse_report(document: bytes, limits: Limits | None = None) -> Report:
     """Parse the report in an XML document. Raises ReportError."""
-    reader = _Reader()
+    reader = _Reader(limits or Limits())
     root = reader.read(document)
     if root.name != "feedback":
         raise ReportError("it is XML, but not an aggregate report")
@@ -118,7 +147,7 @@ def _row(record: _Element) -> ReportRow:
         auth_results=tuple(
             AuthResult(one.name, normal_domain(one.word("domain")), one.word("result").lower(), one.word("selector"))
             for one in record.one("auth_results").children
-            if one.name in ("spf", "dkim")
+            if one.name in ("spf", "dkim") and one.children
         ),
     )
 
@@ -150,8 +179,9 @@ class _Reader:
     Works without recursion; everything is limited.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.rows: list[ReportRow] = []
+        self._limits = limits
         self._root = _NOTHING
         self._open: list[_Element] = []
         self._elements = 0
@@ -165,7 +195,11 @@ class _Reader:
         parser.CharacterDataHandler = self._data
         parser.StartDoctypeDeclHandler = self._doctype
         try:
-            parser.Parse(document, True)
+            for start in range(0, len(document), _CHUNK):
+                parser.Parse(document[start : start + _CHUNK], False)
+                if start - parser.CurrentByteIndex > _MAX_TAG:
+                    raise ReportError(f"the XML has a tag of more than {_MAX_TAG // 1024} kB")
+            parser.Parse(b"", True)
         except expat.ExpatError as error:
             raise ReportError(f"the XML is malformed in line {error.lineno}") from None
         except (LookupError, ValueError) as error:
@@ -188,8 +222,8 @@ class _Reader:
     def _end(self, _name: str) -> None:
         element = self._open.pop()
         if element.name == "record" and len(self._open) == 1:
-            if len(self.rows) == MAX_ROWS:
-                raise ReportError(f"it has more than {MAX_ROWS} rows")
+            reasons = element.one("row").one("policy_evaluated").children
+            self._limits.take(len(element.one("auth_results").children) + len(reasons))
             self.rows.append(_row(element))
             self._root.children.pop()
             self._elements = len(self._root.children)
