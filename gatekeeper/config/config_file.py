@@ -32,6 +32,7 @@ from gatekeeper.config.schema import (
 )
 from gatekeeper.config.values import Delimiter, Domains, Hostname, Networks
 from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix import postconf
 
@@ -144,7 +145,7 @@ def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Confi
     """
     try:
         text = path.read_text(encoding="utf-8")
-        tree = tomllib.loads(text)
+        tree = parse_toml(text)
     except OSError as error:
         raise ConfigError([Problem(str(path), 0, f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
@@ -152,8 +153,8 @@ def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Confi
         raise ConfigError([Problem(str(path), line, "is not UTF-8 text")]) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_syntax_error(path, text, error)]) from error
-    except RecursionError as error:
-        raise ConfigError([Problem(str(path), 0, "is nested too deeply")]) from error
+    except TOMLLimitError as error:
+        raise ConfigError([Problem(str(path), 0, str(error))]) from error
     return _build(tree, path, KeyLocations(text), ask)
 
 

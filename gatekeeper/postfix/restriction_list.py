@@ -71,22 +71,24 @@ def parse_restrictions(text: str) -> list[Restriction]:
     text = _COMMENT.sub(lambda comment: " " * len(comment[0]), text)
     found: list[Restriction] = []
     words: list[str] = []
+    rest: list[str] = []  # without prefixes
     first = 0
     for at, word in split_words(text):
         if not words:
             first = text.count("\n", 0, at)
         words.append(word)
-        if not _takes_more(words):
+        if word.lower() not in _PREFIXES:
+            rest.append(word)
+        if not _takes_more(rest):
             found.append(Restriction(tuple(words), line_offset=first))
-            words = []
+            words, rest = [], []
     if words:
         found.append(Restriction(tuple(words), line_offset=first))
     return found
 
 
-def _takes_more(words: list[str]) -> bool:
-    """Return True if `words` is not a complete restriction yet."""
-    rest = [word for word in words if word.lower() not in _PREFIXES]
+def _takes_more(rest: list[str]) -> bool:
+    """Return True if these words, without prefixes, are not a complete restriction yet."""
     return not rest or (len(rest) == 1 and _TAKES_ARGUMENT.fullmatch(rest[0]) is not None)
 
 

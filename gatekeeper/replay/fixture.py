@@ -40,6 +40,7 @@ from gatekeeper.core import toml_writer
 from gatekeeper.core.file_lock import changing
 from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.request import UNKNOWN, parse_address
+from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
 from gatekeeper.core.units import Duration, duration_text
 from gatekeeper.dnsclient.zone import Zone
 
@@ -271,7 +272,7 @@ def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Mod
     """Read the file as a `model`. If it has mistakes, add them to `problems` and return None."""
     try:
         text = path.read_text("utf-8")
-        return model.model_validate(tomllib.loads(text))
+        return model.model_validate(parse_toml(text))
     except OSError as error:
         problems.append(Problem(str(path), 0, f"cannot be read: {error.strerror}"))
     except UnicodeDecodeError:
@@ -283,6 +284,8 @@ def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Mod
         locations = KeyLocations(text)
         found = [(locations.line(path), what) for path, what in validation_errors(error, model)]
         problems.extend(Problem(str(path), line, what) for line, what in sorted(found))
+    except TOMLLimitError as error:
+        problems.append(Problem(str(path), 0, str(error)))
     return None
 
 

@@ -227,7 +227,7 @@ def with_options(text: str, wanted: Mapping[str, str]) -> str | None:
         changed = document.as_string()
         same = _without_lines(text, wanted) == _without_lines(changed, wanted)
         return changed if same and tomllib.loads(changed) == before | {"signing": before["signing"] | wanted} else None
-    except (TOMLKitError, tomllib.TOMLDecodeError):
+    except (TOMLKitError, tomllib.TOMLDecodeError, RecursionError):
         return None  # tomlkit is another parser than the one that took the text
 
 

@@ -95,6 +95,12 @@ def test_a_class_that_asks_itself_is_refused(classes: dict[str, str], circle: st
     assert any(what.endswith(f"contains itself: {circle}") for what in problems(**classes))
 
 
+def test_classes_have_a_depth_and_repeated_prefixes_take_no_time() -> None:
+    chain = {f"c{number}": f"c{number + 1}" for number in range(3000)} | {"c3000": "reject"}
+    assert any("nested more than 50 deep" in what for what in problems(**chain))
+    assert [] == problems(a="warn_if_reject " * 100_000 + "reject")
+
+
 def test_mistakes_in_a_class_that_nobody_asks_are_found() -> None:
     assert ["gatekeeper.toml:3: unknown restriction 'permitt'; did you mean 'permit'?"] == problems(a="permitt")
 

@@ -52,6 +52,11 @@ def test_a_case_is_what_its_files_say(tmp_path: Path) -> None:
     assert b"Subject: hello\r\n\r\nbare LF\n" == case.content(message)
 
 
+def test_a_session_nested_too_deeply_is_a_mistake(tmp_path: Path) -> None:
+    folder = make(tmp_path / "case", "a = " + "[" * 100_000)
+    assert ["session.toml: is nested too deeply"] == problems(folder)
+
+
 def test_every_mistake_is_named_with_its_place(tmp_path: Path) -> None:
     session = """\
 format = 1

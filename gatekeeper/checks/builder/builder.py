@@ -7,7 +7,7 @@ every mistake is collected instead of stopping at the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -61,6 +61,8 @@ _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
 
 _ENDS = ("permit", "reject", "defer")
 """Words that end every list: nothing after them is evaluated."""
+
+_MAX_NESTED = 50  # classes in classes: each is some calls deep when a mail is judged
 
 Words = tuple[Sequence[str], SourceLine]
 """A restriction as it is written, and where it stands."""
@@ -173,8 +175,7 @@ class CheckBuilder:
         word = OLD_NAMES.get(written.lower(), written.lower())
         refuse_parameters(words)
         if word == "warn_if_reject":
-            while arguments and arguments[0].lower() == word:
-                del arguments[0]  # repeating it changes nothing
+            arguments = [*dropwhile(lambda again: again.lower() == word, arguments)]  # repeating it changes nothing
             if not arguments:
                 raise ValueError("warn_if_reject needs a restriction after it")
             return WarnIfReject(self._parse(arguments, place, list))
@@ -217,11 +218,14 @@ class CheckBuilder:
     def _class(self, name: str, list: str) -> RestrictionClass:
         """Return the class as it runs in one list.
 
-        Raises _AlreadyReported for a class with mistakes, ValueError for one that contains itself.
+        Raises _AlreadyReported for a class with mistakes, ValueError for one that contains itself, or is nested too
+        deeply.
         """
         if name in self._building:
             circle = " -> ".join([*self._building[self._building.index(name) :], name])
             raise ValueError(f"the restriction class {name} contains itself: {circle}")
+        if len(self._building) >= _MAX_NESTED:
+            raise ValueError(f"restriction classes are nested more than {_MAX_NESTED} deep")
         if (name, list) not in self._built:
             self._building.append(name)
             checks = [self.check(words, place, list) for words, place in self._classes[name]]
