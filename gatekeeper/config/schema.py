@@ -128,6 +128,7 @@ class MilterSection(Section):
     socket_group: StrictStr = ""
     workers: Workers = 2
     mode: Literal["s", "v", "sv"] = "sv"
+    on_error: Literal["accept", "tempfail"] = "accept"
     software_header: StrictBool = False
 
 

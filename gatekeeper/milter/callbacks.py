@@ -9,12 +9,14 @@ libmilter's thread: a hop costs 0.1 ms of CPU.
 Postfix is told only at the end of the message what to do, and at connect where connections are limited; every other
 callback is negotiated as needing no answer, which spares a round trip for each header.
 
-libmilter must never see an exception: it is logged, and the mail goes on.
+libmilter must never see an exception: it is logged, and what becomes of the message says milter/heard.py.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from itertools import count
 from typing import Any, TypeVar, TypeVarTuple
 
 import milter
@@ -22,6 +24,7 @@ import milter
 from gatekeeper.app.app import App
 from gatekeeper.core.verdict import Verdict, printable
 from gatekeeper.milter.edits import Edits
+from gatekeeper.milter.heard import Heard, Unjudged
 from gatekeeper.milter.message import EarlyStart
 from gatekeeper.milter.session import MilterSession
 
@@ -50,31 +53,55 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class MilterConnection:
-    """One connection of Postfix: its session, and the code that a callback returns if it has nothing to say."""
+    """One connection of Postfix: its session, what was heard for certain, and the code of a callback without a word."""
 
-    __slots__ = ("default_answer", "session")
+    __slots__ = ("default_answer", "heard", "session")
 
     def __init__(self, session: MilterSession, *, no_reply: bool) -> None:
         self.session = session
+        self.heard = Heard()
         self.default_answer: int = milter.NOREPLY if no_reply else milter.CONTINUE
 
 
+Callback = Callable[["Callbacks", Any, MilterConnection, *Arguments], None]
+
+
 def _guarded(
-    callback: Callable[["Callbacks", Any, MilterConnection, *Arguments], None],
+    callback: Callback[*Arguments], *, of_client: bool = False
 ) -> Callable[["Callbacks", Any, *Arguments], int]:
-    """Give `callback` the connection, log its accidents, and return the default answer: libmilter sees no exception."""
+    """Give `callback` the connection, log its accidents, and return the default answer: libmilter sees no exception.
+
+    Until it has come back the message counts as unheard (milter/heard.py), or all of them if it is one `of_client`.
+    """
+    name = callback.__name__
 
     def call(self: "Callbacks", ctx: Any, /, *arguments: *Arguments) -> int:
         connection: MilterConnection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
+        stretch = connection.heard.client if of_client else connection.heard.message
         try:
+            alone = not stretch.unfinished
+            if alone:
+                stretch.unfinished = name
             callback(self, ctx, connection, *arguments)
-        except Exception:
-            logger.exception("the milter's %s callback failed", callback.__name__)
+            if alone:
+                stretch.unfinished = ""
+        except BaseException:  # noqa: BLE001 (libmilter would go on as if nothing had happened)
+            stretch.unfinished = name
+            _log_accident(name)
         return connection.default_answer
 
     return call
+
+
+def _guarded_before_mail(callback: Callback[*Arguments]) -> Callable[["Callbacks", Any, *Arguments], int]:
+    return _guarded(callback, of_client=True)
+
+
+def _log_accident(name: str) -> None:
+    with suppress(Exception):  # the log may be what fails
+        logger.exception("the milter's %s callback failed", name)
 
 
 class Callbacks:
@@ -93,9 +120,23 @@ class Callbacks:
         # Only DontSignMailTo asks for recipients.
         self._steps = _STEPS if app.plan.signing.never_to else _STEPS | milter.P_NORCPT
         self._settling: set[asyncio.Task[None]] = set()
+        self._unjudged = Unjudged(app.plan.config, app.site.authserv_id)
+        self._unjudged_count = count(1)
 
     def negotiate(self, ctx: Any, options: list[int]) -> int:
-        """Agree with Postfix on actions and steps, in place in `options`, and begin the connection."""
+        """Agree with Postfix on actions and steps, in place in `options`, and begin the connection.
+
+        If that fails libmilter hangs up: options that were agreed on by half would leave steps out, and Postfix knows
+        what to do without a milter.
+        """
+        try:
+            self._negotiate(ctx, options)
+        except BaseException:  # noqa: BLE001 (libmilter would go on as if nothing had happened)
+            _log_accident("negotiate")
+            return int(milter.REJECT)
+        return int(milter.CONTINUE)
+
+    def _negotiate(self, ctx: Any, options: list[int]) -> None:
         if self._wanted_macros and options[0] & milter.SETSYMLIST:
             # What is asked for takes the place of milter_end_of_header_macros, which has the queue id.
             ctx.setsymlist(milter.M_EOH, " ".join(["i", *self._wanted_macros]))
@@ -106,17 +147,17 @@ class Callbacks:
         options[1] &= ~_NO_REPLY | (self._not_answered if no_reply else 0)
         session = MilterSession(self._app, leading_space=bool(options[1] & milter.P_HDR_LEADSPC))
         ctx.setpriv(MilterConnection(session, no_reply=no_reply))
-        return int(milter.CONTINUE)
 
     def connect(self, ctx: Any, name: str, family: int, address: Any) -> int:
         """Take the client's name and address; where connections are limited, answer whether it may stay."""
         answer = self._take_client(ctx, name, family, address)
         return self._admit(ctx) if self._limited else answer
 
-    @_guarded
+    @_guarded_before_mail
     def _take_client(self, ctx: Any, connection: MilterConnection, name: str, _family: int, address: Any) -> None:
         host, port = (address[0], address[1]) if isinstance(address, tuple) else ("", None)
         connection.session.connect(name, host, port, daemon_name=_macro(ctx, "{daemon_name}"))
+        connection.heard.client.unfinished = ""
 
     def _admit(self, ctx: Any) -> int:
         connection: MilterConnection | None = ctx.getpriv()
@@ -131,7 +172,7 @@ class Callbacks:
             logger.exception("a connection could not be counted and goes on")
         return int(milter.CONTINUE)
 
-    @_guarded
+    @_guarded_before_mail
     def helo(self, _ctx: Any, connection: MilterConnection, name: str) -> None:
         """Take the name of HELO or EHLO."""
         connection.session.helo(name)
@@ -140,9 +181,11 @@ class Callbacks:
     def mail(self, ctx: Any, connection: MilterConnection, sender: bytes, *_parameters: bytes) -> None:
         """Begin a message."""
         session = connection.session
+        connection.heard.begin()
         self._forget_message(session)
         user, method = _macro(ctx, "{auth_authen}"), _macro(ctx, "{auth_type}")
         self._start(session.mail(_text(sender), sasl_user=user, sasl_method=method, macros=self._macros(ctx)))
+        connection.heard.message.unfinished = ""
 
     @_guarded
     def rcpt(self, _ctx: Any, connection: MilterConnection, recipient: bytes, *_parameters: bytes) -> None:
@@ -156,17 +199,25 @@ class Callbacks:
         connection: MilterConnection | None = ctx.getpriv()
         if connection is None:
             return int(milter.CONTINUE)
+        heard = connection.heard
         try:
+            before, heard.fields = heard.fields, False
             # libmilter ends the lines of a folded value with a bare LF
-            connection.session.header(name.encode("utf-8", "surrogateescape"), value.replace(b"\n", b"\r\n"))
-        except Exception:
-            logger.exception("the milter's header callback failed")
+            value = value.replace(b"\n", b"\r\n")
+            heard.field(name, value)
+            connection.session.header(name.encode("utf-8", "surrogateescape"), value)
+            heard.fields = before
+        except BaseException:  # noqa: BLE001 (libmilter would go on as if nothing had happened)
+            heard.fields = False
+            _log_accident("header")
         return connection.default_answer
 
     @_guarded
     def end_of_header(self, ctx: Any, connection: MilterConnection) -> None:
         """Let the message be signed or judged, now that its header is complete."""
-        self._start(connection.session.end_of_header(queue_id=_macro(ctx, "i"), macros=self._macros(ctx)))
+        queue_id = connection.heard.queue_id = _macro(ctx, "i")
+        self._start(connection.session.end_of_header(queue_id=queue_id, macros=self._macros(ctx)))
+        connection.heard.ended = True
 
     @_guarded
     def body(self, _ctx: Any, connection: MilterConnection, chunk: bytes) -> None:
@@ -175,37 +226,80 @@ class Callbacks:
 
     def end_of_message(self, ctx: Any) -> int:
         """Tell Postfix what to do with the message."""
-        connection: MilterConnection | None = ctx.getpriv()
-        if connection is None:
-            return int(milter.CONTINUE)
-        session = connection.session
         try:
-            edits = session.end_without_waiting()
-            if edits is not None:
-                return _apply(ctx, edits)
-            answer = _apply(ctx, self._wait_for(session.end_on_event_loop(), END_OF_MESSAGE_TIMEOUT))
-            if session.unsettled:
-                self._loop.call_soon_threadsafe(self._settle, session)
+            connection: MilterConnection | None = ctx.getpriv()
+            answer = self._end_message(ctx, connection)
+            if connection is not None:
+                connection.heard.begin()
             return answer
+        except BaseException:  # noqa: BLE001 (libmilter would let the message go on)
+            _log_accident("end_of_message")
+            return int(milter.TEMPFAIL)
+
+    def _end_message(self, ctx: Any, connection: MilterConnection | None) -> int:
+        if connection is None:
+            return self._end_unjudged(ctx, None, "there is no session")
+        heard, editing = connection.heard, _Editing(ctx)
+        try:
+            if not heard.missing:
+                answer = editing.apply(self._judge(connection.session))
+                self._settle_soon(connection.session)
+                return answer
+            why = f"its callback {heard.missing} has not come to its end"
         except TimeoutError:
-            logger.error("a message was not judged within %d s and goes on as it is", END_OF_MESSAGE_TIMEOUT)  # noqa: TRY400 (no traceback: nothing broke)
-        except Exception:
-            logger.exception("the end of a message failed, and it goes on as it is")
-        return int(milter.CONTINUE)
+            why = f"not judged within {END_OF_MESSAGE_TIMEOUT:g} s"
+        except BaseException:  # noqa: BLE001 (libmilter would let the message go on)
+            _log_accident("end_of_message")
+            why = "its end has failed"
+        return self._end_unjudged(ctx, heard, why, editing)
+
+    def _judge(self, session: MilterSession) -> Edits:
+        """Return what is to be done with a message that was heard. Raises what goes wrong, TimeoutError too."""
+        edits = session.end_without_waiting()
+        return self._wait_for(session.end_on_event_loop(), END_OF_MESSAGE_TIMEOUT) if edits is None else edits
+
+    def _settle_soon(self, session: MilterSession) -> None:
+        if session.unsettled:
+            try:
+                self._loop.call_soon_threadsafe(self._settle, session)
+            except Exception:
+                logger.exception("what is to be remembered of a message is lost")
+
+    def _end_unjudged(self, ctx: Any, heard: Heard | None, why: str, editing: "_Editing | None" = None) -> int:
+        """Do with a message that was not judged what milter/heard.py says. Raises if that is not possible."""
+        if editing is not None and editing.begun:
+            edits = self._unjudged.edits_half_made(removed=editing.removed)
+        else:
+            edits = self._unjudged.edits(heard)
+        answer = _Editing(ctx).apply(edits)
+        with suppress(Exception):  # the log may be what fails
+            logger.error(
+                "milter.unjudged: a message %s (queue id %s): %s; %d fields in our name removed; number %d",
+                "waits" if edits.reply is not None else "goes on",
+                printable(heard.queue_id if heard is not None else "") or "unknown",
+                why,
+                len(edits.removals),
+                next(self._unjudged_count),
+            )
+        return answer
 
     @_guarded
     def abort(self, _ctx: Any, connection: MilterConnection) -> None:
         """Forget the message: the client has given it up."""
+        connection.heard.begin()
         self._forget_message(connection.session)
 
     def close(self, ctx: Any) -> int:
         """Forget the connection: it has ended."""
-        connection: MilterConnection | None = ctx.getpriv()
-        if connection is not None:
-            self._forget_message(connection.session)
-            if self._limited:
-                self._loop.call_soon_threadsafe(connection.session.closed)
-            ctx.setpriv(None)
+        try:
+            connection: MilterConnection | None = ctx.getpriv()
+            if connection is not None:
+                ctx.setpriv(None)
+                if self._limited:
+                    self._loop.call_soon_threadsafe(connection.session.closed)
+                self._forget_message(connection.session)
+        except BaseException:  # noqa: BLE001 (nobody is left to be told)
+            _log_accident("close")
         return int(milter.CONTINUE)
 
     def _macros(self, ctx: Any) -> dict[str, str]:
@@ -270,22 +364,40 @@ def _macro(ctx: Any, name: str) -> str:
         return ""
 
 
-def _apply(ctx: Any, edits: Edits) -> int:
-    """Say the edits to Postfix, and return libmilter's code for the answer."""
-    if edits.reply is not None:
-        return _refuse(ctx, edits.reply)
-    if edits.discard:
-        return int(milter.DISCARD)
-    for removal in edits.removals:
-        ctx.chgheader(removal.name, removal.index, "")
-    for insertion in edits.insertions:
-        ctx.addheader(insertion.name, insertion.value, 0)
-    if edits.quarantine:
-        ctx.quarantine(printable(edits.quarantine))
-    return int(milter.CONTINUE)
+class _Editing:
+    """The edits of one message on their way to Postfix: how far they have come is known if they fail.
+
+    What was removed already shifts the rest, so nobody can begin again.
+    """
+
+    __slots__ = ("_ctx", "begun", "removed")
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.begun = self.removed = False
+
+    def apply(self, edits: Edits) -> int:
+        """Say the edits to Postfix, and return libmilter's code for the answer."""
+        if edits.reply is not None:
+            return _refuse(self._ctx, edits.reply)
+        if edits.discard:
+            return int(milter.DISCARD)
+        self.begun = True
+        for removal in edits.removals:
+            self._ctx.chgheader(removal.name, removal.index, "")
+        self.removed = True
+        for insertion in edits.insertions:
+            self._ctx.addheader(insertion.name, insertion.value, 0)
+        if edits.quarantine:
+            self._ctx.quarantine(printable(edits.quarantine))
+        return int(milter.CONTINUE)
 
 
 def _refuse(ctx: Any, verdict: Verdict) -> int:
-    # smfi_setreply(3) takes a percent sign doubled
-    ctx.setreply(verdict.code, verdict.enhanced, printable(verdict.text).replace("%", "%%"))
-    return int(milter.REJECT if verdict.code.startswith("5") else milter.TEMPFAIL)
+    answer = int(milter.REJECT if verdict.code.startswith("5") else milter.TEMPFAIL)
+    try:
+        # smfi_setreply(3) takes a percent sign doubled
+        ctx.setreply(verdict.code, verdict.enhanced, printable(verdict.text).replace("%", "%%"))
+    except Exception:  # noqa: BLE001 (whatever it is: then Postfix says it in words of its own)
+        _log_accident("setreply")
+    return answer

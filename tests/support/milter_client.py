@@ -45,12 +45,19 @@ class Outcome:
 class MilterClient:
     """One connection to a milter; `address` is a unix path or (host, port). `timeout` is in seconds."""
 
-    def __init__(self, address: str | tuple[str, int], *, steps: int = ALL_STEPS, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        address: str | tuple[str, int],
+        *,
+        steps: int = ALL_STEPS,
+        actions: int = ALL_ACTIONS,
+        timeout: float = 60.0,
+    ) -> None:
         self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
         self.sock.connect(address)
         self._stream = self.sock.makefile("rb")
-        self._send(OPTIONS, struct.pack("!LLL", 6, ALL_ACTIONS, steps))
+        self._send(OPTIONS, struct.pack("!LLL", 6, actions, steps))
         command, data = self._receive()
         assert OPTIONS == command
         _, self.actions, self.steps = struct.unpack("!LLL", data[:12])

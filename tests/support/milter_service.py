@@ -37,6 +37,7 @@ url = "{store}"
 [milter]
 listen = "unix:{folder}/milter.sock"
 workers = 1
+{milter}
 [signing]
 key_table = "{folder}/KeyTable"
 signing_table = "refile:{folder}/SigningTable"
@@ -55,8 +56,11 @@ def serving(
     timeout: str = "3s",
     store: str = "memory:",
     prelude: str = "",
+    milter: str = "",
+    faulty: bool = False,
 ) -> Iterator[str]:
-    """The milter with `more` configuration on top and `signing` in that section, asking `zone`; its socket."""
+    """The milter with `more` configuration on top, `signing` and `milter` in those sections, asking `zone`; its socket.
+    A `faulty` one may say that something has gone wrong."""
     need_milter()
     zone = Zone.parse(zone) if isinstance(zone, str) else zone
     with TemporaryDirectory(prefix="gatekeeper-test-") as name, DnsServer(zone) as dns:
@@ -71,7 +75,11 @@ def serving(
             ("SigningTable", b"*@ours.example ours\n*@bad.example bad\n"),
             (
                 "gatekeeper.toml",
-                (more + CONFIG.format(dns=dns.address, folder=folder, timeout=timeout, store=store) + signing).encode(),
+                (
+                    more
+                    + CONFIG.format(dns=dns.address, folder=folder, timeout=timeout, store=store, milter=milter)
+                    + signing
+                ).encode(),
             ),
         ):
             (folder / file).write_bytes(content)
@@ -80,7 +88,8 @@ def serving(
         service.wait_for("^listening milter")
         yield f"{folder}/milter.sock"
         assert 0 == service.end()
-        assert [] == [line for line in service.lines if "Traceback" in line or "claimed not to reply" in line]
+        wrong = [line for line in service.lines if "Traceback" in line or "claimed not to reply" in line]
+        assert faulty or wrong == []
 
 
 def verifies(raw: bytes, fields: list[tuple[str, str]]) -> bool:
