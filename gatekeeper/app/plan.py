@@ -181,6 +181,13 @@ def _other_problems(config: Config) -> Iterator[Problem]:
     if config.verify.unsigned_ours and {Method.SPF, Method.IPREV, Method.DMARC} & {*config.verify.methods}:
         what = 'verify.unsigned_ours judges mail of our own clients, not of mail servers: it needs methods = ["dkim"]'
         yield config.problem(("verify", "unsigned_ours"), what)
+    for name, section in (("policy", config.policy), ("milter", config.milter)):
+        for family, can_come in zip(("unix", "inet"), section.peers.kinds, strict=True):
+            deserted = [str(one) for one in section.listen if (one.family == "unix") == (family == "unix")]
+            if deserted and not can_come:
+                kind = "users" if family == "unix" else "addresses"
+                what = f"{name}.peers names no {kind}, so nobody could connect to {deserted[0]}"
+                yield config.problem((name, "peers"), what)
     # Only root becomes somebody else: for everybody else these options are not used.
     unused = os.geteuid() != 0
     for option, names, lookup in (

@@ -32,9 +32,11 @@ from gatekeeper.config.values import (
     HeaderSet,
     Hostnames,
     Nameservers,
+    PeerList,
     RejectCode,
     Workers,
 )
+from gatekeeper.core.peers import EVERYBODY
 from gatekeeper.core.units import Duration, PositiveDuration
 from gatekeeper.dnslists.monitor import LIST_TIMEOUT
 from gatekeeper.pipeline.pipeline import LISTS, RECIPIENT
@@ -109,6 +111,7 @@ class PolicySection(RestrictionLists):
     listen: Addresses = (ListenAddress("inet", "127.0.0.1", 10040),)
     socket_mode: FileMode = 0o660
     socket_group: StrictStr = ""
+    peers: PeerList = EVERYBODY
     workers: Workers = 2
     recipient_restrictions: Restrictions = tuple(parse_restrictions(DEFAULT_RESTRICTIONS))
     contexts: Mapping[str, RestrictionLists] = {}
@@ -126,6 +129,7 @@ class MilterSection(Section):
     listen: Addresses = (ListenAddress("inet", "127.0.0.1", 8891),)
     socket_mode: FileMode = 0o660
     socket_group: StrictStr = ""
+    peers: PeerList = EVERYBODY
     workers: Workers = 2
     mode: Literal["s", "v", "sv"] = "sv"
     on_error: Literal["accept", "tempfail"] = "accept"

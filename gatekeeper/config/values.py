@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StrictInt
 
 from gatekeeper.core.log import FACILITIES
+from gatekeeper.core.peers import Peers, parse_peers
 from gatekeeper.core.units import parse_network, unmap_network
 from gatekeeper.dnsclient import names as dns_names
 from gatekeeper.dnsclient.live import parse_nameserver
@@ -35,6 +36,15 @@ def _domain(value: Any) -> str:
 
 def _listen(value: Any) -> ListenAddress:
     return value if isinstance(value, ListenAddress) else parse_listen_address(str(value))
+
+
+def _peers(value: Any) -> Peers:
+    if isinstance(value, Peers):
+        return value
+    words = _split_words(value)
+    if not isinstance(words, list | tuple):
+        raise ValueError(f"{value!r} is not a list of users, user ids, addresses and networks")  # noqa: TRY004 (pydantic wants ValueError)
+    return parse_peers([str(word) for word in words])
 
 
 def _file_mode(value: Any) -> int:
@@ -124,6 +134,7 @@ Addresses = Annotated[
     AfterValidator(_non_empty),
 ]
 Facility = Annotated[str, PlainValidator(_facility)]
+PeerList = Annotated[Peers, PlainValidator(_peers)]
 FileMode = Annotated[int, BeforeValidator(_file_mode)]
 RejectCode = Annotated[str, BeforeValidator(_reject_code)]
 Nameservers = Annotated[tuple[Annotated[str, BeforeValidator(_nameserver)], ...], BeforeValidator(_one_or_more)]

@@ -141,7 +141,7 @@ async def _serve(
 
 async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_Orders", slot: BalanceSlot) -> None:
     app.watch_lists()
-    server = PolicyServer(app, slot=slot)
+    server = PolicyServer(app, slot=slot, peers=app.plan.config.policy.peers)
     await server.serve(listeners)
     orders.take = server.adopt
     orders.ready()

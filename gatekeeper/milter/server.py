@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """libmilter's life in this process: its listening socket, its threads, its end. What it calls is in callbacks.py.
 
-libmilter runs its own threads, opens its own listener and owns HUP, TERM and INT. So one process serves one address:
-libmilter opens a throw-away socket of the same family, and the listener that the parent opened is put over its
-descriptor; `milter.main()` runs in a thread, while the process's main thread runs the event loop.
+libmilter runs its own threads, opens its own listener and owns HUP, TERM and INT. So one process serves one address.
+`milter.main()` runs in a thread, while the process's main thread runs the event loop.
+
+A unix socket on which only Postfix can connect, by the mode of its file, is libmilter's own: libmilter opens a
+throw-away socket, and the listener that the parent opened is put over its descriptor. On every other socket (TCP, a
+mode that lets everybody in, `milter.peers`) the gate of milter/gate.py accepts, and hands on what libmilter can bear to
+a private socket of libmilter's that nobody else can reach.
 
 Draining never uses signals (after SIGTERM libmilter cuts held sessions within 5 seconds): a dead listener takes the
-place of the live one, and the process leaves when its last accepted connection has gone.
+place of the live one, or the gate shuts, and the process leaves when its last accepted connection has gone.
 """
 
 import asyncio
@@ -14,22 +18,26 @@ import contextlib
 import ctypes
 import logging
 import os
-import shutil
 import signal
 import socket
 import syslog
 import tempfile
 import threading
+from collections.abc import Callable
 
 import milter
 
 from gatekeeper.app.app import App
+from gatekeeper.core.peers import Door
+from gatekeeper.milter import gate
 from gatekeeper.milter.callbacks import Callbacks, register
+from gatekeeper.milter.gate import Gate
 from gatekeeper.milter.open_sockets import count_connections, listening_descriptors
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PACKET = 1024 * 1024 - 1  # bytes, as libmilter's MILTER_MDS_1M
+_LONGEST_PACKET = gate.LONGEST - 1  # bytes of its data
+_OTHERS_MAY_WRITE = 0o002
 
 
 class MilterServer:
@@ -38,7 +46,8 @@ class MilterServer:
     def __init__(self, app: App) -> None:
         self._app = app
         self._listener: socket.socket | None = None
-        self._descriptor = -1  # where libmilter keeps its listening socket
+        self._descriptor = -1  # where libmilter keeps its listening socket, if that is ours
+        self._gate: Gate | None = None
         self._main: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
 
@@ -49,7 +58,10 @@ class MilterServer:
         register(Callbacks(self._app, loop))
         _allow_long_fields()
         _silence_libmilter()
-        self._descriptor = _adopt(listener)
+        if self._is_postfix_only(listener):
+            self._descriptor = _adopt(listener)
+        else:
+            self._gate = Gate(Door(self._app.plan.config.milter.peers, "milter"), _open_private())
         ended = self._ended = loop.create_future()
 
         def run() -> None:
@@ -65,6 +77,13 @@ class MilterServer:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
         self._main = threading.Thread(target=run, name="libmilter", daemon=True)
         self._main.start()
+        if self._gate is not None:
+            self._gate.open(listener)
+
+    def _is_postfix_only(self, listener: socket.socket) -> bool:
+        """Return whether nobody can connect whom its administrator has not put into the group of Postfix."""
+        config = self._app.plan.config.milter
+        return listener.family == socket.AF_UNIX and not config.socket_mode & _OTHERS_MAY_WRITE and not config.peers
 
     async def wait_ended(self) -> None:
         """Return when libmilter gave up by itself, which it only does on an error."""
@@ -74,14 +93,19 @@ class MilterServer:
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (the end of patience, not of the call)
         """Take no more connections; return when the last one that was accepted has gone, or after `timeout` seconds."""
         assert self._listener is not None
+        deadline = asyncio.get_running_loop().time() + timeout
+        if self._gate is not None:
+            self._gate.shut()
+            while self._gate.sessions and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (once in a life)
+                await asyncio.sleep(0.1)
+            return
         address = self._listener.getsockname()
-        with socket.socket(self._listener.family, socket.SOCK_STREAM) as dead:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
             # It has to listen, on an address that nobody knows: libmilter gives up over a socket that cannot.
-            dead.bind("" if isinstance(address, str) else _loopback(self._listener.family))
+            dead.bind("")
             dead.listen(1)
             dead.setblocking(False)
             os.dup2(dead.fileno(), self._descriptor)
-        deadline = asyncio.get_running_loop().time() + timeout
         # An accept() that was already under way is over long before this.
         await asyncio.sleep(0.1)
         while count_connections(address) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (libmilter tells nobody)
@@ -111,37 +135,39 @@ def _silence_libmilter() -> None:
 
 
 def _adopt(listener: socket.socket) -> int:
-    """Let libmilter open a socket of the same family, put `listener` over it, and return its descriptor."""
+    """Let libmilter open a unix socket, put `listener` over it, and return its descriptor."""
     before = listening_descriptors()
-    folder = tempfile.mkdtemp(prefix="gatekeeper-")
-    try:
-        if listener.family == socket.AF_UNIX:
-            milter.setconn(f"unix:{folder}/milter.sock")
-            milter.opensocket(False)
-        else:
-            _open_inet(listener.family)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="gatekeeper-") as folder:
+        _open_unix(folder)
     (descriptor,) = listening_descriptors() - before
     os.dup2(listener.fileno(), descriptor)
     return descriptor
 
 
-def _open_inet(family: int) -> None:
-    """Open libmilter's throw-away TCP socket on some free port of loopback; libmilter takes no port 0."""
-    kind = "inet6" if family == socket.AF_INET6 else "inet"
-    for attempt in range(10):
-        with socket.socket(family) as probe:
-            probe.bind(_loopback(family))
-            host, port = probe.getsockname()[:2]
-        milter.setconn(f"{kind}:{port}@{host}")
+def _open_private() -> Callable[[], socket.socket]:
+    """Let libmilter open a unix socket that only this process can reach, and return what connects to it.
+
+    Its file is gone; whoever holds it open, as we do, still gets there by /proc/self/fd.
+    """
+    with tempfile.TemporaryDirectory(prefix="gatekeeper-") as folder:
+        held = os.open(_open_unix(folder), os.O_PATH | os.O_CLOEXEC)
+
+    def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            milter.opensocket(False)
-            return
-        except milter.error:  # somebody else took the port in between
-            if attempt == 9:
-                raise
+            sock.setblocking(False)
+            sock.connect(f"/proc/self/fd/{held}")
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    return connect
 
 
-def _loopback(family: int) -> tuple[str, int]:
-    return ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0)
+def _open_unix(folder: str) -> str:
+    """Let libmilter open its listening socket in `folder`, which is ours alone; return its path."""
+    path = f"{folder}/milter.sock"
+    milter.setconn(f"unix:{path}")
+    milter.opensocket(False)
+    return path

@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 from gatekeeper.core.gather import finish as finish_coroutine
 from gatekeeper.core.gather import gather_in_task, start
 from gatekeeper.core.log import write_decision
+from gatekeeper.core.peers import EVERYBODY, Door, Peers
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision
 from gatekeeper.pipeline.context import Context
@@ -67,12 +68,20 @@ class PolicyServer:
     """Serves policy connections with the decisions of `app`.
 
     `timeout` is in seconds, for one decision. With a `slot`, connections are balanced among the workers that share its
-    listeners.
+    listeners. Whom `peers` does not name is let in by nobody; connections that another worker has let in are in.
     """
 
-    def __init__(self, app: Decider, *, timeout: float = DECISION_TIMEOUT, slot: BalanceSlot | None = None) -> None:
+    def __init__(
+        self,
+        app: Decider,
+        *,
+        timeout: float = DECISION_TIMEOUT,
+        slot: BalanceSlot | None = None,
+        peers: Peers = EVERYBODY,
+    ) -> None:
         self._app = app
         self._slot = slot
+        self._door = Door(peers, "policy")
         self._connection_count = 0
         self._hand_over: HandOver | None = None
         self._deadline = SharedDeadline(timeout)
@@ -173,6 +182,9 @@ class PolicyServer:
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener)
             loop.call_later(_RETRY_DELAY, self._resume, listener)
+            return
+        if not self._door.lets_in(sock):
+            sock.close()
             return
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

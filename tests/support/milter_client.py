@@ -53,7 +53,7 @@ class MilterClient:
         actions: int = ALL_ACTIONS,
         timeout: float = 60.0,
     ) -> None:
-        self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM)
+        self.sock = socket.socket(_family(address), socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
         self.sock.connect(address)
         self._stream = self.sock.makefile("rb")
@@ -168,3 +168,9 @@ class MilterClient:
             raise ConnectionError("the milter has closed the connection")
         data = self._stream.read(struct.unpack("!L", head)[0])
         return data[:1], data[1:]
+
+
+def _family(address: str | tuple[str, int]) -> socket.AddressFamily:
+    if isinstance(address, str):
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
