@@ -18,7 +18,7 @@ help:  ## this list
 run:  ## the policy daemon and the milter, in the foreground (CONFIG=FILE)
 	@.ci/bootstrap milter
 	@# On a terminal Ctrl-C goes to gatekeeper alone, or make would call its clean end an error.
-	@serve=".venv/bin/gatekeeper --config $$(.ci/config $(CONFIG)) run $(ARGS)"; [ -t 0 ] || exec $$serve; set -m; $$serve; exit $$?
+	@serve=".venv/bin/gatekeeper --config $(CONFIG) run $(ARGS)"; [ -t 0 ] || exec $$serve; set -m; $$serve; exit $$?
 
 test:  ## the tests (ARGS="-k greylist")
 	@.ci/bootstrap milter postfix tests

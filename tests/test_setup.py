@@ -63,18 +63,6 @@ def test_make_help_names_every_target() -> None:
     assert phony == re.findall(r"^  make (\w+)", shown, re.MULTILINE)
 
 
-def test_what_make_run_replaces_is_in_the_configuration() -> None:
-    # .ci/config puts Postfix's own sockets in place of these lines; reworded, they would silently stay.
-    config = (ROOT / "config" / "gatekeeper.toml").read_text(encoding="utf-8")
-    replaced = re.findall(r"s\|\^(#[^|]+)\|", (ROOT / ".ci" / "config").read_text(encoding="utf-8").replace('\\"', '"'))
-    assert 3 == len(replaced)
-    assert [] == [line for line in replaced if f"\n{line}\n" not in config]
-
-
-def test_make_run_takes_a_configuration_that_is_named_as_it_is(tmp_path: Path) -> None:
-    assert "mine.toml\n" == script("config", "mine.toml", folder=tmp_path).stdout
-
-
 def test_without_a_suitable_python_one_sentence_says_so(tmp_path: Path) -> None:
     done = script("bootstrap", folder=tmp_path, PYTHON=str(tmp_path / "python3.9"))
     assert (1, "gatekeeper: no Python 3.11 to 3.14 found; name one with make PYTHON=/path/to/python3.12\n") == (

@@ -41,13 +41,19 @@ def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
     from gatekeeper.postfix.listen_address import ListenAddress
 
     path = config_path(options)
+    config = None
+
+    def load() -> config_file.Config:
+        nonlocal config
+        config = config_file.load(path) if path else config_file.defaults()
+        return config
 
     def announce(addresses: Mapping[WorkerKind, ListenAddress]) -> None:
-        print(startup_message(addresses, path), file=sys.stderr, flush=True)
+        sockets = config.sockets if config else None
+        queue = (sockets.queue_directory,) if sockets else ()
+        print(startup_message(addresses, path, *queue), file=sys.stderr, flush=True)
 
-    return supervisor.run(
-        lambda: config_file.load(path) if path else config_file.defaults(), announce, policy=policy, milter=milter
-    )
+    return supervisor.run(load, announce, policy=policy, milter=milter)
 
 
 def check_config(options: argparse.Namespace) -> int:

@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, StrictStr, ValidationError
 
+from gatekeeper.config import postfix_sockets
 from gatekeeper.config.errors import validation_errors
 from gatekeeper.config.locations import KeyLocations, KeyPath
+from gatekeeper.config.postfix_sockets import PostfixSockets
 from gatekeeper.config.schema import (
     ChecksSection,
     DnsSection,
@@ -76,6 +78,7 @@ class Config(Section):
     _postconf_warnings: tuple[str, ...] = PrivateAttr(())
     _import_warnings: tuple[Problem, ...] = PrivateAttr(())
     _drift: tuple[Problem, ...] = PrivateAttr(())
+    _sockets: PostfixSockets | None = PrivateAttr(None)
 
     @property
     def folder(self) -> Path:
@@ -91,6 +94,11 @@ class Config(Section):
     def drift(self) -> tuple[Problem, ...]:
         """Warnings where the file differs from Postfix's own settings, for check-config and at start."""
         return self._drift
+
+    @property
+    def sockets(self) -> PostfixSockets | None:
+        """Where Postfix's own sockets are, if they are used because the file says no address."""
+        return self._sockets
 
     @property
     def site(self) -> Site:
@@ -211,6 +219,8 @@ def _build(
     file = str(path or "the default configuration")
     found = list(_tree_errors(tree))
     usable = {**relay.values, **{name: value for name, value in tree.items() if name not in NOT_YET}}
+    if sockets := postfix_sockets.find(tree, ask):
+        usable = postfix_sockets.with_defaults(usable, sockets)
     while True:
         try:
             config = Config.model_validate(usable)
@@ -223,7 +233,7 @@ def _build(
                 rest = _without(rest, at)
             # If there is nothing left to remove, a default is wrong; that must not loop for ever.
             usable = rest if rest != usable else {}
-    config._file, config._locations = path, locations
+    config._file, config._locations, config._sockets = path, locations, sockets
     config._postconf_warnings = tuple(what for option, what in relay.warnings if option not in tree)
     config._drift = tuple(
         locations.problem(file, (option,), what, warning=True) for option, what in _drift(config, tree, relay)

@@ -11,17 +11,29 @@ from pathlib import Path
 from gatekeeper.daemon.worker import WorkerKind
 from gatekeeper.postfix.listen_address import ListenAddress
 
+_QUEUE = Path("/var/spool/postfix")
 _SESSION = "--client 192.0.2.1 --helo localhost --from a@example.com --to b@example.org"
 
 
-def startup_message(addresses: Mapping[WorkerKind, ListenAddress], config_path: Path | None) -> str:
-    """Return the text, for one address of each kind that is served."""
+_ON_TCP = (
+    "On TCP whoever reaches the port is believed: any user of this machine can have mail signed, or count against "
+    "others. Unix sockets are for Postfix alone (postfix-snippets/)."
+)
+
+
+def startup_message(
+    addresses: Mapping[WorkerKind, ListenAddress], config_path: Path | None, queue_directory: Path = _QUEUE
+) -> str:
+    """Return the text, for one address of each kind that is served; `queue_directory` is Postfix's."""
     lines = ["", "Put into Postfix's main.cf, as postfix-snippets/ explains (who may relay is decided before):"]
     if WorkerKind.POLICY in addresses:
-        service = f"{_for_postfix(addresses[WorkerKind.POLICY])}, timeout=30s, default_action=DUNNO"
+        service = f"{_for_postfix(addresses[WorkerKind.POLICY], queue_directory)}, timeout=30s, default_action=DUNNO"
         lines.append(f"  smtpd_recipient_restrictions = check_policy_service {{ {service} }}")
     if WorkerKind.MILTER in addresses:
-        lines.append(f"  smtpd_milters = {{ {_for_postfix(addresses[WorkerKind.MILTER])}, default_action=accept }}")
+        service = f"{_for_postfix(addresses[WorkerKind.MILTER], queue_directory)}, default_action=accept"
+        lines.append(f"  smtpd_milters = {{ {service} }}")
+    if any(address.family != "unix" for address in addresses.values()):
+        lines.append(_ON_TCP)
     option = f"--config {config_path.absolute()} " if config_path else ""
     lines += ["and ask it about a session:", f"  {_command()} {option}explain {_SESSION}"]
     return "\n".join(lines)
@@ -32,6 +44,6 @@ def _command() -> str:
     return f"{sys.executable} -m gatekeeper" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
 
 
-def _for_postfix(listen: ListenAddress) -> str:
+def _for_postfix(listen: ListenAddress, queue_directory: Path) -> str:
     """Postfix takes a unix path relative to its queue directory, and ours as it is if it lies elsewhere."""
-    return str(listen).replace("unix:/var/spool/postfix/", "unix:")
+    return str(listen).replace(f"unix:{queue_directory}/", "unix:")

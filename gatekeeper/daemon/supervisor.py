@@ -201,6 +201,8 @@ class Supervisor:
                 if endpoint not in opened and (endpoint not in self.sockets or _is_gone(endpoint)):
                     kind, address = endpoint
                     section = plan.config.policy if kind is WorkerKind.POLICY else plan.config.milter
+                    if plan.config.sockets is not None:
+                        plan.config.sockets.make_folder_for(address)
                     owner = -1 if self.process_user is None else self.process_user.uid
                     opened[endpoint] = open_listener(address, section.socket_mode, section.socket_group, owner)
         except OSError:

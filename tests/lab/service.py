@@ -54,7 +54,12 @@ class Service:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+                env={
+                    "MAIL_CONFIG": "/nonexistent",
+                    **os.environ,
+                    "PYTHONPATH": str(PROJECT),
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                },
                 start_new_session=True,
             )
         began(self._process.pid)

@@ -46,6 +46,8 @@ class Service:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            # Beside a configured Postfix, what is not set would be taken from it, and its queue directory listened in.
+            env={"MAIL_CONFIG": "/nonexistent", **os.environ},
             start_new_session=True,
         )
         _started.append(self)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where we listen if the configuration does not say: the one rule for `run`, `policy` and `milter`.
+
+For root beside a configured Postfix: on unix sockets in `gatekeeper/` of that Postfix's queue directory, which only
+root and Postfix may enter. On TCP every user of the machine can ask us to sign, and count against others. Else on
+loopback, which works anywhere. What the configuration says about a section's addresses, mode or group stays as it is.
+"""
+
+import grp
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gatekeeper.postfix.listen_address import ListenAddress
+from gatekeeper.postfix.postconf import Ask
+
+_SOCKETS = {"policy": "policy.sock", "milter": "milter.sock"}
+
+
+@dataclass(frozen=True, slots=True)
+class PostfixSockets:
+    """The folder of sockets in a queue directory, and the group of whoever Postfix's processes are."""
+
+    queue_directory: Path
+    group: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the sockets are."""
+        return self.queue_directory / "gatekeeper"
+
+    def make_folder_for(self, listen: ListenAddress) -> None:
+        """Make the folder, if that is where `listen` lies and it is not there. Raises OSError.
+
+        root's alone until it is as it should be: the queue directory is root's, so nobody can put another in its place.
+        """
+        if not listen.path or Path(listen.path).parent != self.folder or self.folder.exists():
+            return
+        self.folder.mkdir(mode=0o700)
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchown(descriptor, 0, grp.getgrnam(self.group).gr_gid)
+            os.fchmod(descriptor, 0o750)
+        finally:
+            os.close(descriptor)
+
+
+def find(tree: Mapping[str, Any], ask: Ask) -> PostfixSockets | None:
+    """Return the sockets that the configuration `tree` leaves to this rule; None if there are none."""
+    sections = [tree.get(name, {}) for name in _SOCKETS]
+    if os.geteuid() != 0 or all(isinstance(section, Mapping) and "listen" in section for section in sections):
+        return None
+    parameters = ask(("queue_directory", "mail_owner"))
+    queue_directory = Path(parameters.get("queue_directory", ""))
+    try:
+        group = grp.getgrgid(pwd.getpwnam(parameters.get("mail_owner", "")).pw_gid).gr_name
+    except KeyError:
+        return None
+    return (
+        PostfixSockets(queue_directory, group) if queue_directory.is_absolute() and queue_directory.is_dir() else None
+    )
+
+
+def with_defaults(tree: Mapping[str, Any], sockets: PostfixSockets) -> dict[str, Any]:
+    """Return `tree` with the addresses, mode and group of `sockets` in each section that says no address."""
+    result = dict(tree)
+    for name, file in _SOCKETS.items():
+        section = tree.get(name, {})
+        if isinstance(section, Mapping) and "listen" not in section:
+            default = {"listen": f"unix:{sockets.folder / file}", "socket_mode": "0660", "socket_group": sockets.group}
+            result[name] = {**default, **section}
+    return result
