@@ -41,12 +41,17 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 def write(lab: Lab, more: str = "") -> Path:
     path = lab.root / "gatekeeper.toml"
-    path.write_text(f'user = "nobody"\n[store]\nurl = "memory:"\n[dns]\nnameservers = ["{lab.dns.address}"]\n{more}')
+    path.write_text(
+        'user = "nobody"\nmynetworks = []\n[store]\nurl = "memory:"\n'
+        f'[dns]\nnameservers = ["{lab.dns.address}"]\n{more}'
+    )
     return path
 
 
-def test_mail_passes_through_sockets_that_nobody_named(lab: Lab) -> None:
-    service = Service(write(lab), "run")
+@pytest.mark.parametrize("named", [False, True], ids=["anybody", "Postfix alone"])
+def test_mail_passes_through_sockets_that_nobody_named(lab: Lab, named: bool) -> None:
+    peers = f'peers = ["{lab.postfix.postconf("mail_owner")}"]\n' if named else ""
+    service = Service(write(lab, f"[policy]\nrestrictions = []\n{peers}[milter]\n{peers}"), "run")
     for side in ("policy", "milter"):
         service.wait_for(f"^listening {side} unix:{lab.postfix.sockets}/{side}.sock$")
         assert service.wait_for(rf"unix:gatekeeper/{side}\.sock, ")  # as main.cf has it, in a chroot and outside
@@ -56,6 +61,7 @@ def test_mail_passes_through_sockets_that_nobody_named(lab: Lab) -> None:
         assert smtp.content(INBOUND).startswith("250 ")
     delivery = lab.sink.find(b"two  spaces")
     assert delivery is not None
+    assert b"\r\nAuthentication-Results: mx.example.org;" in b"\r\n" + delivery.content
     service.wait_for("side=policy")
     folder, sock = os.stat(lab.postfix.sockets), os.stat(lab.postfix.sockets / "milter.sock")
     group = grp.getgrnam(lab.postfix.group).gr_gid
