@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from gatekeeper.dnsclient.zone import Zone
@@ -221,11 +222,12 @@ def _settled(attacked: World, name: str) -> None:
     first = next(question for question in QUESTIONS if question.name == "first mail")
 
     def deferred() -> bool:
-        for number in range(8):  # connections go to workers as they come
-            with socket.create_connection(attacked.policy_address, timeout=30) as connection:
-                if not ask(connection, first, f"s{time.monotonic()}{number}").startswith(f"action={first.right}"):
-                    return False
-        return True
+        with ExitStack() as stack:  # all at once, so that each worker has some
+            connect = partial(socket.create_connection, attacked.policy_address, timeout=30)
+            connections = [stack.enter_context(connect()) for _ in range(8)]
+            fresh = f"settled{time.monotonic()}"
+            answers = [ask(one, first, f"{fresh}.{number}") for number, one in enumerate(connections)]
+        return all(answer.startswith(f"action={first.right}") for answer in answers)
 
     until(deferred, f"{name}: the store is used again", 90)
 

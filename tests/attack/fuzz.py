@@ -39,7 +39,8 @@ Results: TypeAlias = "Queue[tuple[str, Fuzzed]]"
 
 def fuzz(result: Result, minutes: float, seed: int) -> None:
     """Feed both protocols with nonsense for `minutes`, beside honest clients."""
-    with world() as attacked, load(attacked.policy_address, attacked.milter_address) as clients:
+    # By TCP, as strangers come: on a unix socket that is Postfix's alone, nobody stands before libmilter.
+    with world(milter_on_tcp=True) as attacked, load(attacked.policy_address, attacked.milter_address) as clients:
         time.sleep(3.0)  # until caches and code are warm
         workers, before = sorted(attacked.workers), attacked.memory()
         results: Results = _SPAWN.Queue()
@@ -73,7 +74,7 @@ def _run_policy(address: tuple[str, int], minutes: float, seed: int, results: Re
     results.put(("policy", fuzz_policy(address, time.monotonic() + minutes * 60, random.Random(seed))))
 
 
-def _run_milter(address: str, minutes: float, seed: int, results: Results) -> None:
+def _run_milter(address: str | tuple[str, int], minutes: float, seed: int, results: Results) -> None:
     results.put(("milter", fuzz_milter(address, time.monotonic() + minutes * 60, random.Random(seed))))
 
 
@@ -271,7 +272,7 @@ def _damaged(session: list[bytes], rng: random.Random) -> list[bytes]:
     return session
 
 
-def fuzz_milter(address: str, deadline: float, rng: random.Random) -> Fuzzed:
+def fuzz_milter(address: str | tuple[str, int], deadline: float, rng: random.Random) -> Fuzzed:
     """Speak the milter protocol until `deadline`, rightly and wrongly."""
     connections = sent = answers = 0
     findings: list[str] = []
@@ -281,7 +282,7 @@ def fuzz_milter(address: str, deadline: float, rng: random.Random) -> Fuzzed:
             session = _damaged(session, rng)
         connections += 1
         sent += len(session)
-        with socket.socket(socket.AF_UNIX) as sock:
+        with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as sock:
             sock.settimeout(_ANSWER_WITHIN)
             try:
                 sock.connect(address)

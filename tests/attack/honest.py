@@ -109,7 +109,7 @@ class Tally:
 class Load:
     """Honest clients at work. `broken()` while store or DNS are, `mended()` afterwards; `end()` gives the tallies."""
 
-    def __init__(self, policy: tuple[str, int], milter: str, clients: int) -> None:
+    def __init__(self, policy: tuple[str, int], milter: str | tuple[str, int], clients: int) -> None:
         self._stop = _SPAWN.Event()
         self._weak = _SPAWN.Event()
         self._results: Queue[tuple[str, Tally]] = _SPAWN.Queue()
@@ -147,7 +147,7 @@ class Load:
 
 
 @contextmanager
-def load(policy: tuple[str, int], milter: str, clients: int = 1) -> Iterator[Load]:
+def load(policy: tuple[str, int], milter: str | tuple[str, int], clients: int = 1) -> Iterator[Load]:
     """`clients` for each of the two protocols, that work while the block runs."""
     running = Load(policy, milter, clients)
     try:
@@ -214,7 +214,7 @@ def _connect(address: tuple[str, int], tally: Tally, stop: Event) -> socket.sock
     return None
 
 
-def send_mail(address: str, stop: Event, weak: Event, results: "Queue[tuple[str, Tally]]") -> None:
+def send_mail(address: str | tuple[str, int], stop: Event, weak: Event, results: "Queue[tuple[str, Tally]]") -> None:
     """Give messages to the milter until `stop`: ours to be signed, strangers' to be verified, in turn."""
     tally = Tally()
     client: MilterClient | None = None

@@ -51,7 +51,7 @@ restrictions = ["permit_mynetworks", "reject_invalid_helo_hostname", "reject_non
 "check_sender_access hash:{folder}/senders", "reject_unknown_sender_domain", "reject_rbl_client list.example", \
 "spf", "ratelimit", "greylist"]
 [milter]
-listen = "unix:{folder}/milter.sock"
+listen = "{milter}"
 workers = 2
 [signing]
 key_table = "{folder}/KeyTable"
@@ -68,14 +68,18 @@ learning = "0s"
 class World:
     """One service with what it lives on. `store` is the url of its store; `{folder}` in it is the world's folder."""
 
-    def __init__(self, folder: Path, dns: DnsServer, store: str, level: str) -> None:
+    def __init__(self, folder: Path, dns: DnsServer, store: str, level: str, *, milter_on_tcp: bool) -> None:
         self.folder = folder
         self.dns = dns
         self.config = folder / "gatekeeper.toml"
         self._store, self._level = store, level
         self.policy_address = ("127.0.0.1", free_port())
         """Where the policy daemon listens."""
-        self.milter_address = f"{folder}/milter.sock"
+        self.milter_address: str | tuple[str, int] = f"{folder}/milter.sock"
+        self._milter = f"unix:{self.milter_address}"
+        if milter_on_tcp:
+            self.milter_address = ("127.0.0.1", free_port())
+            self._milter = f"inet:127.0.0.1:{self.milter_address[1]}"
         """Where the milter listens."""
         pem = KEY.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -96,7 +100,12 @@ class World:
         """Write gatekeeper.toml, with `more` above it."""
         store = self._store.format(folder=self.folder)
         text = CONFIG.format(
-            dns=self.dns.address, folder=self.folder, store=store, port=self.policy_address[1], level=self._level
+            dns=self.dns.address,
+            folder=self.folder,
+            store=store,
+            port=self.policy_address[1],
+            level=self._level,
+            milter=self._milter,
         )
         self._write("gatekeeper.toml", (more + text).encode())
 
@@ -130,8 +139,8 @@ class World:
 
     def answers(self) -> None:
         """Wait until both doors are open: a fresh connection to each is accepted."""
-        until(lambda: _connects(socket.AF_INET, self.policy_address), "the policy daemon takes connections", 30)
-        until(lambda: _connects(socket.AF_UNIX, self.milter_address), "the milter takes connections", 30)
+        until(lambda: _connects(self.policy_address), "the policy daemon takes connections", 30)
+        until(lambda: _connects(self.milter_address), "the milter takes connections", 30)
 
     def accidents(self) -> list[str]:
         """What the log says that it must never say: tracebacks, and whatever begins with them."""
@@ -146,7 +155,8 @@ class World:
         return found if took < 15 else [*found, f"took {took:.0f} s to end"]
 
 
-def _connects(family: int, address: str | tuple[str, int]) -> bool:
+def _connects(address: str | tuple[str, int]) -> bool:
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(address)
@@ -156,13 +166,15 @@ def _connects(family: int, address: str | tuple[str, int]) -> bool:
 
 
 @contextmanager
-def world(store: str = "sqlite:{folder}/state/state.db", *, level: str = "warning") -> Iterator[World]:
+def world(
+    store: str = "sqlite:{folder}/state/state.db", *, level: str = "warning", milter_on_tcp: bool = False
+) -> Iterator[World]:
     """A world that is gone in the end, whatever happened in it. A million lines of `info` would only be kept here."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="gatekeeper-attack-")))
         folder.chmod(0o755)
         dns = stack.enter_context(DnsServer(Zone.parse(ZONE)))
-        made = World(folder, dns, store, level)
+        made = World(folder, dns, store, level, milter_on_tcp=milter_on_tcp)
         try:
             yield made
         finally:
