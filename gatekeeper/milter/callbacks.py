@@ -248,6 +248,8 @@ class Callbacks:
             why = f"its callback {heard.missing} has not come to its end"
         except TimeoutError:
             why = f"not judged within {END_OF_MESSAGE_TIMEOUT:g} s"
+        except milter.error as error:  # the MTA has hung up, or did not agree to what it is asked for
+            why = f"the MTA does not take its edits: {error}"
         except BaseException:  # noqa: BLE001 (libmilter would let the message go on)
             _log_accident("end_of_message")
             why = "its end has failed"
