@@ -15,6 +15,7 @@ from xml.parsers import expat
 
 from gatekeeper.auth.domains import normal_domain
 from gatekeeper.core.verdict import printable
+from gatekeeper.reports.report import AuthResult, Report, ReportRow
 from gatekeeper.reports.unpack import ReportError, documents
 
 MAX_ROWS = 200_000
@@ -27,46 +28,6 @@ _MAX_DEPTH = 12
 _MAX_ELEMENTS = 2000  # outside the rows, and in each row
 _MAX_TEXT = 1000  # characters of one element that are kept
 _LATEST = 32_503_680_000  # the year 3000, which datetime supports everywhere
-
-
-@dataclass(frozen=True, slots=True)
-class AuthResult:
-    """One result of SPF or DKIM for `domain`. `selector` is only for DKIM."""
-
-    method: str
-    domain: str
-    result: str
-    selector: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportRow:
-    """`count` messages of the same kind. `spf` and `dkim` say whether it passed with an aligned domain."""
-
-    source: str
-    count: int
-    disposition: str
-    spf: bool
-    dkim: bool
-    reasons: tuple[str, ...]
-    header_from: str
-    auth_results: tuple[AuthResult, ...]
-    envelope_from: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What one reporter saw of mail from `domain` between `begin` and `end` (UTC)."""
-
-    reporter: str
-    report_id: str
-    domain: str
-    policy: str
-    begin: datetime
-    end: datetime
-    rows: tuple[ReportRow, ...]
-    policy_published: tuple[tuple[str, str], ...] = ()
-    """The tags of the record, except `rua` and `ruf`."""
 
 
 @dataclass(slots=True)

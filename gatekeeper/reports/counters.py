@@ -18,7 +18,7 @@ from gatekeeper.auth.dkim import DkimFinding, DkimResult
 from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
 from gatekeeper.auth.dmarc_record import DmarcRecord
 from gatekeeper.auth.spf import SpfFinding, SpfResult
-from gatekeeper.reports.aggregate import AuthResult, Report, ReportRow
+from gatekeeper.reports.report import AuthResult, Report, ReportRow
 from gatekeeper.stores.store import Keys, Store
 
 BUCKETS = 64

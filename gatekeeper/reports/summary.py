@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from gatekeeper.auth.domains import is_within
-from gatekeeper.reports.aggregate import Report, ReportRow
+from gatekeeper.reports.report import Report, ReportRow
 
 MINIMUM_DAYS = 14
 """Days of reports before a stricter policy is called safe: services that send once a month need even more."""

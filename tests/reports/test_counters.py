@@ -21,7 +21,6 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
 from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
-from gatekeeper.reports.aggregate import AuthResult, Report
 from gatekeeper.reports.counters import (
     BUCKETS,
     MAX_BUCKET_ROWS,
@@ -31,6 +30,7 @@ from gatekeeper.reports.counters import (
     build_reports,
     read_rows,
 )
+from gatekeeper.reports.report import AuthResult, Report
 from gatekeeper.reports.summary import summarise
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.sqlite.store import SqliteStore

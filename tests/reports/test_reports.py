@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.reports.aggregate import MAX_ROWS, AuthResult, Report, parse_report
+from gatekeeper.reports.aggregate import MAX_ROWS, parse_report
+from gatekeeper.reports.report import AuthResult, Report
 from gatekeeper.reports.summary import SourceKind, advise, sentences, summarise
 from gatekeeper.reports.unpack import ReportError, documents
 
