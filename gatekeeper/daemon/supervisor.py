@@ -45,6 +45,7 @@ from gatekeeper.daemon.worker import (
     WorkerKind,
     block_signals,
     find_process_user,
+    preload_code,
     raise_file_limit,
     run_worker,
 )
@@ -256,6 +257,8 @@ class Supervisor:
         self.generation += 1
         self.restarts.clear()
         self.balance = balance
+        with suppress(ImportError, OSError):  # a worker will say what is missing, and the parent lives on
+            preload_code(plan, self.kinds)
         # The plan before this one, whose tables refer to each other, goes; what is left is shared with the workers,
         # whose collectors shall not write to it.
         gc.unfreeze()

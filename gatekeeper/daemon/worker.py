@@ -14,7 +14,7 @@ import pwd
 import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -81,6 +81,19 @@ def raise_file_limit() -> None:
         logger.warning("at most %d files may be open: %s", soft, error)
 
 
+def preload_code(plan: Plan, kinds: Collection[WorkerKind]) -> None:
+    """Import what workers of these kinds import late, all but libmilter.
+
+    The parent does, so that its workers need not, each for itself, and serve at once. A worker makes sure of it before
+    it drops its privileges, since it may not be able to read the code afterwards.
+    """
+    preload()
+    store_url.preload(plan.config.store.url)
+    if WorkerKind.MILTER in kinds:
+        import gatekeeper.milter.open_sockets
+        import gatekeeper.milter.session  # noqa: F401 (a service without milter does without its memory)
+
+
 def run_worker(
     kind: WorkerKind,
     plan: Plan,
@@ -99,9 +112,7 @@ def run_worker(
     status = EX_TEMPFAIL
     try:
         os.setpgid(0, 0)  # Ctrl-C reaches only the parent
-        # An unprivileged worker may not be able to read the code: what is imported late is imported now.
-        preload()
-        store_url.preload(plan.config.store.url)
+        preload_code(plan, (kind,))
         if kind is WorkerKind.MILTER:
             import gatekeeper.milter.server  # noqa: F401 (libmilter belongs into workers, never into the parent)
         if process_user is not None:
