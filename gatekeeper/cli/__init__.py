@@ -9,8 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gatekeeper.cli import access, diagnose, dkim, dkim_rotate, greylist, opendkim, records, replay, run, state
 from gatekeeper.cli.common import CONFIGURATION, OK, TEMPORARY, USAGE
@@ -76,10 +75,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(self.get_default("usage_status") or USAGE, f"{self.prog}: error: {message}\n")
 
 
+class _Version(argparse.Action):
+    """Prints the version, which takes reading the installed packages, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"gatekeeper {version('gatekeeper')}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line, which test_docs.py compares with docs/cli.md."""
     top = Parser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
-    top.add_argument("--version", action="version", version=f"gatekeeper {version('gatekeeper')}")
+    top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     _add_config(top, default=None)
     families = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
 

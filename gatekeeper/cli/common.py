@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the commands share: exit statuses, options, input files, an app that changes no state, and output.
 
-Imports are deferred into functions, so that `--version` and usage errors need not load DNS, cryptography and the like.
+Imports are deferred into functions: a command loads what it needs when it runs, so that `--version`, a usage error and
+every other command need not wait for DNS, cryptography and the like (tests/cli/test_imports.py says which must not
+load what). At the top stand only the standard library's small modules and this file.
 """
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -98,6 +99,8 @@ def run_with_resolver(
     options: argparse.Namespace, dns: "DnsSection", work: "Callable[[Resolver], Coroutine[Any, Any, int]]"
 ) -> int:
     """Run `work` with the resolver that the section `dns` or `--dns` names, and return its exit status."""
+    import asyncio
+
     from gatekeeper.dnsclient.caching import CachingResolver
 
     inner = _resolver(options, dns)
@@ -122,6 +125,8 @@ def _resolver(options: argparse.Namespace, dns: "DnsSection") -> "Resolver":
 
 def run_with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolver], Coroutine[Any, Any, int]]") -> int:
     """Run `work` on an app that changes no state, and return its exit status. Raises ConfigError."""
+    import asyncio
+
     from gatekeeper.app.app import open_app
     from gatekeeper.app.plan import prepare
     from gatekeeper.config import config_file

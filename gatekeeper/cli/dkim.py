@@ -2,7 +2,6 @@
 """Commands for our DKIM keys and what they sign: dkim genkey, dkim testkey, dkim dns, dkim report."""
 
 import argparse
-import asyncio
 import re
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from gatekeeper.cli.common import (
     print_lines,
     run_with_resolver,
 )
-from gatekeeper.opendkim import mapping
 
 if TYPE_CHECKING:
     from gatekeeper.config.config_file import Config
@@ -169,6 +167,8 @@ def genkey(options: argparse.Namespace) -> int:
 
 def testkey(options: argparse.Namespace) -> int:
     """Print a line for each key, and what is to be said about it."""
+    import asyncio
+
     from gatekeeper.records.dkim import examine
     from gatekeeper.records.remark import Remark
 
@@ -331,6 +331,8 @@ def load_config(options: argparse.Namespace) -> "Config":
     from gatekeeper.config import config_file
 
     if options.opendkim:
+        from gatekeeper.opendkim import mapping
+
         return mapping.load(options.opendkim, need_socket=False, tolerant=True).config
     path = config_path(options)
     return config_file.load(path) if path else config_file.defaults()
