@@ -8,11 +8,10 @@ An entry counts if that was seen; with `if=dmarc` also if SPF passes now. So the
 by `if=dkim`: it is judged like any other.
 
 Proof is more than a pass: `authenticates` of each finding is asked, because anybody passes SPF that ends in `+all`, or
-a signature by a test key or over half a message. And since whoever has one signed message can send it again from his
-own network, nothing is remembered where the domain's own SPF says that the network is not its (fail, softfail).
+a signature by a test key or over half a message.
 
 Known limits: a client that shares the network with a proven sender can forge that sender there; and so can whoever
-sends a signed message again, if its domain publishes no SPF. Nothing is written unless some entry requires it; store
+sends a signed message again from a network of his own. Nothing is written unless some entry requires it; store
 keys are keyed hashes.
 """
 
@@ -77,9 +76,7 @@ class ProofRecorder(ConfiguredCheck):
         }
         for condition in self.conditions:
             key, _ = _key(condition, request, context)
-            if not key or (await context.facts.spf()).result in (SpfResult.FAIL, SpfResult.SOFTFAIL):
-                continue
-            if await proofs[condition](domain_of(request.sender or ""), context):
+            if key and await proofs[condition](domain_of(request.sender or ""), context):
                 self._record(key, context)
         return PASS
 
