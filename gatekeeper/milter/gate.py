@@ -169,15 +169,18 @@ class _Pipe:
         session.loop.add_reader(source, self._readable)
 
     def _readable(self) -> None:
+        # All that there is: when the other side has gone (POLLERR), uvloop calls once and, behind bytes that were left
+        # unread, never again.
         try:
-            data = self._source.recv(_CHUNK)
-            if not data:
-                self._session.end()
-                return
-            if self._check is not None:
-                data = self._check(data)
-            if data:
-                self._send(data)
+            while not self._waiting:
+                data = self._source.recv(_CHUNK)
+                if not data:
+                    self._session.end()
+                    return
+                if self._check is not None:
+                    data = self._check(data)
+                if data:
+                    self._send(data)
         except (BlockingIOError, InterruptedError):
             return
         except BadPacket as bad:

@@ -4,8 +4,10 @@
 What kills libmilter without the gate stands in ODD: a list of macros with a name too many, asked for any other name.
 """
 
+import asyncio
 import os
 import pwd
+import select
 import socket
 import struct
 import subprocess
@@ -16,10 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatekeeper.milter.gate import LONGEST, BadPacket, Packets
+from gatekeeper.core.peers import Door, Peers
+from gatekeeper.milter.gate import LONGEST, BadPacket, Gate, Packets
 from tests.support.milter_client import CONTINUE, MilterClient
 from tests.support.milter_service import INBOUND
 from tests.support.service import Service, need_milter, until
@@ -118,6 +122,30 @@ listen = "{listen}"
 {milter}
 workers = 1
 """
+
+
+def test_what_libmilter_says_before_it_hangs_up_is_passed_on_and_then_the_peer_is_hung_up_on() -> None:
+    async def run() -> tuple[bytes, bytes]:
+        with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{folder}/gate")
+            listener.listen()
+            listener.setblocking(False)
+            ours, libmilter = socket.socketpair()
+            ours.setblocking(False)
+            Gate(Door(Peers(), "milter"), lambda: ours).open(listener)
+            reader, writer = await asyncio.open_unix_connection(f"{folder}/gate")
+            writer.write(SOUND["negotiation"])
+            while not select.select([libmilter], [], [], 0)[0]:
+                await asyncio.sleep(0.01)
+            libmilter.send(b"the last words")
+            libmilter.close()  # with the negotiation unread: the gate finds words and an error at once
+            async with asyncio.timeout(20):
+                heard = await reader.readexactly(14)
+                with suppress(ConnectionError):
+                    return heard, await reader.read()
+                return heard, b""
+
+    assert (b"the last words", b"") == uvloop.run(run())
 
 
 @contextmanager
