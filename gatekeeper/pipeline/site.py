@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What this relay is: the top level of the configuration, in the form that checks use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
@@ -39,9 +39,14 @@ class Site:
     def _find_internal(self, address: Address) -> bool:
         return any(address in network for network in self.mynetworks)
 
+    def is_local(self, domain: str) -> bool:
+        """Return True if mail for `domain` may end here."""
+        return _covers(self.local_domains, domain)
+
     def is_ours(self, domain: str) -> bool:
         """Return True if `domain` is one that this relay takes mail for."""
-        return any(
-            domain == ours or (ours.startswith(".") and domain.endswith(ours))
-            for ours in (*self.local_domains, *self.relay_domains)
-        )
+        return _covers((*self.local_domains, *self.relay_domains), domain)
+
+
+def _covers(domains: Iterable[str], domain: str) -> bool:
+    return any(domain == ours or (ours.startswith(".") and domain.endswith(ours)) for ours in domains)

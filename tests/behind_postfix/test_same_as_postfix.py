@@ -47,6 +47,7 @@ from tests.support.postfix_sessions import (
     CLASSES,
     FOLDER,
     LISTS,
+    LOGINS,
     SESSIONS,
     ZONE,
     Session,
@@ -261,7 +262,7 @@ def court(plan: Plan) -> Iterator[Court]:
         dns = stack.enter_context(DnsServer(Zone.read(ZONE), host, 53))
         own, stranger = make(root / "own.pem", "mx.example.org"), make(root / "stranger.pem", "stranger.example")
         classes |= {name: certified(text, own, stranger) for name, (text, _) in CERTIFIED.items()}
-        logins, relay = with_folder("texthash:logins.txt"), certified("inline:{{ {stranger}=x }}", own, stranger)
+        logins, relay = with_folder(LOGINS), certified("inline:{{ {stranger}=x }}", own, stranger)
         postfix = Judge(root, host, classes, logins=logins, certificate=own.path, relay_clientcerts=relay)
         postfix.prepare()
         chooser = Chooser(postfix.chooser)

@@ -77,3 +77,27 @@ def test_a_login_table_that_is_missing_is_named() -> None:
     reader = CheckBuilder({}, HERE, maps={"sender_login_maps": (["hash:gone"], SourceLine("g.toml", 9))})
     assert reader.check(["reject_sender_login_mismatch"], SourceLine("g.toml", 3)) is None
     assert ["g.toml:9: cannot read /nonexistent/gone: No such file or directory"] == [str(p) for p in reader.problems]
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t", ", ", "\r", "\n", "\v", "\x85", "\u2003"])
+async def test_what_a_pattern_takes_from_an_address_is_one_owner(tmp_path: Path, separator: str) -> None:
+    """The sender is in the form in which Postfix tells it: without the quotes of its local part."""
+    for table in ("pcre:{ {/^(.*)$/ ${1}} }", 'pcre:{ {/^([^"].*)$/ $1} }', "regexp:{ {/^(.*)@victim/ $1, boss} }"):
+        reader = CheckBuilder({}, tmp_path, maps={"sender_login_maps": ([table], SourceLine("x"))})
+        check = reader.check(["reject_sender_login_mismatch"], SourceLine("x"))
+        assert check is not None
+        world = World("permit")
+        world.checks = (check,)
+        for sender in (f"mallory@x.example{separator}x", f"x{separator}mallory@x.example{separator}x"):
+            mail = rcpt(sender=f"{sender}@victim.example", sasl_user="mallory@x.example")
+            assert "553" == (await world.verdict(mail)).code
+
+
+async def test_words_of_the_table_s_own_beside_a_substitution_are_owners(tmp_path: Path) -> None:
+    maps = {"sender_login_maps": (["pcre:{ {/^(.*)@x\\.example$/ $1, boss admin} }"], SourceLine("x"))}
+    check = CheckBuilder({}, tmp_path, maps=maps).check(["reject_sender_login_mismatch"], SourceLine("x"))
+    assert check is not None
+    world = World("permit")
+    world.checks = (check,)
+    for user, code in (("joe", ""), ("boss", ""), ("ADMIN", ""), ("eve", "553")):
+        assert code == (await world.verdict(rcpt(sender="joe@x.example", sasl_user=user))).code

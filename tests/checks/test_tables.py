@@ -17,7 +17,7 @@ from gatekeeper.checks.tables.reader import READERS, TableReader
 from gatekeeper.checks.tables.regex import compile_perl, compile_posix
 from gatekeeper.checks.tables.table import Actions, Table, text_lines
 from gatekeeper.pipeline.check import Check
-from tests.support.checking import mistakes
+from tests.support.checking import World, mistakes, rcpt
 from tests.support.needs import require_program
 
 
@@ -369,3 +369,23 @@ def test_entries_that_say_the_same_share_one_action() -> None:
     table, problems = parse("hash", "".join(f"host{n}.example REJECT\n" for n in range(20_000)))
     assert [] == problems
     assert table.search(["host0.example"]) is table.search(["host19999.example"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "sender", "expected"),
+    [
+        ("REDIRECT $1@archive.example", "joe@net.example", "REDIRECT joe@archive.example"),
+        ("REDIRECT $1@archive.example", "a b@net.example", ""),
+        ("BCC $1@archive.example", "a\tb@net.example", 'BCC "a?b"@archive.example'),
+        ("FILTER $1:[192.0.2.1]", "smtp@net.example", "FILTER smtp:[192.0.2.1]"),
+        ("FILTER $1:[192.0.2.1]", "smtp:[198.51.100.1] x@net.example", ""),
+        ("PREPEND X-From: $1", "a b@net.example", 'PREPEND X-From: "a b"'),
+        ("PREPEND X-From: $1", "a\r\nX-Evil: b@net.example", 'PREPEND X-From: "a\\??x-evil: b"'),
+    ],
+)
+async def test_what_a_pattern_takes_from_an_address_stays_one_argument(
+    tmp_path: Path, entry: str, sender: str, expected: str
+) -> None:
+    (tmp_path / "patterns").write_text(f"/^(.*)@net\\.example$/ {entry}\n")
+    verdict = await World("check_sender_access pcre:patterns", folder=tmp_path).verdict(rcpt(sender=sender))
+    assert (expected, "" if expected else "451") == ("" if verdict.code else verdict.text, verdict.code)

@@ -17,6 +17,7 @@ from gatekeeper.signing.sender_binding import BindTo, Owners, SenderBinding
 
 JOE = MessageSender("joe", "example.com")
 MAP = "joe@example.com jsmith, ann\n@example.org ann\ninfo@example.org joe@example.com\n"
+MAP += '"odd user"@example.com odd\n'
 
 
 @cache
@@ -71,6 +72,9 @@ def test_a_login_may_sign_for_its_own_domain(login: str, said: str) -> None:
         ("ann", MessageSender("INFO", "example.org"), False),
         ("joe@example.com", MessageSender("info", "example.org"), True),
         ("bob@example.net", MessageSender("bob", "example.net"), True),
+        ("odd", MessageSender('"odd user"', "example.com"), True),
+        ("jsmith", MessageSender('"joe"', "example.com"), True),  # quotes that nobody needs make no other mailbox
+        ("joe@example.com", MessageSender('"joe"', "example.com"), False),
     ],
 )
 def test_the_map_of_logins_decides_where_it_says_something(login: str, sender: MessageSender, may: bool) -> None:

@@ -4,8 +4,10 @@
 `sessions.toml` is a table of `[[list]]`: the lists by name (`client`, `helo`, `sender`, `recipient`, `etrn`, `data`) as
 main.cf has them, and `sessions`, each a line of `key=value` words and the answer: code and enhanced code, or nothing
 where the restrictions refuse nothing. A third string is gatekeeper's answer where it differs, with the reason in
-`differs`. What a session does not say, DEFAULTS say; `-` is what was not said at all. `peer=ADDRESS` connects from that
-loopback address, so that Postfix looks its name up; all others become their client by XCLIENT.
+`differs`. What a session does not say, DEFAULTS say; `-` is what was not said at all. `%20` is a
+space, and so on: addresses are written as SMTP has them, with the quotes that Postfix takes off for a policy service.
+`peer=ADDRESS` connects from that loopback address, so that Postfix looks its name up; all others become their client by
+XCLIENT.
 """
 
 import json
@@ -14,6 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from urllib.parse import unquote
 
 from gatekeeper.auth.iprev import IprevFinding, check_iprev
 from gatekeeper.core.request import UNKNOWN, parse_address
@@ -30,7 +33,7 @@ SITE = {
     "relay_domains": ["example.org"],
     "recipient_delimiter": "+",
 }
-LOGINS = "texthash:logins.txt"
+LOGINS = "texthash:logins.txt, pcre:logins.pcre"
 DEFAULTS = {
     "client": "203.0.113.1",
     "name": "client.example",
@@ -64,7 +67,7 @@ class Session:
     @cached_property
     def words(self) -> dict[str, str]:
         """What is said in it, defaults filled in."""
-        said = dict(word.split("=", 1) for word in self.line.split())
+        said = {key: unquote(value) for key, value in (word.split("=", 1) for word in self.line.split())}
         assert said.keys() <= {*DEFAULTS, "reverse"}, said
         words = {**DEFAULTS, **said}
         return {"reverse": words["name"], **words}
@@ -85,8 +88,10 @@ class Session:
             "client_name": name,
             "reverse_client_name": reverse,
             "helo_name": "" if words["helo"] == "-" else words["helo"],
-            "sender": words["from"] if mail else "",
-            "recipient": "" if words["stage"] == "ETRN" or (words["first"] and not self.at_rcpt) else words["to"],
+            "sender": _unquoted(words["from"]) if mail else "",
+            "recipient": ""
+            if words["stage"] == "ETRN" or (words["first"] and not self.at_rcpt)
+            else _unquoted(words["to"]),
             "queue_id": "4ABC" if words["first"] else "",  # from the first accepted recipient on
             "recipient_count": str(0 if self.at_rcpt else 1 + bool(words["first"])),
             "sasl_username": "" if words["user"] == "-" else words["user"],
@@ -97,6 +102,13 @@ class Session:
     def at_rcpt(self) -> bool:
         """True if the recipients are not counted yet."""
         return self.words["stage"] != "DATA"
+
+
+def _unquoted(address: str) -> str:
+    """An address of SMTP as Postfix knows it inside, and tells it: without a route, and without quotes."""
+    address = re.sub(r"^@[^:]*:", "", address)
+    quoted = re.match(r'"((?:\\.|[^"\\])*)"(?=@|$)', address)
+    return re.sub(r"\\(.)", r"\1", quoted[1]) + address[quoted.end() :] if quoted else address
 
 
 def list_names(table: Mapping[str, object]) -> list[str]:

@@ -5,31 +5,36 @@ Client: the name, its parent domains up to the top level, then the address, shor
 `user+ext@domain`, `user@domain`, `domain` (and, only here, `@domain`), parent domains, `user+ext@`, `user@`; the null
 sender is `<>`. The first entry found decides, even a DUNNO. (smtpd_check.c, check_namadr_access() and
 check_mail_access(); access(5).)
+
+A mailbox is a stranger's text: it becomes a key only in the forms of postfix/mailbox_form.py. One whose local part
+routes (`boss%ours.example@ours.example`) is looked up as where it leads and as it is: Postfix asks for the first in
+mydestination and for the second in other domains, and `local_domains` has both. An OK counts if both say it.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatekeeper.checks.base.nested import SERVER_ERROR
 from gatekeeper.checks.tables.action import Subject, TableAction, apply
+from gatekeeper.checks.tables.patterns import RuleTable
 from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Mode, Outcome, Verdict
 from gatekeeper.pipeline.context import Context
+from gatekeeper.pipeline.site import Site
+from gatekeeper.postfix import mailbox_form
 from gatekeeper.postfix.hostname_syntax import is_address
 from gatekeeper.postfix.restriction_list import TableNames
 
-_DOT_ATOM = re.compile(
-    r"[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+(?:\.[^\s\x00-\x1f\x7f()<>\[\]:;@\\,\".]+)*|\".*\"", re.DOTALL
-)
-"""A local part that needs no quotes, or has them (RFC 5322 section 3.2.3; RFC 6531 adds all non-ASCII characters)."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
-Find = Callable[[Table, Request, str], tuple[TableAction | None, Subject]]
-"""Looks up one attribute of a request in a table; the string is the recipient delimiter."""
+Find = Callable[[Table, Request, Site], tuple[TableAction | None, Subject]]
+"""Looks up one attribute of a request in a table."""
 
 
 def domain_keys(name: str) -> Iterator[str]:
@@ -44,24 +49,57 @@ def domain_keys(name: str) -> Iterator[str]:
 
 def mailbox_keys(mailbox: str, delimiter: str) -> Iterator[str]:
     """Yield the keys of a sender or a recipient; each character of `delimiter` is a delimiter, as in Postfix."""
-    local, at, domain = mailbox.lower().rpartition("@")
+    mailbox = mailbox_form.normal(mailbox)
+    local, at, domain = mailbox.rpartition("@")
     if not at:  # Postfix appends its own domain first, but looks up the part before the @ all the same
-        yield from (domain, f"{domain}@", f"{without_extension(domain, delimiter)}@")
+        yield from mailbox_form.forms(domain)
+        yield from _with_at(domain, delimiter)
         return
-    domain = domain.removesuffix(".")
-    if not _DOT_ATOM.fullmatch(local):  # Postfix looks up the external form, with its quotes
-        local = '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    mailbox = f"{local}@{domain}"
+    yield from mailbox_form.forms(mailbox)
     bare = without_extension(local, delimiter)
-    yield mailbox
     if bare != local:
-        yield f"{bare}@{domain}"
+        yield from mailbox_form.forms(f"{bare}@{domain}")
     parents = domain_keys(domain)
     yield from (key for key in (next(parents, ""), f"@{domain}") if key)
     yield from parents
-    yield f"{local}@"
-    if bare != local:
-        yield f"{bare}@"
+    yield from _with_at(local, delimiter)
+
+
+def _with_at(local: str, delimiter: str) -> Iterator[str]:
+    for key in dict.fromkeys((local, without_extension(local, delimiter))):
+        yield from mailbox_form.forms(f"{key}@")
+
+
+def search_mailbox(table: Table, mailbox: str, delimiter: str) -> TableAction | None:
+    """Return the entry for a mailbox in internal form."""
+    found = table.search(mailbox_keys(mailbox, delimiter))
+    if found is None and isinstance(table, RuleTable):
+        # Its rules match no parts of the mailbox, but the whole of it in both its forms.
+        for key in islice(mailbox_form.forms(mailbox_form.normal(mailbox)), 1, None):
+            found = table.search([key])
+    return found
+
+
+def _search_routed(table: Table, mailbox: str, request: Request, site: Site) -> TableAction | None:
+    """Return the entry for a mailbox, or for where its local part leads."""
+    found = search_mailbox(table, mailbox, site.recipient_delimiter)
+    leads_to = destination(mailbox, request, site)
+    if not leads_to:
+        return found
+    there = search_mailbox(table, leads_to, site.recipient_delimiter)
+    both = [action for action in (there, found) if action is not None]
+    strict = next((action for action in both if not action.allows), None)
+    return strict if strict is not None or len(both) < 2 else both[0]
+
+
+def destination(mailbox: str, request: Request, site: Site) -> str:
+    """Return the mailbox that the local part of one in our domains leads to; empty if it leads nowhere else."""
+    mailbox = mailbox_form.normal(mailbox)
+    if not set(mailbox.rpartition("@")[0] or mailbox) & set("@!%"):
+        return ""
+    ours = f"[{request.server_address}]".replace("[", "[ipv6:" if ":" in str(request.server_address) else "[")
+    leads_to = mailbox_form.resolved(mailbox, lambda domain: site.is_local(domain) or domain == ours)
+    return "" if leads_to == mailbox else leads_to
 
 
 def without_extension(local: str, delimiter: str) -> str:
@@ -77,7 +115,7 @@ def without_extension(local: str, delimiter: str) -> str:
     return local[: min(ends)] if ends else local
 
 
-def find_client(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+def find_client(table: Table, request: Request, _site: Site) -> tuple[TableAction | None, Subject]:
     """Look up the client for check_client_access: by confirmed name, then by address."""
     client = request.client
     action = table.search(domain_keys(client.name))
@@ -87,7 +125,7 @@ def find_client(table: Table, request: Request, _delimiter: str) -> tuple[TableA
     return action, Subject(what, "Client host")
 
 
-def find_reverse_client(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+def find_reverse_client(table: Table, request: Request, _site: Site) -> tuple[TableAction | None, Subject]:
     """Look up the client for check_reverse_client_hostname_access: by PTR, confirmed or not, then by address."""
     client = request.client
     action = table.search(domain_keys(client.reverse_name))
@@ -96,32 +134,32 @@ def find_reverse_client(table: Table, request: Request, _delimiter: str) -> tupl
     return action, Subject(client.reverse_name, "Unverified Client host")
 
 
-def find_helo(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+def find_helo(table: Table, request: Request, _site: Site) -> tuple[TableAction | None, Subject]:
     """Look up the HELO name for check_helo_access."""
     helo = request.helo or ""
     return table.search(domain_keys(helo)), Subject(helo, "Helo command")
 
 
-def find_sender(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+def find_sender(table: Table, request: Request, site: Site) -> tuple[TableAction | None, Subject]:
     """Look up the sender for check_sender_access."""
     sender = request.sender or ""
-    keys = mailbox_keys(sender, delimiter) if sender else iter(["<>"])
-    return table.search(keys), Subject(sender, "Sender address")
+    action = _search_routed(table, sender, request, site) if sender else table.search(["<>"])
+    return action, Subject(sender, "Sender address")
 
 
-def find_recipient(table: Table, request: Request, delimiter: str) -> tuple[TableAction | None, Subject]:
+def find_recipient(table: Table, request: Request, site: Site) -> tuple[TableAction | None, Subject]:
     """Look up the recipient for check_recipient_access."""
     recipient = request.recipient or ""
-    return table.search(mailbox_keys(recipient, delimiter)), Subject(recipient, "Recipient address")
+    return _search_routed(table, recipient, request, site), Subject(recipient, "Recipient address")
 
 
-def find_sasl(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
-    """Look up the SASL login name for check_sasl_access, exactly as it is."""
-    user = request.sasl_user
+def find_sasl(table: Table, request: Request, _site: Site) -> tuple[TableAction | None, Subject]:
+    """Look up the SASL login name for check_sasl_access, with `_` for control characters (Postfix's printable(3))."""
+    user = _CONTROL.sub("_", request.sasl_user)
     return (table.search([user]) if user else None), Subject(user, "SASL login name")
 
 
-def find_etrn(table: Table, request: Request, _delimiter: str) -> tuple[TableAction | None, Subject]:
+def find_etrn(table: Table, request: Request, _site: Site) -> tuple[TableAction | None, Subject]:
     """Look up the domain of an ETRN command for check_etrn_access."""
     domain = request.etrn_domain
     return (table.search(domain_keys(domain)) if domain else None), Subject(domain, "Etrn command")
@@ -140,7 +178,7 @@ class LookUp:
     may_allow: bool = True
 
     async def __call__(self, request: Request, context: Context) -> Verdict:
-        action, subject = self.find(self.table, request, context.site.recipient_delimiter)
+        action, subject = self.find(self.table, request, context.site)
         if action is None:
             return PASS
         verdict = await apply(action, subject, request, context)

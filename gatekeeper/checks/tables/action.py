@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gatekeeper.checks.base.nested import run_checks
+from gatekeeper.checks.base.nested import SERVER_ERROR, run_checks
 from gatekeeper.checks.tables.sender_proof import CONDITIONS, is_proven
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable
@@ -100,6 +100,18 @@ def parse_action(text: str, restrictions: RestrictionBuilder) -> TableAction:
 def text_action(text: str) -> TableAction:
     """Wrap a right-hand side that is not an action but a text, such as the owners of an address: the verdict's text."""
     return TableAction(replace(PASS, text=text))
+
+
+def with_text(action: TableAction, text: str) -> TableAction:
+    """Return `action` with the text that a pattern made of a stranger's: still one action with one argument.
+
+    Where it is not any more (`REDIRECT $1@example.com` with a space in $1), it is Postfix's answer to a table that
+    cannot be used: leaving the action out could let mail through.
+    """
+    word, _, rest = text.partition(" ")
+    if action.verdict.outcome is Outcome.ACTION and not _ARGUMENT[word][0].fullmatch(rest):
+        return TableAction(SERVER_ERROR)
+    return replace(action, verdict=replace(action.verdict, text=text))
 
 
 def _allow(rest: str) -> TableAction:

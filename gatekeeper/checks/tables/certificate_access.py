@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gatekeeper.checks.tables.action import Subject, apply
-from gatekeeper.checks.tables.sender_login import search
 from gatekeeper.checks.tables.table import Table
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Verdict, permit
@@ -72,6 +71,6 @@ class PermitCertificates:
             return permit("certificate.trusted")
         for attribute in SEARCH_KEYS.values():
             fingerprint: str = getattr(request, attribute).lower()
-            if fingerprint and search(self.tables, fingerprint) is not None:
+            if fingerprint and any(table.search([fingerprint]) is not None for table in self.tables):
                 return permit("certificate.listed")
         return PASS

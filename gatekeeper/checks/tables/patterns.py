@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 
 from gatekeeper.checks.base.check_types import SourceLine
-from gatekeeper.checks.tables.action import TableAction
+from gatekeeper.checks.tables.action import TableAction, with_text
 from gatekeeper.checks.tables.indexed import Networks
 from gatekeeper.checks.tables.pcre2 import MatchLimitReached, PcrePattern
 from gatekeeper.checks.tables.regex import MAX_SUBJECT, compile_perl, compile_posix, is_risky
@@ -29,18 +29,23 @@ Groups = tuple[bytes, ...] | None
 Matcher = Callable[[str], Groups]
 
 _SUBSTITUTE = re.compile(r"\$(?:(\$)|(\d{1,2})|\{(\d{1,2})\}|\((\d{1,2})\))", re.ASCII)
+_SEPARATOR = re.compile(r"[\s,]")
 _KEYWORD = re.compile(r"(if|endif)(?:\s+|$)", re.IGNORECASE)
 _CONDITION = re.compile(rb"^(?:!|if\s|endif\b)", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(slots=True)
 class PatternRule:
-    """One rule: a pattern with an action or, without one, an `if`; `skip_to` is the index of the rule after its end."""
+    """One rule: a pattern with an action or, without one, an `if`; `skip_to` is the index of the rule after its end.
+
+    `values` says that the action is a list of words (table.Actions).
+    """
 
     matches: Matcher
     negated: bool
     action: TableAction | None = None
     substitutes: bool = False
+    values: bool = False
     skip_to: int = 0
 
 
@@ -72,7 +77,7 @@ class RuleTable:
             if not applies:
                 at = rule.skip_to if rule.action is None else at
             elif rule.action is not None:
-                return _substitute(rule.action, groups) if rule.substitutes else rule.action
+                return _substitute(rule, rule.action, groups) if rule.substitutes else rule.action
         return None
 
     def search_address(self, address: Address) -> TableAction | None:
@@ -97,17 +102,22 @@ class NetworkTable:
         return self.networks.first(address)
 
 
-def _substitute(action: TableAction, groups: Groups) -> TableAction:
-    """Return `action` with the groups of the match in its text, sanitized because they come from the client."""
-    values = [group.decode("utf-8", "surrogateescape") for group in groups or ()]
+def _substitute(rule: PatternRule, action: TableAction, groups: Groups) -> TableAction:
+    """Return `action` with the groups of the match in its text: a stranger's text, which stays one word of a list.
+
+    In an action it is made printable. In a list it gets a NUL for each separator: no login and no name has one.
+    """
+    found = [group.decode("utf-8", "surrogateescape") for group in groups or ()]
 
     def replacement(match: re.Match[str]) -> str:
         if match[1]:
             return "$"
         number = int(match[2] or match[3] or match[4])
-        return printable(values[number - 1], 255) if 0 < number <= len(values) else ""
+        text = found[number - 1] if 0 < number <= len(found) else ""
+        return _SEPARATOR.sub("\0", text) if rule.values else printable(text, 255)
 
-    return replace(action, verdict=replace(action.verdict, text=_SUBSTITUTE.sub(replacement, action.verdict.text)))
+    text = _SUBSTITUTE.sub(replacement, action.verdict.text)
+    return replace(action, verdict=replace(action.verdict, text=text)) if rule.values else with_text(action, text)
 
 
 def parse_cidr(data: bytes, actions: Actions) -> NetworkTable | RuleTable:
@@ -191,7 +201,7 @@ def _parse_action(line: int, text: str, groups: int, rule: PatternRule, actions:
             allowed = f"allowed: $1 to ${groups}" if groups else "the pattern has no groups to substitute"
             actions.mistake(line, f"{text!r} has a substitution that cannot be made; {allowed}; $$ for a dollar")
             return False
-        rule.substitutes = True
+        rule.substitutes, rule.values = True, actions.values
     rule.action = action
     return True
 
