@@ -10,6 +10,7 @@ import os
 import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gatekeeper.app.signing_plan import data_set, placed, sign_options, signing_policy
 from gatekeeper.auth.dmarc_record import DmarcPolicy
@@ -20,6 +21,7 @@ from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.builder.builder import CheckBuilder
 from gatekeeper.checks.dnslists.rbl import prefetch_adjacent
 from gatekeeper.checks.limits.ratelimit import Limiter
+from gatekeeper.checks.tables.client_list_reader import read_client_list
 from gatekeeper.checks.tables.sender_proof import ProofRecorder
 from gatekeeper.config.config_file import Config
 from gatekeeper.config.locations import KeyPath
@@ -29,6 +31,7 @@ from gatekeeper.dnslists.monitor import ListUse
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
 from gatekeeper.pipeline.site import Site
+from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.postfix.restriction_list import Restriction
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.policy import SigningPolicy
@@ -72,20 +75,25 @@ def prepare(
         pipelines[name] = _pipeline(config, builder, lists, ("policy", "contexts", name))
     builder.check_classes()
     limiter = builder.limiter()
+    mynetworks, found_in_list = _mynetworks(config)
     signing, problems = signing_policy(
         config,
+        mynetworks,
         builder.owners(config.hostname, config.recipient_delimiter),
         thorough=thorough,
         lenient=lenient,
         old=old.signing if old else None,
     )
     of_messages, found_there = _message_checks(config, builder.conditions)
-    problems = sorted({*found, *config.warnings, *_other_problems(config), *builder.problems, *problems, *found_there})
+    problems = sorted(
+        {*found, *config.warnings, *_other_problems(config), *builder.problems, *problems, *found_there}
+        | {*found_in_list}
+    )
     if any(not problem.warning for problem in problems):
         raise ConfigError(problems)
     return Plan(
         config=config,
-        site=config.site,
+        site=config.site(mynetworks),
         pipelines=pipelines,
         milter_pipeline=Pipeline({END_OF_DATA: of_messages}, observe),
         limiter=limiter,
@@ -105,6 +113,17 @@ def summary(plan: Plan) -> str:
     parts = [", ".join([f"{checks['']} checks", *contexts]), f"{len(signing.key_table)} keys"]
     parts += [f"{len(signing.signing_table)} lines in the signing table", f"listening on {', '.join(map(str, listen))}"]
     return "; ".join(parts)
+
+
+def _mynetworks(config: Config) -> tuple[ClientList, list[Problem]]:
+    """Return the list of who is internal, by our own file or by main.cf, and what is wrong with it."""
+    relay = config.main_cf
+    if relay is None:
+        place = _source_line(config.problem(("mynetworks",), ""))
+        return read_client_list(config.mynetworks, "mynetworks", place, config.folder)
+    place = SourceLine(relay.file)
+    folder = Path(relay.file).parent
+    return read_client_list(config.mynetworks, "mynetworks", place, folder, of_postfix=True, parents=relay.parents)
 
 
 def _check_builder(config: Config) -> CheckBuilder:

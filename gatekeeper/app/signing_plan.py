@@ -14,6 +14,7 @@ from typing import Any
 
 from gatekeeper.config.config_file import Config
 from gatekeeper.core.problem import Problem
+from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.signing import data_set as opendkim_data_set
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.key_table import KeyTable
@@ -49,6 +50,7 @@ def sign_options(config: Config) -> SignOptions:
 
 def signing_policy(
     config: Config,
+    mynetworks: ClientList,
     owners: Owners,
     *,
     thorough: bool = False,
@@ -57,7 +59,7 @@ def signing_policy(
 ) -> tuple[SigningPolicy, list[Problem]]:
     """Whom to sign for; without tables nobody, but whose mail is ours is still known.
 
-    `owners` tells the logins of an address, for `bind`.
+    `mynetworks` tells who is internal if `internal_hosts` does not, `owners` the logins of an address, for `bind`.
     `thorough` validates each key (37 ms for an RSA key). `lenient` makes a warning of what is wrong with one key alone.
     `old` is the policy that serves until this one does.
     """
@@ -70,11 +72,10 @@ def signing_policy(
     if old is not None and options.without_key is WithoutKey.PREVIOUS:
         keys.inherit(old.key_table)
         lenient = True
-    hosts = HostList.of_networks(config.mynetworks)
     policy = SigningPolicy(
         signing_table=table,
         key_table=keys,
-        internal_hosts=hosts if options.internal_hosts is None else reader.read(HostList.read, "internal_hosts"),
+        internal_hosts=mynetworks if options.internal_hosts is None else reader.read(HostList.read, "internal_hosts"),
         daemon_names=reader.read(NameSet.read, "daemon_names"),
         macros=reader.read(MacroList.read, "macros"),
         peers=reader.read(HostList.read, "peers"),

@@ -11,7 +11,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_network
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,11 +32,12 @@ from gatekeeper.config.schema import (
     StoreSection,
     VerifySection,
 )
-from gatekeeper.config.values import Delimiter, Domains, Hostname, Networks
+from gatekeeper.config.values import ClientPatterns, Delimiter, Domains, Hostname
 from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix import postconf
+from gatekeeper.postfix.client_list import ClientList, parse_pattern
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
 NOT_YET = ("capture", "metrics", "reports")
@@ -56,7 +57,7 @@ class Config(Section):
 
     hostname: Hostname = Field(default_factory=socket.gethostname)
     authserv_id: Hostname | None = None
-    mynetworks: Networks = (ip_network("127.0.0.0/8"), ip_network("::1"))
+    mynetworks: ClientPatterns = (parse_pattern("127.0.0.0/8"), parse_pattern("::1"))
     local_domains: Domains = ()
     relay_domains: Domains = ()
     recipient_delimiter: Delimiter = ""
@@ -75,7 +76,9 @@ class Config(Section):
     _file: Path | None = PrivateAttr(None)
     _base: Path | None = PrivateAttr(None)
     _locations: KeyLocations = PrivateAttr(KeyLocations(""))
-    _postconf_warnings: tuple[str, ...] = PrivateAttr(())
+    _tree: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+    _ask: postconf.Ask = PrivateAttr(default_factory=lambda: postconf.ask_postfix)
+    _relay: postconf.PostfixSettings = PrivateAttr(postconf.PostfixSettings())
     _import_warnings: tuple[Problem, ...] = PrivateAttr(())
     _drift: tuple[Problem, ...] = PrivateAttr(())
     _sockets: PostfixSockets | None = PrivateAttr(None)
@@ -88,7 +91,8 @@ class Config(Section):
     @property
     def warnings(self) -> tuple[Problem, ...]:
         """Problems found while loading that do not keep the configuration from being used."""
-        return (*self._import_warnings, *(self.problem((), what, warning=True) for what in self._postconf_warnings))
+        of_postfix = (what for option, what in self._relay.warnings if option not in self._tree)
+        return (*self._import_warnings, *(Problem(self._relay.file, 0, what, warning=True) for what in of_postfix))
 
     @property
     def drift(self) -> tuple[Problem, ...]:
@@ -101,12 +105,16 @@ class Config(Section):
         return self._sockets
 
     @property
-    def site(self) -> Site:
-        """The top level in the form that checks use."""
+    def main_cf(self) -> postconf.PostfixSettings | None:
+        """Where mynetworks is from, if it is Postfix's own."""
+        return None if "mynetworks" in self._tree or "mynetworks" not in self._relay.values else self._relay
+
+    def site(self, mynetworks: ClientList) -> Site:
+        """Return the top level in the form that checks use, with the list that was made of `mynetworks`."""
         return Site(
             hostname=self.hostname,
             authserv_id=self.authserv_id or self.hostname,
-            mynetworks=self.mynetworks,
+            mynetworks=mynetworks,
             local_domains=self.local_domains,
             relay_domains=self.relay_domains,
             recipient_delimiter=self.recipient_delimiter,
@@ -144,6 +152,17 @@ def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def refreshed(config: Config) -> Config:
+    """Return `config` as it is with what Postfix says now; the file itself is not read again. Raises ConfigError."""
+    new, problems = _build(dict(config._tree), config._file, config._locations, config._ask)
+    if config._relay.values and not new._relay.values:
+        problems = [Problem(config._relay.file, 0, "postconf does not tell any more what is in it")]
+    if problems:
+        raise ConfigError(problems)
+    new._base, new._import_warnings = config._base, config._import_warnings
+    return new
 
 
 def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Config, list[Problem]]:
@@ -215,7 +234,7 @@ _SYNTAX_HINTS = {
 def _build(
     tree: dict[str, Any], path: Path | None, locations: KeyLocations, ask: postconf.Ask
 ) -> tuple[Config, list[Problem]]:
-    relay = postconf.read_settings(ask)
+    relay = _usable(postconf.read_settings(ask))
     file = str(path or "the default configuration")
     found = list(_tree_errors(tree))
     usable = {**relay.values, **{name: value for name, value in tree.items() if name not in NOT_YET}}
@@ -234,11 +253,33 @@ def _build(
             # If there is nothing left to remove, a default is wrong; that must not loop for ever.
             usable = rest if rest != usable else {}
     config._file, config._locations, config._sockets = path, locations, sockets
-    config._postconf_warnings = tuple(what for option, what in relay.warnings if option not in tree)
+    config._tree, config._ask, config._relay = tree, ask, relay
     config._drift = tuple(
         locations.problem(file, (option,), what, warning=True) for option, what in _drift(config, tree, relay)
     )
     return config, sorted({locations.problem(file, at, what) for at, what in found})
+
+
+def _usable(relay: postconf.PostfixSettings) -> postconf.PostfixSettings:
+    """Return what Postfix has without what our options cannot be: it is not a mistake in our own file."""
+    values, warnings = dict(relay.values), list(relay.warnings)
+    for option, value in relay.values.items():
+        if not (wrong := _mistakes(option, value)):
+            continue
+        del values[option]
+        if isinstance(value, list):
+            kept = values[option] = [word for word in value if not _mistakes(option, [word])]
+            wrong = [f"{word!r} cannot be used here" for word in value if word not in kept]
+        warnings += [(option, f"{what}; set {option} in gatekeeper.toml") for what in wrong]
+    return replace(relay, values=values, warnings=tuple(warnings))
+
+
+def _mistakes(option: str, value: object) -> list[str]:
+    try:
+        Config.model_validate({option: value})
+    except ValidationError as error:
+        return [what for _, what in validation_errors(error, Config)]
+    return []
 
 
 def _drift(config: Config, tree: Mapping[str, Any], relay: postconf.PostfixSettings) -> Iterator[tuple[str, str]]:

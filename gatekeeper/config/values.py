@@ -5,17 +5,17 @@ Where Postfix has a list, the value is a list or one string, separated by white 
 """
 
 import re
-from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StrictInt
 
 from gatekeeper.core.log import FACILITIES
 from gatekeeper.core.peers import Peers, parse_peers
-from gatekeeper.core.units import parse_network, unmap_network
 from gatekeeper.dnsclient import names as dns_names
 from gatekeeper.dnsclient.live import parse_nameserver
+from gatekeeper.postfix.client_list import ClientPattern, parse_pattern
 from gatekeeper.postfix.listen_address import ListenAddress, parse_listen_address
+from gatekeeper.postfix.restriction_list import split_if_string
 
 
 def _split_words(value: Any) -> Any:
@@ -23,8 +23,8 @@ def _split_words(value: Any) -> Any:
     return [word for word in re.split(r"[\s,]+", value) if word] if isinstance(value, str) else value
 
 
-def _network(value: Any) -> IPv4Network | IPv6Network:
-    return value if isinstance(value, IPv4Network | IPv6Network) else unmap_network(parse_network(str(value)))
+def _client_pattern(value: Any) -> ClientPattern:
+    return value if isinstance(value, ClientPattern) else parse_pattern(str(value))
 
 
 def _domain(value: Any) -> str:
@@ -122,9 +122,10 @@ def _check_changes(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Hostname = Annotated[str, BeforeValidator(_hostname)]
 Hostnames = Annotated[tuple[Hostname, ...], BeforeValidator(_split_words)]
-Networks = Annotated[
-    tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], BeforeValidator(_split_words)
+ClientPatterns = Annotated[
+    tuple[Annotated[ClientPattern, PlainValidator(_client_pattern)], ...], BeforeValidator(split_if_string)
 ]
+"""The words of a list of clients, which is still to be read (postfix/client_list.py)."""
 Domain = Annotated[str, BeforeValidator(_domain)]
 Domains = Annotated[tuple[Domain, ...], BeforeValidator(_split_words)]
 Delimiter = Annotated[str, BeforeValidator(_delimiter)]

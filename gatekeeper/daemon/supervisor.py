@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gatekeeper.app.plan import Plan, prepare
-from gatekeeper.config.config_file import Config
+from gatekeeper.config.config_file import Config, refreshed
 from gatekeeper.core import log, watched_files
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.core.watched_files import FileWatch
@@ -500,14 +500,14 @@ class Supervisor:
     def _reload(self, changed: Sequence[str] = ()) -> None:
         """Read everything again and start new workers with it, or log why not and go on with what is in force.
 
-        Where tables and keys have `changed`, the configuration itself is not read again.
+        Where tables and keys have `changed`, the configuration itself is not read again; Postfix is asked again.
         """
         if self.stop_deadline is not None:
             return
         file_states: dict[str, watched_files.FileState] = {}
         try:
             with watched_files.recording() as file_states:
-                plan = prepare(self.plan.config if changed else self.load(), old=self.plan)
+                plan = prepare(refreshed(self.plan.config) if changed else self.load(), old=self.plan)
             process_user = find_process_user(plan.config.user, plan.config.group)
             balance = ConnectionBalance(plan.config.policy.workers)
             self._open(plan)  # last: from here on there is no way back

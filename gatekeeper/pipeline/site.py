@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What this relay is: the top level of the configuration, in the form that checks use."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
 
-from gatekeeper.core.request import Address
+from gatekeeper.core.request import Client
+from gatekeeper.postfix.client_list import ClientList
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,25 +18,17 @@ class Site:
 
     hostname: str
     authserv_id: str
-    mynetworks: tuple[IPv4Network | IPv6Network, ...] = ()
+    mynetworks: ClientList = field(default_factory=ClientList)
     local_domains: tuple[str, ...] = ()
     relay_domains: tuple[str, ...] = ()
     recipient_delimiter: str = ""
     unknown_client_reject_code: str = "450"
     unknown_hostname_reject_code: str = "450"
     unknown_address_reject_code: str = "450"
-    _internal: Callable[[Address], bool] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        # Six checks of the default list ask about the same client.
-        object.__setattr__(self, "_internal", lru_cache(maxsize=4096)(self._find_internal))
-
-    def is_internal(self, address: Address | None) -> bool:
-        """Return True if `address` is in mynetworks."""
-        return address is not None and self._internal(address)
-
-    def _find_internal(self, address: Address) -> bool:
-        return any(address in network for network in self.mynetworks)
+    def is_internal(self, client: Client) -> bool:
+        """Return True if `client` is in mynetworks."""
+        return client.address is not None and self.mynetworks.decide(client)[0]
 
     def is_local(self, domain: str) -> bool:
         """Return True if mail for `domain` may end here."""

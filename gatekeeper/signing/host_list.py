@@ -11,7 +11,7 @@ negated, so such lines have never worked there).
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
@@ -45,15 +45,6 @@ class HostList:
             problems += hosts._add(data, entry)
         hosts._sort()
         return hosts, problems
-
-    @classmethod
-    def of_networks(cls, networks: Iterable[Network]) -> "HostList":
-        """Return the list of these networks, as in Postfix's mynetworks."""
-        hosts = cls()
-        for network in networks:
-            hosts._add_network(network, network.prefixlen, 3, str(network))
-        hosts._sort()
-        return hosts
 
     def find(self, client: Client) -> str:
         """Return the entry that puts `client` in the list, as written there; empty if the client is not in it."""

@@ -25,6 +25,7 @@ from gatekeeper.auth.domains import is_within
 from gatekeeper.core.message import Header
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Note, Verdict, reject
+from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.key_table import KeyTable, TableKey
 from gatekeeper.signing.keys import BadKey
@@ -99,7 +100,7 @@ class SigningPolicy:
 
     signing_table: SigningTable
     key_table: KeyTable
-    internal_hosts: HostList
+    internal_hosts: HostList | ClientList
     daemon_names: NameSet = field(default_factory=lambda: NameSet("ORIGINATING"))
     macros: MacroList = field(default_factory=MacroList)
     peers: HostList = field(default_factory=HostList)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gatekeeper.checks.builder.own_checks import SECTIONS
-from gatekeeper.config.config_file import Config, defaults, load
+from gatekeeper.config.config_file import Config, defaults, load, refreshed
 from gatekeeper.config.errors import validation_errors
 from gatekeeper.config.locations import KeyLocations
 from gatekeeper.config.schema import ChecksSection
@@ -20,7 +20,7 @@ from tests.support.postconf import no_postfix
 
 MAIN_CF = {
     "myhostname": "mx.example.com",
-    "mynetworks": "127.0.0.0/8 [::ffff:127.0.0.0]/104 [::1]/128",
+    "mynetworks": "127.0.0.0/8 [::1]/128",
     "mydestination": "mx.example.com, , localhost",
     "virtual_alias_domains": "hash:/etc/postfix/virtual",
     "relay_domains": "customer.example",
@@ -116,7 +116,7 @@ def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
 
 def test_without_postfix_the_defaults_are_loopback() -> None:
     config = defaults(no_postfix)
-    assert (ip_network("127.0.0.0/8"), ip_network("::1")) == config.mynetworks
+    assert ["127.0.0.0/8", "::1"] == [*map(str, config.mynetworks)]
     assert ((), (), "") == (config.local_domains, config.relay_domains, config.recipient_delimiter)
 
 
@@ -127,16 +127,58 @@ def test_with_postfix_the_defaults_are_what_main_cf_says() -> None:
     assert ("mx.example.com", "+-") == (config.hostname, config.recipient_delimiter)
 
 
-def test_an_ipv4_mapped_network_is_the_ipv4_network() -> None:
-    v4, v6 = ip_network("127.0.0.0/8"), ip_network("::1/128")
-    assert (v4, v4, v6) == defaults(lambda names: MAIN_CF).mynetworks
-
-
 def test_a_table_in_main_cf_cannot_be_taken_over_and_is_warned_about(tmp_path: Path) -> None:
-    (warning,) = defaults(lambda names: MAIN_CF).warnings
-    assert "virtual_alias_domains says 'hash:/etc/postfix/virtual'" in str(warning)
+    (warning,) = defaults(lambda names: {**MAIN_CF, "config_directory": "/etc/postfix-out"}).warnings
+    what = "virtual_alias_domains says 'hash:/etc/postfix/virtual', which cannot be used here"
+    assert f"/etc/postfix-out/main.cf: warning: {what}; set local_domains in gatekeeper.toml" == str(warning)
     (tmp_path / "g.toml").write_text('local_domains = "example.com"')
     assert () == load(tmp_path / "g.toml", lambda names: MAIN_CF).warnings
+
+
+@pytest.mark.parametrize(
+    ("mynetworks", "taken", "said"),
+    [
+        ("127.0.0.0/8 localhost !10.1.1.1 10.0.0.0/8", ["127.0.0.0/8", "localhost", "!10.1.1.1", "10.0.0.0/8"], ""),
+        ("127.0.0.0/8 # office 10.0.0.0/8", ["127.0.0.0/8"], "'#' in the middle of a line"),
+        ("10.0.0.1/8 127.0.0.0/8", ["10.0.0.1/8"], "did you mean '10.0.0.0/8'?; gatekeeper trusts nobody by this"),
+        ("127.0.0.0/8, !?, 10.0.0.0/8", ["127.0.0.0/8", "!?"], "'!?' is not a network, a host name or a table"),
+        ("::1, 127.0.0.0/8", ["::1"], "an IPv6 address needs brackets"),
+        (".example.com 127.0.0.0/8", [".example.com", "127.0.0.0/8"], "matches nothing in Postfix"),
+        ("", [], ""),
+    ],
+)
+def test_mynetworks_of_main_cf_are_no_mistake_of_our_file(mynetworks: str, taken: list[str], said: str) -> None:
+    main_cf = {"config_directory": "/etc/postfix", "mynetworks": mynetworks}
+    config = defaults(lambda names: main_cf)
+    warnings = [str(problem) for problem in config.warnings]
+    assert (taken, bool(said)) == ([*map(str, config.mynetworks)], bool(warnings))
+    for warning in warnings:
+        assert warning.startswith("/etc/postfix/main.cf: warning: mynetworks: ")
+        assert said in warning
+
+
+def test_what_main_cf_has_and_we_cannot_is_left_out_and_said(tmp_path: Path) -> None:
+    (tmp_path / "g.toml").write_text("")
+    main_cf = {**MAIN_CF, "mydestination": "a.example, [192.0.2.1], b..example, c.example", "recipient_delimiter": "é"}
+    config = load(tmp_path / "g.toml", lambda names: main_cf)
+    assert (("a.example", "c.example"), "") == (config.local_domains, config.recipient_delimiter)
+    said = "\n".join(map(str, config.warnings))
+    for word in ("[192.0.2.1]", "b..example", "é"):
+        assert f"{word!r}" in said
+    assert str(tmp_path) not in said
+
+
+def test_a_refreshed_configuration_has_what_postfix_says_now(tmp_path: Path) -> None:
+    (tmp_path / "g.toml").write_text('hostname = "a.example"')
+    main_cf = {"mynetworks": "10.0.0.0/8"}
+    config = load(tmp_path / "g.toml", lambda names: main_cf)
+    (tmp_path / "g.toml").write_text("a mistake")
+    main_cf["mynetworks"] = "192.0.2.0/24"
+    new = refreshed(config)
+    assert (["192.0.2.0/24"], "a.example") == ([*map(str, new.mynetworks)], new.hostname)
+    main_cf.clear()
+    with pytest.raises(ConfigError, match=r"main\.cf: postconf does not tell"):
+        refreshed(new)
 
 
 def test_a_network_with_host_bits_gets_the_network_that_was_meant(tmp_path: Path) -> None:
@@ -146,7 +188,7 @@ def test_a_network_with_host_bits_gets_the_network_that_was_meant(tmp_path: Path
 
 def test_lists_are_also_taken_as_one_string(tmp_path: Path) -> None:
     config = read(tmp_path, 'mynetworks = "10.0.0.0/8, [fe80::]/10"\nlocal_domains = "A.example .bücher.example"')
-    assert (ip_network("10.0.0.0/8"), ip_network("fe80::/10")) == config.mynetworks
+    assert [ip_network("10.0.0.0/8"), ip_network("fe80::/10")] == [pattern.value for pattern in config.mynetworks]
     assert ("a.example", ".xn--bcher-kva.example") == config.local_domains
 
 

@@ -128,12 +128,6 @@ def test_a_list_may_begin_with_an_ipv6_address() -> None:
     assert ["::1", "127.0.0.1"] == [found.find(client(address)) for address in ("::1", "127.0.0.1")]
 
 
-def test_mynetworks_make_a_list() -> None:
-    found = HostList.of_networks([ip_network("127.0.0.0/8"), ip_network("::1")])
-    addresses = ("127.9.9.9", "::1", "192.0.2.1")
-    assert ["127.0.0.0/8", "::1/128", ""] == [found.find(client(address)) for address in addresses]
-
-
 def tries(address: IPv4Address) -> Iterator[str]:
     """What OpenDKIM's dkimf_checkip() looks for, word for word."""
     yield f"{address}"

@@ -2,7 +2,6 @@
 """A small world for tests of checks: a zone, an empty store, a clock that is set by hand, and one restriction list."""
 
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -21,6 +20,7 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
 from gatekeeper.pipeline.pipeline import RECIPIENT, Pipeline
 from gatekeeper.pipeline.site import Site
+from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.postfix.restriction_list import parse_restrictions
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Keys, Store
@@ -29,7 +29,7 @@ HERE = Path("/nonexistent")
 SITE = Site(
     hostname="mx.example.com",
     authserv_id="mx.example.com",
-    mynetworks=(ip_network("10.0.0.0/8"),),
+    mynetworks=ClientList.of("10.0.0.0/8"),
     local_domains=("example.com",),
     relay_domains=("relay.example",),
     recipient_delimiter="+",

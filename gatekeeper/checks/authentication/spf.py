@@ -39,7 +39,7 @@ class SpfCheck(ConfiguredCheck):
 
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Refuse the mail, or pass it with the SPF result for the sender."""
-        if request.client.address is None or request.sasl_user or context.site.is_internal(request.client.address):
+        if request.client.address is None or request.sasl_user or context.site.is_internal(request.client):
             return PASS
         facts = context.facts
         if self.helo and request.sender:  # for the null sender, facts.spf() itself checks HELO

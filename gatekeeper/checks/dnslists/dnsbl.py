@@ -56,7 +56,7 @@ class Dnsbl(ConfiguredCheck):
     async def judge(self, request: Request, context: Context) -> Verdict:
         """Refuse the client, or pass it and say how far it is below the threshold."""
         address = request.client.address
-        if address is None or request.sasl_user or context.site.is_internal(address):
+        if address is None or request.sasl_user or context.site.is_internal(request.client):
             return PASS
         found = await query_lists(context, list(self._queries(request, address)))
         if not found.hits:

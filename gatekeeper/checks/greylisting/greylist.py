@@ -136,7 +136,7 @@ class Greylist(ConfiguredCheck):
     def _address_to_judge(self, request: Request, context: Context) -> Address | None:
         """Return the client's address; None if this client or this mail never has to wait."""
         address = request.client.address
-        if request.stage is not Stage.RCPT or request.sasl_user or context.site.is_internal(address):
+        if request.stage is not Stage.RCPT or request.sasl_user or context.site.is_internal(request.client):
             return None
         return None if always_reachable(request.recipient, context.site) else address
 

@@ -2,7 +2,11 @@
 """Patterns for sessions that a limit applies to: the words of `for`, `except` and `exceptions`, and files of them.
 
     "192.0.2.0/24", "mynetworks", "authenticated", "client:.example.net", "user:alice", "user:@example.com",
-    "sender:news@example.com", "sender:<>", "recipient:@example.org", "user:/etc/gatekeeper/newsletters"
+    "sender:news@example.com", "sender:<>", "recipient:@example.org", "user:/etc/gatekeeper/newsletters",
+    "!192.0.2.9", "cidr:/etc/postfix/partners"
+
+What says who the client is, is one list in order (postfix/client_list.py): the first word that matches decides, and
+after `!` it takes the client out: "!192.0.2.9, 192.0.2.0/24".
 
 A file, as in Postfix's lists, stands for its contents: the first word of each line, so that the source text of a
 Postfix table can be used as well. Files are read once, at start and at a reload. Comparison ignores case.
@@ -13,22 +17,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.tables.client_list_reader import read_client_list
+from gatekeeper.checks.tables.reader import FILELESS_READERS, READERS
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import UNKNOWN, Request, domain_of
 from gatekeeper.core.units import HostBits, parse_network, unmap_network
 from gatekeeper.pipeline.site import Site
+from gatekeeper.postfix.client_list import ClientList, ClientPattern
+from gatekeeper.postfix.restriction_list import split_if_string
 
 MYNETWORKS, AUTHENTICATED = "mynetworks", "authenticated"
 _KINDS = ("client", "user", "sender", "recipient")
 _INVALID = "is not a client, user or address"
 _ALLOWED = (
     'allowed: "192.0.2.0/24", "mynetworks", "authenticated", "client:NAME", "client:.DOMAIN", "user:NAME", '
-    '"user:@DOMAIN", "sender:ADDRESS", "sender:@DOMAIN", "recipient:…", or "user:/FILE" and so on'
+    '"user:@DOMAIN", "sender:ADDRESS", "sender:@DOMAIN", "recipient:…", "user:/FILE" and so on, "cidr:/FILE", "!CLIENT"'
 )
 _MAX_LINES = 1_000_000
 """Most lines that a file may have."""
@@ -36,11 +45,15 @@ _MAX_LINES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class SessionPattern:
-    """One word: its kind (client, user, sender or recipient) and its value, which may be the name of a file."""
+    """One word: its kind (client, user, sender or recipient) and its value, which may be the name of a file.
+
+    The value of kind `table` is a lookup table for clients. What is not `included` takes clients out.
+    """
 
     text: str
     kind: str
     value: str
+    included: bool = True
 
     @property
     def is_file(self) -> bool:
@@ -58,25 +71,28 @@ def parse_session_pattern(value: Any) -> SessionPattern:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} {_INVALID}; {_ALLOWED}")  # noqa: TRY004 (pydantic wants ValueError)
     text = value.strip()
-    kind, colon, rest = text.partition(":")
-    if text in (MYNETWORKS, AUTHENTICATED):
-        return SessionPattern(text, "client" if text == MYNETWORKS else "user", text)
-    if not colon or kind not in _KINDS:
-        if _network(text) is None:
+    bare = text.lstrip("!")
+    included = (len(text) - len(bare)) % 2 == 0
+    kind, colon, rest = bare.partition(":")
+    if bare in (MYNETWORKS, AUTHENTICATED):
+        pattern = SessionPattern(text, "client" if bare == MYNETWORKS else "user", bare, included)
+    elif colon and kind in (*READERS, *FILELESS_READERS):
+        return SessionPattern(text, "table", bare, included)
+    elif not colon or kind not in _KINDS:
+        if _network(bare) is None:
             raise ValueError(f"{value!r} {_INVALID}; {_ALLOWED}")
-        return SessionPattern(text, "client", text)
-    pattern = SessionPattern(text, kind, rest.strip())
-    if not pattern.is_file:
-        _parse_value(kind, pattern.value)
+        return SessionPattern(text, "client", bare, included)
+    else:
+        pattern = SessionPattern(text, kind, rest.strip(), included)
+    if pattern.kind != "client" and not included:
+        raise ValueError(f'{value!r} takes nobody out; allowed after "!" are clients')
+    if not pattern.is_file and pattern.value not in (MYNETWORKS, AUTHENTICATED):
+        _parse_value(pattern.kind, pattern.value)
     return pattern
 
 
-def _words(value: Any) -> Any:
-    return [part for part in re.split(r"[\s,]+", value) if part] if isinstance(value, str) else value
-
-
 SessionPatternList = Annotated[
-    tuple[Annotated[SessionPattern, BeforeValidator(parse_session_pattern)], ...], BeforeValidator(_words)
+    tuple[Annotated[SessionPattern, BeforeValidator(parse_session_pattern)], ...], BeforeValidator(split_if_string)
 ]
 
 
@@ -84,12 +100,12 @@ SessionPatternList = Annotated[
 class SessionPatterns:
     """Patterns, with their files read, in a form that is quick to match.
 
-    `names` are by kind (`user`: alice, @example.com), `networks` by IP version and number of host bits.
+    `names` are by kind (`user`: alice, @example.com). `clients` are lists to be asked in order, or whether mynetworks
+    are included there.
     """
 
-    mynetworks: bool
     authenticated: bool
-    networks: Mapping[tuple[int, int], frozenset[int]]
+    clients: tuple[ClientList | bool, ...]
     names: Mapping[str, frozenset[str]]
 
     def matches(self, request: Request, site: Site) -> bool:
@@ -108,41 +124,58 @@ class SessionPatterns:
 
     def matches_client(self, request: Request, site: Site) -> bool:
         """Return whether a pattern matches the client."""
-        address, name = request.client.address, request.client.name
-        if address is not None:
-            if self.mynetworks and site.is_internal(address):
-                return True
-            for (version, host_bits), networks in self.networks.items():
-                if version == address.version and int(address) >> host_bits in networks:
-                    return True
-        names = self.names.get("client", frozenset())
-        return bool(names) and name != UNKNOWN and not names.isdisjoint(_domains(name.lower()))
+        client = request.client
+        if client.name == UNKNOWN:
+            client = client._replace(name="")
+        for clients in self.clients:
+            if isinstance(clients, bool):
+                if site.is_internal(request.client):
+                    return clients
+                continue
+            included, found = clients.decide(client)
+            if found:
+                return included
+        return False
 
 
 def load_patterns(patterns: Sequence[SessionPattern], folder: Path) -> tuple[SessionPatterns, list[Problem]]:
     """Return `patterns` with their files read (relative paths start at `folder`), and the mistakes in these."""
-    networks: dict[tuple[int, int], set[int]] = {}
     names: dict[str, set[str]] = {}
     problems: list[Problem] = []
+    clients: list[list[ClientPattern] | bool] = [[]]
     for pattern in patterns:
-        if pattern.value in (MYNETWORKS, AUTHENTICATED):
+        if pattern.value == MYNETWORKS:
+            clients += [pattern.included, []]
+            continue
+        if pattern.value == AUTHENTICATED:
+            continue
+        here = clients[-1]
+        assert isinstance(here, list)
+        if pattern.kind == "table":
+            here.append(ClientPattern(pattern.text, "table", pattern.value, pattern.included))
             continue
         for value in (
             _read_file(pattern, folder, problems) if pattern.is_file else (_parse_value(pattern.kind, pattern.value),)
         ):
-            if isinstance(value, str):
-                names.setdefault(pattern.kind, set()).add(value)
+            if pattern.kind != "client":
+                names.setdefault(pattern.kind, set()).add(str(value))
             else:
-                host_bits = value.max_prefixlen - value.prefixlen
-                networks.setdefault((value.version, host_bits), set()).add(int(value.network_address) >> host_bits)
-    values = {pattern.value for pattern in patterns}
+                kind: Literal["name", "network"] = "name" if isinstance(value, str) else "network"
+                here.append(ClientPattern(pattern.text, kind, value, pattern.included))
     loaded = SessionPatterns(
-        mynetworks=MYNETWORKS in values,
-        authenticated=AUTHENTICATED in values,
-        networks={bits: frozenset(found) for bits, found in networks.items()},
+        authenticated=AUTHENTICATED in {pattern.value for pattern in patterns},
+        clients=tuple(part if isinstance(part, bool) else _client_list(part, folder, problems) for part in clients),
         names={kind: frozenset(found) for kind, found in names.items()},
     )
     return loaded, problems
+
+
+def _client_list(patterns: list[ClientPattern], folder: Path, problems: list[Problem]) -> ClientList:
+    found, mistakes = read_client_list(
+        patterns, "[checks.ratelimit]", SourceLine("[checks.ratelimit]"), folder, parents=False
+    )
+    problems += mistakes
+    return found
 
 
 def _read_file(
@@ -201,11 +234,3 @@ def _contains(names: frozenset[str] | None, value: str) -> bool:
         return False
     value = value.lower()
     return value in names or f"@{domain_of(value)}" in names
-
-
-def _domains(name: str) -> Iterator[str]:
-    """Yield what matches a name in Postfix's lists: `a.b.c`, `.b.c` and `.c`."""
-    yield name
-    while "." in name.lstrip("."):
-        name = name.lstrip(".").partition(".")[2]
-        yield f".{name}"

@@ -139,7 +139,7 @@ class LimitRule(BaseModel):
             if self.by != ("client",):
                 raise ValueError(f'{what} are counted when a client connects; allowed: by = "client"')
             for pattern in (*self.applies_to, *self.excepted):
-                if pattern.kind != "client":
+                if pattern.kind not in ("client", "table"):
                     raise ValueError(
                         f"{what} are counted before {pattern} is known; allowed: networks and client names"
                     )

@@ -25,7 +25,7 @@ DEFER_IF_REJECT = always(defer_if_reject("defer_if_reject", "4.7.0", "defer_if_r
 
 async def permit_mynetworks(request: Request, context: Context) -> Verdict:
     """Permit a client in mynetworks."""
-    return permit("mynetworks") if context.site.is_internal(request.client.address) else PASS
+    return permit("mynetworks") if context.site.is_internal(request.client) else PASS
 
 
 async def permit_inet_interfaces(request: Request, _context: Context) -> Verdict:

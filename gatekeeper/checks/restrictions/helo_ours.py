@@ -25,7 +25,9 @@ from gatekeeper.postfix.hostname_syntax import is_address, is_hostname, is_liter
 async def reject_helo_ours(request: Request, context: Context) -> Verdict:
     """Refuse a stranger whose HELO is our own name or address with 554 5.7.1."""
     helo, client, site = request.helo or "", request.client.address, context.site
-    if not helo or client is None or request.sasl_user or site.is_internal(client) or client == request.server_address:
+    if not helo or client is None or client == request.server_address:
+        return PASS
+    if request.sasl_user or site.is_internal(request.client):
         return PASS
     claimed = _address(helo)
     if claimed is not None:
