@@ -120,3 +120,35 @@ def test_a_socket_whose_file_was_removed_is_there_again_after_a_reload(service: 
         connection.settimeout(60)
         until(lambda: connection.connect_ex(str(path)) == 0, "somebody listens")
         assert b"generation" in ask(connection)
+
+
+def test_mynetworks_follow_main_cf_and_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory(prefix="gatekeeper-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        main_cf, table, printers = folder / "main.cf", folder / "networks.cidr", folder / "printers"
+        table.write_text("198.51.100.0/24 office\n")
+        printers.write_text("203.0.113.9\n")
+        main_cf.write_text(f"compatibility_level = 3.6\nmynetworks = cidr:{table} {printers}\n")
+        (folder / "gatekeeper.toml").write_text(
+            'hostname = "mx.example.org"\n[store]\nurl = "memory:"\n[policy]\nlisten = "inet:127.0.0.1:0"\nworkers = 1\n'
+            'restrictions = ["permit_mynetworks", "reject"]\n'
+        )
+        monkeypatch.setenv("MAIL_CONFIG", name)
+        service = Service(folder / "gatekeeper.toml", "policy", prelude=QUICK)
+        try:
+            with service.policy() as connection:
+                assert ask(connection).startswith(b"action=554")
+                main_cf.write_text(f"compatibility_level = 3.6\nmynetworks = 192.0.2.0/24 cidr:{table} {printers}\n")
+                service.wait_for(r"reloaded: .*main\.cf changed")
+                until(lambda: ask(connection).startswith(b"action=DUNNO"), "who is in mynetworks passes")
+                main_cf.write_text(f"compatibility_level = 3.6\nmynetworks = cidr:{table} {printers}\n")
+                until(lambda: ask(connection).startswith(b"action=554"), "and no more when it is not")
+                table.write_text("192.0.2.0/24 office\n")
+                until(lambda: ask(connection).startswith(b"action=DUNNO"), "nor when its table says so")
+                table.write_text("198.51.100.0/24 office\n")
+                until(lambda: ask(connection).startswith(b"action=554"), "and back")
+                printers.write_text("192.0.2.1\n")
+                until(lambda: ask(connection).startswith(b"action=DUNNO"), "as in a file")
+        finally:
+            service.end()
