@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from gatekeeper.cli import access, diagnose, dkim, dkim_rotate, greylist, opendkim, records, replay, run, state
 from gatekeeper.cli.common import CONFIGURATION, OK, TEMPORARY, USAGE
+from gatekeeper.core import redaction
 
 FAMILIES = {
     "dkim": "the keys that we sign with: make, publish, test and rotate them",
@@ -47,7 +48,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     top = parser()
     options, unknown = top.parse_known_args(arguments)
     if unknown:
-        print(f"gatekeeper: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr)
+        shown = redaction.cut_urls(" ".join(unknown))
+        print(f"gatekeeper: unrecognized arguments: {shown}", file=sys.stderr)
         raise SystemExit(getattr(options, "usage_status", USAGE))
     return options
 
@@ -72,7 +74,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and `message`, and exit."""
         self.print_usage(sys.stderr)
-        self.exit(self.get_default("usage_status") or USAGE, f"{self.prog}: error: {message}\n")
+        # argparse quotes what it does not understand: perhaps a url with its password.
+        shown = redaction.cut_urls(message)
+        self.exit(self.get_default("usage_status") or USAGE, f"{self.prog}: error: {shown}\n")
 
 
 class _Version(argparse.Action):

@@ -42,7 +42,7 @@ def _add_report(command: argparse.ArgumentParser) -> None:
 
 
 def _add_copy(command: argparse.ArgumentParser) -> None:
-    command.add_argument("to", metavar="URL", help="the store to copy to, written as in store.url")
+    command.add_argument("to", metavar="URL", help="the store to copy to, as in store.url; - reads it from stdin")
     text = "the store to copy from (default: the one in the configuration)"
     command.add_argument("--from", metavar="URL", dest="source", help=text)
 
@@ -78,6 +78,8 @@ def copy(options: argparse.Namespace) -> int:
 
     config = _config(options)
     source = options.source or config.store.url
+    if options.to == "-":  # a url on the command line, password and all, is seen by every user with ps
+        options.to = sys.stdin.readline().strip()
     for url in (source, options.to):
         try:
             check_url(url)

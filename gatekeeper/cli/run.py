@@ -61,6 +61,7 @@ def check_config(options: argparse.Namespace) -> int:
 
     The findings are the output of this command, so they go to stdout.
     """
+    from gatekeeper.app.file_modes import readable_secrets
     from gatekeeper.app.plan import Plan, prepare, summary
     from gatekeeper.config import config_file
     from gatekeeper.core.problem import ConfigError, Problem
@@ -70,7 +71,8 @@ def check_config(options: argparse.Namespace) -> int:
     try:
         found: list[Problem] = []
         usable, found = config_file.examine(path) if path else (config_file.defaults(), found)
-        plan = prepare(usable, thorough=True, found=[*found, *usable.drift])
+        found = [*found, *usable.drift, *readable_secrets(usable)]
+        plan = prepare(usable, thorough=True, found=found)
         problems = plan.warnings
     except ConfigError as error:
         problems = error.problems

@@ -89,6 +89,11 @@ class Config(Section):
         return self._base or (self._file.parent if self._file else Path.cwd())
 
     @property
+    def file(self) -> Path | None:
+        """The file that this was read from; None for the defaults."""
+        return self._file
+
+    @property
     def warnings(self) -> tuple[Problem, ...]:
         """Problems found while loading that do not keep the configuration from being used."""
         of_postfix = (what for option, what in self._relay.warnings if option not in self._tree)

@@ -57,7 +57,7 @@ DEFAULT_RESTRICTIONS = (
 class Section(BaseModel):
     """The base of every section: an unknown key is a mistake, and nothing changes after loading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class DnsSection(Section):
@@ -80,7 +80,7 @@ def default_store() -> str:
 class StoreSection(Section):
     """`[store]`: where state is kept, and the timeout of the store, in seconds."""
 
-    url: StrictStr = Field(default_factory=default_store)
+    url: StrictStr = Field(default_factory=default_store, repr=False)
     timeout: Duration = 0.08
 
 

@@ -15,7 +15,7 @@ class Problem:
     """One mistake: `what` says what is wrong, and what is allowed or how to fix it.
 
     `line` is 0 for the file as a whole. A `warning` does not keep the configuration from being used. What looks like
-    the key of a DNS list is left out.
+    the key of a DNS list, or a password in a url, is left out.
     """
 
     file: str
@@ -24,7 +24,7 @@ class Problem:
     warning: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "what", redaction.hide_known_keys(self.what))
+        object.__setattr__(self, "what", redaction.hide_passwords(redaction.hide_known_keys(self.what)))
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file

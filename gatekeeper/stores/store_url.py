@@ -5,8 +5,8 @@ import importlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from gatekeeper.core import redaction
 from gatekeeper.stores.circuit_breaker import CircuitBreaker
 from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.readonly import ReadOnlyStore
@@ -16,7 +16,6 @@ from gatekeeper.stores.store import Clock, Store
 if TYPE_CHECKING:
     from gatekeeper.stores.redis.store import RedisStore
 
-_REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _ALLOWED = (
     "sqlite:/absolute/path, memory:, redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///path/to/socket?db=0, "
     "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB or redis+cluster://HOST:PORT,HOST:PORT"
@@ -47,14 +46,12 @@ def check_url(url: str) -> None:
 
 def describe(url: str) -> str:
     """Return `url` without the secrets in it, for logs and errors."""
-    before, slashes, rest = url.partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return before + slashes + host.rpartition("@")[2] + slash + path
+    return redaction.url_without_secrets(url)
 
 
 def preload(url: str) -> None:
     """Import now what the store at `url` needs later, for workers that drop their privileges."""
-    if urlsplit(url).scheme in _REDIS:
+    if url.partition(":")[0] in redaction.STORE_SCHEMES:
         importlib.import_module("gatekeeper.stores.redis.cluster")  # which imports all that Redis needs
         "localhost".encode("idna")  # what resolving a host name imports
 
@@ -76,13 +73,17 @@ def _back_end(url: str, clock: Clock, timeout: float, read_only: bool) -> Store:
             store = MemoryStore(clock) if _is_missing(path) else SqliteStore(path, clock, timeout, read_only=True)
             return ReadOnlyStore(store, clock)
         return SqliteStore(path, clock, timeout)
-    if scheme in _REDIS:
+    if scheme in redaction.STORE_SCHEMES:
+        # Imported here: TLS and the reply parser are some megabytes that the default does not need.
+        from gatekeeper.stores.redis.servers import UrlMistake
+
         try:
             store = redis_store(url, clock, timeout)
-        except ValueError as error:
-            raise ValueError(f"{describe(url)!a} cannot be used: {error}; allowed are {_ALLOWED}") from None
+        except UrlMistake as error:
+            raise ValueError(f"{redaction.url_scheme(url)} cannot be used: {error}; allowed are {_ALLOWED}") from None
         return ReadOnlyStore(store, clock) if read_only else store
-    raise ValueError(f"{describe(url)!a} is not a store; allowed are {_ALLOWED}")
+    # Whatever it is, a password may be in it.
+    raise ValueError(f"{redaction.url_scheme(url) or 'what it says'} is not a store; allowed are {_ALLOWED}")
 
 
 def redis_store(url: str, clock: Clock = time.time, timeout: float = 0.1) -> "RedisStore":

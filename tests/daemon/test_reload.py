@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -131,7 +132,8 @@ def test_mynetworks_follow_main_cf_and_what_it_names(monkeypatch: pytest.MonkeyP
         printers.write_text("203.0.113.9\n")
         main_cf.write_text(f"compatibility_level = 3.6\nmynetworks = cidr:{table} {printers}\n")
         (folder / "gatekeeper.toml").write_text(
-            'hostname = "mx.example.org"\n[store]\nurl = "memory:"\n[policy]\nlisten = "inet:127.0.0.1:0"\nworkers = 1\n'
+            'hostname = "mx.example.org"\n[store]\nurl = "memory:"\n[policy]\nlisten = "inet:127.0.0.1:0"\n'
+            "workers = 1\n"
             'restrictions = ["permit_mynetworks", "reject"]\n'
         )
         monkeypatch.setenv("MAIL_CONFIG", name)
@@ -152,3 +154,33 @@ def test_mynetworks_follow_main_cf_and_what_it_names(monkeypatch: pytest.MonkeyP
                 until(lambda: ask(connection).startswith(b"action=DUNNO"), "as in a file")
         finally:
             service.end()
+
+
+def said_no(service: Service, seen: int) -> bool:
+    return any("not reloaded" in line for line in service.lines[seen:])
+
+
+def test_no_start_and_no_reload_tells_a_password() -> None:
+    with TemporaryDirectory(prefix="gatekeeper-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        file = folder / "gatekeeper.toml"
+        text = 'hostname = "mx.example.org"\n[policy]\nlisten = "inet:127.0.0.1:0"\nworkers = 1\n[store]\nurl = "{}"\n'
+        file.write_text(text.format("redis://user:hunter/zwei2x@h/0"))
+        service = Service(file, "policy")
+        assert 78 == service.process.wait(60)
+        until(lambda: [line for line in service.lines if "percent-encoded" in line], "what is wrong with the url")
+        refused = service.lines
+        file.write_text(text.format("redis://user:hunter%2Fzwei2x@127.0.0.1:1/0"))
+        service = Service(file, "policy")
+        try:
+            service.wait_for(r"redis://127\.0\.0\.1:1/0")
+            for url in ("redis://user:hunter?zwei2x@h/0", "redis://user:hunter#zwei2x@h", "redis+x://hunter:zwei2x@h"):
+                file.write_text(text.format(url))
+                seen = len(service.lines)
+                service.process.send_signal(signal.SIGHUP)
+                until(partial(said_no, service, seen), url)
+        finally:
+            service.end()
+        heard = "\n".join([*refused, *service.lines])
+        assert not [piece for piece in ("hunter", "zwei2x") if piece in heard], heard

@@ -277,6 +277,19 @@ async def test_a_user_with_a_password_is_let_in_and_the_password_is_nowhere(
 
 
 @pytest.mark.integration("redis-server")
+async def test_a_server_that_does_not_know_auth_and_quotes_it_tells_no_password(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    port = free_port()
+    with redis_server("--port", str(port), "--rename-command", "AUTH", "LOGIN"):
+        async with opened(f"redis://relay:s3cret@127.0.0.1:{port}/3") as store:
+            await assert_gone(store)
+            assert "ERR in answer to user, password or database" in store.gone
+            assert "s3cret" not in store.gone
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.integration("redis-server")
 async def test_tls_wants_a_certificate_that_our_own_ca_has_signed(tmp_path: Path) -> None:
     ca, certificate, key = make_certificates(tmp_path)
     port = free_port()

@@ -548,6 +548,12 @@ async def test_a_url_that_cannot_be_used_is_refused_with_what_is_allowed(url: st
         ("redis+sentinel://:hunter2@h:1,i:2/s/0", "redis+sentinel://h:1,i:2/s/0"),
         ("sqlite:/a/b", "sqlite:/a/b"),
         ("unix:///run/r.sock?password=hunter2", "unix:///run/r.sock"),
+        ("redis://user:Sec/ret@h/0", "redis:…"),
+        ("redis://user:Sec?ret@h/0", "redis:…"),
+        ("redis://user:Sec#ret@h/0", "redis:…"),
+        ("redis://user:Sec@ret@h/0", "redis:…"),
+        ("redis://h/0?password=Sec@ret", "redis:…"),
+        ("REDIS:user:hunter2@h", "REDIS:h"),
     ],
 )
 def test_a_password_is_never_shown(url: str, expected: str) -> None:

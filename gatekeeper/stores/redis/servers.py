@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Redis URLs: parse them, and open connections to the servers that they name. No exception reveals a password.
 
+So no exception has words of a library, or a part of the URL: what seems to be the host may be half a password.
+
     redis://[USER:PASSWORD@]HOST[:PORT][/DB]             rediss:// the same with TLS
     unix://[USER:PASSWORD@]/PATH[?db=DB]
     redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT]/SERVICE[/DB]     rediss+sentinel://
@@ -12,6 +14,7 @@ and queries the Sentinels; only the connection that carries requests is ours (co
 """
 
 import asyncio
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +27,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from gatekeeper.stores.redis.connection import RedisConnection
+from gatekeeper.stores.redis.connection import RedisConnection, ReplyError
 from gatekeeper.stores.store import StoreError
 
 _SENTINEL_LIMIT = 0.3
@@ -61,6 +64,11 @@ class RedisServer:
                 answers.append(connection.send("SELECT", self.db))
             for answer in answers:
                 await answer
+        except ReplyError as error:
+            connection.close()
+            # What does not know AUTH quotes it, with its arguments.
+            kind = error.kind if re.fullmatch(r"[A-Z]{2,20}", error.kind) else "an error"
+            raise ReplyError(f"{kind} in answer to user, password or database") from None
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot connect: {error}") from None
         except BaseException:
@@ -102,8 +110,34 @@ class RedisServers:
         return str(host), int(port)
 
 
+class UrlMistake(ValueError):
+    """A URL cannot be used; the text quotes nothing of it."""
+
+
+# No at sign in these texts: a url is cut up to the last one (core/redaction.py).
+_NOT_ENCODED = (
+    "user and password end at the last at sign, and have to be percent-encoded: / is %2F, ? is %3F, # is %23, "
+    ": is %3A, the at sign %40, % itself %25"
+)
+
+
 def parse_redis_url(url: str) -> RedisServers:
-    """Parse `url`. Raises ValueError with what is wrong."""
+    """Parse `url`. Raises UrlMistake with what is wrong."""
+    login, at, _ = url.partition("://")[2].rpartition("@")
+    if re.search(r"[/?#@\[\]\\]|%(?![0-9A-Fa-f]{2})|[^!-~]", login) or not url.isprintable():
+        raise UrlMistake(_NOT_ENCODED)
+    try:
+        return _parse(url)
+    except UrlMistake:
+        raise
+    except (ValueError, TypeError, OSError):  # redis-py's and urllib's
+        where = "after the last at sign" if at else "in it"
+        raise UrlMistake(
+            f"something {where} is not a host, a port, or an option with a value that it can have"
+        ) from None
+
+
+def _parse(url: str) -> RedisServers:
     parts = urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
     login, at, hosts = parts.netloc.rpartition("@")
@@ -112,16 +146,16 @@ def parse_redis_url(url: str) -> RedisServers:
         service, _, db = path.strip("/").partition("/")
         path = f"/{db}"
     if scheme != "unix" and path.strip("/") and not (path.strip("/").isascii() and path.strip("/").isdigit()):
-        raise ValueError("after the host comes /DB, a number, or /SERVICE/DB with a Sentinel")
+        raise UrlMistake("after the host comes /DB, a number, or /SERVICE/DB with a Sentinel")
     if (kind == "sentinel" and not service) or ("," in hosts and not kind):
-        raise ValueError("several hosts are for a cluster, or for Sentinels, which need /SERVICE after the last")
+        raise UrlMistake("several hosts are for a cluster, or for Sentinels, which need /SERVICE after the last")
     if scheme == "unix" and (hosts or not path.strip("/")):
-        raise ValueError("a Unix socket is written unix:///path/to/socket")
+        raise UrlMistake("a Unix socket is written unix:///path/to/socket")
     host_ports = [_with_port(host, kind) for host in hosts.split(",")] if scheme != "unix" else [""]
     pools = [_pool_for(urlunsplit((scheme, login + at + host_port, path, parts.query, ""))) for host_port in host_ports]
     servers = tuple(_server(pool) for pool in pools)
     if kind == "cluster" and servers[0].db:
-        raise ValueError("a cluster has only database 0")
+        raise UrlMistake("a cluster has only database 0")
     tls = {name: value for name, value in pools[0].connection_kwargs.items() if name.startswith("ssl_")}
     return RedisServers(servers, unquote(service), kind == "cluster", {"ssl": True, **tls} if servers[0].tls else {})
 
@@ -132,25 +166,26 @@ def _with_port(host_port: str, kind: str) -> str:
     if not (host if colon else host_port).strip("[]") or (
         colon and not (port.isascii() and 0 < int(port or 0) < 65536)
     ):
-        raise ValueError(f"{host_port!a} is not HOST:PORT")
+        raise UrlMistake("a host is not HOST:PORT")
     return host_port if colon or kind != "sentinel" else f"{host_port}:{_SENTINEL_PORT}"
 
 
 def _pool_for(url: str) -> ConnectionPool:
-    """Have redis-py parse the URL of one server. Raises ValueError."""
-    try:
-        return ConnectionPool.from_url(url)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    """Have redis-py parse the URL of one server. Raises ValueError and TypeError."""
+    return ConnectionPool.from_url(url)
 
 
 def _server(pool: ConnectionPool) -> RedisServer:
-    """Return the server that a pool would connect to. Raises ValueError for unknown options and unusable files."""
+    """Return the server that a pool would connect to.
+
+    Raises TypeError for unknown options, UrlMistake for unusable files.
+    """
+    connection = pool.connection_class(**pool.connection_kwargs)
     try:
-        connection = pool.connection_class(**pool.connection_kwargs)
         tls = connection.ssl_context.get() if isinstance(connection, SSLConnection) else None
-    except (TypeError, OSError) as error:
-        raise ValueError(str(error)) from None
+    except OSError as error:
+        why = error.strerror or "not a certificate or a key"
+        raise UrlMistake(f"a file that it names for TLS cannot be used: {why}") from None
     return RedisServer(
         host=getattr(connection, "host", ""),
         port=int(getattr(connection, "port", 0)),
