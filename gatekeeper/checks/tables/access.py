@@ -53,21 +53,27 @@ def mailbox_keys(mailbox: str, delimiter: str) -> Iterator[str]:
     local, at, domain = mailbox.rpartition("@")
     if not at:  # Postfix appends its own domain first, but looks up the part before the @ all the same
         yield from mailbox_form.forms(domain)
-        yield from _with_at(domain, delimiter)
+        bare = without_extension(domain, delimiter)
+        yield from (f"{form}@" for form in dict.fromkeys((*_forms(domain), *_forms(bare))))
         return
-    yield from mailbox_form.forms(mailbox)
     bare = without_extension(local, delimiter)
-    if bare != local:
-        yield from mailbox_form.forms(f"{bare}@{domain}")
+    # The quoted form first, then the other; most need no quotes.
+    users = _forms(local) if bare == local else (*_forms(local), *_forms(bare))
+    for form in users:
+        yield f"{form}@{domain}"
     parents = domain_keys(domain)
-    yield from (key for key in (next(parents, ""), f"@{domain}") if key)
+    first = next(parents, "")
+    if first:
+        yield first
+        yield f"@{domain}"
     yield from parents
-    yield from _with_at(local, delimiter)
+    for form in users:
+        yield f"{form}@"
 
 
-def _with_at(local: str, delimiter: str) -> Iterator[str]:
-    for key in dict.fromkeys((local, without_extension(local, delimiter))):
-        yield from mailbox_form.forms(f"{key}@")
+def _forms(local: str) -> tuple[str, ...]:
+    quoted = mailbox_form.external_local(local)
+    return (quoted,) if quoted == local else (quoted, local)
 
 
 def search_mailbox(table: Table, mailbox: str, delimiter: str) -> TableAction | None:
