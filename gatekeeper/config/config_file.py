@@ -12,6 +12,7 @@ import socket
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix import postconf
-from gatekeeper.postfix.client_list import ClientList, parse_pattern
+from gatekeeper.postfix.client_list import ClientList, ClientPattern, parse_pattern
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
 NOT_YET = ("capture", "metrics", "reports")
@@ -304,12 +305,22 @@ def _drift(config: Config, tree: Mapping[str, Any], relay: postconf.PostfixSetti
             if ours.lower() != theirs.lower():
                 yield option, f"{option} is {ours!r} here and {theirs!r} in Postfix; leave it out to use Postfix's"
             continue
-        differences = {"here": set(ours) - set(theirs), "in Postfix": set(theirs) - set(ours)}
+        mine, its = ({one for one in some if not _matches_nobody(one)} for some in (ours, theirs))
+        differences = {"here": mine - its, "in Postfix": its - mine}
         if any(differences.values()):
             parts = [
                 f"only {where}: {', '.join(sorted(map(str, some)))}" for where, some in differences.items() if some
             ]
             yield option, f"{option} differs from Postfix's ({'; '.join(parts)}); leave it out to use Postfix's"
+
+
+def _matches_nobody(one: object) -> bool:
+    """Return whether this is a network of IPv4 written as IPv6, as Debian's main.cf has one: no client is in it."""
+    return (
+        isinstance(one, ClientPattern)
+        and isinstance(one.value, IPv6Network)
+        and one.value.network_address.ipv4_mapped is not None
+    )
 
 
 def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.support.postconf import no_postfix
 
 MAIN_CF = {
     "myhostname": "mx.example.com",
-    "mynetworks": "127.0.0.0/8 [::1]/128",
+    "mynetworks": "127.0.0.0/8 [::ffff:127.0.0.0]/104 [::1]/128",
     "mydestination": "mx.example.com, , localhost",
     "virtual_alias_domains": "hash:/etc/postfix/virtual",
     "relay_domains": "customer.example",
