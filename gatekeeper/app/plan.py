@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Turns a Config into a Plan: every table, list and key that it names is read; nothing is opened.
 
-`prepare` runs in the privileged parent and raises every mistake at once. A worker, which could no longer read those
-files, gets the Plan by fork.
+`prepare` raises every mistake at once. In the service it runs in the privileged parent, and a worker, which could no
+longer read those files, gets the Plan by fork: all but the private keys, which neither the parent nor a policy worker
+ever has (daemon/loading.py).
 """
 
 import grp
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatekeeper.app.signing_plan import data_set, placed, sign_options, signing_policy
+from gatekeeper.app.signing_plan import ReadKeys, data_set, placed, sign_options, signing_policy
 from gatekeeper.auth.dmarc_record import DmarcPolicy
 from gatekeeper.auth.results import Method
 from gatekeeper.checks.authentication.dmarc import DmarcCheck
@@ -60,13 +61,13 @@ def prepare(
     thorough: bool = False,
     found: Sequence[Problem] = (),
     lenient: bool = False,
-    old: Plan | None = None,
+    keys: ReadKeys | None = None,
 ) -> Plan:
     """Read everything that `config` names.
 
     `thorough` validates each key (37 ms for an RSA key), for check-config. `lenient` goes on without keys that cannot
-    be used. `old` is the plan that is in force until this one is. Raises ConfigError with every problem, those `found`
-    before included.
+    be used. `keys` are those of its [signing], if they have been read already. Raises ConfigError with every problem,
+    those `found` before included.
     """
     observe = config.mode == "observe"
     builder = _check_builder(config)
@@ -82,7 +83,7 @@ def prepare(
         builder.owners(config.hostname, config.recipient_delimiter),
         thorough=thorough,
         lenient=lenient,
-        old=old.signing if old else None,
+        keys=keys,
     )
     of_messages, found_there = _message_checks(config, builder.conditions)
     problems = sorted(

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""[signing] -> SigningPolicy and SignOptions: every table, list and key that it names is read, once, by the parent.
+"""[signing] -> SigningPolicy and SignOptions: every table, list and key that it names is read, once.
 
-What is wrong with one key alone does not keep the service from starting: its mail has `without_key`, the rest is
-signed. A reload is refused over it, because the old keys are better; unless the old key is what `without_key` wants.
+What is wrong with one key alone keeps the service neither from starting nor from a reload, with a warning: a key that
+signed before goes on in the place of the one that cannot (`KeyTable.inherit`); without one, its mail has `without_key`.
+The rest is signed. The keys are read apart from everything else (`read_keys`), so that a process that is to serve may
+have everything but them.
 """
 
 import os
 import pwd
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,19 @@ from gatekeeper.signing.signing_table import SigningTable
 
 _Spec = str | tuple[str, ...]
 _Read = Callable[..., tuple[Any, list[Problem]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadKeys:
+    """The KeyTable and what is wrong with it; `replacing`: the keys of an earlier one go on where these cannot sign."""
+
+    table: KeyTable
+    problems: tuple[Problem, ...]
+    replacing: bool = False
+
+    def without_keys(self) -> "ReadKeys":
+        """Return the same with the names of the keys alone."""
+        return replace(self, table=self.table.without_keys())
 
 
 def sign_options(config: Config) -> SignOptions:
@@ -55,26 +70,25 @@ def signing_policy(
     *,
     thorough: bool = False,
     lenient: bool = False,
-    old: SigningPolicy | None = None,
+    keys: ReadKeys | None = None,
 ) -> tuple[SigningPolicy, list[Problem]]:
     """Whom to sign for; without tables nobody, but whose mail is ours is still known.
 
     `mynetworks` tells who is internal if `internal_hosts` does not, `owners` the logins of an address, for `bind`.
     `thorough` validates each key (37 ms for an RSA key). `lenient` makes a warning of what is wrong with one key alone.
-    `old` is the policy that serves until this one does.
+    `keys` are those that have been read already.
     """
     options = config.signing
     reader = _Reader(config)
-    keys, table = reader.tables()
-    soft = {*keys.unusable, *table.unusable}
+    keys = keys or read_keys(config)
+    table = reader.signing_table(keys)
+    # At a reload a rule without a key refuses it: until then that sender's mail was signed, or left as it was.
+    soft = {*keys.table.unusable, *(() if keys.replacing else table.unusable)}
     if thorough:
-        reader.problems += keys.check()
-    if old is not None and options.without_key is WithoutKey.PREVIOUS:
-        keys.inherit(old.key_table)
-        lenient = True
+        reader.problems += keys.table.check()
     policy = SigningPolicy(
         signing_table=table,
-        key_table=keys,
+        key_table=keys.table,
         internal_hosts=mynetworks if options.internal_hosts is None else reader.read(HostList.read, "internal_hosts"),
         daemon_names=reader.read(NameSet.read, "daemon_names"),
         macros=reader.read(MacroList.read, "macros"),
@@ -91,6 +105,8 @@ def signing_policy(
     problems = reader.problems
     if lenient:
         then = _MEANWHILE[options.without_key]
+        if keys.replacing:
+            then = f"the key from before signs on; if there was none, {then}"
         problems = [_softened(problem, then) if problem in soft else problem for problem in problems]
     return policy, [*_contradictions(config), *(placed(config, problem) for problem in problems)]
 
@@ -98,7 +114,7 @@ def signing_policy(
 _MEANWHILE = {
     WithoutKey.TEMPFAIL: "mail that it should sign waits",
     WithoutKey.UNSIGNED: "mail that it should sign leaves unsigned",
-    WithoutKey.PREVIOUS: "mail that it should sign has the key from before the last reload, or waits",
+    WithoutKey.PREVIOUS: "mail that it should sign waits",
 }
 
 
@@ -106,11 +122,22 @@ def _softened(problem: Problem, then: str) -> Problem:
     return replace(problem, what=f"{problem.what}; {then} (signing.without_key)", warning=True)
 
 
-def key_table(config: Config) -> tuple[KeyTable, list[Problem]]:
-    """Read the keys alone, and return them with what is wrong with them."""
+def read_keys(config: Config, *, old: KeyTable | None = None, prove: bool = False) -> ReadKeys:
+    """Read the keys alone. `prove` tries each; `old` is the table whose keys go on where the new ones cannot sign."""
     reader = _Reader(config)
-    keys, _ = reader.tables()
-    return keys, [placed(config, problem) for problem in reader.problems]
+    table, problems = reader.key_table()
+    if prove:
+        problems += table.prove()
+    if old is not None:
+        table.inherit(old)
+    return ReadKeys(table, tuple(problems), replacing=old is not None)
+
+
+def key_table(config: Config) -> tuple[KeyTable, list[Problem]]:
+    """Read the keys alone, and return them with what is wrong with them and with the rules that name them."""
+    reader, keys = _Reader(config), read_keys(config)
+    reader.signing_table(keys)
+    return keys.table, [placed(config, problem) for problem in reader.problems]
 
 
 def key_table_file(config: Config) -> Path | None:
@@ -133,24 +160,32 @@ class _Reader:
         self.problems += problems
         return made
 
-    def tables(self) -> tuple[KeyTable, SigningTable]:
-        """KeyTable and SigningTable, or what one key for some domains comes to."""
+    def key_table(self) -> tuple[KeyTable, list[Problem]]:
+        """Return the KeyTable, or what one key for some domains comes to, and what is wrong with it."""
         config, options = self._config, self._config.signing
         requirements = KeyRequirements(options.minimum_key_bits, options.algorithm)
         files = KeyFiles(key_owners(config), require_safe=options.safe_keys, requirements=requirements)
-        if options.key_table is not None or not (options.domains and options.selector and options.key_file):
-            specs: tuple[_Spec, _Spec] = (_path(config, "key_table"), _path(config, "signing_table"))
-            names = ("signing.key_table", "signing.signing_table")
-        else:
-            specs, names = self._one_key(), ("signing.key_file", "signing.domains")
-        keys, problems = KeyTable.read(specs[0], names[0], base=config.folder, files=files)
-        table, found = SigningTable.read(specs[1], keys, names[1], base=config.folder)
-        # of one key, that it is missing says nothing more
-        self.problems += problems if problems and options.key_table is None else problems + found
-        return keys, table
+        spec, name = (_path(config, "key_table"), "signing.key_table") if self._has_tables else self._one_key()[0]
+        return KeyTable.read(spec, name, base=config.folder, files=files)
 
-    def _one_key(self) -> tuple[_Spec, _Spec]:
-        """Return the tables that say what Domain, SubDomains, Selector and KeyFile say in OpenDKIM.
+    def signing_table(self, keys: ReadKeys) -> SigningTable:
+        """Return the SigningTable to `keys`, or what one key comes to; `problems` gets theirs and its own."""
+        config = self._config
+        tables = (_path(config, "signing_table"), "signing.signing_table")
+        spec, name = tables if self._has_tables else self._one_key()[1]
+        table, found = SigningTable.read(spec, keys.table, name, base=config.folder)
+        # of one key, that it is missing says nothing more
+        more = [] if keys.problems and config.signing.key_table is None else found
+        self.problems += [*keys.problems, *more]
+        return table
+
+    @property
+    def _has_tables(self) -> bool:
+        options = self._config.signing
+        return options.key_table is not None or not (options.domains and options.selector and options.key_file)
+
+    def _one_key(self) -> tuple[tuple[_Spec, str], tuple[_Spec, str]]:
+        """Return the tables that say what Domain, SubDomains, Selector and KeyFile say in OpenDKIM, and their options.
 
         d= is the entry of Domain, or with `*` the domain in From; a subdomain is named by its i=.
         """
@@ -167,7 +202,7 @@ class _Reader:
         rules = [f"{domain} {domain}" for domain in domains]
         if options.subdomains and "*" not in domains:
             rules += [f".{domain} {domain}:@{domain}" for domain in domains]
-        return tuple(keys), tuple(rules)
+        return (tuple(keys), "signing.key_file"), (tuple(rules), "signing.domains")
 
 
 def _path(config: Config, option: str) -> _Spec:

@@ -94,12 +94,11 @@ def opendkim(options: argparse.Namespace) -> int:
     def load_conf() -> "ImportedConfig":
         return load(path, overrides, need_socket=not (options.check or options.test), testing=bool(options.test))
 
-    imported = load_conf()
     if options.check:
-        return _check(imported)
+        return _check(load_conf())
     if options.test:
-        return _test(imported, options)
-    return _serve(imported, load_conf)
+        return _test(load_conf(), options)
+    return _serve(load_conf)
 
 
 def _overrides(options: argparse.Namespace) -> "tuple[list[ConfSetting], list[Problem]]":
@@ -207,26 +206,32 @@ def _test(imported: "ImportedConfig", options: argparse.Namespace) -> int:
     return OK
 
 
-def _serve(imported: "ImportedConfig", load: "Callable[[], ImportedConfig]") -> int:
+def _serve(load: "Callable[[], ImportedConfig]") -> int:
     from gatekeeper.daemon import supervisor
     from gatekeeper.daemon.background import in_background, write_pid_file
-
-    unused = [imported.config]  # what has been read already is read again only at a reload
+    from gatekeeper.daemon.short_lived import run_in_child
 
     def load_config() -> "Config":
-        return unused.pop() if unused else load().config
+        return load().config
+
+    def how_to_run() -> tuple[Path | None, bool]:
+        imported = load()
+        return imported.pid_file, imported.background
+
+    # In a child, since the file may hold keys, which are not for the process that serves (daemon/loading.py).
+    pid_file, background = run_in_child(how_to_run)
 
     def serve(ready: Callable[[], None]) -> int:
-        with write_pid_file(imported.pid_file) as write:
+        with write_pid_file(pid_file) as write:
 
-            def serving(_: object) -> None:
+            def serving(*_: object) -> None:
                 write()
                 ready()
 
-            status = supervisor.run(load_config, serving, policy=False, detached=imported.background)
+            status = supervisor.run(load_config, serving, policy=False, detached=background)
         return EX_UNAVAILABLE if status == TEMPORARY else status
 
-    return in_background(serve) if imported.background else serve(lambda: None)
+    return in_background(serve) if background else serve(lambda: None)
 
 
 def import_opendkim(options: argparse.Namespace) -> int:

@@ -41,19 +41,14 @@ def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
     from gatekeeper.postfix.listen_address import ListenAddress
 
     path = config_path(options)
-    config = None
 
-    def load() -> config_file.Config:
-        nonlocal config
-        config = config_file.load(path) if path else config_file.defaults()
-        return config
-
-    def announce(addresses: Mapping[WorkerKind, ListenAddress]) -> None:
-        sockets = config.sockets if config else None
-        queue = (sockets.queue_directory,) if sockets else ()
+    def announce(addresses: Mapping[WorkerKind, ListenAddress], config: config_file.Config) -> None:
+        queue = (config.sockets.queue_directory,) if config.sockets is not None else ()
         print(startup_message(addresses, path, *queue), file=sys.stderr, flush=True)
 
-    return supervisor.run(load, announce, policy=policy, milter=milter)
+    return supervisor.run(
+        lambda: config_file.load(path) if path else config_file.defaults(), announce, policy=policy, milter=milter
+    )
 
 
 def check_config(options: argparse.Namespace) -> int:

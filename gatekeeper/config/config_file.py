@@ -39,6 +39,7 @@ from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix import postconf
 from gatekeeper.postfix.client_list import ClientList, ClientPattern, parse_pattern
+from gatekeeper.signing import data_set
 
 DEFAULT_PATH = Path("/etc/gatekeeper/gatekeeper.toml")
 NOT_YET = ("capture", "metrics", "reports")
@@ -128,6 +129,19 @@ class Config(Section):
             unknown_hostname_reject_code=self.policy.unknown_hostname_reject_code,
             unknown_address_reject_code=self.policy.unknown_address_reject_code,
         )
+
+    def without_keys(self) -> "Config":
+        """Return the same configuration without private keys that stand in it, and without its text, which has them.
+
+        `signing.key_table` is then an empty list, unless it names a file.
+        """
+        bare = self.model_copy()
+        table = self.signing.key_table
+        if table is not None and not data_set.is_file(table, self.folder):
+            bare = self.model_copy(update={"signing": self.signing.model_copy(update={"key_table": "csl:"})})
+        bare._locations = self._locations.without_text()
+        bare._tree = dict.fromkeys(self._tree)
+        return bare
 
     def problem(self, path: KeyPath, what: str, *, below: int | None = None, warning: bool = False) -> Problem:
         """Return a Problem at the line of `path`, or, with `below`, so many line ends into the string at `path`."""

@@ -6,6 +6,7 @@ they mean to tomllib. It is made when there is something to report, and takes ab
 a text that is not TOML, what stands before the mistake is found.
 """
 
+import copy
 import re
 import tomllib
 from collections.abc import Generator, Iterator, Sequence
@@ -62,12 +63,21 @@ class KeyLocations:
         if not line:
             return 0
         # TOML drops a line end that directly follows the opening quotes.
-        opens = self._rows[line - 1].rstrip("\r").endswith(('"""', "'''"))
-        return line + opens + below
+        return line + (line in self._opens) + below
+
+    def without_text(self) -> "KeyLocations":
+        """Return the same places for a process that is not to have the text."""
+        bare = copy.copy(self)
+        bare._lines = self._lines
+        bare._opens = self._opens
+        bare._text = ""
+        return bare
 
     @cached_property
-    def _rows(self) -> list[str]:
-        return self._text.split("\n")
+    def _opens(self) -> frozenset[int]:
+        """The lines that end in the opening quotes of a string."""
+        rows = enumerate(self._text.split("\n"), 1)
+        return frozenset(number for number, row in rows if row.rstrip("\r").endswith(('"""', "'''")))
 
     @cached_property
     def _lines(self) -> dict[KeyPath, int]:

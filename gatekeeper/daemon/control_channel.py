@@ -3,16 +3,18 @@
 
 A packet is a word and, behind a line end, bytes; it may carry one descriptor (SCM_RIGHTS, unix(7)). To the parent:
 `ready`, `alive`, and `take` with a policy connection and the bytes read from it that are not answered yet. To a
-worker: `retire`, `stop`, and such a `take` passed on. Nobody waits: what the socket does not hold now is not sent.
+worker: `retire`, `leave`, `stop`, and such a `take` passed on. Nobody waits: what the socket does not hold now is not
+sent.
 """
 
 import contextlib
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-READY, ALIVE, TAKE, RETIRE, STOP = b"ready", b"alive", b"take", b"retire", b"stop"
+READY, ALIVE, TAKE, RETIRE, LEAVE, STOP = b"ready", b"alive", b"take", b"retire", b"leave", b"stop"
 
 MOST_BYTES = 100_000
 """Unread bytes that may go with a connection: what a socket's buffer surely takes as one packet (socket(7))."""
@@ -78,3 +80,15 @@ def receive_packet(control: socket.socket) -> ControlPacket | None:
             os.close(surplus)
     word, _, data = packet.partition(b"\n")
     return ControlPacket(word, data, descriptors[0] if descriptors else -1)
+
+
+def pass_on(packets: Sequence[ControlPacket], takers: Sequence[socket.socket]) -> list[ControlPacket]:
+    """Send each packet to one of the takers, in turn, and close it; return those that none can take now."""
+    left = []
+    for number, packet in enumerate(packets):
+        first = number % len(takers) if takers else 0
+        if any(send_packet(taker, *packet.parts) for taker in (*takers[first:], *takers[:first])):
+            packet.close()
+        else:
+            left.append(packet)
+    return left

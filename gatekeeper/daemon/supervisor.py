@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The parent process: opens the sockets, forks the workers, replaces those that die, reloads and stops.
 
-It keeps its privileges, so it reads nothing from the network: it reads the configuration, the tables and the keys,
-hands them to its workers by fork, and watches. It never imports pymilter. Signals: TERM and INT stop (workers have
-10 s for what they hold; another signal, a second later or more, cuts that short), HUP reloads: new workers on the
-same sockets, then the old ones retire, and the policy connections that they hold pass through here to the new ones. A
-configuration that cannot be used is refused with its errors, and the old one goes on.
+It keeps its privileges, so it reads nothing from the network: it reads the tables, hands them to its workers by fork,
+and watches. The keys it only holds for them (daemon/loading.py). It never imports pymilter. Signals: TERM and INT stop
+(workers have 10 s for what they hold; another signal, a second later or more, cuts that short), HUP reloads: new
+workers on the same sockets, then the old ones retire, and the policy connections that they hold pass through here to
+the new ones. A configuration that cannot be used is refused with its errors; nothing is changed by that, and the old
+one goes on.
 
 Any system call may fail, for want of memory, descriptors or processes. A start that cannot be made is refused, and
 leaves nothing behind; what fails later costs no service that there was: it is put off and tried again. A child ends by
-os._exit, whatever happens to it: it must never come back into the parent's code, which would remove the sockets.
+os._exit, whatever happens to it: it must never come back into the parent's code, which would remove the sockets. What
+it may hold of the parent's stands in daemon/open_descriptors.py.
 
 A table or key that changes does the same without a signal, once it has settled (core/watched_files.py). The
 configuration file itself is read at a signal only: half an edit of it is not to be taken for one.
@@ -18,37 +20,42 @@ configuration file itself is read at a signal only: half an edit of it is not to
 import gc
 import importlib.util
 import logging
-import math
 import os
 import selectors
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from gatekeeper.app.plan import Plan, prepare
-from gatekeeper.config.config_file import Config, refreshed
-from gatekeeper.core import log, watched_files
+from gatekeeper.app.plan import Plan
+from gatekeeper.config.config_file import Config
+from gatekeeper.core import log
 from gatekeeper.core.problem import ConfigError
-from gatekeeper.core.watched_files import FileWatch
-from gatekeeper.daemon import control_channel
-from gatekeeper.daemon.listening_sockets import bound, open_listener, remove_socket
+from gatekeeper.core.watched_files import FileState, FileWatch
+from gatekeeper.daemon import control_channel, open_descriptors
+from gatekeeper.daemon.endpoints import Endpoint, Endpoints
+from gatekeeper.daemon.listening_sockets import bound
+from gatekeeper.daemon.loading import KeyMemory, load_plan
+from gatekeeper.daemon.open_descriptors import Inherited
+from gatekeeper.daemon.orphans import wait_for_orphans
+from gatekeeper.daemon.restarts import Restarts
+from gatekeeper.daemon.wakeup import SIGNALS, Wakeup, reset
 from gatekeeper.daemon.worker import (
     EX_TEMPFAIL,
     STOP_TIMEOUT,
     ProcessUser,
     WorkerKind,
-    block_signals,
     find_process_user,
     preload_code,
     raise_file_limit,
     run_worker,
 )
+from gatekeeper.daemon.worker_processes import SILENCE, Post, WorkerProcess, is_crowded, surplus
 from gatekeeper.policy.connection_balance import ConnectionBalance
 from gatekeeper.postfix.listen_address import ListenAddress
 from gatekeeper.stores.state_owner import make_state_folder
@@ -57,50 +64,17 @@ logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 HANG_LIMIT = 60.0
-"""Seconds without a sign of life after which a worker counts as hanging and is killed."""
-MAX_RESTART_DELAY = 30.0
-"""Seconds to wait at most before a worker that keeps dying is started again."""
+"""Seconds without a sign of life after which a worker is killed, whatever may be the reason."""
 
 _START_LIMIT = 10.0
 """Seconds that new workers have to begin before a signal to reload goes before them."""
 _STOP_LIMIT = STOP_TIMEOUT + 2
 """Seconds from the order to stop until whoever is left is killed."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
-
-Endpoint = tuple[WorkerKind, ListenAddress]
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """One worker process as the parent sees it. Times are of the monotonic clock."""
-
-    kind: WorkerKind
-    endpoints: tuple[Endpoint, ...]
-    generation: int
-    pid: int
-    control: socket.socket
-    slot: int
-    started: float
-    last_heard: float
-    ready: bool = False
-    retired: bool = False
-    stopped: bool = False  # it has been told to stop
-
-
-@dataclass(slots=True)
-class _Restart:
-    """A worker to be started again at `due`."""
-
-    kind: WorkerKind
-    endpoints: tuple[Endpoint, ...]
-    slot: int
-    due: float
-
 
 def run(
     load: Callable[[], Config],
-    up: Callable[[Mapping[WorkerKind, ListenAddress]], None],
+    up: Callable[[Mapping[WorkerKind, ListenAddress], Config], None],
     *,
     policy: bool = True,
     milter: bool = True,
@@ -109,11 +83,12 @@ def run(
     """Run the service in the foreground until a signal ends it; return the exit status (0, 75, 78).
 
     `load` reads the configuration, now and at each reload; `up` is called once, when every worker serves, with one
-    address of each kind. `detached` workers let go of standard input and output once they serve.
+    address of each kind and the configuration. `detached` workers let go of standard input and output once they serve.
     """
+    file_states: dict[str, FileState] = {}
     try:
-        with watched_files.recording() as file_states:
-            plan = prepare(load(), lenient=True)
+        inherited = open_descriptors.open_now()
+        plan, keys = load_plan(load, lambda: open_descriptors.close_inherited(inherited), file_states)
         process_user = find_process_user(plan.config.user, plan.config.group)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -121,6 +96,9 @@ def run(
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return EX_CONFIG
+    except OSError as error:
+        _print_error(f"cannot read the configuration: {_sentence(error)}")
+        return EX_TEMPFAIL
     _log(plan)
     kinds = [WorkerKind.POLICY] if policy else []
     if milter:
@@ -133,7 +111,16 @@ def run(
     try:
         balance = ConnectionBalance(plan.config.policy.workers)
         supervisor = Supervisor(
-            load, up, plan, tuple(kinds), process_user, FileWatch(file_states), balance, detached=detached
+            load,
+            up,
+            plan,
+            keys,
+            Endpoints(tuple(kinds)),
+            process_user,
+            FileWatch(file_states),
+            balance,
+            inherited,
+            detached=detached,
         )
     except OSError as error:  # neither descriptors nor memory left
         _print_error(_sentence(error))
@@ -143,104 +130,89 @@ def run(
 
 @dataclass(slots=True)
 class Supervisor:
-    """The parent's state: the plan in force, the open sockets, the workers."""
+    """The parent's state: the plan in force, the open sockets, the workers.
+
+    `inherited` is what whoever started us had open.
+    """
 
     load: Callable[[], Config]
-    on_up: Callable[[Mapping[WorkerKind, ListenAddress]], None]
+    on_up: Callable[[Mapping[WorkerKind, ListenAddress], Config], None]
     plan: Plan
-    kinds: tuple[WorkerKind, ...]
+    keys: KeyMemory
+    endpoints: Endpoints
     process_user: ProcessUser | None
     watch: FileWatch
     balance: ConnectionBalance
+    inherited: Inherited
     given_up: list[control_channel.ControlPacket] = field(
         default_factory=list
     )  # connections that retired workers gave up
     generation: int = 0
     detached: bool = False
-    sockets: dict[Endpoint, socket.socket] = field(default_factory=dict)
-    workers: list[_Worker] = field(default_factory=list)
-    restarts: list[_Restart] = field(default_factory=list)
+    workers: list[WorkerProcess] = field(default_factory=list)
+    restarts: Restarts[Post] = field(default_factory=Restarts)
     announced: set[Endpoint] = field(default_factory=set)
     stop_deadline: float | None = None  # the deadline, once we are stopping
     reload_requested: bool = False  # a signal asked to read everything again
     up: bool = False  # every worker has served at least once
     failed: bool = False
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
-    quick_deaths: dict[tuple[Endpoint, ...], int] = field(default_factory=dict)
-    signals: tuple[socket.socket, ...] = ()  # both ends: set_wakeup_fd holds only a number, and workers close them
+    wakeup: Wakeup | None = None
 
     def run(self) -> int:
         """Open, fork, watch, stop. Returns the exit status."""
         raise_file_limit()  # connections pass through here when they change hands
         try:
-            _make_state_folder(self.plan.config.store.url, self.process_user)
-            self._open(self.plan)
+            wait_for_orphans(lambda: self._open(self.plan, self.process_user))
             wakeup = self._catch_signals()
         except OSError as error:
             _print_error(_sentence(error))
-            self._close(list(self.sockets))
+            self._close(list(self.endpoints.sockets))
             return EX_TEMPFAIL
         try:
             self._start(self.plan, self.balance)
             while self.workers or (self.restarts and self.stop_deadline is None):
                 self._watch(wakeup)
         finally:
-            self._close(list(self.sockets))
+            self._close(list(self.endpoints.sockets))
         return EX_TEMPFAIL if self.failed else 0
 
     # -- sockets ------------------------------------------------------------------------------------------------
 
-    def _wanted(self, plan: Plan) -> list[Endpoint]:
-        listen = {WorkerKind.POLICY: plan.config.policy.listen, WorkerKind.MILTER: plan.config.milter.listen}
-        return [(kind, address) for kind in self.kinds for address in listen[kind]]
-
-    def _open(self, plan: Plan) -> None:
-        """Open what `plan` wants and is not open yet, or has lost its file; all or none. Raises OSError."""
-        opened: dict[Endpoint, socket.socket] = {}
+    def _open(self, plan: Plan, process_user: ProcessUser | None) -> None:
+        """Make what `plan` needs outside: folders and sockets; all or nothing. Raises OSError."""
+        wanted = self.endpoints.wanted(plan, process_user)
+        missing = list(_missing_folders(plan.config.store.url))
+        sockets = plan.config.sockets
+        if sockets is not None and not sockets.folder.exists():
+            missing.append(sockets.folder)
         try:
-            for endpoint in self._wanted(plan):
-                if endpoint not in opened and (endpoint not in self.sockets or _is_gone(endpoint)):
-                    kind, address = endpoint
-                    section = plan.config.policy if kind is WorkerKind.POLICY else plan.config.milter
-                    if plan.config.sockets is not None:
-                        plan.config.sockets.make_folder_for(address)
-                    owner = -1 if self.process_user is None else self.process_user.uid
-                    opened[endpoint] = open_listener(address, section.socket_mode, section.socket_group, owner)
+            _make_state_folder(plan.config.store.url, process_user)
+            if sockets is not None:
+                for _, address in wanted:
+                    sockets.make_folder_for(address)
+            opened = self.endpoints.open(wanted)
         except OSError:
-            for endpoint, listener in opened.items():
-                _shut(endpoint, listener)
+            for folder in missing:
+                with suppress(OSError):  # it was never made
+                    folder.rmdir()
             raise
-        # Old ones are dropped only now: a worker that is forked after a refusal needs a listener for each endpoint,
-        # even if its file is gone.
-        for endpoint in opened.keys() & self.sockets.keys():
-            self.sockets.pop(endpoint).close()
-            self.announced.discard(endpoint)
-        self.sockets.update(opened)
+        self.announced.difference_update(opened)
 
     def _close(self, endpoints: list[Endpoint]) -> None:
-        for endpoint in endpoints:
-            self.announced.discard(endpoint)
-            _shut(endpoint, self.sockets.pop(endpoint))
+        self.announced.difference_update(endpoints)
+        self.endpoints.close(endpoints)
 
     # -- signals ------------------------------------------------------------------------------------------------
 
-    def _catch_signals(self) -> socket.socket:
-        """Turn signals into bytes on a socket that the selector watches: nothing happens between two instructions."""
-        self.signals = ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        self.selector.register(ours, selectors.EVENT_READ)
-        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            signal.signal(number, lambda *_: None)
-        return ours
+    def _catch_signals(self) -> Wakeup:
+        wakeup = self.wakeup = Wakeup()
+        self.selector.register(wakeup.socket, selectors.EVENT_READ)
+        wakeup.catch()
+        return wakeup
 
-    def _read_signals(self, wakeup: socket.socket) -> None:
-        try:
-            numbers = wakeup.recv(4096)
-        except OSError:  # no memory for a moment: they are still there, and wake us again
-            return
-        for number in numbers:
+    def _read_signals(self, wakeup: Wakeup) -> None:
+        for number in wakeup.read():
             if number in (signal.SIGHUP, signal.SIGUSR1):  # USR1: the unit of Debian's opendkim reloads by it
                 self.reload_requested = True
             elif number in (signal.SIGTERM, signal.SIGINT):
@@ -248,33 +220,32 @@ class Supervisor:
                     self._stop()
                 elif time.monotonic() > self.stop_deadline - _STOP_LIMIT + 1:
                     # Not within a second of the first: a signal to the whole process group may come to us twice.
-                    self._kill(self.workers)
+                    self._kill(self.workers, "is not waited for")
 
     # -- workers ------------------------------------------------------------------------------------------------
 
     def _start(self, plan: Plan, balance: ConnectionBalance) -> None:
         """Fork a new generation of workers for `plan`, which share connections evenly by `balance`."""
         self.generation += 1
-        self.restarts.clear()
+        self.restarts.forgive()
         self.balance = balance
         with suppress(ImportError, OSError):  # a worker will say what is missing, and the parent lives on
-            preload_code(plan, self.kinds)
+            preload_code(plan, self.endpoints.kinds)
         # The plan before this one, whose tables refer to each other, goes; what is left is shared with the workers,
         # whose collectors shall not write to it.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        wanted = self._wanted(plan)
-        if WorkerKind.POLICY in self.kinds:
-            endpoints = tuple(endpoint for endpoint in wanted if endpoint[0] is WorkerKind.POLICY)
-            for slot in range(plan.config.policy.workers):
-                self._fork(WorkerKind.POLICY, endpoints, slot)
+        wanted = list(self.endpoints.wanted(plan, self.process_user))
+        policy = tuple(endpoint for endpoint in wanted if endpoint[0] is WorkerKind.POLICY)
+        for slot in range(plan.config.policy.workers if policy else 0):
+            self._fork(Post(WorkerKind.POLICY, policy, slot))
         for endpoint in wanted:
             if endpoint[0] is WorkerKind.MILTER:  # libmilter serves one address a process
-                for _ in range(plan.config.milter.workers):
-                    self._fork(WorkerKind.MILTER, (endpoint,))
+                for slot in range(plan.config.milter.workers):
+                    self._fork(Post(WorkerKind.MILTER, (endpoint,), slot))
 
-    def _fork(self, kind: WorkerKind, endpoints: tuple[Endpoint, ...], slot: int = 0) -> None:
+    def _fork(self, post: Post) -> None:
         """Fork a worker. If that cannot be done now, it is tried again later; if none ever worked, we stop."""
         if self.stop_deadline is not None:
             return
@@ -285,12 +256,12 @@ class Supervisor:
         ours = None
         try:
             ours, theirs = control_channel.control_pair()
-            worker = _Worker(kind, endpoints, self.generation, 0, ours, slot, now, now)
+            worker = WorkerProcess(post, self.generation, 0, ours, now, now)
             # Before the fork, which is the last thing that may fail: a worker that nobody hears is one too many.
             self.selector.register(ours, selectors.EVENT_READ, worker)
             with theirs:
                 # Signals wait until the child has undone our handling: what is meant for it would be told to us.
-                before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
                 try:
                     worker.pid = os.fork()
                     if worker.pid == 0:
@@ -302,61 +273,93 @@ class Supervisor:
                 with suppress(KeyError):
                     self.selector.unregister(ours)
                 ours.close()
-            logger.error("cannot fork a %s worker: %s", kind, _sentence(error))  # noqa: TRY400 (the sentence says it)
-            if self._never_worked(kind):
-                self._give_up(kind)
+            logger.error("cannot fork a %s worker: %s", post.kind, _sentence(error))  # noqa: TRY400 (the sentence says it)
+            if self._never_worked(post.kind):
+                self._give_up(post.kind)
             else:
-                self._schedule_restart(kind, endpoints, slot, quick=True)
+                self.restarts.add(post, now, quick=True)
             return
         self.workers.append(worker)
 
-    def _become(self, worker: _Worker, theirs: socket.socket, mask: set[int]) -> NoReturn:
+    def _become(self, worker: WorkerProcess, theirs: socket.socket, mask: set[int]) -> NoReturn:
         """Become `worker`, in the process just forked for it; `mask` are the signals that were blocked before."""
+        kind, mine = worker.post.kind, worker.post.endpoints
         try:
-            block_signals()
+            reset()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self.selector.close()
-            for sock in (*self.signals, worker.control, *(other.control for other in self.workers)):
-                sock.close()
-            for packet in self.given_up:
-                packet.close()
-            for endpoint, listener in self.sockets.items():
-                if endpoint not in worker.endpoints:  # held open here, it would take connections that nobody answers
-                    listener.close()
-            listeners = [self.sockets[endpoint] for endpoint in worker.endpoints]
-            slot = self.balance.slot(worker.slot)
-            run_worker(worker.kind, self.plan, listeners, theirs, self.process_user, slot, detached=self.detached)
+            worker.control.close()
+            self._let_go(mine)
+            listeners = [self.endpoints.sockets[endpoint] for endpoint in mine]
+            slot = self.balance.slot(worker.post.slot)
+            plan = self.plan
+            if kind is WorkerKind.MILTER:
+                plan = self.keys.plan_with_keys(plan)
+            else:
+                self.keys.close()
+            run_worker(kind, plan, listeners, theirs, self.process_user, slot, detached=self.detached)
         except OSError as error:
-            logger.error("a %s worker could not begin: %s", worker.kind, _sentence(error))  # noqa: TRY400 (the sentence says it)
+            logger.error("a %s worker could not begin: %s", kind, _sentence(error))  # noqa: TRY400 (the sentence says it)
         except BaseException:
-            logger.exception("a %s worker could not begin", worker.kind)
+            logger.exception("a %s worker could not begin", kind)
         finally:
             os._exit(EX_TEMPFAIL)
 
-    def _watch(self, wakeup: socket.socket) -> None:
+    def _let_go(self, mine: Sequence[Endpoint] = ()) -> None:
+        """Close in a child what it must not hold (open_descriptors.py); the listeners of `mine` stay."""
+        open_descriptors.close_inherited(self.inherited)
+        self.selector.close()
+        if self.wakeup is not None:
+            self.wakeup.close()
+        for other in self.workers:
+            other.control.close()
+        for _, listener in self.endpoints.outgoing:
+            listener.close()
+        for packet in self.given_up:
+            packet.close()
+        for endpoint, listener in self.endpoints.sockets.items():
+            if endpoint not in mine:  # held open here, it would take connections that nobody answers
+                listener.close()
+
+    def _watch(self, wakeup: Wakeup) -> None:
         for key, _ in self.selector.select(timeout=self._select_timeout()):
-            if key.fileobj is wakeup:
+            if key.fileobj is wakeup.socket:
                 self._read_signals(wakeup)
             elif key.data in self.workers:
                 self._receive(key.data)
         self._reap()
         log.tell_dropped()
         now = time.monotonic()
-        for restart in [restart for restart in self.restarts if restart.due <= now]:
-            self.restarts.remove(restart)
-            self._fork(restart.kind, restart.endpoints, restart.slot)
+        for post in self.restarts.take_due(now, self._is_alone):
+            self._fork(post)
         self._hand_over()
         self._retire_old()
-        if self.reload_requested and not self._still_starting(now):
+        self._send_surplus_away(now)
+        self._end_hanging(now)
+        may_reload = self.stop_deadline is None and not is_crowded(self.workers)
+        if self.reload_requested and may_reload and not self._still_starting(now):
             self.reload_requested = False
             self._reload()
-        elif self.stop_deadline is None and (changed := self.watch.changed()):
+        elif may_reload and (changed := self.watch.changed()):
             self._reload(changed)
-        self._kill([worker for worker in self.workers if now - worker.last_heard > HANG_LIMIT])
         if self.stop_deadline is not None:
             self._tell_to_stop()
             if now > self.stop_deadline:
-                self._kill(self.workers)
+                self._kill(self.workers, "does not end")
+
+    def _is_alone(self, post: Post) -> bool:
+        """Return whether no worker of today serves any address of `post`."""
+        return not any(
+            worker.ready and worker.generation == self.generation and worker.post.shares_with(post)
+            for worker in self.workers
+        )
+
+    def _end_hanging(self, now: float) -> None:
+        """Kill the workers that hang; who waits to be accepted is taken by another, or by the one that follows."""
+        for worker in self.workers:
+            if now - worker.last_heard > HANG_LIMIT:
+                self._kill([worker], "does not answer")
+            elif why := worker.why_hanging(now):
+                self._kill([worker], why)
 
     def _still_starting(self, now: float) -> bool:
         """Return True while the newest workers still have time to begin.
@@ -368,19 +371,28 @@ class Supervisor:
 
     def _select_timeout(self) -> float:
         """Return the seconds until there is something to do without being woken."""
-        if self.restarts or self.stop_deadline is not None or self.reload_requested or self._not_retired():
-            soonest = min((restart.due for restart in self.restarts), default=math.inf)
-            return min(0.5, max(0.0, soonest - time.monotonic()))
+        now = time.monotonic()
+        if (
+            self.restarts
+            or self.stop_deadline is not None
+            or self.reload_requested
+            or self._not_retired()
+            or surplus(self.workers)
+            or any(worker.is_silent(now) for worker in self.workers)
+        ):
+            soonest = self.restarts.soonest(self._is_alone)
+            return 0.5 if soonest is None else min(0.5, max(0.0, soonest - now))
         if self.given_up:  # the worker that is to take them has to read on first
             return 0.05
-        return min(5.0, max(0.0, self.watch.due - time.monotonic()))
+        silent = min((worker.last_heard for worker in self.workers), default=now) + SILENCE
+        return max(0.0, min(self.watch.due, silent) - now)
 
-    def _receive(self, worker: _Worker) -> None:
+    def _receive(self, worker: WorkerProcess) -> None:
         while (packet := control_channel.receive_packet(worker.control)) is not None:
             if not packet.word:  # it is about to be reaped
                 self.selector.unregister(worker.control)
                 return
-            worker.last_heard = time.monotonic()
+            worker.heard(time.monotonic())
             if packet.word == control_channel.TAKE and packet.descriptor >= 0:
                 self.given_up.append(packet)
                 continue
@@ -390,31 +402,24 @@ class Supervisor:
                 self._announce(worker)
 
     def _hand_over(self) -> None:
-        """Give each connection that a retired worker gave up to a current worker, in turn."""
+        """Give the connections that retired workers gave up to workers of today."""
         takers = [
-            worker
+            worker.control
             for worker in self.workers
-            if worker.kind is WorkerKind.POLICY and worker.ready and worker.generation == self.generation
+            if worker.post.kind is WorkerKind.POLICY and worker.ready and worker.generation == self.generation
         ]
-        if not takers and self.stop_deadline is None:
-            return  # they wait until somebody is ready
-        waiting, self.given_up = self.given_up, []
-        for number, packet in enumerate(waiting):
-            first = number % len(takers) if takers else 0
-            if any(
-                control_channel.send_packet(taker.control, *packet.parts) for taker in takers[first:] + takers[:first]
-            ):
-                packet.close()
-            elif self.stop_deadline is None:
-                self.given_up.append(packet)
-            else:
-                packet.close()
+        if takers or self.stop_deadline is not None:  # else they wait until somebody is ready
+            self.given_up = control_channel.pass_on(self.given_up, takers)
+            if self.stop_deadline is not None:
+                for packet in self.given_up:
+                    packet.close()
+                self.given_up = []
 
-    def _announce(self, worker: _Worker) -> None:
-        for endpoint in worker.endpoints:
+    def _announce(self, worker: WorkerProcess) -> None:
+        for endpoint in worker.post.endpoints:
             if endpoint not in self.announced:
                 self.announced.add(endpoint)
-                _print_error(f"listening {endpoint[0]} {bound(endpoint[1], self.sockets[endpoint])}")
+                _print_error(f"listening {endpoint[0]} {bound(endpoint[1], self.endpoints.sockets[endpoint])}")
 
     def _retire_old(self) -> None:
         """Once every current worker serves, let the old ones retire, and close the sockets no longer wanted."""
@@ -432,17 +437,28 @@ class Supervisor:
             )  # else it is told at the next turn
         if not self.up:
             self.up = True
-            addresses = {kind: bound(listen, self.sockets[kind, listen]) for kind, listen in reversed(self.sockets)}
+            sockets = self.endpoints.sockets
+            addresses = {kind: bound(listen, sockets[kind, listen]) for kind, listen in reversed(sockets)}
             try:
-                self.on_up(addresses)
+                self.on_up(addresses, self.plan.config)
             except OSError as error:  # who wanted to know has gone
                 logger.error("the service is up, and cannot say so: %s", _sentence(error))  # noqa: TRY400 (the sentence says it)
-        wanted = self._wanted(self.plan)
-        self._close([endpoint for endpoint in self.sockets if endpoint not in wanted])
+        if not self._not_retired():  # nobody is to accept there any more
+            wanted = self.endpoints.wanted(self.plan, self.process_user)
+            self._close([endpoint for endpoint in self.endpoints.sockets if endpoint not in wanted])
+            self.endpoints.close_outgoing()
 
-    def _not_retired(self) -> list[_Worker]:
+    def _not_retired(self) -> list[WorkerProcess]:
         """Return the workers of earlier generations that have not been told to retire."""
         return [worker for worker in self.workers if worker.generation < self.generation and not worker.retired]
+
+    def _send_surplus_away(self, now: float) -> None:
+        """Have generations leave that have been retired longer than others; who does not is killed."""
+        for worker in surplus(self.workers):
+            if worker.leave_by is None and control_channel.send_packet(worker.control, control_channel.LEAVE):
+                worker.leave_by = now + _STOP_LIMIT
+            elif worker.leave_by is not None and now > worker.leave_by:
+                self._kill([worker], "does not leave")
 
     def _reap(self) -> None:
         while True:
@@ -455,7 +471,7 @@ class Supervisor:
             for worker in [worker for worker in self.workers if worker.pid == pid]:
                 self._forget(worker, os.waitstatus_to_exitcode(status))
 
-    def _forget(self, worker: _Worker, status: int) -> None:
+    def _forget(self, worker: WorkerProcess, status: int) -> None:
         """Forget a worker that has ended, and have it replaced unless it was meant to end."""
         self.workers.remove(worker)
         if worker.control in self.selector.get_map():
@@ -463,19 +479,20 @@ class Supervisor:
         if worker.control in self.selector.get_map():
             self.selector.unregister(worker.control)
         worker.control.close()
-        if worker.kind is WorkerKind.POLICY and worker.generation == self.generation:
-            self.balance.clear(worker.slot)
+        kind = worker.post.kind
+        if kind is WorkerKind.POLICY and worker.generation == self.generation:
+            self.balance.clear(worker.post.slot)
         if worker.retired or worker.generation < self.generation or self.stop_deadline is not None:
             return
-        if not worker.ready and self._never_worked(worker.kind):
-            self._give_up(worker.kind)
+        if not worker.ready and self._never_worked(kind):
+            self._give_up(kind)
             return
-        logger.error("a %s worker (pid %d) ended with status %d and is replaced", worker.kind, worker.pid, status)
-        quick = worker.started + 5 > time.monotonic()
-        self._schedule_restart(worker.kind, worker.endpoints, worker.slot, quick=quick)
+        logger.error("a %s worker (pid %d) ended with status %d and is replaced", kind, worker.pid, status)
+        now = time.monotonic()
+        self.restarts.add(worker.post, now, quick=worker.started + 5 > now)
 
     def _never_worked(self, kind: WorkerKind) -> bool:
-        return not self.up and not any(worker.ready for worker in self.workers if worker.kind is kind)
+        return not self.up and not any(worker.ready for worker in self.workers if worker.post.kind is kind)
 
     def _give_up(self, kind: WorkerKind) -> None:
         """Stop, because none ever worked: the reason is in the log, and trying again would only repeat it."""
@@ -483,17 +500,10 @@ class Supervisor:
         self._stop()
         logger.error("a %s worker could not start; stopping", kind)
 
-    def _schedule_restart(self, kind: WorkerKind, endpoints: tuple[Endpoint, ...], slot: int, *, quick: bool) -> None:
-        """Have a worker started again: now, or after a pause if the last one ended too `quick`ly."""
-        failures = self.quick_deaths.get(endpoints, 0) + 1 if quick else 0
-        self.quick_deaths[endpoints] = failures
-        delay = min(MAX_RESTART_DELAY, 2.0**failures) if failures else 0.0
-        self.restarts.append(_Restart(kind, endpoints, slot, time.monotonic() + delay))
-
-    def _kill(self, workers: list[_Worker]) -> None:
+    def _kill(self, workers: list[WorkerProcess], why: str) -> None:
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
-            logger.error("a %s worker (pid %d) does not end or answer and is killed", worker.kind, worker.pid)
+            logger.error("a %s worker (pid %d) %s and is killed", worker.post.kind, worker.pid, why)
 
     # -- reload and stop ----------------------------------------------------------------------------------------
 
@@ -502,21 +512,23 @@ class Supervisor:
 
         Where tables and keys have `changed`, the configuration itself is not read again; Postfix is asked again.
         """
-        if self.stop_deadline is not None:
-            return
-        file_states: dict[str, watched_files.FileState] = {}
+        file_states: dict[str, FileState] = {}
+        keys = None
         try:
-            with watched_files.recording() as file_states:
-                plan = prepare(refreshed(self.plan.config) if changed else self.load(), old=self.plan)
+            plan, keys = load_plan(self.load, self._let_go, file_states, self.keys, again=bool(changed))
             process_user = find_process_user(plan.config.user, plan.config.group)
             balance = ConnectionBalance(plan.config.policy.workers)
-            self._open(plan)  # last: from here on there is no way back
+            self._open(plan, process_user)  # last: from here on there is no way back
         except (ConfigError, LookupError, OSError) as error:
             for line in (_sentence(error) if isinstance(error, OSError) else str(error)).splitlines():
                 logger.error("not reloaded: %s", line)  # noqa: TRY400 (the sentence says it)
             # Also what only the refused one names: it may be mended there.
             self.watch = FileWatch({**self.watch.known, **file_states})
+            if keys is not None:
+                keys.close()
             return
+        self.keys.close()
+        self.keys = keys
         self.watch = FileWatch(file_states)
         self.plan, self.process_user = plan, process_user
         _log(plan)
@@ -525,29 +537,13 @@ class Supervisor:
 
     def _stop(self) -> None:
         self.stop_deadline = time.monotonic() + _STOP_LIMIT
-        self.restarts.clear()
+        self.restarts.put_off()
         self._tell_to_stop()
 
     def _tell_to_stop(self) -> None:
         """Tell all workers to stop, each once; those that cannot be told now are told at the next turn."""
         for worker in self.workers:
             worker.stopped = worker.stopped or control_channel.send_packet(worker.control, control_channel.STOP)
-
-
-def _is_gone(endpoint: Endpoint) -> bool:
-    """Return True if somebody has removed the socket's file, so that nobody can connect any more."""
-    path = endpoint[1].path
-    return bool(path) and not Path(path).exists()
-
-
-def _shut(endpoint: Endpoint, listener: socket.socket) -> None:
-    """Close the listener and remove its file. A file that cannot be removed stays: the next start finds it stale."""
-    listener.close()
-    if endpoint[1].path:
-        try:
-            remove_socket(endpoint[1].path)
-        except OSError as error:
-            logger.error("cannot remove %s: %s", endpoint[1].path, error.strerror)  # noqa: TRY400 (the sentence says it)
 
 
 def _print_error(text: str) -> None:
@@ -568,6 +564,14 @@ def _log(plan: Plan) -> None:
     log.setup(plan.config.log.level, syslog=plan.config.log.syslog, name=plan.config.log.syslog_name)
     for warning in (*plan.warnings, *plan.config.drift):
         logger.warning("%s", warning)
+
+
+def _missing_folders(url: str) -> Iterator[Path]:
+    """Yield the folders above the embedded store that are not there, the lowest first."""
+    folder = Path(url.removeprefix("sqlite:")).parent
+    while url.startswith("sqlite:/") and not folder.exists():
+        yield folder
+        folder = folder.parent
 
 
 def _make_state_folder(url: str, process_user: ProcessUser | None) -> None:

@@ -3,16 +3,18 @@
 
 The main thread runs the event loop and listens to the parent on the control socket (daemon/control_channel.py):
 `retire` (a reload: others take the new connections and, between two requests, yours), `take` (a connection that a
-retired worker had) and `stop` (soon over); its end of file means that the parent has gone, which is a `stop` too. To
-the parent go `ready` and then `alive` every few seconds, by which it knows that the loop still turns.
+retired worker had), `leave` (retired for so long that it is to end) and `stop` (soon over). Its end of file means that
+the parent has gone: nobody holds the addresses any more, so that a new start finds them free, and what is held is
+drained. To the parent go `ready` and then `alive` every few seconds, by which it
+knows that the loop still turns.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import pwd
 import resource
-import signal
 import socket
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from gatekeeper.stores.store import StoreError
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT = 5.0
+HEARTBEAT = 2.0
 """Seconds between two signs of life."""
 STOP_TIMEOUT = 10.0
 """Seconds that held sessions have when the service stops."""
@@ -141,7 +143,7 @@ async def _serve(
 ) -> None:
     app = await open_app(plan)
     try:
-        orders = _Orders(control, detached)
+        orders = _Orders(control, listeners, detached)
         if kind is WorkerKind.POLICY:
             await _serve_policy(app, listeners, orders, slot)
         else:
@@ -157,6 +159,9 @@ async def _serve_policy(app: App, listeners: Sequence[socket.socket], orders: "_
     orders.take = server.adopt
     orders.ready()
     timeout = await orders.timeout
+    server.stop_accepting()
+    for listener in listeners:  # an address that was taken out of the configuration is free, whatever we still hold
+        listener.close()
     # After a reload nobody closes a connection that Postfix keeps for its next request: that would cost it a second.
     if timeout == RETIRE_TIMEOUT:
         await server.retire(timeout, orders.give)
@@ -169,6 +174,7 @@ async def _serve_milter(app: App, listener: socket.socket, orders: "_Orders") ->
 
     server = MilterServer(app)
     await server.start(listener)
+    orders.shut_down = lambda: None  # libmilter would end; `drain` lets go of the listener at once
     orders.ready()
     ended = asyncio.ensure_future(server.wait_ended())
     waited: set[asyncio.Future[Any]] = {ended, orders.timeout}
@@ -182,9 +188,11 @@ async def _serve_milter(app: App, listener: socket.socket, orders: "_Orders") ->
 class _Orders:
     """The control socket as the worker sees it. `timeout` is set, to the seconds left, once the worker is to go."""
 
-    def __init__(self, control: socket.socket, detached: bool) -> None:
+    def __init__(self, control: socket.socket, listeners: Sequence[socket.socket], detached: bool) -> None:
         self._control = control
         self._detached = detached
+        self.shut_down: Callable[[], None] = lambda: shut_down(listeners)
+        """Ends the listening sockets for all who hold them."""
         self._loop = asyncio.get_running_loop()
         self.timeout: asyncio.Future[float] = self._loop.create_future()
         self.take: Callable[[socket.socket, bytes], None] = lambda sock, _unread: sock.close()
@@ -220,14 +228,27 @@ class _Orders:
         packet.close()
         if not packet.word:
             self._loop.remove_reader(self._control)
+            self.shut_down()
         if packet.word == channel.RETIRE and not self.timeout.done():
             self.timeout.set_result(RETIRE_TIMEOUT)
             return
         if not self.timeout.done():
             self.timeout.set_result(STOP_TIMEOUT)
+        elif packet.word != channel.STOP:  # retired long ago, or an orphan: it has the time of any other
+            self._loop.call_later(STOP_TIMEOUT, os._exit, 0)
         else:
             # Retired before, and now the service stops: what is under way is nearly done, the rest is idle.
             self._loop.call_later(1.0, os._exit, 0)
+
+
+def shut_down(listeners: Sequence[socket.socket]) -> None:
+    """Have nobody listen there any more, whoever holds a copy of these sockets, and wake who waits on them.
+
+    Closing would only take our copy, and leave clients to wait for an accept that does not come.
+    """
+    for listener in listeners:
+        with contextlib.suppress(OSError):  # it has been shut down already
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 def find_process_user(user: str, group: str) -> ProcessUser | None:
@@ -248,10 +269,3 @@ def find_process_user(user: str, group: str) -> ProcessUser | None:
         return ProcessUser(user, entry.pw_uid, grp.getgrnam(group).gr_gid)
     except KeyError:
         raise LookupError(f"group = {group!r}: there is no such group") from None
-
-
-def block_signals() -> None:
-    """Undo the parent's signal handling in a child that was just forked."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)

@@ -10,7 +10,8 @@ mode that lets everybody in, `milter.peers`) the gate of milter/gate.py accepts,
 a private socket of libmilter's that nobody else can reach.
 
 Draining never uses signals (after SIGTERM libmilter cuts held sessions within 5 seconds): a dead listener takes the
-place of the live one, or the gate shuts, and the process leaves when its last accepted connection has gone.
+place of the live one, or the gate shuts, and the process leaves when its last accepted connection has gone. The address
+is free at once.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ import syslog
 import tempfile
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import milter
 
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_PACKET = gate.LONGEST - 1  # bytes of its data
 _OTHERS_MAY_WRITE = 0o002
+_WAKE = signal.SIGUSR2
+"""Means nothing but that a system call is over."""
 
 
 class MilterServer:
@@ -45,22 +49,28 @@ class MilterServer:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._listener: socket.socket | None = None
+        self._listener: socket.socket | None = None  # what the gate accepts on
+        self._address: Any = None
         self._descriptor = -1  # where libmilter keeps its listening socket, if that is ours
         self._gate: Gate | None = None
         self._main: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
 
     async def start(self, listener: socket.socket) -> None:
-        """Serve the connections that come to `listener` (listening, non-blocking). Raises OSError, milter.error."""
+        """Serve the connections that come to `listener` (listening, non-blocking), which is taken over.
+
+        Raises OSError, milter.error.
+        """
         loop = asyncio.get_running_loop()
-        self._listener = listener
+        self._address = listener.getsockname()
         register(Callbacks(self._app, loop))
         _allow_long_fields()
         _silence_libmilter()
         if self._is_postfix_only(listener):
             self._descriptor = _adopt(listener)
+            listener.close()  # libmilter's is the only one here from now on
         else:
+            self._listener = listener
             self._gate = Gate(Door(self._app.plan.config.milter.peers, "milter"), _open_private())
         ended = self._ended = loop.create_future()
 
@@ -74,6 +84,7 @@ class MilterServer:
 
         # Blocked here and so in every thread that libmilter starts: the parent alone ends a worker, by its control
         # socket. libmilter's own signal thread waits for these with sigwait, which must not see them either.
+        signal.signal(_WAKE, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
         self._main = threading.Thread(target=run, name="libmilter", daemon=True)
         self._main.start()
@@ -92,24 +103,32 @@ class MilterServer:
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (the end of patience, not of the call)
         """Take no more connections; return when the last one that was accepted has gone, or after `timeout` seconds."""
-        assert self._listener is not None
         deadline = asyncio.get_running_loop().time() + timeout
-        if self._gate is not None:
+        if self._gate is not None and self._listener is not None:
             self._gate.shut()
+            self._listener.close()
             while self._gate.sessions and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (once in a life)
                 await asyncio.sleep(0.1)
             return
-        address = self._listener.getsockname()
+        self._let_go()
+        # An accept() that was already under way is over long before this.
+        await asyncio.sleep(0.1)
+        while count_connections(self._address) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (libmilter tells nobody)
+            await asyncio.sleep(0.1)
+
+    def _let_go(self) -> None:
+        """Put a dead listener in the place of the live one, and have libmilter look at it."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
-            # It has to listen, on an address that nobody knows: libmilter gives up over a socket that cannot.
+            # It has to listen, on an address that nobody knows: libmilter gives up over a socket that cannot, and over
+            # one that is shut down.
             dead.bind("")
             dead.listen(1)
             dead.setblocking(False)
             os.dup2(dead.fileno(), self._descriptor)
-        # An accept() that was already under way is over long before this.
-        await asyncio.sleep(0.1)
-        while count_connections(address) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (libmilter tells nobody)
-            await asyncio.sleep(0.1)
+        # Its poll(2) would hold the live one for up to five seconds more, in which the address is not free.
+        if self._main is not None and self._main.ident is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                signal.pthread_kill(self._main.ident, _WAKE)
 
 
 def _allow_long_fields() -> None:

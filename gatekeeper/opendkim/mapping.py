@@ -13,7 +13,7 @@ import pwd
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,10 @@ class _SettingLocations(KeyLocations):
                 what = re.sub(rf"^{re.escape(name)}(:| is)? ?", "", what)
                 return setting.problem(what, warning=warning)
         return Problem(file, 0, what, warning)
+
+    def without_text(self) -> "_SettingLocations":
+        """Return the same places without the values, which may be keys."""
+        return _SettingLocations({at: replace(one, value="") for at, one in self._setting_by_key.items()})
 
 
 def _defaults() -> Tree:

@@ -12,6 +12,7 @@ The time limit here is the last net. A slow name server or store has limits of i
 """
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -112,7 +113,7 @@ class PolicyServer:
         A connection is closed when its current request is answered, an idle one at once: that costs its smtpd 1 s
         (smtpd_policy_service_retry_delay), which is less than a service that is away for long.
         """
-        self._stop_accepting()
+        self.stop_accepting()
         self._closing = True
         for connection in tuple(self._connections):
             connection.finish()
@@ -124,7 +125,7 @@ class PolicyServer:
         Each is handed over as soon as none of its requests is being answered. One that cannot be handed over now is
         tried again, and served until its peer closes it or `timeout` seconds are over. Returns when the last is gone.
         """
-        self._stop_accepting()
+        self.stop_accepting()
         self._hand_over = hand_over
         self._hand_over_all()
         await self._wait(timeout)
@@ -136,7 +137,8 @@ class PolicyServer:
         if self._connections:
             asyncio.get_running_loop().call_later(_RETRY_DELAY, self._hand_over_all)
 
-    def _stop_accepting(self) -> None:
+    def stop_accepting(self) -> None:
+        """Take no more connections; the listeners may then be closed."""
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
         self._listeners.clear()
@@ -178,6 +180,10 @@ class PolicyServer:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another worker was faster, or the peer has given up
         except OSError as error:
+            if error.errno == errno.EINVAL:  # it was shut down: the address is no longer ours (accept(2))
+                asyncio.get_running_loop().remove_reader(listener)
+                self._listeners.remove(listener)
+                return
             logger.error("cannot accept a policy connection: %s", error)  # noqa: TRY400 (too many open files, not a bug)
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener)

@@ -72,6 +72,11 @@ def read(spec: str | Sequence[str], where: str, base: Path = Path()) -> tuple[Da
     return DataSet(where, "csl", ()), [Problem(where, 0, f"{kind}; {_ALLOWED}")]
 
 
+def is_file(spec: str | Sequence[str], base: Path = Path()) -> bool:
+    """Return whether `spec` names a file, rather than being the data set itself."""
+    return isinstance(spec, str) and _kind(spec.strip(), base)[0] in ("file", "refile")
+
+
 def _kind(spec: str, base: Path) -> tuple[str, str]:
     """Return the kind and the path or list; for an unsupported kind, what is wrong with it in place of the kind."""
     match = _TYPE.match(spec)

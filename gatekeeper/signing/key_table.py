@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """OpenDKIM's KeyTable, which lists the keys; an existing file can be used unchanged.
 
-A line is `name domain:selector:key[:algorithm]`. The privileged parent reads the table once, with every key file that
-it names; each mistake is a Problem with its location, and the other lines still work.
+A line is `name domain:selector:key[:algorithm]`. A privileged process reads the table once, with every key file that it
+names; each mistake is a Problem with its location, and the other lines still work. A key that cannot sign leaves the
+one of its name that it was to replace in force (`inherit`).
 
 Deliberate deviations from OpenDKIM: white space around the fields is ignored, with a warning; keys whose path contains
 a `%` for the From domain are found when the table is read, not for each message.
 """
 
+import copy
 import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +38,7 @@ class TableKey:
     """One line of the KeyTable.
 
     `path` is empty for an inline key. `private` is None if the key could not be used when the table was read.
-    `previous` is the line of that name before the last reload that changed it.
+    `previous` is the line of that name, for the same domain, whose key signed before this one came.
     """
 
     name: str
@@ -97,6 +99,7 @@ class KeyTable:
         data, problems = data_set.read(spec, where, base)
         files = files or KeyFiles()
         table = cls(data, base, files, problems)
+        table._files = KeyFiles()  # what it has read, it has told
         table.unusable += files.problems
         return table, problems + table.unusable
 
@@ -122,7 +125,7 @@ class KeyTable:
         return key if key is None else _for_domain(key, domain, self._per_domain)
 
     def previous(self, name: str, domain: str) -> TableKey | None:
-        """Return the key that was called `name` before the last reload that changed it; None if there was none."""
+        """Return the key that signed as `name` before the one that cannot; None if there was none."""
         key = self._find(name)
         if key is not None and not key.per_domain:
             key = key.previous
@@ -132,7 +135,7 @@ class KeyTable:
         """Keep the keys of the table that this one replaces, if they were usable and have changed."""
         for name, key in self._keys.items():
             old_key = old._keys.get(name)
-            if old_key is not None:
+            if old_key is not None and old_key.domain == key.domain:  # never the signature of another domain
                 previous = old_key.previous if key.same_key(old_key) or not old_key.usable else old_key
                 self._keys[name] = replace(key, previous=previous and replace(previous, previous=None))
         self._previous = dict(old._previous)
@@ -143,9 +146,26 @@ class KeyTable:
 
     def check(self) -> list[Problem]:
         """Validate every key fully, for check-config; takes 37 ms for each RSA key."""
+        return [problem for key in self._unique() for problem in key.check()]
+
+    def prove(self) -> list[Problem]:
+        """Find the keys that cannot sign, by trying each; their problems are `unusable`, too."""
+        problems = [Problem(key.origin, 0, key.fault) for key in self._unique() if key.fault]
+        self.unusable += problems
+        return problems
+
+    def without_keys(self) -> "KeyTable":
+        """Return the same table without any private key, for those who only want to know what there is."""
+        outline = copy.copy(self)
+        outline._files = KeyFiles()
+        outline._keys = {name: replace(key, private=None, previous=None) for name, key in self._keys.items()}
+        outline._per_domain = dict.fromkeys(self._per_domain)
+        outline._inline, outline._by_path, outline._previous = [], {}, {}
+        return outline
+
+    def _unique(self) -> list[PrivateKey]:
         found = [*self._inline, *self._by_path.values(), *self._per_domain.values()]
-        unique = {id(key): key for key in found if key is not None}
-        return [problem for key in unique.values() for problem in key.check()]
+        return list({id(key): key for key in found if key is not None}.values())
 
     def _find(self, name: str) -> TableKey | None:
         key = self._keys.get(name)
@@ -175,8 +195,9 @@ class KeyTable:
         if algorithm not in ALGORITHMS:
             source, algorithm = text, ""
         key = TableKey(entry.key, domain.lower(), selector, *self._load(data, entry, domain.lower(), source))
-        if algorithm and key.private is not None:
-            self.unusable += _wrong_algorithm(data, entry, algorithm, key.private)
+        if algorithm and key.private is not None and (wrong := _wrong_algorithm(data, entry, algorithm, key.private)):
+            self.unusable += wrong
+            key = replace(key, private=None)
         return key
 
     def _load(self, data: DataSet, entry: DataSetEntry, domain: str, text: str) -> tuple[str, PrivateKey | None]:

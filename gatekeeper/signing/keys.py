@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Private keys: read by the privileged parent as bytes, parsed by a worker at first use, never shown.
+"""Private keys: read as bytes by a privileged process, parsed by the one that signs at first use, never shown.
 
 The rule: no repr, log line or exception contains key material; an error message says in words what is wrong, and names
-the key's origin (a path, or `file:line` of an inline key). Parsing skips OpenSSL's validation, which takes 37 ms per
-key; `check()` does it, for check-config.
+the key's origin (a path, or `file:line` of an inline key). A key leaves its process by key_transfer.py alone. Parsing
+skips OpenSSL's validation, which takes 37 ms per key; `check()` does it, for check-config. `fault` finds, at a
+hundredth of that, what no longer belongs together, as after one flipped byte.
 """
 
 import binascii
@@ -61,7 +62,7 @@ class PrivateKey:
     BadKey, each time.
     """
 
-    __slots__ = ("_bits", "_data", "_key", "_requirements", "origin")
+    __slots__ = ("_bits", "_data", "_fault", "_key", "_requirements", "origin")
 
     def __init__(self, data: bytes, origin: str, requirements: KeyRequirements = KeyRequirements()) -> None:
         self.origin = origin
@@ -69,6 +70,7 @@ class PrivateKey:
         self._requirements = requirements
         self._key: RSAPrivateKey | Ed25519PrivateKey | None = None
         self._bits = 0
+        self._fault: str | None = None
 
     def __repr__(self) -> str:
         return f"<PrivateKey from {self.origin}>"
@@ -77,13 +79,25 @@ class PrivateKey:
         raise TypeError("a private key is not pickled")
 
     @property
+    def parts(self) -> tuple[bytes, str, KeyRequirements]:
+        """What it is made of, for key_transfer.py."""
+        return self._data, self.origin, self._requirements
+
+    @property
+    def fault(self) -> str:
+        """Why it cannot sign, as BadKey would say it; empty if it can. Parses the key."""
+        if self._fault is None:
+            try:
+                key = self._parsed()
+                self._fault = "" if _fits_together(key) else _INCONSISTENT
+            except BadKey as bad:
+                self._fault = str(bad)
+        return self._fault
+
+    @property
     def usable(self) -> bool:
         """Whether it can sign; parses the key."""
-        try:
-            self._parsed()
-        except BadKey:
-            return False
-        return True
+        return not self.fault
 
     def same(self, other: "PrivateKey") -> bool:
         """Return whether both have the same text."""
@@ -147,6 +161,22 @@ class PrivateKey:
             _require(self._requirements, key)
             self._key = key
         return self._key
+
+
+_INCONSISTENT = "the numbers of this key do not belong together, so that nobody could verify what it signs; restore it"
+
+
+def _fits_together(key: RSAPrivateKey | Ed25519PrivateKey) -> bool:
+    """Return whether an RSA key is consistent, but for its primes being prime (RFC 8017 section 3.2)."""
+    if not isinstance(key, RSAPrivateKey):
+        return True
+    numbers = key.private_numbers()
+    p, q, d, public = numbers.p, numbers.q, numbers.d, numbers.public_numbers
+    if min(p, q) < 3 or p * q != public.n:
+        return False
+    exponents = (d % (p - 1), d % (q - 1)) == (numbers.dmp1, numbers.dmq1)
+    inverse = public.e * numbers.dmp1 % (p - 1) == 1 == public.e * numbers.dmq1 % (q - 1)
+    return exponents and inverse and numbers.iqmp * q % p == 1
 
 
 def _load(data: bytes, *, validate: bool) -> RSAPrivateKey | Ed25519PrivateKey:

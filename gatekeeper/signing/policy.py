@@ -10,11 +10,11 @@ is consulted only if a binding requires it (sender_binding.py).
 
 Never signed: messages with several From fields, and those that could be read as being from several domains.
 
-Reason codes: sign.ok, sign.previous_key (signed with the key before the last reload), sign.not_origin (not our mail),
-sign.external (not our mail either, but from a domain of ours), sign.no_from, sign.ambiguous_from, sign.exempt,
-sign.peer, sign.no_match (no rule for this sender), sign.recipient (mail to it is never signed), sign.unbound (the user
-may not sign for this sender), sign.no_key (the rule's key is not in the KeyTable), sign.bad_key (it is there, but
-cannot be used), sign.already (see resigning.py).
+Reason codes: sign.ok, sign.previous_key (signed with the key from before, since the new one cannot), sign.not_origin
+(not our mail), sign.external (not our mail either, but from a domain of ours), sign.no_from, sign.ambiguous_from,
+sign.exempt, sign.peer, sign.no_match (no rule for this sender), sign.recipient (mail to it is never signed),
+sign.unbound (the user may not sign for this sender), sign.no_key (the rule's key is not in the KeyTable), sign.bad_key
+(it is there, but cannot be used), sign.already (see resigning.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,6 @@ from gatekeeper.core.verdict import Note, Verdict, reject
 from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.signing.host_list import HostList
 from gatekeeper.signing.key_table import KeyTable, TableKey
-from gatekeeper.signing.keys import BadKey
 from gatekeeper.signing.message_sender import MessageSender, parse_senders
 from gatekeeper.signing.name_set import MacroList, NameSet
 from gatekeeper.signing.origin import Origin, Owner
@@ -49,7 +48,7 @@ class WithoutKey(StrEnum):
     """Deferred, as by OpenDKIM: it can still leave signed once the key has been fixed."""
     UNSIGNED = "unsigned"
     PREVIOUS = "previous"
-    """Signed with the key that had this name before the last reload; deferred if there was none."""
+    """As TEMPFAIL: whatever stands here, a key that signed before the broken one came goes on signing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +250,10 @@ class SigningPolicy:
             return _identity_with(name, key, rule.signer_for(domain))
         except _NotSigned as reason:
             previous = self.key_table.previous(name, domain)
-            if self.without_key is not WithoutKey.PREVIOUS or previous is None:
+            if previous is None:
                 raise
             notes.append(reason.note)
-            notes.append(Note(f"key {name}", "signing with the key of that name before the last reload"))
+            notes.append(Note(f"key {name}", "signing with the key of that name from before"))
             return _identity_with(name, previous, rule.signer_for(domain), previous=True)
 
 
@@ -267,11 +266,9 @@ def _identity_with(name: str, key: TableKey | None, signer: str, *, previous: bo
     if key is None:
         raise _NotSigned("sign.no_key", f"key {name}", "not in the KeyTable")
     if key.private is None:
-        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.path} could not be read when we started")
-    try:
-        key.private.kind  # noqa: B018  # parses the key, at its first use
-    except BadKey as bad:
-        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.private.origin}: {bad}") from None
+        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.path or 'it'} could not be used when it was read")
+    if fault := key.private.fault:  # parses the key, at its first use
+        raise _NotSigned("sign.bad_key", f"key {name}", f"{key.private.origin}: {fault}")
     return SigningIdentity(key.domain, key.selector, key.private, signer, previous)
 
 

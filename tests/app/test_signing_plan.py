@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What [signing] names is read, and what is wrong with it is named; one key that is broken does not stop the others."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from gatekeeper.app.plan import Plan, prepare
+from gatekeeper.app.signing_plan import read_keys
 from gatekeeper.config import config_file
 from gatekeeper.core.message import Header
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.signing.policy import DAEMON_NAME, SigningChoice
 from tests.support.postconf import no_postfix
-from tests.support.signing_world import ed25519_pem, rsa_pem, write_key
+from tests.support.signing_world import ec_pem, ed25519_pem, rsa_pem, write_key
 
 TABLES = """\
 key_table = ["a example.com:a:./a.pem", "b example.org:b:./b.pem"]
@@ -21,8 +24,12 @@ signing_table = ["example.com a", "example.org b"]
 
 
 def plan(folder: Path, options: str, *, lenient: bool = False, old: Plan | None = None) -> Plan:
+    """The plan of a start; with `old`, that of a reload."""
     (folder / "gatekeeper.toml").write_text(f"[signing]\n{options}")
-    return prepare(config_file.load(folder / "gatekeeper.toml", no_postfix), lenient=lenient, old=old)
+    config = config_file.load(folder / "gatekeeper.toml", no_postfix)
+    if old is None:
+        return prepare(config, lenient=lenient)
+    return prepare(config, lenient=True, keys=read_keys(config, old=old.signing.key_table, prove=True))
 
 
 def complaints(folder: Path, options: str) -> list[str]:
@@ -103,20 +110,80 @@ def test_without_one_key_the_service_starts_and_the_other_signs(folder: Path) ->
     )
 
 
-def test_a_reload_is_refused_over_a_key_unless_the_previous_one_may_sign(folder: Path) -> None:
-    old = plan(folder, TABLES)
-    (folder / "b.pem").unlink()
-    with pytest.raises(ConfigError):
-        plan(folder, TABLES, old=old)
-    new = plan(folder, f'{TABLES}without_key = "previous"\n', old=old)
-    assert ("sign.previous_key", 1) == (choose(new, "a@example.org").reason, len(signers(new, "a@example.org")))
+def _flipped(pem: bytes) -> bytes:
+    """A key that still parses, with another digit in one of its numbers."""
+    lines = pem.splitlines()
+    middle = len(lines) // 2
+    lines[middle] = lines[middle][:30] + (b"B" if lines[middle][30:31] != b"B" else b"C") + lines[middle][31:]
+    return b"\n".join(lines) + b"\n"
+
+
+BROKEN = {
+    "missing": lambda key: key.unlink(),
+    "empty": lambda key: write_key(key, b""),
+    "garbage": lambda key: write_key(key, b"garbage"),
+    "cut off": lambda key: write_key(key, rsa_pem()[:700]),
+    "one digit": lambda key: write_key(key, _flipped(rsa_pem())),
+    "too small": lambda key: write_key(key, rsa_pem(1024)),
+    "of another type": lambda key: write_key(key, ec_pem()),
+    "of another algorithm": lambda key: write_key(key, ed25519_pem()),
+    "readable for all": lambda key: key.chmod(0o644),
+    "a folder": lambda key: (key.unlink(), key.mkdir()),
+}
+
+
+@pytest.mark.parametrize("without_key", ["tempfail", "unsigned", "previous"])
+@pytest.mark.parametrize("break_it", BROKEN.values(), ids=BROKEN)
+def test_at_a_reload_a_key_that_cannot_sign_leaves_the_old_one_in_force_with_a_warning(
+    folder: Path, break_it: Callable[[Path], object], without_key: str
+) -> None:
+    text = f'{TABLES}without_key = "{without_key}"\nalgorithm = "rsa-sha256"\nminimum_key_bits = 2048\n'
     write_key(folder / "b.pem")
-    newer = plan(folder, f'{TABLES}without_key = "previous"\n', old=new)
-    assert "sign.ok" == choose(newer, "a@example.org").reason
+    made = plan(folder, text)
+    key = choose(made, "a@example.com").identities[0].key
+    break_it(folder / "a.pem")
+    for _ in range(3):  # however often tables are read again
+        made = plan(folder, text, old=made)
+        (warning,) = made.warnings
+        assert (True, f"{folder}/a.pem") == (warning.warning, warning.file)
+        assert "the key from before signs on" in warning.what
+        choice = choose(made, "a@example.com")
+        assert ("sign.previous_key", [True]) == (choice.reason, [who.key.same(key) for who in choice.identities])
+    assert "sign.ok" == choose(made, "a@example.org").reason
+    with suppress(OSError):
+        (folder / "a.pem").rmdir()
+    write_key(folder / "a.pem")
+    (folder / "a.pem").chmod(0o600)
+    made = plan(folder, text, old=made)
+    assert ("sign.ok", ()) == (choose(made, "a@example.com").reason, made.warnings)
+
+
+def test_a_key_that_could_never_sign_keeps_no_reload_from_being_done(folder: Path) -> None:
+    write_key(folder / "b.pem", b"garbage")
+    made = plan(folder, TABLES, lenient=True)
+    made = plan(folder, TABLES, old=made)
+    (warning,) = made.warnings
+    assert "if there was none, mail that it should sign waits" in warning.what
+    assert ("sign.ok", "sign.bad_key") == tuple(
+        choose(made, f"a@{name}").reason for name in ("example.com", "example.org")
+    )
+
+
+def test_the_key_of_another_domain_never_signs_in_the_place_of_one_that_cannot(folder: Path) -> None:
+    made = plan(folder, TABLES)
+    write_key(folder / "c.pem", b"garbage")
+    changed = TABLES.replace("b example.org:b:./b.pem", "b example.net:b:./c.pem")
+    choice = choose(plan(folder, changed, old=made), "a@example.org")
+    assert ("sign.bad_key", ()) == (choice.reason, choice.identities)
+
+
+def test_a_key_of_another_algorithm_than_its_line_names_does_not_sign(folder: Path) -> None:
+    text = TABLES.replace("./a.pem", "./a.pem:ed25519-sha256")
+    assert "sign.bad_key" == choose(plan(folder, text, lenient=True), "a@example.com").reason
 
 
 def test_a_key_file_of_each_domain_has_a_previous_one_too(folder: Path) -> None:
-    text = 'key_table = ["k %:s:./keys/%.pem"]\nsigning_table = ["* k"]\nwithout_key = "previous"\n'
+    text = 'key_table = ["k %:s:./keys/%.pem"]\nsigning_table = ["* k"]\n'
     (folder / "keys").mkdir(0o755)
     write_key(folder / "keys" / "example.com.pem")
     old = plan(folder, text)

@@ -283,8 +283,12 @@ def fuzz_milter(address: str | tuple[str, int], deadline: float, rng: random.Ran
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         seeds = [rng.randrange(1 << 32) for _ in range(_AT_ONCE)]
         parts = list(pool.map(lambda seed: _fuzz_milter(address, deadline, random.Random(seed)), seeds))
-    connections, sent, answers = (sum(part[which] for part in parts) for which in range(3))
-    return Fuzzed(connections, sent, answers, tuple(finding for part in parts for finding in part.findings))
+    return Fuzzed(
+        sum(part.connections for part in parts),
+        sum(part.sent for part in parts),
+        sum(part.answers for part in parts),
+        tuple(finding for part in parts for finding in part.findings),
+    )
 
 
 def _fuzz_milter(address: str | tuple[str, int], deadline: float, rng: random.Random) -> Fuzzed:

@@ -294,7 +294,7 @@ def test_a_key_table_that_changes_is_read_again(config: Path) -> None:
     try:
         service.wait_for("^listening milter")
         _replace(keys, "name example.com:selector:/nonexistent/key\n")
-        service.wait_for("not reloaded: /nonexistent/key: cannot read the private key, named in ")
+        service.wait_for("WARNING /nonexistent/key: warning: cannot read the private key, named in ")
         _replace(keys, "# nothing\n")
         service.wait_for(rf"reloaded: {keys} changed")
     finally:

@@ -72,7 +72,7 @@ def test_what_looked_ours_and_was_not_signed_is_counted_by_its_cause(log: list[s
     assert expected == found.reasons
     (first, count), *_ = found.causes.most_common()
     assert (("sign.bad_key", "broken.example"), 2) == (first[:2], count)
-    assert first[2].endswith("none.private could not be read when we started")
+    assert first[2].endswith("none.private could not be used when it was read")
     assert "4AbCdE" == found.example[first]
 
 

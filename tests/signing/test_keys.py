@@ -4,7 +4,7 @@
 import os
 import pickle
 import pwd
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import pytest
@@ -224,3 +224,11 @@ def test_a_file_that_is_missing_or_no_file_is_named_and_nobody_waits_for_it(tmp_
         "a private key must be a regular file",
         "cannot read the private key: not a path",
     ] == [problem.what for problem in files.problems]
+
+
+def test_no_byte_of_an_rsa_key_can_change_and_leave_it_usable() -> None:
+    der = b64decode(b"".join(rsa_pem(1024).splitlines()[1:-1]))
+    assert "" == PrivateKey(b64encode(der), "x").fault
+    for place, byte in enumerate(der):
+        changed = bytes([*der[:place], byte ^ 1, *der[place + 1 :]])
+        assert "" != PrivateKey(b64encode(changed), "x").fault, place

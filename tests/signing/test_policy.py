@@ -127,7 +127,7 @@ def test_several_addresses_in_one_domain_are_signed_for() -> None:
         (
             "example.com unread",
             "sign.bad_key",
-            "key unread: /nonexistent/mail.private could not be read when we started",
+            "key unread: /nonexistent/mail.private could not be used when it was read",
         ),
     ],
 )
@@ -267,5 +267,5 @@ def test_the_key_before_the_reload_signs_while_the_new_one_is_broken() -> None:
         new = replace(old, key_table=keys, signing_table=table)
         choice = choose(new, "joe@example.com")
         assert ("sign.previous_key", "mail", True) == (choice.reason, choice.identities[0].selector, choice.missed)
-        assert "key k: signing with the key of that name before the last reload" in notes(choice)
+        assert "key k: signing with the key of that name from before" in notes(choice)
         old, keys = new, KeyTable.read([f"k example.com:new:{inline(rsa_pem())[:300]}"])[0]

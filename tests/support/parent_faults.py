@@ -39,7 +39,7 @@ from typing import Any, NoReturn, TextIO
 import gatekeeper
 from gatekeeper.app.plan import Plan
 from gatekeeper.config import config_file
-from gatekeeper.daemon import control_channel, supervisor, worker
+from gatekeeper.daemon import control_channel, restarts, supervisor, worker
 from gatekeeper.daemon.listening_sockets import remove_socket
 from gatekeeper.daemon.worker import WorkerKind
 from gatekeeper.dnsclient.live import preload
@@ -50,7 +50,12 @@ with contextlib.suppress(ImportError):  # else each milter worker would take its
 
 PARENT = (
     "supervisor.py",
+    "endpoints.py",
     "listening_sockets.py",
+    "loading.py",
+    "open_descriptors.py",
+    "short_lived.py",
+    "wakeup.py",
     "control_channel.py",
     "worker.py",
     "background.py",
@@ -70,8 +75,11 @@ CALLS: dict[str, tuple[Any, str, int]] = {
     "os.fchown": (os, "fchown", errno.EPERM),
     "os.fchmod": (os, "fchmod", errno.EPERM),
     "os.replace": (os, "replace", errno.ENOSPC),
+    "os.rename": (os, "rename", errno.EACCES),
+    "os.rmdir": (os, "rmdir", errno.EACCES),
+    "os.pipe": (os, "pipe", errno.EMFILE),
+    "memfd": (os, "memfd_create", errno.EMFILE),
     "os.unlink": (os, "unlink", errno.EACCES),
-    "os.rmdir": (os, "rmdir", errno.EIO),
     "os.stat": (os, "stat", errno.EIO),
     "os.lstat": (os, "lstat", errno.EACCES),
     "os.listdir": (os, "listdir", errno.EMFILE),
@@ -130,7 +138,11 @@ class Faults:
 
     def __init__(self, folder: Path, at: str | None, in_child: bool) -> None:
         self._flags = mmap.mmap(-1, 16)
-        self._log = os.open(folder / "calls", os.O_RDWR | os.O_APPEND | os.O_CREAT)  # now: workers are nobody
+        # By name each time: a child of the parent closes whatever it was not given.
+        self._log = folder / "calls"
+        self._log.touch(0o666)
+        self._log.chmod(0o666)
+        self._open, self._write, self._close = os.open, os.write, os.close
         self._at = at
         self._in_child = in_child
         self._count: Counter[str] = Counter()
@@ -159,13 +171,10 @@ class Faults:
     def calls(self) -> list[str]:
         """What was counted; of the children what the one did that did most."""
         made: dict[str, list[str]] = {}
-        for line in os.pread(self._log, 1_000_000, 0).decode().splitlines():
+        for line in self._log.read_text().splitlines():
             pid, _, call = line.partition(" ")
             made.setdefault(pid, []).append(call)
         return max(made.values(), key=len, default=[])
-
-    def close(self) -> None:
-        os.close(self._log)
 
     def install(self) -> None:
         """In the parent, before it runs."""
@@ -220,7 +229,9 @@ class Faults:
         call = f"{name} in {caller}"
         self._count[call] += 1
         call += f" #{self._count[call]}"
-        os.write(self._log, f"{mine} {call}\n".encode())
+        log = self._open(self._log, os.O_WRONLY | os.O_APPEND)
+        self._write(log, f"{mine} {call}\n".encode())
+        self._close(log)
         if self._at == call and not self.fired:
             self._flags[self.FIRED] = 1
             self._flags[self.REMOVING] = _is_removing()
@@ -293,20 +304,23 @@ def _parent(folder: Path, faults: Faults) -> NoReturn:
     try:
         os.dup2(os.open(folder / "said", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), 2)
         sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
-        supervisor.MAX_RESTART_DELAY = 0.01
+        restarts.LONGEST_PAUSE = restarts.LONGEST_PAUSE_ALONE = 0.01
         supervisor._STOP_LIMIT = 2.0
         worker._serve = serve
         faults.install()
         file = folder / "gatekeeper.toml"
-        status = supervisor.run(
-            lambda: config_file.load(file, lambda names: {}), lambda addresses: _write(2, UP.encode())
-        )
+        status = supervisor.run(lambda: config_file.load(file, _no_postfix), lambda *_: _write(2, UP.encode()))
     except BaseException:  # noqa: BLE001 (a child must not go on in what forked it)
         os.write(2, traceback.format_exc().encode())
     finally:
         if os.getpid() != mine:
             os.write(2, b"ESCAPED: a child came back into its parent's code\n")
         os._exit(status)
+
+
+def _no_postfix(_names: Sequence[str]) -> dict[str, str]:
+    """Be where there is no Postfix; not a lambda, because a configuration remembers whom it asks and is sent."""
+    return {}
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -602,7 +616,6 @@ def play(scenario: str, at: str | None = None, in_child: bool = False) -> tuple[
             became = became if faults.fired else "missed"
         return calls, wrong, became
     finally:
-        faults.close()
         shutil.rmtree(folder)
 
 
