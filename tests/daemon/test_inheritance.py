@@ -220,7 +220,9 @@ def _listeners(path: str) -> set[str]:
 
 
 OWN = re.compile(
-    r"socket:\[\d+\]|anon_inode:\[(eventpoll|eventfd|timerfd|io_uring)\]|/dev/null|pipe:\[\d+\]|.*/state(/state\.db(-wal|-shm)?)?"
+    r"socket:\[\d+\]|anon_inode:\[(eventpoll|eventfd|timerfd|io_uring)\]|/dev/null|pipe:\[\d+\]"
+    r"|.*/state(/state\.db(-wal|-shm)?)?"
+    r"|/tmp/gatekeeper-\w+/milter\.sock \(deleted\)"  # libmilter's private socket, behind the gate
 )
 
 
