@@ -5,8 +5,7 @@ A unix socket that a dead process left behind is replaced; one that somebody sti
 owner, group and mode before anybody can connect, and nothing is done to a path that leads through a folder of somebody
 else (core/safe_path.py): Debian's /run/opendkim belongs to the user of the workers, who could let it lead anywhere.
 
-- Where only root (or we) could have put anything on the way, the socket is bound to its path. If an older one of ours
-  is there, it gets the new owner, group and mode, and goes on.
+- Where only root (or we) could have put anything on the way, the socket is bound to its path.
 - Elsewhere it is bound in a new folder that only we can enter, prepared there and moved to its place, over what is
   there: the address is never missing. The system shows the name under which it was bound, `/proc/self/fd/N/MARK`, where
   the mark tells `holder` the folder that it was moved to.
@@ -20,7 +19,6 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from pathlib import Path
 
 from gatekeeper.core.safe_files import private_folder
@@ -41,23 +39,14 @@ class AddressTaken(OSError):
     """Somebody else listens there; the message names the process where we may look."""
 
 
-def open_listener(
-    listen: ListenAddress,
-    mode: int = 0o660,
-    group: str = "",
-    owner: int = -1,
-    *,
-    replaces: socket.socket | None = None,
-) -> socket.socket:
+def open_listener(listen: ListenAddress, mode: int = 0o660, group: str = "", owner: int = -1) -> socket.socket:
     """Open a listening, non-blocking socket. `mode`, `group` and `owner` (a user id) are for a unix socket's path.
 
-    `replaces` is our own listener at that path, so that it does not count as taken: what is returned has the `mode`,
-    `group` and `owner` of today, and the caller closes the older one. Raises AddressTaken, or OSError with a sentence
-    for a person.
+    Raises AddressTaken, or OSError with a sentence for a person.
     """
     try:
         if listen.family == "unix":
-            return _open_unix(listen.path, _Rights(mode, owner, _group_id(listen, group)), replaces)
+            return _open_unix(listen.path, _Rights(mode, owner, _group_id(listen, group)))
         return _open_inet(listen)
     except OSError as error:
         raise _explained(listen, error) from error
@@ -112,15 +101,12 @@ def _group_id(listen: ListenAddress, group: str) -> int:
         raise OSError(f"{listen}: there is no group {group!r}") from error
 
 
-def _open_unix(path: str, rights: _Rights, replaces: socket.socket | None) -> socket.socket:
+def _open_unix(path: str, rights: _Rights) -> socket.socket:
     with place(Path(path)) as where:
-        found = _look(where, mine=replaces is not None)
+        stale = _is_stale(where)
         if not where.stable:
             return _bind_and_move(where, rights)
-        if found is _Found.OURS and replaces is not None:
-            rights.give(where.name, where.folder)
-            return replaces.dup()
-        if found is not _Found.NOTHING:
+        if stale:
             os.unlink(where.name, dir_fd=where.folder)
         # Under the name that people know, unless that is a link, which bind(2) does not follow.
         address = str(where.folder_path / where.name) if Path(path).is_symlink() else path
@@ -169,20 +155,12 @@ def _bind(address: str, name: str, folder: int, rights: _Rights) -> socket.socke
     return sock
 
 
-class _Found(Enum):
-    """What is at a place where we want to listen."""
-
-    NOTHING = auto()
-    STALE = auto()
-    OURS = auto()
-
-
-def _look(where: Place, *, mine: bool) -> _Found:
-    """Return what is there; a listener of this process is OURS if it may be `mine`. Raises AddressTaken and OSError."""
+def _is_stale(where: Place) -> bool:
+    """Return whether a socket is there on which nobody listens. Raises AddressTaken, OSError."""
     try:
         file = os.open(where.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where.folder)
     except FileNotFoundError:
-        return _Found.NOTHING
+        return False
     try:
         if not stat.S_ISSOCK(os.fstat(file).st_mode):
             what = "a file that is not a socket is in the way; remove it or choose another path"
@@ -191,11 +169,9 @@ def _look(where: Place, *, mine: bool) -> _Found:
             probe.setblocking(False)  # who has a full backlog listens, and is not to be waited for
             process = _listener(probe, f"/proc/self/fd/{file}")
     except ConnectionRefusedError:
-        return _Found.STALE
+        return True
     finally:
         os.close(file)
-    if mine and process in (0, os.getpid()):
-        return _Found.OURS
     raise AddressTaken(f"unix:{where.path} is taken by {holder(str(where.path)) or _name(process)}")
 
 

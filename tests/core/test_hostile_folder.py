@@ -8,7 +8,9 @@ import pytest
 from gatekeeper.config import access_entry, config_file
 from gatekeeper.core import file_lock, safe_files
 from gatekeeper.daemon.background import write_pid_file
+from gatekeeper.daemon.endpoints import Access, Endpoints
 from gatekeeper.daemon.listening_sockets import open_listener, remove_socket
+from gatekeeper.daemon.worker import WorkerKind
 from gatekeeper.postfix.listen_address import ListenAddress
 from gatekeeper.signing.key_generation import write_key
 from gatekeeper.stores.state_owner import make_state_folder
@@ -26,9 +28,14 @@ def listen(hostile: HostileFolder) -> None:
 
 
 def listen_again(hostile: HostileFolder) -> None:
-    address = ListenAddress("unix", path=str(hostile.folder / "socket"))
-    with open_listener(address) as older, open_listener(address, 0o666, owner=NOBODY, replaces=older):
-        pass
+    endpoint = WorkerKind.MILTER, ListenAddress("unix", path=str(hostile.folder / "socket"))
+    endpoints = Endpoints((WorkerKind.MILTER,))
+    try:
+        endpoints.open({endpoint: Access()})
+        endpoints.open({endpoint: Access(0o666, owner=NOBODY)})
+    finally:
+        endpoints.close_outgoing()
+        endpoints.close([*endpoints.sockets])
 
 
 def pid_file(hostile: HostileFolder) -> None:

@@ -164,19 +164,17 @@ def test_a_pid_file_takes_the_place_of_what_somebody_has_put_there(
 
 
 @pytest.mark.parametrize("theirs", [True, False])
-def test_our_own_listener_is_replaced_without_a_gap_and_another_s_is_not(folder: Path, theirs: bool) -> None:
+def test_an_address_is_taken_while_somebody_listens_and_no_longer(folder: Path, theirs: bool) -> None:
     where = folder / "theirs" if theirs else folder
     listen = ListenAddress("unix", path=str(where / "x.sock"))
-    with open_listener(listen, 0o600) as older:
-        with pytest.raises(AddressTaken, match=rf"is taken by .*, pid {os.getpid()}"):
-            open_listener(listen)
-        with open_listener(listen, 0o666, "nogroup", UID, replaces=older) as newer:
-            status = os.stat(listen.path)
-            assert (UID, 65534, 0o666) == (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
-            older.close()
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(listen.path)
-                newer.accept()[0].close()
+    with open_listener(listen, 0o600), pytest.raises(AddressTaken, match=rf"is taken by .*, pid {os.getpid()}"):
+        open_listener(listen)
+    with open_listener(listen, 0o666, "nogroup", UID) as newer:  # over the stale one
+        status = os.stat(listen.path)
+        assert (UID, 65534, 0o666) == (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(listen.path)
+            newer.accept()[0].close()
     child = os.fork()
     if not child:
         try:
@@ -187,15 +185,12 @@ def test_our_own_listener_is_replaced_without_a_gap_and_another_s_is_not(folder:
             os._exit(1)
     try:
         until(lambda: _is_answered(listen.path), "the other listens")
-        with (
-            socket.socket(socket.AF_UNIX) as older,
-            pytest.raises(AddressTaken, match=rf"is taken by .*, pid {child}"),
-        ):
-            open_listener(listen, replaces=older)
+        with pytest.raises(AddressTaken, match=rf"is taken by .*, pid {child}"):
+            open_listener(listen)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    with open_listener(listen, replaces=None):  # what the dead leave behind
+    with open_listener(listen):  # what the dead leave behind
         assert _is_answered(listen.path)
 
 

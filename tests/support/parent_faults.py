@@ -579,7 +579,7 @@ def _stop(service: Service) -> None:
 
 SCENARIOS: dict[str, tuple[Callable[[Service], None], str]] = {
     "start": (_start, ""),
-    "stale": (_stale, "_look|_listener|_open_unix"),
+    "stale": (_stale, "_is_stale|_listener|_open_unix"),
     "foreign": (_foreign, "_bind_and_move|private_folder|_bind|give"),
     "reload": (_reload, ""),
     "gone": (_gone, "sockets.py|_open|_is_gone"),
