@@ -16,8 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,30 +43,22 @@ SCENARIOS = {
 """What is played, and some of the calls that must have failed in it."""
 
 
-@pytest.fixture(scope="module")
-def reports() -> Iterator[dict[str, Future[dict[str, Any]]]]:
-    """What came of each scenario; two at a time."""
-
-    def play(scenario: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "tests.support.parent_faults", *scenario.split()]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-        assert 0 == done.returncode, done.stderr
-        report: dict[str, Any] = json.loads(done.stdout)
-        return report
-
-    with ThreadPoolExecutor(2) as pool:
-        yield {scenario: pool.submit(play, scenario) for scenario in SCENARIOS}
+def play(scenario: str) -> dict[str, Any]:
+    """What came of a scenario. Not shared between tests: each process that runs some of them would play all."""
+    command = [sys.executable, "-m", "tests.support.parent_faults", *scenario.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert 0 == done.returncode, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_no_fault_leaves_anything_behind_or_loses_a_service(
-    reports: dict[str, Future[dict[str, Any]]], scenario: str
-) -> None:
+def test_no_fault_leaves_anything_behind_or_loses_a_service(scenario: str) -> None:
     need_milter()
     if scenario == "foreign" and os.geteuid() != 0:
         pytest.skip("only root opens sockets in folders of others")
-    report = reports[scenario].result()
+    report = play(scenario)
     assert {} == report["findings"]
     # nothing of this was idle
     kinds = {call.partition(" in ")[0] for call in report["calls"]}
