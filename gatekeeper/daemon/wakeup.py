@@ -38,7 +38,12 @@ class Wakeup:
 
 
 def reset() -> None:
-    """Undo this handling in a child that was just forked."""
+    """Undo this handling in a child that was just forked.
+
+    To reload is the parent's: a child passes over what the whole service is told (`systemctl kill -s HUP`).
+    """
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -89,6 +89,20 @@ def test_the_start_ends_with_the_lines_for_postfix_and_a_question_to_try(service
     assert "504 5.5.2" in tried.stdout
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_reload_ends_no_worker_that_hears_it_too(service: Service, number: int) -> None:
+    service.wait_for("^listening policy")
+    service.wait_for("^and ask it")
+    workers = service.children()
+    for worker in workers:
+        os.kill(worker, number)
+    with service.policy() as connection:
+        assert ask(connection).startswith(b"action=504 ")
+    service.process.send_signal(number)
+    service.wait_for("reloaded")
+    assert [] == [line for line in service.lines if "is replaced" in line]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_and_leaves_no_socket_and_no_process(
     service: Service, config: Path, number: signal.Signals
