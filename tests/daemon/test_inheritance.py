@@ -112,7 +112,10 @@ def running(config: Path, prelude: str = QUICK) -> Iterator[Service]:
 
 
 def _is_milter(pid: int) -> bool:
-    return "libmilter" in Path(f"/proc/{pid}/maps").read_text()
+    try:
+        return "libmilter" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:  # it has gone
+        return False
 
 
 def _sign(folder: Path) -> None:
@@ -139,7 +142,13 @@ def _leaks(service: Service, world: World) -> dict[str, set[str]]:
 
 def _settle(service: Service, old: list[int]) -> None:
     """Wait until there are two policy workers, a milter worker for each of two addresses, and nobody of before."""
-    until(lambda: len(now := service.children()) == 4 and not {*now} & {*old}, "the workers of today alone are there")
+
+    def are_there() -> bool:
+        now = service.children()
+        # A milter worker is known by libmilter, which it loads when it has its keys.
+        return len(now) == 4 and not {*now} & {*old} and sum(_is_milter(pid) for pid in now) == 2
+
+    until(are_there, "the workers of today alone are there")
 
 
 @pytest.mark.parametrize("where", ["file", "list", "csl"])
