@@ -126,7 +126,7 @@ def _send(sock: socket.socket, data: bytes, rng: random.Random) -> None:
 
 _ATTRIBUTES = {
     b"request": b"smtpd_access_policy", b"protocol_state": b"RCPT", b"protocol_name": b"ESMTP",
-    b"client_address": b"192.0.2.1", b"client_name": b"mail.client.example", b"client_port": b"2525",
+    b"client_address": b"203.0.113.7", b"client_name": b"mail.fuzz.example", b"client_port": b"2525",
     b"reverse_client_name": b"mail.client.example", b"helo_name": b"client.example", b"sender": b"a@client.example",
     b"recipient": b"b@ours.example", b"recipient_count": b"0", b"queue_id": b"", b"instance": b"123.456.789.0",
     b"size": b"1000", b"etrn_domain": b"", b"stress": b"", b"sasl_method": b"", b"sasl_username": b"",
