@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gatekeeper.daemon.listening_sockets import AddressTaken
 
-PATIENCE = 5.0
+PATIENCE = 12.0
 """Seconds that orphans have to let go of an address."""
 _PAUSE = 0.05
 _UNKNOWN = 3
