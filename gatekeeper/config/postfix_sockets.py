@@ -9,11 +9,12 @@ loopback, which works anywhere. What the configuration says about a section's ad
 import grp
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gatekeeper.core import safe_files
 from gatekeeper.postfix.listen_address import ListenAddress
 from gatekeeper.postfix.postconf import Ask
 
@@ -32,20 +33,11 @@ class PostfixSockets:
         """Where the sockets are."""
         return self.queue_directory / "gatekeeper"
 
-    def make_folder_for(self, listen: ListenAddress) -> None:
-        """Make the folder, if that is where `listen` lies and it is not there. Raises OSError.
-
-        root's alone until it is as it should be: the queue directory is root's, so nobody can put another in its place.
-        """
-        if not listen.path or Path(listen.path).parent != self.folder or self.folder.exists():
-            return
-        self.folder.mkdir(mode=0o700)
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            os.fchown(descriptor, 0, grp.getgrnam(self.group).gr_gid)
-            os.fchmod(descriptor, 0o750)
-        finally:
-            os.close(descriptor)
+    def make_folder_for(self, addresses: Iterable[ListenAddress]) -> list[Path]:
+        """Make the folder if one of `addresses` lies in it and it is missing; return what was made. Raises OSError."""
+        if all(Path(listen.path).parent != self.folder for listen in addresses):
+            return []
+        return safe_files.make_folders(self.folder, 0o750, (0, grp.getgrnam(self.group).gr_gid))
 
 
 def find(tree: Mapping[str, Any], ask: Ask) -> PostfixSockets | None:

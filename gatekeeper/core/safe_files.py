@@ -17,7 +17,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -97,8 +97,8 @@ def remove(path: Path, *, only: os.stat_result | None = None) -> None:
             os.unlink(where.name, dir_fd=where.folder)
 
 
-def make_folders(path: Path, mode: int, owner: Owner | None = None) -> bool:
-    """Create the folder at `path`, with those above it that are missing; return False if it is there already.
+def make_folders(path: Path, mode: int, owner: Owner | None = None) -> list[Path]:
+    """Create the folder at `path`, with those above it that are missing; return what was made, from above.
 
     It gets `mode` and `owner`, those above it are root's (or ours). In a folder of somebody else nothing is made: what
     its owner wants there, he can make himself. Raises UnsafePath and OSError; then nothing is left behind.
@@ -110,11 +110,16 @@ def make_folders(path: Path, mode: int, owner: Owner | None = None) -> bool:
                 _make_folder(where, mode if folder == path else 0o755, owner if folder == path else None)
             made.append(folder)
     except OSError:
-        for folder in reversed(made):
-            with suppress(OSError), place(folder) as where:
-                os.rmdir(where.name, dir_fd=where.folder)
+        remove_folders(made)
         raise
-    return bool(missing)
+    return made
+
+
+def remove_folders(made: Sequence[Path]) -> None:
+    """Take back what `make_folders` made, as far as it is still there and empty."""
+    for folder in reversed(made):
+        with suppress(OSError), place(folder) as where:
+            os.rmdir(where.name, dir_fd=where.folder)
 
 
 def _missing_folders(path: Path) -> list[Path]:

@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from typing import NoReturn
 
 from gatekeeper.app.plan import Plan
 from gatekeeper.config.config_file import Config
-from gatekeeper.core import log
+from gatekeeper.core import log, safe_files
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.core.watched_files import FileState, FileWatch
 from gatekeeper.daemon import control_channel, open_descriptors
@@ -182,20 +182,15 @@ class Supervisor:
     def _open(self, plan: Plan, process_user: ProcessUser | None) -> None:
         """Make what `plan` needs outside: folders and sockets; all or nothing. Raises OSError."""
         wanted = self.endpoints.wanted(plan, process_user)
-        missing = list(_missing_folders(plan.config.store.url))
-        sockets = plan.config.sockets
-        if sockets is not None and not sockets.folder.exists():
-            missing.append(sockets.folder)
+        made: list[Path] = []
         try:
-            _make_state_folder(plan.config.store.url, process_user)
-            if sockets is not None:
-                for _, address in wanted:
-                    sockets.make_folder_for(address)
+            if process_user is not None:  # workers that are no longer root could not
+                made += make_state_folder(plan.config.store.url, (process_user.uid, process_user.gid))
+            if plan.config.sockets is not None:
+                made += plan.config.sockets.make_folder_for(address for _, address in wanted)
             opened = self.endpoints.open(wanted)
         except OSError:
-            for folder in missing:
-                with suppress(OSError):  # it was never made
-                    folder.rmdir()
+            safe_files.remove_folders(made)
             raise
         self.announced.difference_update(opened)
 
@@ -564,17 +559,3 @@ def _log(plan: Plan) -> None:
     log.setup(plan.config.log.level, syslog=plan.config.log.syslog, name=plan.config.log.syslog_name)
     for warning in (*plan.warnings, *plan.config.drift):
         logger.warning("%s", warning)
-
-
-def _missing_folders(url: str) -> Iterator[Path]:
-    """Yield the folders above the embedded store that are not there, the lowest first."""
-    folder = Path(url.removeprefix("sqlite:")).parent
-    while url.startswith("sqlite:/") and not folder.exists():
-        yield folder
-        folder = folder.parent
-
-
-def _make_state_folder(url: str, process_user: ProcessUser | None) -> None:
-    """Make the folder of the embedded store, which a worker that is no longer root could not. Raises OSError."""
-    if process_user is not None:
-        make_state_folder(url, (process_user.uid, process_user.gid))

@@ -22,15 +22,17 @@ from gatekeeper.stores.store_url import preload, sqlite_path
 FOLDER_MODE = 0o750
 
 
-def make_state_folder(url: str, owner: Owner) -> None:
+def make_state_folder(url: str, owner: Owner) -> list[Path]:
     """Create the folder of the store at `url` for `owner`, who could not, if it is missing. Raises OSError.
 
-    Where others than root may write, it is left to them: whoever opens the store creates it as the user that he is.
+    Returns what was made. Where others than root may write, it is left to them: whoever opens the store creates it as
+    the user that he is.
     """
     path = sqlite_path(url)
     if path is not None:
         with suppress(UnsafePath):
-            safe_files.make_folders(path.parent, FOLDER_MODE, owner)
+            return safe_files.make_folders(path.parent, FOLDER_MODE, owner)
+    return []
 
 
 @contextmanager
