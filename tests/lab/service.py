@@ -28,7 +28,7 @@ class Service:
 
     def __init__(self, config: Path, log: Path) -> None:
         self._config = config
-        self._log = log
+        self.log_file = log
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -40,14 +40,14 @@ class Service:
     @property
     def log(self) -> str:
         """All it has written to standard error."""
-        return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+        return self.log_file.read_text("utf-8", "replace") if self.log_file.exists() else ""
 
     def start(self, began: Callable[[int], None], timeout: float = 20.0) -> None:
         """Start it, tell `began` its process group, and wait for both `listening` lines.
 
         Raises LabError with what it said instead.
         """
-        with self._log.open("wb") as log:
+        with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gatekeeper", "--config", self._config, "run"],
                 stdin=subprocess.DEVNULL,
