@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Commands that read a relay's log: why."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gatekeeper.cli.common import FINDING, OK, USAGE, Add, add_dns, add_json, print_json, print_lines, run_with_app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gatekeeper.app.app import App
+    from gatekeeper.diagnose.explain import NotingResolver
+    from gatekeeper.maillog.mail_log import MailLog
+    from gatekeeper.maillog.stories import Story
+
+
+def add_to(add: Add) -> None:
+    """Add the commands of this file."""
+    _add_why(add("why", why, "tell the story of one mail from the log: who did what to it, and what became of it"))
+
+
+def add_mail_logs(command: argparse.ArgumentParser) -> None:
+    """Add the logs of a relay to read, as positional arguments."""
+    text = (
+        "a log of Postfix and what is beside it, packed or not, in any order; - for standard input "
+        "(default: /var/log/mail.log and its predecessor, else the journal)"
+    )
+    command.add_argument("logs", metavar="LOG", type=Path, nargs="*", help=text)
+    command.add_argument("--journal", action="store_true", help="read the journal, beside the logs that are named")
+
+
+def _add_why(command: argparse.ArgumentParser) -> None:
+    text = "a queue id, a Message-ID, an address, a domain, a client, or the reference in a refusal"
+    command.add_argument("what", metavar="WHAT", help=text)
+    add_mail_logs(command)
+    command.add_argument(
+        "--last", metavar="N", type=int, default=20, help="how many stories to tell, the last ones (20)"
+    )
+    command.add_argument("--now", action="store_true", help="also say what would be answered now")
+    add_dns(command)
+    add_json(command)
+
+
+def why(options: argparse.Namespace) -> int:
+    """Tell the stories that a log has of one mail, address or client."""
+    from collections import deque
+
+    from gatekeeper.diagnose import why
+
+    found: deque[Story] = deque(maxlen=max(1, options.last))
+    count = 0
+    is_about = why.finder(options.what)
+    with open_logs(options) as (log, progress):
+        for story in log.stories(progress):
+            if is_about(story):
+                found.append(story)
+                count += 1
+    _tell_damage(log)
+    if not count:
+        print(f"gatekeeper: the log says nothing about {options.what!r}", file=sys.stderr)
+        return FINDING
+    stories = sorted(found, key=lambda story: story.events[0].at)
+    if options.json:
+        print_json([why.as_json(story) for story in stories])
+        return OK
+    if count > len(stories):
+        print(f"{count} stories; these are the last {len(stories)} (--last N tells more)\n")
+    for number, story in enumerate(stories):
+        if number:
+            print()
+        print_lines(why.sentences(story))
+    return _now(options, stories[-1]) if options.now else OK
+
+
+def _now(options: argparse.Namespace, story: "Story") -> int:
+    from gatekeeper.diagnose import explain
+    from gatekeeper.diagnose.again import sessions
+
+    async def work(app: "App", resolver: "NotingResolver") -> int:
+        for session in sessions(story):
+            print("\nWhat would be answered now")
+            print_lines(explain.sentences(await explain.explain(app, resolver, session, probe=options.dns is None)))
+        return OK
+
+    return run_with_app(options, work)
+
+
+@contextmanager
+def open_logs(options: argparse.Namespace) -> "Iterator[tuple[MailLog, Callable[[], None]]]":
+    """Open the logs that the command line names; yields them with what shows progress while they are read.
+
+    If one cannot be opened, says so and raises SystemExit(USAGE).
+    """
+    from gatekeeper.maillog.files import LogError
+    from gatekeeper.maillog.mail_log import MailLog
+
+    try:
+        log = MailLog(options.logs, journal=options.journal)
+    except LogError as error:
+        print(f"gatekeeper: {error}", file=sys.stderr)
+        raise SystemExit(USAGE) from None
+    with log, _progress(log) as progress:
+        yield log, progress
+
+
+@contextmanager
+def _progress(log: "MailLog") -> "Iterator[Callable[[], None]]":
+    """Show on a terminal how much of the logs has been read; yields what to call now and then."""
+    size = sum(file.size for file in log.files)
+    if not sys.stderr.isatty() or size < 10_000_000:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("reading the log"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=size)
+        yield lambda: bar.update(task, completed=sum(file.position for file in log.files))
+
+
+def _tell_damage(log: "MailLog") -> None:
+    """Say on standard error what of the logs could not be read."""
+    tally = log.tally
+    for name, damage in tally.damaged:
+        print(f"gatekeeper: {name}: the rest cannot be read: {damage}", file=sys.stderr)
+    odd = [
+        f"{count} {what}"
+        for count, what in (
+            (tally.unreadable, "are no lines of a log"),
+            (tally.too_long, "are too long"),
+            (tally.backwards, "go back in time by more than an hour"),
+        )
+        if count
+    ]
+    if odd:
+        print(f"gatekeeper: of {tally.lines} lines {', '.join(odd)}", file=sys.stderr)
