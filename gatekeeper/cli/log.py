@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def add_to(add: Add) -> None:
     """Add the commands of this file."""
     _add_why(add("why", why, "tell the story of one mail from the log: who did what to it, and what became of it"))
+    _add_stats(
+        add("stats", stats, "count what became of all mail in a log: refused, delayed, signed, verified, and why")
+    )
 
 
 def add_mail_logs(command: argparse.ArgumentParser) -> None:
@@ -46,11 +49,20 @@ def _add_why(command: argparse.ArgumentParser) -> None:
     add_json(command)
 
 
+def _add_stats(command: argparse.ArgumentParser) -> None:
+    add_mail_logs(command)
+    command.add_argument("--rows", metavar="N", type=int, default=15, help="how long a table may be (15)")
+    output = command.add_mutually_exclusive_group()
+    output.add_argument("--html", metavar="FILE", type=Path, help="write a page with pictures; - for standard output")
+    output.add_argument("--mail", action="store_true", help="print a mail with the statistics, for sendmail -t in cron")
+    add_json(output)
+
+
 def why(options: argparse.Namespace) -> int:
     """Tell the stories that a log has of one mail, address or client."""
     from collections import deque
 
-    from gatekeeper.diagnose import why
+    from gatekeeper.evidence import why
 
     found: deque[Story] = deque(maxlen=max(1, options.last))
     count = 0
@@ -79,7 +91,7 @@ def why(options: argparse.Namespace) -> int:
 
 def _now(options: argparse.Namespace, story: "Story") -> int:
     from gatekeeper.diagnose import explain
-    from gatekeeper.diagnose.again import sessions
+    from gatekeeper.evidence.again import sessions
 
     async def work(app: "App", resolver: "NotingResolver") -> int:
         for session in sessions(story):
@@ -140,3 +152,41 @@ def _tell_damage(log: "MailLog") -> None:
     ]
     if odd:
         print(f"gatekeeper: of {tally.lines} lines {', '.join(odd)}", file=sys.stderr)
+
+
+def stats(options: argparse.Namespace) -> int:
+    """Count what became of all mail in a log."""
+    from gatekeeper.evidence import page, tables
+    from gatekeeper.evidence.statistics import Statistics
+
+    found = Statistics()
+    with open_logs(options) as (log, progress):
+        for story in log.stories(progress):
+            found.add(story)
+    _tell_damage(log)
+    if options.json:
+        print_json(tables.as_json(found, log.tally))
+    elif options.html:
+        return _write_page("".join(page.as_page(found, log.tally, options.rows)), options.html)
+    else:
+        if options.mail:
+            subject = f"Mail, counted: {tables.headline(found, log.tally)}"
+            print_lines((f"Subject: {subject}", "Auto-Submitted: auto-generated", "MIME-Version: 1.0"))
+            print_lines(("Content-Type: text/plain; charset=utf-8", "Content-Transfer-Encoding: 8bit", ""))
+        print_lines(tables.as_text(found, log.tally, options.rows))
+    return OK
+
+
+def _write_page(page: str, path: Path) -> int:
+    """Write the page where not everybody can read it: names and addresses stand in it. Returns the exit status."""
+    from gatekeeper.core import safe_files
+
+    if str(path) == "-":
+        print(page, end="")
+        return OK
+    try:
+        safe_files.write(path, page.encode("utf-8", "replace"), mode=0o640)
+    except OSError as error:
+        print(f"gatekeeper: {path} cannot be written: {error.strerror}", file=sys.stderr)
+        return USAGE
+    return OK

@@ -31,7 +31,7 @@ _LATE = 10.0
 _SWEEP = 4096
 """Events between two looks at all sessions."""
 _MARKS = frozenset((Kind.REFUSED, Kind.ACTED, Kind.DECIDED, Kind.SPF, Kind.GREYLISTED, Kind.SCREENED))
-"""A session without a mail is a story if one of these was said about it."""
+"""A session without a mail is a story if one of these was said about it. That postscreen passed it on is none."""
 _BEGINS = frozenset((Kind.ACCEPTED, Kind.SUBMITTED, Kind.MESSAGE_ID))
 _AFTER_THE_BODY = "END-OF-MESSAGE"
 
@@ -325,7 +325,7 @@ class _Joiner:
             for event in session.events:
                 mail.add(event)
             self._ended[of_client] = (session.last, mail)
-        elif any(event.kind in _MARKS for event in session.events):
+        elif any(map(_left_a_mark, session.events)):
             story = Story(session.host, events=[*session.opening, *session.events])
             self._finished.append((session.last, story))
             self._ended[of_client] = (session.last, story)
@@ -335,6 +335,10 @@ class _Joiner:
             if session.last < at - _SILENT:
                 self._close(key, session)
         self._ended = {client: ended for client, ended in self._ended.items() if ended[0] > at - _LATE}
+
+
+def _left_a_mark(event: Event) -> bool:
+    return event.kind in _MARKS and not event.fields.get("verdict", "").startswith("PASS")
 
 
 def _key(event: Event) -> tuple[str, str, str]:

@@ -26,6 +26,7 @@ OURSELVES = "gatekeeper"
 PACKAGES = frozenset(
     {
         OURSELVES,
+        "chromium",
         "db-util",
         "libberkeleydb-perl",
         "libopendmarc2",

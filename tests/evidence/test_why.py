@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from gatekeeper import cli
 from gatekeeper.cli.common import FINDING, OK, USAGE
-from gatekeeper.diagnose.again import sessions
-from gatekeeper.diagnose.why import as_json, describe, finder, sentences
+from gatekeeper.evidence.again import sessions
+from gatekeeper.evidence.why import as_json, describe, finder, sentences
 from gatekeeper.maillog.events import Event, Kind
 from gatekeeper.maillog.fates import Fate, fate
 from gatekeeper.maillog.lines import Line
