@@ -40,7 +40,7 @@ def add_json(command: argparse._ActionsContainer) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def add_dns(command: argparse.ArgumentParser) -> None:
+def add_dns(command: argparse._ActionsContainer) -> None:
     """Add --dns, a zone file that answers every DNS query."""
     command.add_argument("--dns", metavar="FILE", type=Path, help="a zone file to use instead of the real DNS")
 
@@ -103,7 +103,7 @@ def run_with_resolver(
 
     from gatekeeper.dnsclient.caching import CachingResolver
 
-    inner = _resolver(options, dns)
+    inner = configured_resolver(options, dns)
 
     async def run() -> int:
         resolver = CachingResolver(inner)
@@ -115,7 +115,8 @@ def run_with_resolver(
     return asyncio.run(run())
 
 
-def _resolver(options: argparse.Namespace, dns: "DnsSection") -> "Resolver":
+def configured_resolver(options: argparse.Namespace, dns: "DnsSection") -> "Resolver":
+    """Return the resolver that the section `dns` or `--dns` names."""
     from gatekeeper.dnsclient.live import LiveResolver
     from gatekeeper.dnsclient.resolver import TableResolver
 
@@ -139,7 +140,7 @@ def run_with_app(options: argparse.Namespace, work: "Callable[[App, NotingResolv
     plan = prepare(config_file.load(path) if path else config_file.defaults(), lenient=True)
     for warning in plan.warnings:
         print(warning, file=sys.stderr)
-    inner = _resolver(options, plan.config.dns)
+    inner = configured_resolver(options, plan.config.dns)
 
     async def run() -> int:
         section = plan.config.store

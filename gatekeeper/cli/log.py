@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Commands that read a relay's log: why."""
+"""Commands that read a relay's log: why, stats, backtest."""
 
 import argparse
 import sys
@@ -8,7 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatekeeper.cli.common import FINDING, OK, USAGE, Add, add_dns, add_json, print_json, print_lines, run_with_app
+from gatekeeper.cli.common import (
+    FINDING,
+    OK,
+    USAGE,
+    Add,
+    add_dns,
+    add_json,
+    config_path,
+    configured_resolver,
+    print_json,
+    print_lines,
+    run_with_app,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +34,20 @@ if TYPE_CHECKING:
 def add_to(add: Add) -> None:
     """Add the commands of this file."""
     _add_why(add("why", why, "tell the story of one mail from the log: who did what to it, and what became of it"))
+    _add_backtest(add("backtest", backtest, "play a log through the configuration: what would be answered otherwise"))
     _add_stats(
         add("stats", stats, "count what became of all mail in a log: refused, delayed, signed, verified, and why")
     )
+
+
+def _add_backtest(command: argparse.ArgumentParser) -> None:
+    add_mail_logs(command)
+    dns = command.add_mutually_exclusive_group()
+    add_dns(dns)
+    dns.add_argument("--no-dns", action="store_true", help="ask the DNS nothing; what depends on it is told as unknown")
+    text = "the store whose state the log meets at its beginning, as in store.url (default: an empty one)"
+    command.add_argument("--state", metavar="URL", help=text)
+    add_json(command)
 
 
 def add_mail_logs(command: argparse.ArgumentParser) -> None:
@@ -190,3 +213,47 @@ def _write_page(page: str, path: Path) -> int:
         print(f"gatekeeper: {path} cannot be written: {error.strerror}", file=sys.stderr)
         return USAGE
     return OK
+
+
+def backtest(options: argparse.Namespace) -> int:
+    """Play the mail of a log through the configuration, and tell what would have been answered otherwise."""
+    import asyncio
+
+    from gatekeeper.app.plan import prepare
+    from gatekeeper.config import config_file
+    from gatekeeper.dnsclient.caching import CachingResolver
+    from gatekeeper.evidence import backtest
+    from gatekeeper.stores.state_owner import acting_as_owner
+    from gatekeeper.stores.store import Clock, Store
+    from gatekeeper.stores.store_url import check_url, open_store
+
+    path = config_path(options)
+    plan = prepare(config_file.load(path) if path else config_file.defaults(), lenient=True)
+    if options.state:
+        try:
+            check_url(options.state)
+        except ValueError as error:
+            print(f"gatekeeper: {error}", file=sys.stderr)
+            return USAGE
+    wrong = backtest.Wrong()
+
+    async def state(clock: Clock) -> Store:
+        with acting_as_owner(options.state, plan.config.user):
+            return await open_store(options.state, clock, timeout=10.0, read_only=True)
+
+    async def work(stories: "Iterator[Story]") -> backtest.Backtest:
+        resolver = CachingResolver(
+            backtest.NoDns() if options.no_dns else configured_resolver(options, plan.config.dns)
+        )
+        live = not options.no_dns and options.dns is None
+        return await backtest.run(plan, stories, resolver, live=live, state=state if options.state else None)
+
+    with open_logs(options) as (log, progress):
+        test = asyncio.run(work(wrong.watch(log.stories(progress, received=True, hear=wrong.hear))))
+    _tell_damage(log)
+    config = str(path) if path else ""
+    if options.json:
+        print_json(backtest.as_json(test, wrong, config))
+    else:
+        print_lines(backtest.sentences(test, wrong, config))
+    return FINDING if test.hurt or wrong.found else OK

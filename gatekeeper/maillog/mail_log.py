@@ -47,9 +47,20 @@ class MailLog:
         """Yield what happened, in order of time; `progress` is called now and then."""
         return read_events(read_lines(self.files, self.tally, progress), self.foreign)
 
-    def stories(self, progress: Callable[[], None] = lambda: None) -> Iterator[Story]:
-        """Yield the story of each mail, and of each session without one; `progress` is called now and then."""
-        return join(self.events(progress))
+    def stories(
+        self,
+        progress: Callable[[], None] = lambda: None,
+        *,
+        received: bool = False,
+        hear: Callable[[Event], None] | None = None,
+    ) -> Iterator[Story]:
+        """Yield the story of each mail, and of each session without one; `progress` is called now and then.
+
+        With `received` a mail's story ends when it is in the queue, as in stories.join. `hear` is called with every
+        event, also with those that belong to no story.
+        """
+        events = self.events(progress)
+        return join(events if hear is None else _heard(events, hear), received=received)
 
     def _logs(self, paths: Sequence[Path], *, journal: bool) -> Iterator[LogFile]:
         for path in dict.fromkeys(paths):
@@ -67,3 +78,9 @@ class MailLog:
             else:
                 yesterday = usual.with_name(f"{usual.name}.1")
                 yield from (open_log(path) for path in (yesterday, usual) if path.exists())
+
+
+def _heard(events: Iterator[Event], hear: Callable[[Event], None]) -> Iterator[Event]:
+    for event in events:
+        hear(event)
+        yield event

@@ -100,9 +100,13 @@ class _Session:
             self.events.append(event)
 
 
-def join(events: Iterable[Event]) -> Iterator[Story]:
-    """Yield the stories that `events`, in order of time, tell. The events of each are in order of time."""
-    joiner = _Joiner()
+def join(events: Iterable[Event], *, received: bool = False) -> Iterator[Story]:
+    """Yield the stories that `events`, in order of time, tell. The events of each are in order of time.
+
+    A mail is finished when it has left the queue; with `received` as soon as it is in it, so that stories come nearly
+    in the order in which their mail came. What happens to it later is then a story of its own, without a client.
+    """
+    joiner = _Joiner(received)
     for event in events:
         joiner.take(event)
         if joiner.ready:
@@ -112,7 +116,8 @@ def join(events: Iterable[Event]) -> Iterator[Story]:
 
 
 class _Joiner:
-    def __init__(self) -> None:
+    def __init__(self, received: bool) -> None:
+        self._received = received
         self.ready: list[Story] = []
         self._mails: dict[tuple[str, str], Story] = {}
         self._sessions: dict[tuple[str, str, str], _Session] = {}
@@ -135,7 +140,7 @@ class _Joiner:
         at = event.at
         while self._finished and self._finished[0][0] < at - LINGER:
             _, story = self._finished.popleft()
-            if not story.in_queue:
+            if self._received or not story.in_queue:
                 self._give(story)
         if event.queue_id:
             self._about_mail(event)
@@ -181,6 +186,8 @@ class _Joiner:
             self._absorb(story, self._mails.get((event.host, following)), same_message=True)
         elif kind is Kind.REMOVED or (kind is Kind.REFUSED and event.fields["stage"] == _AFTER_THE_BODY):
             self._leaves_queue(event.at, story, event.queue_id)
+        elif kind is Kind.QUEUED and self._received:
+            self._finished.append((event.at, story))
 
     def _accepted(self, event: Event, story: Story) -> Story:
         session = self._session_of(event)

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,59 +21,20 @@ from gatekeeper.evidence.statistics import Statistics, network_of
 from gatekeeper.evidence.tables import as_json, as_text
 from gatekeeper.evidence.tops import Tops
 from gatekeeper.maillog.events import Event, Kind
-from gatekeeper.maillog.lines import Line
 from gatekeeper.maillog.programs import read_events
 from gatekeeper.maillog.reader import Tally
 from gatekeeper.maillog.stories import join
+from tests.support.mail_logs import START, Log
 from tests.support.needs import require_corpus, require_program
 
-START = 1_772_334_245.0
 MINUTE = 60.0
 
 
-class Log:
-    """Lines of a log, written as sessions of one client after the other."""
-
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self._mails = 0
-
-    def say(self, at: float, tag: str, text: str) -> None:
-        program, _, pid = tag.partition("[")
-        self.lines.append(Line(START + at, "mx", program, pid.rstrip("]"), text))
-
-    def mail(
-        self, at: float, *, sender: str = "a@x.example", recipient: str = "b@y.example", client: str = "192.0.2.1",
-        login: str = "", also: Iterable[tuple[str, str]] = (),
-    ) -> None:  # fmt: skip
-        self._mails += 1
-        queue_id = f"4B1F{self._mails:04X}"
-        user = f", sasl_method=PLAIN, sasl_username={login}" if login else ""
-        self.say(at, "postfix/smtpd[7]", f"connect from h.example[{client}]")
-        self.say(at, "postfix/smtpd[7]", f"{queue_id}: client=h.example[{client}]{user}")
-        self.say(at, "postfix/cleanup[8]", f"{queue_id}: message-id=<{queue_id}@x>")
-        for tag, text in also:
-            self.say(at, tag, text.format(queue_id=queue_id))
-        self.say(at, "postfix/qmgr[9]", f"{queue_id}: from=<{sender}>, size=1, nrcpt=1 (queue active)")
-        self.say(at, "postfix/smtp[6]", f"{queue_id}: to=<{recipient}>, relay=r, delay=1, status=sent (250 ok)")
-        self.say(at, "postfix/qmgr[9]", f"{queue_id}: removed")
-        self.say(at, "postfix/smtpd[7]", f"disconnect from h.example[{client}]")
-
-    def refusal(self, at: float, said: str, *, client: str = "192.0.2.1", ours: str = "") -> None:
-        self.say(at, "postfix/smtpd[7]", f"connect from h.example[{client}]")
-        if ours:
-            self.say(
-                at, "gatekeeper[1]", f"side=policy {ours} client={client} sender=<a@x.example> recipient=<b@y.example>"
-            )
-        envelope = "from=<a@x.example> to=<b@y.example> proto=ESMTP helo=<h.example>"
-        self.say(at, "postfix/smtpd[7]", f"NOQUEUE: reject: RCPT from h.example[{client}]: {said}; {envelope}")
-        self.say(at, "postfix/smtpd[7]", f"disconnect from h.example[{client}]")
-
-    def counted(self) -> Statistics:
-        found = Statistics()
-        for story in join(read_events(self.lines, Counter())):
-            found.add(story)
-        return found
+def counted(log: Log) -> Statistics:
+    found = Statistics()
+    for story in join(read_events(log.lines, Counter())):
+        found.add(story)
+    return found
 
 
 def test_mails_and_refusals_are_counted_by_what_became_of_them() -> None:
@@ -82,7 +42,7 @@ def test_mails_and_refusals_are_counted_by_what_became_of_them() -> None:
     log.mail(0)
     log.mail(1, sender="", recipient="c@z.example")
     log.refusal(2, "554 5.7.1 <b@y.example>: Relay access denied")
-    found = log.counted()
+    found = counted(log)
     assert {"delivered": 2, "refused": 1} == {str(name): count for name, count in found.fates.items()}
     assert [(("postfix", "relay access denied", False), 1)] == found.refused.most_common()
     assert {("x.example", "accepted"): 1, ("<>", "accepted"): 1, ("x.example", "refused"): 1} == found.senders.counts
@@ -117,7 +77,7 @@ def test_mails_and_refusals_are_counted_by_what_became_of_them() -> None:
 def test_a_refusal_of_others_is_known_by_their_words(said: str, by: str, why: str) -> None:
     log = Log()
     log.refusal(0, said)
-    ((told, _count),) = log.counted().refused.most_common()
+    ((told, _count),) = counted(log).refused.most_common()
     assert (by, why) == told[:2]
 
 
@@ -132,7 +92,7 @@ def test_a_refusal_of_ours_is_known_by_its_reason_code() -> None:
     assert {
         ("gatekeeper", "dnsbl.listed", False): 1,
         ("postfix", "relay access denied", False): 1,
-    } == log.counted().refused.counts
+    } == counted(log).refused.counts
 
 
 def test_a_milter_that_does_not_answer_is_told_from_one_that_refuses() -> None:
@@ -154,7 +114,7 @@ def test_what_was_asked_to_come_back_and_did_is_told_with_how_long_it_took() -> 
     log.refusal(MINUTE, "450 4.2.0 <b@y.example>: Recipient address rejected: Greylisted")
     log.mail(10 * MINUTE, client="192.0.2.77")
     log.refusal(20 * MINUTE, "450 4.2.0 <b@y.example>: Recipient address rejected: Greylisted", client="198.51.100.1")
-    found = log.counted()
+    found = counted(log)
     assert (2, [10 * MINUTE], 1) == (found.waited.asked, found.waited.waits, found.waiting)
 
 
@@ -163,7 +123,7 @@ def test_what_observe_mode_would_have_refused_is_counted_apart() -> None:
     said = 'judged="550 5.7.1 x" reasons=dnsbl.listed observed=dnsbl.listed'
     ours = f"side=policy stage=RCPT action=DUNNO {said} client=192.0.2.1"
     log.mail(0, also=[("gatekeeper[1]", ours)])
-    found = log.counted()
+    found = counted(log)
     assert ({"dnsbl.listed": 1}, 0) == (dict(found.observed.counts), found.refused.total)
 
 
@@ -189,7 +149,7 @@ def test_signed_and_unsigned_mail_of_ours_is_counted_with_the_reason() -> None:
             )
         ],
     )
-    found = log.counted()
+    found = counted(log)
     assert ({"x.example": 2}, {("x.example", "sign.no_key: x: y"): 1}) == (found.signed.counts, found.unsigned.counts)
     assert {("me", "accepted"): 2} == found.logins.counts
 
@@ -226,7 +186,7 @@ def evil() -> Statistics:
     log = Log()
     log.mail(0, sender=f"a@{EVIL}", recipient=f"b@{EVIL}", login=EVIL)
     log.refusal(1, f"550 5.7.1 {EVIL}")
-    return log.counted()
+    return counted(log)
 
 
 class Page(HTMLParser):
@@ -264,7 +224,7 @@ def test_any_text_of_a_log_leaves_the_page_whole(text: str) -> None:
     log = Log()
     log.mail(0, sender=text, recipient=text, login=text.replace(",", ""))
     log.refusal(1, f"550 5.7.1 {text}")
-    page = Page("".join(as_page(log.counted(), Tally(lines=9))))
+    page = Page("".join(as_page(counted(log), Tally(lines=9))))
     assert ([], 0) == (page.open, page.tags["script"])
 
 

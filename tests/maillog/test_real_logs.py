@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Logs that others wrote: a real relay's two days, and those of a real Postfix with gatekeeper beside it."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gatekeeper import cli
 from gatekeeper.core.message import crlf
 from gatekeeper.maillog.events import Kind
 from gatekeeper.maillog.mail_log import MailLog
@@ -58,6 +60,41 @@ def lab() -> Iterator[Lab]:
         assert CASE.config is not None
         lab.run(CASE.config, {})
         yield lab
+
+
+@pytest.mark.integration("gatekeeper", "postfix")
+def test_a_log_played_through_the_configuration_that_made_it_shows_no_difference(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (client, helo, sender) in enumerate(
+        (
+            ("192.0.2.10", "mail.good.example", "alice@good.example"),
+            ("192.0.2.11", "localhost", "alice@good.example"),
+            ("192.0.2.12", "mail.good.example", "alice@nowhere.example"),
+            ("192.0.2.13", "mail.good.example", ""),
+        )
+    ):
+        with SmtpClient("127.0.0.1", lab.postfix.ports.smtp) as smtp:
+            smtp.xclient({"ADDR": client, "NAME": "mail.good.example"})
+            smtp.command(f"EHLO {helo}")
+            smtp.command(f"MAIL FROM:<{sender}>")
+            if smtp.command(f"RCPT TO:<bob{number}@example.org>")[0] == "2":
+                smtp.command("DATA")
+                smtp.content(b"Subject: x\r\n\r\nx\r\n")
+
+    def written() -> bool:
+        said = lab.postfix.log.read_text() + lab.service.log
+        return all(f"bob{number}@example.org" in said for number in range(4)) and "bob3@example.org>, relay" in said
+
+    until(written, "Postfix wrote it all down")
+    (tmp_path / "dns.zone").write_text(CASE.zone)
+    assert lab.config is not None
+    words = ["backtest", str(lab.postfix.log), str(lab.service.log_file), "--config", str(lab.config), "--json"]
+    cli.main([*words, "--dns", str(tmp_path / "dns.zone")])
+    found = json.loads(capsys.readouterr().out)
+    assert ([], {}) == (found["changes"], found["unknown"])
+    assert found["asked"] >= 4
+    assert found["asked"] == found["same"] + found["kept"]
 
 
 @pytest.mark.integration("gatekeeper", "postfix")

@@ -200,13 +200,18 @@ def test_postscreens_clients_are_told_apart_though_one_process_has_them_all() ->
         screen("192.0.2.1", "CONNECT from C to [192.0.2.99]:25"),
         screen("192.0.2.2", "CONNECT from C to [192.0.2.99]:25"),
         screen("192.0.2.2", "DNSBL rank 3 for C"),
-        screen("192.0.2.1", "PASS NEW C"),
+        screen("192.0.2.1", "PREGREET 4 after 0 from C: EHLO"),
         screen("192.0.2.1", "DISCONNECT C"),
         screen("192.0.2.2", "DISCONNECT C"),
     )
-    assert {"192.0.2.1": "PASS NEW", "192.0.2.2": "DNSBL rank 3"} == {
+    assert {"192.0.2.1": "PREGREET", "192.0.2.2": "DNSBL rank 3"} == {
         story.first("client"): story.first("verdict") for story in (one, two)
     }
+
+
+def test_that_postscreen_let_somebody_pass_is_no_story() -> None:
+    passed = ("postfix/postscreen[5]", "PASS NEW [192.0.2.1]:1"), ("postfix/postscreen[5]", "DISCONNECT [192.0.2.1]:1")
+    assert [] == told(("postfix/postscreen[5]", "CONNECT from [192.0.2.1]:1 to [192.0.2.99]:25"), *passed)
 
 
 def test_a_story_is_given_out_before_the_log_ends_and_late_lines_still_reach_it() -> None:
