@@ -2,6 +2,7 @@
 """Logs that others wrote: a real relay's two days, and those of a real Postfix with gatekeeper beside it."""
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from gatekeeper.replay import fixture
 from gatekeeper.replay.smtp import SmtpClient
 from tests.lab import Lab
 from tests.support.lab import new_lab
-from tests.support.needs import ROOT, require_corpus
+from tests.support.needs import ROOT, require_corpus, require_program
 from tests.support.service import until
 
 CASE = fixture.read(ROOT / "tests" / "smtp_fixtures" / "clean-signed-mail")
@@ -136,3 +137,30 @@ def test_a_real_postfix_and_our_own_lines_come_to_one_story_for_each_mail_and_re
     assert [decision["sender"], decision["recipient"]] == [
         refused.first(name, Kind.REFUSED) for name in ("sender", "recipient")
     ]
+
+
+@pytest.mark.integration("systemd-journal-remote")
+def test_a_real_journal_is_read_by_journalctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = require_program("systemd-journal-remote", "systemd-journal-remote")
+    entries = (
+        ("postfix/qmgr", 2, b"MESSAGE=4B1F2A0: removed"),
+        ("gatekeeper", 3, b"MESSAGE=side=policy stage=RCPT reasons=a client=192.0.2.1 recipient=<b@y>"),
+        ("postfix/cleanup", 2, b"MESSAGE\n" + (26).to_bytes(8, "little") + b"4B1F2A0: message-id=<\xffx@y>"),
+        ("kernel", 0, b"MESSAGE=nothing about mail"),
+    )
+    export = b"".join(
+        b"__REALTIME_TIMESTAMP=%d\n_HOSTNAME=mx\nSYSLOG_IDENTIFIER=%s\nSYSLOG_FACILITY=%d\n_PID=7\n%s\n\n"
+        % (1_772_334_245_000_000 + number * 1_000_000, program.encode(), facility, message)
+        for number, (program, facility, message) in enumerate(entries)
+    )
+    (tmp_path / "export").write_bytes(export)
+    subprocess.run([writer, "-o", str(tmp_path / "a.journal"), str(tmp_path / "export")], check=True)
+    # The journal of this machine is none of a test's business: journalctl is told of another.
+    real = require_program("journalctl", "systemd-journal-remote")
+    (tmp_path / "journalctl").write_text(f'#!/bin/sh\nexec {real} --file {tmp_path}/a.journal "$@"\n')
+    (tmp_path / "journalctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with MailLog(journal=True) as log:
+        events = list(log.events())
+    assert [Kind.REMOVED, Kind.DECIDED, Kind.MESSAGE_ID] == [event.kind for event in events]
+    assert (3, 0, []) == (log.tally.lines, log.tally.unreadable, log.tally.damaged)

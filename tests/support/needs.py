@@ -28,8 +28,10 @@ PACKAGES = frozenset(
         OURSELVES,
         "chromium",
         "db-util",
+        "fail2ban",
         "libberkeleydb-perl",
         "libopendmarc2",
+        "logrotate",
         "mount",
         "nsd",
         "opendkim",
@@ -40,6 +42,8 @@ PACKAGES = frozenset(
         "postgrey",
         "redis-server",
         "redis-tools",
+        "rsyslog",
+        "systemd-journal-remote",
         "unbound",
     }
 )
@@ -113,7 +117,7 @@ def missing(reason: str) -> NoReturn:
 def require_program(name: str, package: str) -> str:
     """The path of a program that comes with a Debian package; also looks in /usr/sbin, where users have no path."""
     needs(package)
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/lib/systemd")
     if found is None:
         missing(f"{name} is not installed: apt-get install {package}")
     return found
