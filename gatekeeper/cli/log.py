@@ -23,6 +23,7 @@ from gatekeeper.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from gatekeeper.app.app import App
@@ -95,7 +96,8 @@ def why(options: argparse.Namespace) -> int:
             if is_about(story):
                 found.append(story)
                 count += 1
-    _tell_damage(log)
+    if not tell_what_was_read(log):
+        return FINDING
     if not count:
         print(f"gatekeeper: the log says nothing about {options.what!r}", file=sys.stderr)
         return FINDING
@@ -159,11 +161,10 @@ def _progress(log: "MailLog") -> "Iterator[Callable[[], None]]":
         yield lambda: bar.update(task, completed=sum(file.position for file in log.files))
 
 
-def _tell_damage(log: "MailLog") -> None:
-    """Say on standard error what of the logs could not be read."""
+def tell_what_was_read(log: "MailLog") -> bool:
+    """Say on standard error what of the logs is odd or could not be read; False if they tell nothing about mail."""
     tally = log.tally
-    for name, damage in tally.damaged:
-        print(f"gatekeeper: {name}: the rest cannot be read: {damage}", file=sys.stderr)
+    said = [f"{name}: the rest cannot be read: {damage}" for name, damage in tally.damaged]
     odd = [
         f"{count} {what}"
         for count, what in (
@@ -174,7 +175,23 @@ def _tell_damage(log: "MailLog") -> None:
         if count
     ]
     if odd:
-        print(f"gatekeeper: of {tally.lines} lines {', '.join(odd)}", file=sys.stderr)
+        said.append(f"of {tally.lines} lines {', '.join(odd)}")
+    if len(tally.hosts) > 1:
+        said.append(f"these are logs of several hosts: {_names(tally.hosts)}")
+    if not tally.lines:
+        said.append("the log is empty")
+    elif not log.heard:
+        said.append(f"the log tells nothing about mail; the programs in it: {_names(tally.programs) or 'none'}")
+    for sentence in said:
+        print(f"gatekeeper: {sentence}", file=sys.stderr)
+    return log.heard > 0
+
+
+def _names(counts: "Counter[str]") -> str:
+    from gatekeeper.core.verdict import printable
+
+    shown = [printable(name or "(no name)", 64) for name, _ in counts.most_common(5)]
+    return ", ".join([*shown, *(["…"] if len(counts) > 5 else [])])
 
 
 def stats(options: argparse.Namespace) -> int:
@@ -186,7 +203,8 @@ def stats(options: argparse.Namespace) -> int:
     with open_logs(options) as (log, progress):
         for story in log.stories(progress):
             found.add(story)
-    _tell_damage(log)
+    if not tell_what_was_read(log):
+        return FINDING
     if options.json:
         print_json(tables.as_json(found, log.tally))
     elif options.html:
@@ -250,7 +268,8 @@ def backtest(options: argparse.Namespace) -> int:
 
     with open_logs(options) as (log, progress):
         test = asyncio.run(work(wrong.watch(log.stories(progress, received=True, hear=wrong.hear))))
-    _tell_damage(log)
+    if not tell_what_was_read(log):
+        return FINDING
     config = str(path) if path else ""
     if options.json:
         print_json(backtest.as_json(test, wrong, config))

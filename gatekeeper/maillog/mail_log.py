@@ -29,6 +29,8 @@ class MailLog:
         self.tally = Tally()
         self.foreign: Counter[str] = Counter()
         """Lines of programs that say nothing about mail, by tag."""
+        self.heard = 0
+        """How many lines told something about mail."""
         self._open = ExitStack()
         with ExitStack() as failed:
             failed.callback(self._open.close)
@@ -45,7 +47,9 @@ class MailLog:
 
     def events(self, progress: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """Yield what happened, in order of time; `progress` is called now and then."""
-        return read_events(read_lines(self.files, self.tally, progress), self.foreign)
+        for event in read_events(read_lines(self.files, self.tally, progress), self.foreign):
+            self.heard += 1
+            yield event
 
     def stories(
         self,
