@@ -11,7 +11,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from gatekeeper.cli import access, diagnose, dkim, dkim_rotate, greylist, log, opendkim, records, replay, run, state
+from gatekeeper.cli import (
+    access,
+    diagnose,
+    dkim,
+    dkim_rotate,
+    dmarc_read,
+    greylist,
+    log,
+    opendkim,
+    records,
+    replay,
+    run,
+    state,
+)
 from gatekeeper.cli.common import CONFIGURATION, OK, TEMPORARY, USAGE
 from gatekeeper.core import redaction
 
@@ -107,7 +120,8 @@ def parser() -> argparse.ArgumentParser:
         _add_config(command, default=argparse.SUPPRESS)
         return command
 
-    for group in (run, diagnose, log, replay, opendkim, dkim, dkim_rotate, records, greylist, state, access):
+    groups = (run, diagnose, log, replay, opendkim, dkim, dkim_rotate, dmarc_read, records, greylist, state, access)
+    for group in groups:
         group.add_to(add)
     return top
 

@@ -173,18 +173,10 @@ def session_from_options(options: argparse.Namespace) -> "AskedSession":
     )
 
 
-def read_bytes(path: Path, *, limit: int = -1) -> bytes:
-    """Read a file that the command line names, `-` for stdin, or its first `limit` bytes. Raises OSError."""
-    if str(path) == "-":
-        return sys.stdin.buffer.read(limit)
-    with path.open("rb") as file:
-        return file.read(limit)
-
-
 def read(path: Path) -> bytes:
     """Read a file that the command line names, `-` for stdin. If that fails, say so and raise SystemExit(USAGE)."""
     try:
-        return read_bytes(path)
+        return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         print(f"gatekeeper: cannot read {path}: {error.strerror}", file=sys.stderr)
         raise SystemExit(USAGE) from error

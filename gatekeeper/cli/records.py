@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Commands for what our domains publish and what others report on them: dmarc read, dmarc record, spf check."""
+"""Commands for what our domains publish: dmarc record, spf check."""
 
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gatekeeper.cli.common import (
@@ -17,7 +16,6 @@ from gatekeeper.cli.common import (
     add_json,
     print_json,
     print_lines,
-    read_bytes,
     run_with_configured_resolver,
 )
 
@@ -29,15 +27,8 @@ _POLICIES = ("none", "quarantine", "reject")
 
 def add_to(add: Add) -> None:
     """Add the commands of this file."""
-    _add_read(add("dmarc read", dmarc_read, "sum up aggregate reports: who sends as us, is a stricter policy safe"))
     _add_record(add("dmarc record", dmarc_record, "check the DMARC record of a domain, or write one"))
     _add_spf(add("spf check", spf_check, "walk the SPF record of a domain: look-ups used of ten, and what is wrong"))
-
-
-def _add_read(command: argparse.ArgumentParser) -> None:
-    text = "a report: XML, gzip, zip, or the mail that it came in; - for standard input"
-    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=text)
-    add_json(command)
 
 
 def _add_record(command: argparse.ArgumentParser) -> None:
@@ -70,38 +61,6 @@ def _domain(options: argparse.Namespace) -> str:
         print(f"gatekeeper: {options.domain!a} is not a valid domain", file=sys.stderr)
         raise SystemExit(USAGE)
     return domain
-
-
-def dmarc_read(options: argparse.Namespace) -> int:
-    """Print a summary for each domain.
-
-    A file that cannot be parsed is named on stderr, makes the status 1 (2 if it cannot be read at all), and does not
-    keep the others from being read.
-    """
-    from gatekeeper.reports.aggregate import read_reports
-    from gatekeeper.reports.summary import as_json, sentences, summarise
-    from gatekeeper.reports.unpack import MAX_FILE, ReportError
-
-    reports = []
-    status = OK
-    for number, file in enumerate(options.files, 1):
-        if sys.stderr.isatty() and len(options.files) > 20:
-            print(f"\rreading {number} of {len(options.files)}", end="", file=sys.stderr)
-        try:
-            reports += read_reports(read_bytes(file, limit=MAX_FILE + 1))
-        except ReportError as error:
-            print(f"gatekeeper: {file}: {error}", file=sys.stderr)
-            status = max(status, FINDING)
-        except OSError as error:
-            print(f"gatekeeper: cannot read {file}: {error.strerror}", file=sys.stderr)
-            status = USAGE
-    summaries = summarise(reports)
-    if options.json:
-        print_json([as_json(summary) for summary in summaries])
-    else:
-        for summary in summaries:
-            print_lines(sentences(summary))
-    return status
 
 
 def dmarc_record(options: argparse.Namespace) -> int:

@@ -24,6 +24,9 @@ _FIELD = re.compile(
 _BOUNDARY = re.compile(rb';\s*boundary\s*=\s*(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
 
 
+_NO_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"))
+
+
 class MailError(ValueError):
     """A mail exceeds a limit; the message says which."""
 
@@ -48,6 +51,12 @@ def attachments(mail: bytes) -> Iterator[bytes]:
             waiting += [(*part, depth + 1) for part in reversed(parts)]
         else:
             yield _decoded(mail[body:end], fields.get(b"content-transfer-encoding", b""))
+
+
+def header_of(mail: bytes) -> bytes:
+    """Return the header of a mail, at most MAX_HEADER bytes."""
+    blank = _BLANK_LINE.search(mail, 0, MAX_HEADER)
+    return mail[: blank.start() + 1 if blank else MAX_HEADER]
 
 
 def _header(mail: bytes, start: int, end: int) -> tuple[dict[bytes, bytes], int]:
@@ -82,13 +91,12 @@ def _parts(mail: bytes, body: int, end: int, boundary: bytes) -> Iterator[tuple[
 
 
 def _decoded(content: bytes, encoding: bytes) -> bytes:
-    """Return the content without its transfer encoding; empty if that is damaged."""
+    """Return the content without its transfer encoding. What is no base64 within it is passed over (RFC 2045 6.8)."""
     match encoding.strip().lower():
         case b"base64":
-            try:
-                return binascii.a2b_base64(content + b"===")  # the padding is often missing, and too much is ignored
-            except binascii.Error:
-                return b""
+            letters = content.partition(b"=")[0].translate(None, _NO_BASE64)
+            letters = letters[: len(letters) - (len(letters) % 4 == 1)]  # one letter alone is no byte
+            return binascii.a2b_base64(letters + b"==")  # the padding is often wrong; too much of it is ignored
         case b"quoted-printable":
             return binascii.a2b_qp(content)
     return content

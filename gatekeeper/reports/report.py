@@ -35,14 +35,24 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one reporter saw of mail from `domain` between `begin` and `end` (UTC)."""
+    """What one reporter saw of mail from `domain` between `begin` and `end` (UTC; None if it is not readable)."""
 
     reporter: str
+    """As it calls itself."""
     report_id: str
     domain: str
     policy: str
-    begin: datetime
-    end: datetime
+    """The policy that was published, `p`; empty if it does not say."""
+    begin: datetime | None
+    end: datetime | None
     rows: tuple[ReportRow, ...]
     policy_published: tuple[tuple[str, str], ...] = ()
     """The tags of the record, except `rua` and `ruf`."""
+    sender: str = ""
+    """The domain that is proven to have sent it; empty if none is (sender.py)."""
+    empty_rows: int = 0
+    """Rows without messages."""
+    bad_rows: int = 0
+    """Rows that could not be understood."""
+    remarks: tuple[str, ...] = ()
+    """What is wrong with it although it could be read."""

@@ -5,6 +5,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import struct
 import subprocess
 import sys
@@ -18,10 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.reports.aggregate import Limits, read_reports
+from gatekeeper.reports.aggregate import MAX_ROWS, read_reports
 from gatekeeper.reports.mail_parts import MAX_DEPTH, MAX_HEADER, MAX_PARTS, MailError, attachments
-from gatekeeper.reports.unpack import ReportError, documents
-from tests.reports.test_reports import PASSED, xml
+from gatekeeper.reports.report import Report
+from gatekeeper.reports.unpack import Document, Unread, documents
+from tests.reports.test_reports import PASSED, contents, reports_in, unread, xml
 
 MEGABYTE = 1024 * 1024
 
@@ -137,38 +139,27 @@ def test_a_batch_of_bombs_costs_little_memory_and_a_good_report_among_them_is_re
         ("lzma-dictionary.zip", "never are"),
         ("size-is-a-lie.zip", "damaged"),
         ("members.zip", "more than 100 members"),
-        ("members.gz", "damaged"),
+        ("members.gz", "more than 1000 gzip members"),
         ("nested.eml", "more than 20 deep"),
         ("parts.eml", "more than 1000 parts"),
         ("fields.eml", "header of a part"),
-        ("unreadable-name.zip", "malformed|damaged"),
-        ("attributes-utf16.xml.gz", "a tag of more than"),
-        ("comment.xml.gz", "a tag of more than"),
+        ("unreadable-name.zip", "not XML"),
+        ("attributes-utf16.xml.gz", "which domain"),
+        ("comment.xml.gz", "which domain"),
         ("results.xml.gz", "more than 600000 results"),
     ],
 )
 def test_a_word_says_what_is_wrong(bomb: str, words: str) -> None:
-    with pytest.raises(ReportError, match=words):
-        read_reports(BOMBS[bomb]())
-
-
-def test_the_rows_of_all_documents_in_a_file_count_together() -> None:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in range(2):
-            archive.writestr(f"{number}.xml", with_rows(b"", 2))
-    assert [2, 2] == [len(report.rows) for report in read_reports(data.getvalue(), Limits(rows=4))]
-    with pytest.raises(ReportError, match="more than 200000 rows"):
-        read_reports(data.getvalue(), Limits(rows=3))
+    (said,) = unread(BOMBS[bomb]())
+    assert re.search(words, said)
 
 
 def test_gzip_may_have_several_members_and_zeros_behind_them() -> None:
     document = xml(PASSED)
     halves = gzip.compress(document[:100]) + gzip.compress(b"") + gzip.compress(document[100:]) + bytes(512)
-    assert [document] == documents(halves)
-    for damaged in (halves + b"x", gzip.compress(document)[:-1], gzip.compress(document)[:40]):
-        with pytest.raises(ReportError, match="damaged"):
-            documents(damaged)
+    assert [document] == contents(halves)
+    for damaged in (gzip.compress(document)[:-1], gzip.compress(document)[:40]):
+        assert ["the compressed data is damaged: it ends in the middle"] == unread(damaged)
 
 
 REPORT = gzip.compress(xml(PASSED))
@@ -203,7 +194,7 @@ def mail(boundary: str = "b", end: str = "\n", encoding: str = "8bit", content: 
 def test_the_parts_of_a_mail_are_what_stands_between_its_boundaries(end: str, boundary: str) -> None:
     raw = mail(boundary.replace(" ", "-"), end)
     assert [b"text", REPORT] == list(attachments(raw))
-    assert [xml(PASSED)] == documents(raw)
+    assert [xml(PASSED)] == contents(raw)
 
 
 @pytest.mark.parametrize("encoding", ["base64", "BASE64 "])
@@ -259,5 +250,4 @@ def test_a_damaged_archive_is_a_word(at: int, data: bytes, kind: str) -> None:
         archive.writestr("report.xml", good)
     whole = stream.getvalue() if kind == "zip" else gzip.compress(good)
     for candidate in (whole[:at] + data + whole[at + len(data) :], whole[:-at] + data, whole[-at:]):
-        with suppress(ReportError):
-            assert documents(candidate)
+        assert [*documents(candidate)]

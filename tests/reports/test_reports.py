@@ -5,7 +5,6 @@ import gzip
 import io
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.reports.aggregate import MAX_ROWS, parse_report
+from gatekeeper.reports.advice import advise, sentences
+from gatekeeper.reports.aggregate import MAX_ROWS, read_reports
 from gatekeeper.reports.report import AuthResult, Report
-from gatekeeper.reports.summary import SourceKind, advise, sentences, summarise
-from gatekeeper.reports.unpack import ReportError, documents
+from gatekeeper.reports.summary import SourceKind, summarise
+from gatekeeper.reports.unpack import Unread, documents
 
 DAY = 86400
 BEGIN = 1_760_000_000
@@ -65,8 +65,21 @@ def mailed(data: bytes, subtype: str) -> bytes:
     return mail.as_bytes()
 
 
+def reports_in(data: bytes) -> list[Report]:
+    return [found[1] for found in read_reports(documents(data)) if not isinstance(found, Unread)]
+
+
+def unread(data: bytes) -> list[str]:
+    """What is said of what cannot be read."""
+    return [str(found) for found in read_reports(documents(data)) if isinstance(found, Unread)]
+
+
+def contents(data: bytes) -> list[bytes]:
+    return [found.content for found in documents(data) if not isinstance(found, Unread)]
+
+
 def test_a_report_is_read_whole() -> None:
-    report = parse_report(xml(SERVICE, policy="quarantine"))
+    (report,) = reports_in(xml(SERVICE, policy="quarantine"))
     assert ("receiver.example", "1", "example.com", "quarantine") == (
         report.reporter,
         report.report_id,
@@ -86,7 +99,7 @@ def test_a_report_is_read_whole() -> None:
 def test_the_schema_of_rfc_9990_has_a_namespace() -> None:
     for top in ('<feedback xmlns="urn:ietf:params:xml:ns:dmarc-2.0">', '<d:feedback xmlns:d="urn:x">'):
         document = xml(PASSED, top=top).replace(b"</feedback>", b"</d:feedback>" if ":d=" in top else b"</feedback>")
-        assert 1000 == parse_report(document).rows[0].count
+        assert 1000 == reports_in(document)[0].rows[0].count
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,7 @@ def test_the_schema_of_rfc_9990_has_a_namespace() -> None:
     ],
 )
 def test_a_report_comes_in_many_wrappings(wrap) -> None:  # type: ignore[no-untyped-def]  # a table of lambdas
-    assert [xml(PASSED)] == [document.removeprefix(b"\xef\xbb\xbf") for document in documents(wrap(xml(PASSED)))]
+    assert [xml(PASSED)] == [document.removeprefix(b"\xef\xbb\xbf") for document in contents(wrap(xml(PASSED)))]
 
 
 @pytest.mark.parametrize(
@@ -113,12 +126,11 @@ def test_a_report_comes_in_many_wrappings(wrap) -> None:  # type: ignore[no-unty
         (lambda: zipped(a=b"x")[:-10], "damaged"),
         (lambda: gzip.compress(bytes(80 * 1024 * 1024)), "unpacks to more"),
         (lambda: zipped(**{str(n): b"<" for n in range(200)}), "more than 100"),
-        (lambda: zipped(a=bytes(40 * 1024 * 1024), b=bytes(40 * 1024 * 1024)), "unpacks to more"),
+        (lambda: zipped(**{str(n): b"<" + bytes(60 * 1024 * 1024) for n in range(3)}), "more than 128 MiB in it"),
     ],
 )
 def test_a_wrapping_that_is_no_good_says_why(data: Callable[[], bytes], words: str) -> None:
-    with pytest.raises(ReportError, match=words):
-        documents(data())
+    assert words in unread(data())[-1]
 
 
 BOMB = b"""<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]>
@@ -129,28 +141,23 @@ BOMB = b"""<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b 
     ("document", "words"),
     [
         (b"<html></html>", "not an aggregate report"),
-        (b"<feedback>", "malformed in line 1"),
+        (b"<feedback>", "which domain"),
         (b"<feedback></feedback>", "which domain"),
         (BOMB, "document type declaration"),
         (b'<!DOCTYPE x SYSTEM "file:///etc/passwd"><feedback/>', "document type declaration"),
         (b"<feedback>" + b"<a>" * 100_000, "nested too deeply"),
         (b"<feedback>" + b"<a/>" * 100_000 + b"</feedback>", "too many elements"),
-        (xml(row("nonsense")), "not an address"),
-        (xml(PASSED).replace(b"1000", b"-5"), "not a number"),
-        (xml(PASSED).replace(str(BEGIN).encode(), b"9" * 30), "date_range"),
-        (xml(*["<record/>"] * 3), "not an address"),
-        (b'<?xml version="1.0" encoding="nonsense"?><feedback/>', "malformed|character set"),
+        (b'<?xml version="1.0" encoding="nonsense"?><feedback/>', "which domain"),
     ],
 )
 def test_a_document_that_is_no_good_says_why(document: bytes, words: str) -> None:
-    with pytest.raises(ReportError, match=words):
-        parse_report(document)
+    (said,) = unread(document)
+    assert words in said
 
 
 def test_rows_have_a_limit() -> None:
     small = "<record><row><source_ip>1.1.1.1</source_ip><count>1</count></row></record>"
-    with pytest.raises(ReportError, match="more than 200000 rows"):
-        parse_report(xml(small * (MAX_ROWS + 1)))
+    assert ["it has more than 200000 rows"] == unread(xml(small * (MAX_ROWS + 1)))
 
 
 @settings(max_examples=200, deadline=None)
@@ -158,13 +165,12 @@ def test_rows_have_a_limit() -> None:
 def test_no_bytes_raise_anything_else(data: bytes, at: int) -> None:
     good = xml(SERVICE)
     for candidate in (data, good[:at] + data + good[at + len(data) :], zipped(a=good)[:at] + data):
-        with suppress(ReportError):
-            for document in documents(candidate):
-                assert parse_report(document).reporter.isprintable()
+        assert all(report.reporter.isprintable() for report in reports_in(candidate))
+        assert reports_in(candidate) or unread(candidate)
 
 
 def reports(*rows: str, **about: object) -> list[Report]:
-    return [parse_report(xml(*rows, **about))]  # type: ignore[arg-type]  # passed on as they are
+    return reports_in(xml(*rows, **about))  # type: ignore[arg-type]  # passed on as they are
 
 
 def test_what_fails_is_sorted_by_what_to_do_about_it() -> None:
@@ -207,12 +213,12 @@ def test_the_summary_is_words_for_a_person() -> None:
     (summary,) = summarise(reports(PASSED, SERVICE))
     text = "\n".join(sentences(summary))
     assert "example.com: 1020 messages, 2025-10-09 to 2025-10-29, published policy none" in text
-    assert "p=quarantine is not safe yet: 2.0% of the mail fails and is probably wanted" in text
+    assert "p=quarantine is not safe yet: 2.0% of your mail fails" in text
 
 
 def test_a_reporter_cannot_write_on_the_terminal() -> None:
     document = xml(PASSED).replace(b"receiver.example</org_name>", b"\xc2\x9b2J&#x202e;evil</org_name>")
-    assert all(line.isprintable() for line in sentences(summarise([parse_report(document)])[0]))
+    assert all(line.isprintable() for line in sentences(summarise(reports_in(document))[0]))
 
 
 def test_the_command_sums_up_what_it_can_read_and_names_the_rest(
