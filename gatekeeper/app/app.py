@@ -68,6 +68,7 @@ class App:
             helo=request.helo,
             sender=request.sender,
             receiver=self.site.hostname,
+            methods=self.plan.config.verify.methods,
         )
 
     def hurried_facts(self, request: Request) -> Facts:

@@ -21,7 +21,7 @@ from importlib.metadata import version
 
 from gatekeeper.app.app import App
 from gatekeeper.auth.dkim import DkimVerifier
-from gatekeeper.auth.results import Method, authentication_results, is_empty_result
+from gatekeeper.auth.results import authentication_results, is_empty_result
 from gatekeeper.core.log import write_decision
 from gatekeeper.core.message import Header
 from gatekeeper.core.request import Request
@@ -43,8 +43,6 @@ BUDGET = 30.0
 EarlyStart = Callable[[], None]
 """Begins to find something out; to be called on the event loop, and not waited for."""
 
-_OF_ENVELOPE = frozenset({Method.SPF, Method.IPREV, Method.DMARC})
-"""The methods that take SPF or iprev."""
 _SIGNED_BEFORE = Note("signing", "it bears our signature already, and that holds")
 
 
@@ -78,8 +76,7 @@ class MilterMessage:
 
     def start_envelope(self) -> EarlyStart | None:
         """Find out SPF and iprev of what will be judged, if all that it takes is remembered; else offer to begin."""
-        needed = self._is_judged_as_a_strangers() and not _OF_ENVELOPE.isdisjoint(self._config.verify.methods)
-        if not needed or self.facts.recall_envelope():
+        if not self._is_judged_as_a_strangers() or self.facts.recall_envelope():
             return None
         self._needs_event_loop = True
         return self.facts.start_envelope

@@ -6,8 +6,9 @@ trouble keeps from being known is a finding (`temperror`), not an exception. Kno
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from gatekeeper.auth.arc import ArcFinding, ArcResult, ArcVerifier
@@ -16,9 +17,10 @@ from gatekeeper.auth.dkim import DkimFinding, DkimResult, DkimVerifier
 from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult, check_dmarc, discover
 from gatekeeper.auth.domains import normal_domain
 from gatekeeper.auth.iprev import IprevFinding, IprevResult, check_iprev
+from gatekeeper.auth.results import ALL_METHODS, Method
 from gatekeeper.auth.spf import SpfFinding, SpfResult, check_helo, check_mail_from
 from gatekeeper.core.message import Header
-from gatekeeper.core.request import Client
+from gatekeeper.core.request import Client, plain_address
 from gatekeeper.dnsclient.resolver import RememberedOnly, Resolver, WouldWait, run_without_waiting
 
 T = TypeVar("T")
@@ -37,6 +39,8 @@ class Facts:
     up; `close` cancels what is not needed. Nobody waits for longer than `patience`: what is not known by then is
     `temperror`; what is known by then is told.
 
+    Ahead of any question only what `methods` take is found out (DMARC takes SPF and DKIM): what is off asks nothing.
+
     `helo` and `sender` are None where they are not known yet; `receiver` is our host name, as SPF macros want it.
     Without an event loop a coroutine that would have to wait raises WouldWait; `start_*` and `close` belong on the
     loop.
@@ -50,6 +54,7 @@ class Facts:
         helo: str | None,
         sender: str | None,
         receiver: str,
+        methods: Collection[Method] = ALL_METHODS,
         headers: Sequence[Header] | None = None,
         dkim: DkimVerifier | None = None,
     ) -> None:
@@ -58,6 +63,7 @@ class Facts:
         self._helo = helo
         self._sender = sender
         self._receiver = receiver
+        self._methods = methods
         self._headers: Sequence[Header] | None = None
         self._verifier: DkimVerifier | None = None
         self._arc_verifier: ArcVerifier | None = None
@@ -94,7 +100,9 @@ class Facts:
 
     async def arc(self) -> ArcFinding:
         """Return the finding about the ARC chain; to be asked once the whole body has been fed."""
-        return await self._once("arc", self._check_arc, lambda: ArcFinding(ArcResult.TEMPERROR, _LATE))
+        return await self._once(
+            "arc", self._check_arc, lambda: ArcFinding(ArcResult.TEMPERROR, _LATE, remote_ip=self._remote_ip())
+        )
 
     async def dmarc(self) -> DmarcFinding:
         """Return DMARC, from SPF and DKIM; to be asked once the whole body has been fed."""
@@ -106,7 +114,7 @@ class Facts:
 
     def recall_envelope(self) -> bool:
         """Compute SPF and iprev if the resolver remembers all that they take; return whether it did. In any thread."""
-        return self._recall("spf", self._check_spf) and self._recall("iprev", self._check_iprev)
+        return all(self._recall(name, compute) for name, compute in self._of_envelope())
 
     def recall_message(self) -> bool:
         """Return whether the resolver remembers all that `prefetch` asks. In any thread."""
@@ -118,8 +126,8 @@ class Facts:
 
     def start_envelope(self) -> None:
         """Begin with what client and sender tell, SPF and iprev, without waiting."""
-        self.start_spf()
-        self._begin("iprev", self._check_iprev)
+        for name, compute in self._of_envelope():
+            self._begin(name, compute)
 
     def start_prefetch(self) -> None:
         """Begin `prefetch`, without waiting."""
@@ -128,10 +136,12 @@ class Facts:
     def start_all(self) -> None:
         """Begin with all facts, without waiting; to be called once the whole body has been fed."""
         self.start_envelope()
-        if self._sender:
+        if self._sender and self._needs(Method.SPF):
             self._begin("helo_spf", self._check_helo)
-        self._begin("dkim", self._check_dkim)
-        self._begin("arc", self._check_arc)
+        if self._needs(Method.DKIM, Method.DMARC):
+            self._begin("dkim", self._check_dkim)
+        if self._needs(Method.ARC):
+            self._begin("arc", self._check_arc)
 
     def patience(self, seconds: float) -> None:
         """Wait from now on for at most `seconds`, for everything together."""
@@ -144,6 +154,17 @@ class Facts:
         tasks, self._tasks = self._tasks, {}
         for task in tasks.values():
             task.cancel()
+
+    def _needs(self, *methods: Method) -> bool:
+        """Return whether one of these is to be told."""
+        return any(method in self._methods for method in methods)
+
+    def _of_envelope(self) -> Iterator[tuple[str, Compute[Any]]]:
+        """Yield the facts about client and sender that will be needed."""
+        if self._needs(Method.SPF, Method.DMARC):
+            yield "spf", self._check_spf
+        if self._needs(Method.IPREV):
+            yield "iprev", self._check_iprev
 
     def _recall(self, name: str, compute: Compute[T]) -> bool:
         """Compute the fact if the resolver remembers all that it takes; return whether it is known now."""
@@ -234,7 +255,10 @@ class Facts:
     async def _check_arc(self, resolver: Resolver) -> ArcFinding:
         if self._arc_verifier is None:
             return ArcFinding(ArcResult.NONE, "the message is not known yet")
-        return await self._arc_verifier.result(resolver)
+        return replace(await self._arc_verifier.result(resolver), remote_ip=self._remote_ip())
+
+    def _remote_ip(self) -> str:
+        return "" if self._client.address is None else str(plain_address(self._client.address))
 
     async def _check_dmarc(self, resolver: Resolver) -> DmarcFinding:
         if self._headers is None:
@@ -246,13 +270,15 @@ class Facts:
     async def _prefetch(self, resolver: Resolver) -> None:
         if self._headers is None or self._verifier is None or self._arc_verifier is None:
             return
-        if resolver is self._remembered:
-            await self._verifier.fetch(resolver)
-            await self._arc_verifier.fetch(resolver)
-            await discover(resolver, self._headers)
-        else:
-            await asyncio.gather(
-                self._verifier.fetch(resolver),
-                self._arc_verifier.fetch(resolver),
-                discover(resolver, self._headers),
-            )
+        asking: list[Compute[None]] = []
+        if self._needs(Method.DKIM, Method.DMARC):
+            asking.append(self._verifier.fetch)
+        if self._needs(Method.ARC):
+            asking.append(self._arc_verifier.fetch)
+        if self._needs(Method.DMARC):
+            asking.append(partial(discover, headers=self._headers))
+        if resolver is not self._remembered:
+            await asyncio.gather(*(ask(resolver) for ask in asking))
+            return
+        for ask in asking:
+            await ask(resolver)
