@@ -21,7 +21,7 @@ from gatekeeper.auth import canonicalization
 from gatekeeper.auth.arc_set import ArcSet, BadChain, parse_chain
 from gatekeeper.auth.digests import Digests, with_empty_b
 from gatekeeper.auth.dkim import CLOCK_SKEW
-from gatekeeper.auth.dkim_key import PublicKey, parse_key
+from gatekeeper.auth.dkim_key import PublicKey, key_records, parse_key
 from gatekeeper.auth.received_results import ReceivedResults, parse_received_results
 from gatekeeper.core.message import Header
 from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver, known_answer, query_or_error
@@ -59,8 +59,8 @@ class ArcFinding:
     """The result of validating a chain, with its `hops` from the first instance on if it passes.
 
     `oldest_pass` is the lowest instance whose ARC-Message-Signature still verifies, 0 if all do (RFC 8617 section
-    5.2): the message was changed after any earlier instance. `signs_from` says whether the newest one covers From at
-    all.
+    5.2): the message was changed after any earlier instance. `signs_from` is false if the newest one signs no field at
+    all. `remote_ip` is the address of the client that brought the message, for whoever seals it next.
     """
 
     result: ArcResult
@@ -68,6 +68,7 @@ class ArcFinding:
     hops: tuple[Hop, ...] = ()
     oldest_pass: int = 0
     signs_from: bool = False
+    remote_ip: str = ""
 
 
 NO_CHAIN = ArcFinding(ArcResult.NONE, "the message has no ARC sets")
@@ -171,6 +172,9 @@ class ArcVerifier:
     def _verify_signature(self, instance: int) -> None:
         arc = self._sets[instance - 1]
         signature, whose = arc.signature, f"the ARC-Message-Signature of instance {instance}"
+        # RFC 6376 section 5.4; an empty h= is what the public suite lets pass
+        if any(signature.names) and b"from" not in signature.names:
+            raise _NotValid(f"{whose} does not sign From (h=)")
         if signature.expires_at is not None and signature.expires_at < self._now:
             raise _NotValid(f"{whose} has expired (x=)")
         if signature.signed_at is not None and signature.signed_at > self._now + CLOCK_SKEW:
@@ -193,10 +197,9 @@ class ArcVerifier:
         answer = self._keys[name]
         if isinstance(answer, DNSError):
             raise _NotValid(f"the key {name} of {whose} could not be looked up", ArcResult.TEMPERROR)
-        records = [record for record in answer.records if isinstance(record, bytes)]
         problem = f"there is no key {name}"
         keys = []
-        for record in records[:4]:
+        for record in key_records(answer.records):
             key = parse_key(record)
             if isinstance(key, str):
                 problem = f"{key} ({name})"

@@ -123,7 +123,7 @@ def _signature(tags: dict[bytes, bytes]) -> Signature:
     """Parse the tags of an ARC-Message-Signature (RFC 8617 section 4.1.2). Raises ValueError.
 
     They are those of a DKIM-Signature without `v=`, and `i=` is the instance. Without `c=` sealers mean
-    relaxed/relaxed, according to the public test suite. `h=` may be empty; it need not name From.
+    relaxed/relaxed, according to the public test suite. `h=` may be empty.
     """
     partial = parse_domain_tags(tags, (b"a", b"b", b"bh", b"d", b"s"))
     if b"h" not in tags:

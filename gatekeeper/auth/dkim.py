@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gatekeeper.auth.digests import Digests
-from gatekeeper.auth.dkim_key import MINIMUM_RSA_BITS, PublicKey, parse_key
+from gatekeeper.auth.dkim_key import MINIMUM_RSA_BITS, PublicKey, key_records, parse_key
 from gatekeeper.auth.dkim_signature import Signature, parse_signature
 from gatekeeper.core.message import Header
 from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver, known_answer, query_or_error
@@ -26,7 +26,6 @@ MAX_SIGNATURES = 8
 """Signatures that are verified, from the top: each may cost a look-up, a body hash and a verification."""
 CLOCK_SKEW = 300.0
 """Seconds by which a signer's clock may differ from ours (OpenDKIM's ClockDrift)."""
-_MAX_KEYS = 4  # TXT records tried at one name
 
 
 class DkimResult(StrEnum):
@@ -179,15 +178,13 @@ class DkimVerifier:
         if answer is None or isinstance(answer, DNSError):
             why = "could not be looked up" + (" in time" if answer is None else "")
             return replace(finding, result=DkimResult.TEMPERROR, reason=f"the key {name} {why}")
-        records = [record for record in answer.records if isinstance(record, bytes)]
+        records = key_records(answer.records)
         if not records:
             return replace(finding, result=DkimResult.PERMERROR, reason=f"there is no key {name}", no_key=True)
         body, length = self.digests.body(signature)
         intact = body == signature.body_hash
         digest = self.digests.header(index, signature)
-        tried = [
-            _try_key(finding, signature, parse_key(record), digest, intact, length) for record in records[:_MAX_KEYS]
-        ]
+        tried = [_try_key(finding, signature, parse_key(record), digest, intact, length) for record in records]
         best = min(tried, key=lambda tried: _PREFERENCE.index(tried.result))
         if best.result is DkimResult.PASS and (unsigned := self._unsigned_duplicates(signature)):
             best = replace(best, partly=True, reason=f"{best.reason}, not signed: another {' and '.join(unsigned)}")

@@ -4,6 +4,8 @@
 Knows neither DNS nor signatures: a record's bytes become a PublicKey, or the reason why it cannot be used.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,6 +60,19 @@ class PublicKey:
         return True
 
 
+_MAX_TRIED = 4
+_MAY_BE_KEY = re.compile(rb"\s*(?:v\s*=\s*DKIM1\b|(?!v\s*=)(?:.*;)?\s*p\s*=)", re.DOTALL)
+
+
+def key_records(records: Iterable[object]) -> list[bytes]:
+    """Return the TXT records of one name that are to be tried as keys, at most _MAX_TRIED of them.
+
+    What may be a key comes before what is surely none: a key must not be lost behind the texts of other services.
+    """
+    texts = [record for record in records if isinstance(record, bytes)]
+    return sorted(texts, key=lambda text: _MAY_BE_KEY.match(text) is None)[:_MAX_TRIED]
+
+
 _MAX_CACHED = 4096
 """Bytes of the longest record whose key is kept: one may have 64 kB, and strangers publish them."""
 
@@ -77,6 +92,8 @@ def _parse_key(record: bytes) -> PublicKey | str:
         return f"the key record is malformed: {error}"
     if tags.get(b"v", b"DKIM1") != b"DKIM1":
         return "the record is not a DKIM key"
+    if b"v" in tags and next(iter(tags)) != b"v":
+        return "the record is not a DKIM key: v=DKIM1 must come first"
     if b"p" not in tags:
         return "the key record has no key in it"
     if not tags[b"p"]:
@@ -85,6 +102,8 @@ def _parse_key(record: bytes) -> PublicKey | str:
         return "the key is not for SHA-256 (h=)"
     if not {b"*", b"email"} & set(parse_list(tags.get(b"s", b"*"))):
         return "the key is not for mail (s=)"
+    if b'"' in tags[b"p"] or b"\\" in tags[b"p"]:
+        return "the key is malformed: there are quote marks or backslashes in it (p=)"
     flags = parse_list(tags.get(b"t", b""))
     try:
         key = _load(tags.get(b"k", b"rsa").lower(), parse_base64(tags[b"p"]))

@@ -8,9 +8,9 @@ counts, a numeric or malformed name counts as none, and an IPv4 client needs an 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 
-from gatekeeper.core.request import Address
+from gatekeeper.core.request import Address, plain_address
 from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.resolver import DNSError, Resolver
 
@@ -48,8 +48,7 @@ async def check_iprev(resolver: Resolver, address: Address | None) -> IprevFindi
     """Look up the client's name, and the addresses of that name. A DNS error is `temperror`. Never raises."""
     if address is None:
         return IprevFinding(IprevResult.PERMERROR, reason="the client's address is not known")
-    if isinstance(address, IPv6Address):
-        address = address.ipv4_mapped or IPv6Address(int(address))  # without a zone index
+    address = plain_address(address)
     client = str(address)
     try:
         pointers = (await resolver.query(address.reverse_pointer, "PTR")).records

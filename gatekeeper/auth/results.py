@@ -76,8 +76,7 @@ async def authentication_results(
     spf_findings = [found for found in (spf, helo_spf) if found is not None]
     if spf is not None and spf.identity == "helo":
         spf_findings = [spf]
-    chain = None if arc is None or arc.result is ArcResult.NONE else arc
-    return results_field(authserv_id, iprev=iprev, spf=spf_findings, dkim=dkim, dmarc=dmarc, arc=chain)
+    return results_field(authserv_id, iprev=iprev, spf=spf_findings, dkim=dkim, dmarc=dmarc, arc=arc)
 
 
 async def is_empty_result(findings: AllFindings, methods: Collection[Method]) -> bool:
@@ -156,7 +155,13 @@ def _dmarc(found: DmarcFinding) -> str:
 def _arc(found: ArcFinding) -> str:
     """Return the result (RFC 8617 sections 10.2 and 10.3); a sealer after us needs it in our field."""
     oldest = str(found.oldest_pass) if found.result is ArcResult.PASS else ""
-    return _result("arc", found.result, found.reason, ("header", "oldest-pass", oldest, _TOKEN))
+    return _result(
+        "arc",
+        found.result,
+        found.reason,
+        ("header", "oldest-pass", oldest, _TOKEN),
+        ("smtp", "remote-ip", found.remote_ip, _ADDRESS),
+    )
 
 
 def _result(method: str, result: str, reason: str, *properties: tuple[str, str, str, re.Pattern[str] | None]) -> str:

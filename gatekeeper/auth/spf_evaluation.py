@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from gatekeeper.auth.domains import is_within
 from gatekeeper.auth.spf_record import Term, expand_explanation, expand_name, find_records, parse
-from gatekeeper.core.request import Address
+from gatekeeper.core.request import Address, plain_address
 from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.resolver import MX, Answer, DNSError, Record, Resolver, known_answer, query_or_error
 
@@ -87,9 +87,7 @@ class Evaluation:
     def __init__(
         self, resolver: Resolver, *, address: Address, local: str, domain: str, helo: str, receiver: str
     ) -> None:
-        if isinstance(address, IPv6Address):
-            address = address.ipv4_mapped or IPv6Address(int(address))  # without a zone index
-        self.address = address
+        self.address = address = plain_address(address)
         self.domain = domain
         self.answers: dict[tuple[str, str], Answer | DNSError] = {}
         self.has_macros = self.names_client = False

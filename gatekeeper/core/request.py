@@ -98,6 +98,13 @@ class _IPv6(_CachedHash, IPv6Address):
         self._hash, self._text = IPv6Address.__hash__(self), IPv6Address.__str__(self)
 
 
+def plain_address(address: Address) -> Address:
+    """Return the address without a zone index, and the IPv4 address of one that is mapped into IPv6."""
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or (IPv6Address(int(address)) if address.scope_id else address)
+    return address
+
+
 def parse_address(text: str) -> Address | None:
     """Return the address in `text`, or None for `unknown`, nothing, or anything else that is not an address.
 

@@ -103,8 +103,6 @@ def _conditions(record: bytes, found: PublicKey) -> Iterator[Remark]:
         yield Remark(True, f"an RSA key of {found.bits} bits never counts (RFC 8301)")
     elif found.kind == "rsa" and found.bits < RECOMMENDED_BITS:
         yield Remark(False, f"an RSA key of {found.bits} bits is weak; {RECOMMENDED_BITS} are usual")
-    if b"v" in tags and next(iter(tags)) != b"v":
-        yield Remark(True, "v=DKIM1 must come first")
     if found.testing:
         yield Remark(False, "t=y: strict receivers treat the mail as unsigned; remove it once signing works")
     if found.strict:

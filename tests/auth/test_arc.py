@@ -64,6 +64,32 @@ async def test_a_chain_tells_who_sealed_it_and_what_they_said(hops: int) -> None
     assert arc.hops[0].stated.passed("dmarc")
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ([b"from"], ArcResult.PASS),
+        ([b"to", b"from", b"subject"], ArcResult.PASS),
+        ([b"to", b"subject"], ArcResult.FAIL),
+        ([b"x-from", b"from-x"], ArcResult.FAIL),
+    ],
+)
+async def test_a_signature_that_does_not_sign_from_is_none(fields: list[bytes], expected: ArcResult) -> None:
+    arc = await validate(sealed(MESSAGE, fields=fields))
+    assert expected == arc.result
+    assert (expected is ArcResult.FAIL) == ("does not sign From" in arc.reason)
+
+
+async def test_an_older_signature_that_does_not_sign_from_only_ends_what_still_verifies() -> None:
+    arc = await validate(sealed(sealed(MESSAGE, fields=[b"to"])))
+    assert (ArcResult.PASS, 2) == (arc.result, arc.oldest_pass)
+
+
+async def test_a_key_behind_the_texts_of_other_services_is_found() -> None:
+    others = "".join(f's._domainkey.list.example. TXT "v=spf{n} -all"\n' for n in range(5))
+    zone = Zone.parse(f"{others}s._domainkey.list.example. TXT {txt(RECORD)}\n")
+    assert ArcResult.PASS == (await validate(sealed(MESSAGE), zone)).result
+
+
 async def test_what_was_changed_between_two_handlers_is_told_by_the_oldest_pass() -> None:
     raw = sealed(sealed(MESSAGE).replace(b"Subject: hello", b"Subject: [list] hello"))
     arc = await validate(raw)

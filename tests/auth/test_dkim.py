@@ -308,6 +308,47 @@ async def test_a_key_below_1024_bits_never_counts() -> None:
     assert DkimResult.FAIL == (await only(signed(key=SHORT_KEY).replace(b"Joe", b"Eve"), resolver))[0]
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        [f"v=spf1 ip4:192.0.2.{n} -all" for n in range(5)],
+        [f"google-site-verification={n}" for n in range(9)],
+        [
+            "v=DMARC1; p=reject",
+            "v=BIMI1; l=",
+            "v=STSv1; id=1",
+            "v=TLSRPTv1; rua=mailto:a@example.com",
+            "MS=ms1",
+            "x; y",
+        ],
+        [f"{'x' * n} p=1" for n in range(5)],
+    ],
+    ids=["spf", "verification", "versions", "words"],
+)
+async def test_a_key_behind_the_texts_of_other_services_is_found(others: list[str]) -> None:
+    assert (DkimResult.PASS, "2048-bit rsa key") == await only(signed(), zone(*others, RECORD))
+
+
+async def test_at_most_four_records_are_tried_as_keys() -> None:
+    found = await only(signed(), zone(*(f"v=DKIM1; n={n}; p=" for n in range(4)), RECORD))
+    assert (DkimResult.PERMERROR, "the key has been revoked") == found
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (RECORD.removeprefix("v=DKIM1; ") + "; v=DKIM1", "the record is not a DKIM key: v=DKIM1 must come first"),
+        ("n=1; " + RECORD, "the record is not a DKIM key: v=DKIM1 must come first"),
+        ("t=y;" + RECORD, "the record is not a DKIM key: v=DKIM1 must come first"),
+        (RECORD.replace("p=", 'p="') + '"', "the key is malformed: there are quote marks or backslashes in it (p=)"),
+        (RECORD[:60] + '" "' + RECORD[60:], "the key is malformed: there are quote marks or backslashes in it (p=)"),
+        (RECORD.replace("p=", "p=\\"), "the key is malformed: there are quote marks or backslashes in it (p=)"),
+    ],
+)
+async def test_a_record_that_is_no_key_says_why(record: str, reason: str) -> None:
+    assert (DkimResult.PERMERROR, reason) == await only(signed(), zone(record))
+
+
 async def test_of_several_records_at_one_name_any_may_verify() -> None:
     other = public(generate_private_key(65537, 1024))
     assert DkimResult.PASS == (await only(signed(), zone("v=spf1 -all", f"p={other}", RECORD)))[0]

@@ -3,8 +3,8 @@
 
 Where we differ, the case says both. Ours are the classes of RFC 8601: `fail` is a signature that was tried or is out of
 time, `permerror` one that cannot be tried at all (opendkim says `fail` of keys that are missing, revoked or not for
-this). Two pass with opendkim that do not with us: with l=0 nothing of the body is signed, and `%` is no base64. The
-only ones that pass with us alone have a bare CR or LF in what is signed: opendkim drops or mends it, while it is
+this). Four pass with opendkim that do not with us: with l=0 nothing of the body is signed, `%` and quote marks are no
+base64, and the version of a key record comes first. The only ones that pass with us alone have a bare CR or LF in what is signed: opendkim drops or mends it, while it is
 neither white space nor a line end (RFC 6376 section 2.8).
 """
 
@@ -69,6 +69,8 @@ KEYS = {
     "new": f"v=DKIM2; p={P}",
     "junk": "v=DKIM1; p=AAAA",
     "none": "v=DKIM1; k=rsa",
+    "quoted": f'v=DKIM1; p="{P}"',
+    "late": f"k=rsa; v=DKIM1; p={P}",
 }
 TWO_LINES = MESSAGE.replace(b"Subject: Is  dinner\r\n\tready?", b"Subject:  two  spaces \r\n  and a fold")
 
@@ -154,6 +156,8 @@ CASES = {
     "v=DKIM2": Case(signed(s="new"), "fail", "permerror"),
     "a key that is none": Case(signed(s="junk"), "permerror"),
     "a record without p": Case(signed(s="none"), "temperror", "permerror"),
+    "quote marks in p": Case(signed(s="quoted"), "pass", "permerror"),
+    "v behind k": Case(signed(s="late"), "pass", "permerror"),
     "rsa-sha1": Case(signed(a="rsa-sha1"), "fail", "permerror"),
     "an unknown algorithm": Case(signed(a="rsa-sha512"), "permerror"),
     "v=2": Case(signed(v="2"), "permerror"),

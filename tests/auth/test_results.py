@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gatekeeper.auth.arc import ArcFinding, ArcResult
 from gatekeeper.auth.dkim import DkimFinding, DkimResult
 from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult
 from gatekeeper.auth.dmarc_record import DmarcPolicy
@@ -108,6 +109,16 @@ def test_no_word_of_a_stranger_adds_a_header_a_result_or_a_comment(words: list[s
     assert ["iprev", "spf", *["dkim"] * 8, "dmarc"] == [one.method for one in found.results]
     # A property such as `header.b=none` is no result, whatever a stranger's words make it look like.
     assert 11 == len(re.findall(r"(?<![\w.])\w+=(?:pass|fail|none)\b", value))
+
+
+@pytest.mark.parametrize(
+    ("remote_ip", "shown"), [("192.0.2.1", "192.0.2.1"), ("2001:db8::1", '"2001:db8::1"'), ("", ""), ("1.2) ;", "")]
+)
+@pytest.mark.parametrize("result", ArcResult)
+def test_arc_tells_from_whom_the_message_came(result: ArcResult, remote_ip: str, shown: str) -> None:
+    text = unfolded(results_field(OURS, arc=ArcFinding(result, "words", remote_ip=remote_ip)))
+    assert f"\tarc={result} (words)" in text
+    assert ([shown] if shown else []) == re.findall(r"smtp\.remote-ip=(\S+)", text)
 
 
 # --- forged fields

@@ -10,7 +10,7 @@ import pytest
 from gatekeeper.auth.dkim import DkimResult, DkimVerifier
 from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.iprev import IprevResult
-from gatekeeper.auth.results import authentication_results
+from gatekeeper.auth.results import Method, authentication_results
 from gatekeeper.auth.spf import SpfResult
 from gatekeeper.core.message import parse
 from gatekeeper.core.request import Client
@@ -64,6 +64,13 @@ async def test_the_field_is_written_from_the_facts() -> None:
     assert all(f"{method}=pass" in text for method in ("iprev", "spf", "dkim", "dmarc"))
     assert "smtp.mailfrom=example.com" in text
     assert "smtp.helo=mail.example.com" in text
+
+
+async def test_a_message_without_a_chain_is_told_with_its_client() -> None:
+    field = await authentication_results("mx.example.org", facts(Asked(ZONE), signed()), [Method.ARC])
+    assert b" mx.example.org;\r\n\tarc=none (the message has no ARC sets) smtp.remote-ip=192.0.2.1" == field.value
+    field = await authentication_results("mx.example.org", facts(Asked(ZONE), signed()), [Method.DKIM])
+    assert b"arc=" not in field.value
 
 
 async def test_many_askers_at_once_cause_each_question_once() -> None:
