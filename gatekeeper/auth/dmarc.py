@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """DMARC (RFC 9989): whether SPF or DKIM passed for the domain in From, and what its policy asks for if not.
 
-The organizational domain is found by the tree walk (section 4.10), without a list of public suffixes. A DNS error is
+The organizational domain is found by the tree walk (section 4.10), without a list of public suffixes. Several records
+at one name, be it the author's own, "are all discarded" (steps 2 and 6), and the walk goes on to its parent, where RFC
+7489 and many verifiers end with `none`: a second record must not switch off the policy of the organization. A DNS error is
 `temperror`, unless what is known suffices to decide. A From that does not name exactly one domain is `permerror`, never
 `pass`.
 """

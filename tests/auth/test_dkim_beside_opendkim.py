@@ -4,8 +4,8 @@
 Where we differ, the case says both. Ours are the classes of RFC 8601: `fail` is a signature that was tried or is out of
 time, `permerror` one that cannot be tried at all (opendkim says `fail` of keys that are missing, revoked or not for
 this). Four pass with opendkim that do not with us: with l=0 nothing of the body is signed, `%` and quote marks are no
-base64, and the version of a key record comes first. The only ones that pass with us alone have a bare CR or LF in what is signed: opendkim drops or mends it, while it is
-neither white space nor a line end (RFC 6376 section 2.8).
+base64, and the version of a key record comes first. The only ones that pass with us alone have a bare CR or LF in what
+is signed: opendkim drops or mends it, while it is neither white space nor a line end (RFC 6376 section 2.8).
 """
 
 import re

@@ -220,6 +220,30 @@ async def test_several_records_at_a_name_count_as_none_and_the_walk_goes_on() ->
     assert "example.com" == (await dmarc(zone, "a.example.com")).record_domain
 
 
+@pytest.mark.parametrize(
+    ("author", "above", "expected"),
+    [
+        ("a.example.com", '_dmarc.example.com TXT "v=DMARC1; p=reject"', (DmarcResult.FAIL, "reject", "example.com")),
+        (
+            "a.example.com",
+            '_dmarc.example.com TXT "v=DMARC1; p=reject; sp=quarantine"',
+            (DmarcResult.FAIL, "quarantine", "example.com"),
+        ),
+        ("a.example.com", "", (DmarcResult.NONE, "none", "")),
+        ("example.com", "", (DmarcResult.NONE, "none", "")),
+        ("example.com", '_dmarc.com TXT "v=DMARC1; p=reject; psd=y"', (DmarcResult.FAIL, "reject", "com")),
+    ],
+)
+async def test_two_records_at_the_authors_own_name_leave_it_to_the_name_above(
+    author: str, above: str, expected: tuple[DmarcResult, str, str]
+) -> None:
+    # RFC 9989 section 4.10, steps 2 and 6: "If multiple DMARC Policy Records are returned for a single target, they
+    # are all discarded."
+    two = f'_dmarc.{author} TXT "v=DMARC1; p=none"\n_dmarc.{author} TXT "v=DMARC1; p=reject; psd=n"\n'
+    found = await dmarc(two + above, author)
+    assert expected == (found.result, found.policy, found.record_domain)
+
+
 async def test_each_record_is_asked_for_once() -> None:
     asked = Asked(REJECT)
     await dmarc(asked, "a.example.com", spf_pass("b.example.com"), dkim_pass("c.example.com", "b.example.com"))
