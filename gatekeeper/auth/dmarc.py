@@ -3,9 +3,10 @@
 
 The organizational domain is found by the tree walk (section 4.10), without a list of public suffixes. Several records
 at one name, be it the author's own, "are all discarded" (steps 2 and 6), and the walk goes on to its parent, where RFC
-7489 and many verifiers end with `none`: a second record must not switch off the policy of the organization. A DNS error is
-`temperror`, unless what is known suffices to decide. A From that does not name exactly one domain is `permerror`, never
-`pass`.
+7489 and many verifiers end with `none`: a second record does not switch off the policy of the organization.
+
+A DNS error is `temperror`, unless what is known suffices to decide. A From that does not name exactly one domain is
+`permerror`, never `pass`.
 """
 
 from collections.abc import Sequence

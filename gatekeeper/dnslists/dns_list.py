@@ -64,6 +64,10 @@ class DnsList:
         return tuple(str(answer) for answer in answers if self.matches(answer))
 
 
+ListUse = tuple[DnsList, ListKind]
+"""A list with its filter, and what it is queried for."""
+
+
 def is_listing(answer: str) -> bool:
     """Return True if an A record is inside 127.0.0.0/8, as the answers of lists are."""
     first, *rest = answer.split(".")

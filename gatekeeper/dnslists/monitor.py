@@ -4,8 +4,8 @@
 Only test points (probes.py) decide that. A live query that fails counts as no hit and brings the next probe forward,
 nothing more: a stranger chooses the names that are queried, and for some names no server can answer.
 
-Health is kept for each zone, whoever queries it and with whatever filter. Each worker process has its own, and logs it
-by itself. If the resolver is at fault, one line says so, instead of one about each list.
+Health is kept for each zone, whoever queries it; that it lists everything, for each filter whose answers would count.
+Each worker process has its own, and logs it by itself. If the resolver is at fault, one line says so, instead of one about each list.
 """
 
 import asyncio
@@ -14,9 +14,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from gatekeeper.dnsclient.resolver import Answer, DNSError, RememberingResolver, Resolver, query_or_error
-from gatekeeper.dnslists.dns_list import DnsList, ListKind
+from gatekeeper.dnslists.dns_list import DnsList, ListKind, ListUse
 from gatekeeper.dnslists.health import ListHealth
-from gatekeeper.dnslists.probes import GOOD, ListState, judge_answers, test_points_of
+from gatekeeper.dnslists.probes import GOOD, ListState, judge_answers, lists_everything, test_points_of
+
+__all__ = ["LIST_TIMEOUT", "ListMonitor", "ListUse"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,6 @@ CONFIRM_INTERVAL = 10.0
 """Seconds between two probes while a list is suspected but not switched off yet."""
 ERROR_REMINDER = 3600.0
 """Seconds before an error answer of an otherwise healthy list is logged again."""
-
-ListUse = tuple[DnsList, ListKind]
 
 
 class ListMonitor:
@@ -69,15 +69,14 @@ class ListMonitor:
                 self._wake.set()
             else:
                 health.probed.set()
-        if dns_list not in health.lists or kind not in health.kinds:
-            health.lists.add(dns_list)
-            health.kinds.add(kind)
+        health.uses.add((dns_list, kind))
         return health
 
     def why_off(self, dns_list: DnsList) -> str:
         """Return what is wrong with a list, even if it is still queried; empty if nothing is."""
         health = self._health.get(dns_list.zone)
-        return "" if health is None or health.finding is GOOD else str(health.finding)
+        findings = [health.finding_for(use) for use in health.uses if use[0] == dns_list] if health else []
+        return next((str(finding) for finding in findings if finding is not GOOD), "")
 
     def start(self) -> asyncio.Task[None]:
         """Start monitoring, in a task for the caller to cancel. No answer counts before the first probe is done."""
@@ -91,8 +90,9 @@ class ListMonitor:
         lists = list(self._health.values())
         changes = await asyncio.gather(*map(self._probe_zone, lists))
         changed = [health for health, change in zip(lists, changes, strict=True) if change]
-        await self._report_off([health for health in changed if health.finding is not GOOD])
-        self._report_recovered([health for health in changed if health.finding is GOOD])
+        await self._report_off([health for health in changed if health.overall is not GOOD])
+        self._report_recovered([health for health in changed if health.overall is GOOD and not health.everything])
+        _report_uses([health for health in changed if health.overall is GOOD and health.everything])
 
     def probe_soon(self) -> None:
         """Bring the next probe forward, because something has gone wrong."""
@@ -140,14 +140,18 @@ class ListMonitor:
         health = self._health.values()
         if any(one.is_suspect for one in health):
             return CONFIRM_INTERVAL
-        return PROBE_INTERVAL if all(one.finding is GOOD for one in health) else RECOVERY_INTERVAL
+        return (
+            PROBE_INTERVAL if all(one.finding is GOOD and not one.everything for one in health) else RECOVERY_INTERVAL
+        )
 
     async def _probe_zone(self, health: ListHealth) -> bool:
         """Query the test points of one zone. Return True if that changes its state."""
         points = test_points_of(health.zone, health.kinds)
         names = [*points.listed, *points.unlisted]
         answers = await asyncio.gather(*(self._query(f"{point}.{health.zone}") for point in names))
-        changed = health.update(judge_answers(health.lists, points, dict(zip(names, answers, strict=True))))
+        found = dict(zip(names, answers, strict=True))
+        everything = {use: why for use in health.uses if (why := lists_everything(use, found)) is not None}
+        changed = health.update(judge_answers(health.zone, points, found), everything)
         health.probed.set()
         return changed
 
@@ -156,15 +160,15 @@ class ListMonitor:
 
     async def _report_off(self, gone: list[ListHealth]) -> None:
         """Log an alert about lists that were switched off, or about the resolver, if all were and it is to blame."""
-        states = {health.finding.state for health in self._health.values()}
+        states = {health.overall.state for health in self._health.values()}
         if gone and len(states) == 1 and (fault := await self._fault_of_resolver(*states)):
             logger.warning("%s. Until that is fixed, no DNS list works: %s", fault, _names(self._health.values()))
             for health in gone:
                 health.unreported = True
             return
         for health in gone:
-            still = ". Its first hit will count and switch it on" if health.finding.state is ListState.NOTHING else ""
-            logger.warning("DNS list %s is switched off: it %s%s", health.shown, health.finding, still)
+            still = ". Its first hit will count and switch it on" if health.overall.state is ListState.NOTHING else ""
+            logger.warning("DNS list %s is switched off: it %s%s", health.shown, health.overall, still)
 
     async def _fault_of_resolver(self, state: ListState) -> str:
         """Return what is wrong with the resolver, if all lists are in one state; empty if it seems to work."""
@@ -186,6 +190,14 @@ class ListMonitor:
             if not health.unreported:
                 logger.warning("DNS list %s is switched on again: its test points are as they should be", health.shown)
             health.unreported = False
+
+
+def _report_uses(health: Iterable[ListHealth]) -> None:
+    for one in health:
+        for finding in dict.fromkeys(one.everything.values()):
+            logger.warning(
+                "DNS list %s is switched off where that answer counts: it %s. Its other uses go on", one.shown, finding
+            )
 
 
 def _names(health: Iterable[ListHealth]) -> str:

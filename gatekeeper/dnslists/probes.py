@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.resolver import Answer, DNSError
-from gatekeeper.dnslists.dns_list import DnsList, ListKind, is_listing, refusal
+from gatekeeper.dnslists.dns_list import ListKind, ListUse, is_listing, refusal
 
 
 class ListState(StrEnum):
@@ -76,20 +76,12 @@ def test_points_of(zone: str, kinds: Collection[ListKind]) -> TestPoints:
     return TestPoints(tuple(listed), tuple(unlisted))
 
 
-def judge_answers(
-    lists: Collection[DnsList], points: TestPoints, answers: Mapping[str, Answer | DNSError]
-) -> ListFinding:
-    """Judge a zone by the answers for its test points, for all the ways in which it is used.
+def judge_answers(zone: str, points: TestPoints, answers: Mapping[str, Answer | DNSError]) -> ListFinding:
+    """Judge a zone by the answers for its test points, but for what concerns some of its uses: `lists_everything`.
 
-    What must not be listed is judged by the filters, since what they drop harms nobody; what must be listed, by any
-    answer at all, since a filter may want only values that no test point has.
+    What must be listed is judged by any answer at all, since a filter may want only values that no test point has.
     """
-    zone = next(iter(lists)).zone
-    records = {
-        point: [str(record) for record in answer.records]
-        for point, answer in answers.items()
-        if isinstance(answer, Answer)
-    }
+    records = _records(answers)
     all_records = [record for found in records.values() for record in found]
     if refused := next((why for record in all_records if (why := refusal(zone, record))), ""):
         return ListFinding(ListState.REFUSES, f" ({refused})")
@@ -98,9 +90,6 @@ def judge_answers(
             f" ({printable(unexpected[0], 40)}): the zone is parked, or the resolver invents answers for missing names"
         )
         return ListFinding(ListState.FOREIGN, why)
-    for point in points.unlisted:
-        if hits := [hit for dns_list in lists for hit in dns_list.hits(records.get(point, ()))]:
-            return ListFinding(ListState.EVERYTHING, f", even {_as_text(point)}, which no list may have ({hits[0]})")
     listed = any(records.get(point) for point in points.listed)
     if listed and any(point in records for point in points.unlisted):
         return GOOD
@@ -109,6 +98,27 @@ def judge_answers(
             return ListFinding(ListState.TROUBLE, f" ({describe_error(answer)})")
     why = f", not even {_as_text(points.listed[0])}, which every list has (RFC 5782): it is dead, moved or private, "
     return ListFinding(ListState.NOTHING, f"{why}or the resolver drops answers in 127.0.0.0/8")
+
+
+def lists_everything(use: ListUse, answers: Mapping[str, Answer | DNSError]) -> ListFinding | None:
+    """Return what is wrong with one use of a list, if it counts an answer that no address or name may have.
+
+    Other uses go on: a list for allowing and denying may well say of 127.0.0.1 that it is one of the good.
+    """
+    dns_list, kind = use
+    records = _records(answers)
+    for point in test_points_of(dns_list.zone, {kind}).unlisted:
+        if hits := dns_list.hits(records.get(point, ())):
+            return ListFinding(ListState.EVERYTHING, f", even {_as_text(point)}, which no list may have ({hits[0]})")
+    return None
+
+
+def _records(answers: Mapping[str, Answer | DNSError]) -> dict[str, list[str]]:
+    return {
+        point: [str(record) for record in answer.records]
+        for point, answer in answers.items()
+        if isinstance(answer, Answer)
+    }
 
 
 def describe_error(error: DNSError) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from gatekeeper.core.units import duration_text
 from gatekeeper.dnsclient.resolver import Answer, DNSError, DNSTimeout, query_or_error
-from gatekeeper.dnslists.dns_list import DnsList, ListKind
+from gatekeeper.dnslists.dns_list import DnsList, ListKind, ListUse
 from gatekeeper.dnslists.health import ListHealth
 from gatekeeper.dnslists.monitor import ListMonitor
 from gatekeeper.dnslists.probes import GOOD, ListFinding, ListState, describe_error
@@ -28,6 +28,11 @@ class ListQuestion(NamedTuple):
     list: DnsList
     kind: ListKind
     subject: str
+
+    @property
+    def use(self) -> ListUse:
+        """The list and what it is asked for."""
+        return self.list, self.kind
 
     @property
     def name(self) -> str:
@@ -74,7 +79,7 @@ class ListQueries:
     def prefetch(self, questions: Sequence[ListQuestion]) -> None:
         """Start these look-ups without waiting: they will be needed soon, and be in the cache by then."""
         for question in questions:
-            if self._lists.health(question.list, question.kind).is_queried:
+            if self._lists.health(question.list, question.kind).is_queried(question.use):
                 self._lists.prefetch(question.name)
 
     async def text(self, question: ListQuestion) -> tuple[bytes, ...]:
@@ -84,61 +89,67 @@ class ListQueries:
         return tuple(r for r in found.records if isinstance(r, bytes)) if isinstance(found, Answer) else ()
 
     def _reply(self, question: ListQuestion, health: ListHealth, found: Answer | DNSError) -> ListReply:
-        if not health.is_queried:
-            return ListReply(why=f"switched off: {health.finding}", unknown=health.finding.state is ListState.TROUBLE)
+        finding = health.finding_for(question.use)
+        if not health.is_queried(question.use):
+            return ListReply(why=f"switched off: {finding}", unknown=finding.state is ListState.TROUBLE)
         if isinstance(found, DNSError):
             self._lists.probe_soon()
             return ListReply(why=f"no answer: {describe_error(found)}", unknown=True)
-        if not found.records and health.finding is GOOD:
+        if not found.records and finding is GOOD:
             return _NOT_LISTED
         records = tuple(str(record) for record in found.records)
         if records:
             self._lists.record_answer(question.list, health, records)
-        elif health.finding is not GOOD:
-            return _not_listed(health.finding)
+        elif finding is not GOOD:
+            return _not_listed(finding)
         return ListReply(records)
 
     def _from_cache(self, targets: Sequence[_Target], type: str) -> list[Answer | DNSError] | None:
         """Return the answers if all are cached: the usual case, which needs no timer and no task (15 µs)."""
         found = []
-        for question, health in targets:
-            known = self._known(question.name, health, type)
+        for target in targets:
+            known = self._known(target, type)
             if known is None:
                 return None
             found.append(known)
         return found
 
-    def _known(self, name: str, health: ListHealth, type: str) -> Answer | DNSError | None:
+    def _known(self, target: _Target, type: str) -> Answer | DNSError | None:
         """Return what is remembered and counts."""
+        question, health = target
         resolver = self._lists.cache
-        if resolver is None or not (health.is_queried and health.probed.is_set()):
+        if resolver is None or not (health.is_queried(question.use) and health.probed.is_set()):
             return None
-        return resolver.known(name, type)
+        return resolver.known(question.name, type)
 
     async def _look_up(self, targets: Sequence[_Target], type: str) -> list[Answer | DNSError]:
         """Return what arrives within the time that is left, and DNSTimeout for the rest."""
-        names = {question.name: health for question, health in targets}
         late = DNSTimeout(f"not within {duration_text(self._lists.timeout)}")
-        found: dict[str, Answer | DNSError] = dict.fromkeys(names, late)
-        for name, health in tuple(names.items()):
-            if (known := self._known(name, health, type)) is not None:
-                found[name] = known
-                del names[name]
+        found: dict[str, Answer | DNSError] = {question.name: late for question, _ in targets}
+        missing: dict[str, list[_Target]] = {}  # one list may be asked for several uses, with one question
+        for target in targets:
+            missing.setdefault(target[0].name, []).append(target)
+        for name, uses in tuple(missing.items()):
+            for target in uses:
+                if (known := self._known(target, type)) is not None:
+                    found[name] = known
+                    missing.pop(name, None)
 
-        async def find(name: str, health: ListHealth) -> None:
-            if not health.probed.is_set():
-                await health.probed.wait()
-            if health.is_queried:
+        async def find(name: str, uses: list[_Target]) -> None:
+            for _, health in uses:
+                if not health.probed.is_set():
+                    await health.probed.wait()
+            if any(health.is_queried(question.use) for question, health in uses):
                 found[name] = await query_or_error(self._lists.resolver, name, type)
 
         clock = asyncio.get_running_loop().time
         started = clock()
         with suppress(TimeoutError):
             async with asyncio.timeout(max(min(self._time_left, self._left()), 0)):
-                if len(names) == 1:
-                    [only] = names.items()
+                if len(missing) == 1:
+                    [only] = missing.items()
                     await find(*only)  # the usual case, without a task
-                elif names:
-                    await asyncio.gather(*(find(name, health) for name, health in names.items()))
+                elif missing:
+                    await asyncio.gather(*(find(name, uses) for name, uses in missing.items()))
         self._time_left -= clock() - started
         return [found[question.name] for question, _ in targets]

@@ -82,7 +82,8 @@ async def examine(resolver: Resolver, domain: str, texts: Sequence[str]) -> list
     if not ours:
         return [Remark(True, f"there is no DMARC record at _dmarc.{domain}")]
     if len(ours) > 1:
-        return [Remark(True, f"there are {len(ours)} DMARC records: receivers discard them all, and go by the domain above if that has one; leave one")]
+        what = "receivers discard them all, and go by the domain above if that has one; leave one"
+        return [Remark(True, f"there are {len(ours)} DMARC records: {what}")]
     remarks = list(lint(ours[0]))
     for address, host in destinations(ours[0]):
         remarks += await _check_destination(resolver, domain, address, host)

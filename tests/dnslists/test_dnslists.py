@@ -86,6 +86,85 @@ async def test_a_list_that_is_ill_is_off_and_says_why(zone: str, written: str, k
     assert expected in await why_off(zone, written, kind)
 
 
+KARMA = """
+2.0.0.127.karma.example A 127.0.0.2
+1.0.0.127.karma.example A 127.0.0.1
+9.2.0.192.karma.example A 127.0.0.2
+8.2.0.192.karma.example A 127.0.0.1
+"""
+DENY, ALLOW, ANY = "karma.example=127.0.0.2", "karma.example=127.0.0.1", "karma.example"
+
+
+async def replies(watched: ListMonitor, *written: str, subject: str = "9.2.0.192") -> list[tuple[str, ...]]:
+    questions = [ListQuestion(parse_list(text), ListKind.ADDRESS, subject) for text in written]
+    return [reply.records for reply in await ListQueries(watched).ask(questions)]
+
+
+async def test_a_list_that_says_of_127_0_0_1_that_it_is_good_is_off_only_where_that_counts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watched = lists(KARMA, DENY, ALLOW, ANY)
+    for _ in range(STRIKES):
+        await watched.probe()
+    assert ["", True, True] == [
+        watched.why_off(parse_list(DENY)),
+        "even 127.0.0.1" in watched.why_off(parse_list(ALLOW)),
+        "even 127.0.0.1" in watched.why_off(parse_list(ANY)),
+    ]
+    assert [("127.0.0.2",), (), ()] == await replies(watched, DENY, ALLOW, ANY)
+    assert [()] == await replies(watched, ALLOW, subject="8.2.0.192")
+    why = "it lists everything, even 127.0.0.1, which no list may have (127.0.0.1)"
+    off = f"DNS list karma.example is switched off where that answer counts: {why}. Its other uses go on"
+    assert [off] == caplog.messages
+    change(watched, KARMA.replace("1.0.0.127.karma", "1.0.0.127.other"))
+    await watched.probe()
+    assert [("127.0.0.2",)] * 3 == await replies(watched, DENY, ALLOW, ANY)
+    assert "DNS list karma.example is switched on again: its test points are as they should be" == caplog.messages[-1]
+
+
+@pytest.mark.parametrize("order", [(DENY, ALLOW), (ALLOW, DENY)])
+async def test_one_question_serves_two_uses_of_which_one_is_off(order: tuple[str, ...]) -> None:
+    for cached in (False, True):
+        watched = lists(KARMA, DENY, ALLOW)
+        await watched.probe()
+        counting = Counting(KARMA)
+        watched.resolver = CachingResolver(counting) if cached else counting
+        watched.cache = watched.resolver if isinstance(watched.resolver, CachingResolver) else None
+        for _ in range(2):
+            assert [("127.0.0.2",) if one == DENY else () for one in order] == await replies(watched, *order)
+        assert (1 if cached else 2) == len(counting.asked)
+
+
+async def test_a_list_that_denies_everything_is_off_for_denying_and_harmless_for_allowing() -> None:
+    watched = lists("*.karma.example A 127.0.0.2", DENY, ALLOW)
+    await watched.probe()
+    assert "even 127.0.0.1" in watched.why_off(parse_list(DENY))
+    assert [()] == await replies(watched, DENY)
+
+
+async def test_a_list_of_names_and_addresses_is_off_for_what_it_lists_all_of() -> None:
+    zone = "2.0.0.127.karma.example A 127.0.0.2\n" + "".join(
+        f"{name}.karma.example A 127.0.0.2\n" for name in ("test", "invalid", "bad.example", "9.2.0.192")
+    )
+    both = [(parse_list(ANY), kind) for kind in ListKind]
+    watched = ListMonitor(TableResolver(Zone.parse(zone)), uses=both)
+    await watched.probe()
+    questions = [ListQuestion(*both[0], "9.2.0.192"), ListQuestion(*both[1], "bad.example")]
+    assert [("127.0.0.2",), ()] == [reply.records for reply in await ListQueries(watched).ask(questions)]
+
+
+async def test_a_use_that_is_off_stays_off_while_the_list_does_not_answer() -> None:
+    watched = lists(KARMA, DENY, ALLOW)
+    await watched.probe()
+    change(watched, "*.karma.example A !SERVFAIL")
+    for _ in range(STRIKES):
+        await watched.probe()
+        assert "" != watched.why_off(parse_list(ALLOW))
+    change(watched, KARMA)
+    await watched.probe()
+    assert ["", True] == [watched.why_off(parse_list(DENY)), "" != watched.why_off(parse_list(ALLOW))]
+
+
 @pytest.mark.parametrize("fault", ["SERVFAIL", "TIMEOUT"])
 async def test_a_list_that_does_not_answer_is_off_after_some_tries(fault: str) -> None:
     zone = f"bl.example TXT x\n*.bl.example A !{fault}"
@@ -220,7 +299,7 @@ async def test_an_operator_s_error_about_a_client_is_told_once_and_what_to_do(ca
 
 
 async def test_one_health_serves_all_uses_of_a_zone() -> None:
-    world = World("reject_rbl_client bl.example=127.0.0.9, reject_rbl_client bl.example", "*.bl.example A 127.0.0.2")
+    world = World("reject_rbl_client bl.example=127.0.0.2, reject_rbl_client bl.example", "*.bl.example A 127.0.0.2")
     await world.lists.probe()
     decision = await world.decide(rcpt())
     notes = [note.found for step in decision.steps for note in step.notes]
