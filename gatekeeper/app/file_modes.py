@@ -31,7 +31,7 @@ def readable_secrets(config: Config) -> Iterator[Problem]:
         return
     readers = "every user of this machine" if "o" in who else f"the group {_group(status.st_gid)}"
     what = f"there is a password or a key in it, and {readers} may read it: chmod {who}-r {shlex.quote(str(file))}"
-    yield Problem(str(file), 0, what, warning=True)
+    yield Problem(str(file), 0, what).opening()
 
 
 def _own_groups(config: Config) -> set[int]:

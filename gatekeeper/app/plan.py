@@ -121,10 +121,15 @@ def _mynetworks(config: Config) -> tuple[ClientList, list[Problem]]:
     relay = config.main_cf
     if relay is None:
         place = _source_line(config.problem(("mynetworks",), ""))
-        return read_client_list(config.mynetworks, "mynetworks", place, config.folder)
+        return read_client_list(config.mynetworks, "mynetworks", place, config.folder, opened=_INTERNAL)
     place = SourceLine(relay.file)
     folder = Path(relay.file).parent
-    return read_client_list(config.mynetworks, "mynetworks", place, folder, of_postfix=True, parents=relay.parents)
+    return read_client_list(
+        config.mynetworks, "mynetworks", place, folder, of_postfix=True, parents=relay.parents, opened=_INTERNAL
+    )
+
+
+_INTERNAL = "permit_mynetworks lets these hosts pass, and their mail from our domains is signed"
 
 
 def _check_builder(config: Config) -> CheckBuilder:

@@ -224,7 +224,8 @@ def placed(config: Config, problem: Problem, ours: str = "signing") -> Problem:
     section, dot, option = problem.file.partition(".")
     if section != ours or option not in type(getattr(config, ours)).model_fields:
         return problem
-    return config.problem((section, option), f"{section}{dot}{option}: {problem.what}", warning=problem.warning)
+    at = config.problem((section, option), "")
+    return replace(problem, file=at.file, line=at.line, what=f"{section}{dot}{option}: {problem.what}")
 
 
 def _contradictions(config: Config) -> Iterator[Problem]:
@@ -247,7 +248,7 @@ def _contradictions(config: Config) -> Iterator[Problem]:
         yield config.problem(("signing", one_key[0]), what, warning=True)
     if options.body_length is not None:
         what = "signing.body_length (l=) lets anybody put text behind a signed message; better leave it out"
-        yield config.problem(("signing", "body_length"), what, warning=True)
+        yield config.problem(("signing", "body_length"), what).opening()
 
 
 def key_owners(config: Config) -> frozenset[int]:

@@ -21,6 +21,18 @@ def normal_domain(text: str) -> str:
     return text if _DOMAIN.match(text) else ""
 
 
+def configured_domain(text: str) -> str:
+    """Return a domain as people write it in a configuration or table in the form in which mail is compared with it.
+
+    White space around it and a final dot are dropped; a dot before it, for what is below it, stays. Empty if it cannot
+    be a domain. All options and tables that hold domains use this, so that none of them misses what another matches.
+    """
+    bare = text.strip()
+    dot = "." if bare.startswith(".") else ""
+    name = normal_domain(bare.removeprefix(".").removesuffix("."))
+    return dot + name if name else ""
+
+
 def is_within(name: str, domain: str) -> bool:
     """Return whether `name` is `domain` or lies below it; both in normal form."""
     return name == domain or name.endswith("." + domain)

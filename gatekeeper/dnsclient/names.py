@@ -14,6 +14,7 @@ import dns.name
 
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")
 """The characters that UTS 46 treats as a dot."""
+_A_LABEL = re.compile(r"(?<![a-z0-9_-])xn--[a-z0-9-]+", re.IGNORECASE | re.ASCII)
 
 
 def to_name(text: str) -> dns.name.Name | None:
@@ -38,6 +39,20 @@ def to_name(text: str) -> dns.name.Name | None:
 def to_text(name: dns.name.Name) -> str:
     """Return `name` in presentation form, printable ASCII in lower case, without the final dot; "" for the root."""
     return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
+
+
+def with_u_labels(text: str) -> str:
+    """Return `text` with U-labels in place of the A-labels in it, as people write names; what is none stays."""
+    return _A_LABEL.sub(_decoded, text)
+
+
+def _decoded(match: re.Match[str]) -> str:
+    for codec in (dns.name.IDNA_2008_Practical, dns.name.IDNA_2003):
+        try:
+            return codec.decode(match[0].lower().encode("ascii"))
+        except (dns.exception.DNSException, UnicodeError):
+            continue
+    return match[0]
 
 
 def _to_label(label: str) -> bytes:

@@ -33,7 +33,8 @@ def lines(imported: ImportedConfig, table_problems: Sequence[Problem] = ()) -> I
     if table_problems:
         yield ""
         yield "In the tables:"
-        yield from (f"  {problem}" for problem in table_problems)
+        # what opens something first: a postmaster may stop reading
+        yield from (f"  {problem}" for problem in sorted(table_problems, key=lambda one: not one.opens))
     yield ""
     yield "Different from OpenDKIM on purpose (docs/opendkim.md):"
     for deviation in relevant_deviations(imported.settings):

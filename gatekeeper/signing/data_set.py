@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
+from gatekeeper.dnsclient.names import with_u_labels
 
 _TYPE = re.compile(r"([a-z]+):(?!:)", re.IGNORECASE)
 _UNSUPPORTED = ("db", "dsn", "ldap", "ldapi", "ldaps", "lua", "memcache", "erlang", "mdb", "socket", "repute")
@@ -142,6 +143,13 @@ def pattern(text: str, *, ignore_case: bool = True) -> re.Pattern[str]:
         return re.compile(_translate(f"^{_globbed(text)}$"), re.DOTALL | (re.IGNORECASE if ignore_case else 0))
     except (re.error, ValueError, OverflowError, RecursionError):
         raise ValueError(f"the pattern {text} is not a valid regular expression") from None
+
+
+def matches(compiled: re.Pattern[str], text: str) -> bool:
+    """Return whether a pattern matches, as it is written with umlauts too: `text` has its domain as A-labels."""
+    if compiled.search(text):
+        return True
+    return not compiled.pattern.isascii() and "xn--" in text and compiled.search(with_u_labels(text)) is not None
 
 
 def is_literal(text: str) -> bool:

@@ -285,7 +285,7 @@ class KeyFiles:
             found.append(f"every user can read or write the key; fix it with: chmod go-rwx {quote(name)}")
         elif status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) and (other := _other_user(status.st_gid, self._owners)):
             found.append(f"{other} can read or write the key by its group; fix it with: chmod g-rw {quote(name)}")
-        return [Problem(name, 0, what, warning=self._warn) for what in found]
+        return [self._unsafe(name, what) for what in found]
 
     def _unsafe_folders(self, folder: str) -> list[Problem]:
         """Check all folders above a key: whoever can replace the file can replace the key."""
@@ -306,7 +306,11 @@ class KeyFiles:
                 found.append(f"every user can write to this folder of keys; fix it with: chmod o-w {name}")
             elif status.st_mode & stat.S_IWGRP and (other := _other_user(status.st_gid, self._owners)):
                 found.append(f"{other} can write to this folder of keys; fix it with: chmod g-w {name}")
-        return [Problem(str(folder), 0, what, warning=self._warn) for what in found]
+        return [self._unsafe(str(folder), what) for what in found]
+
+    def _unsafe(self, name: str, what: str) -> Problem:
+        problem = Problem(name, 0, what)
+        return problem.opening() if self._warn else problem
 
 
 def read_key(

@@ -296,6 +296,57 @@ def test_the_same_hosts_of_a_refile_are_internal_but_for_the_deviation_that_is_w
     )
 
 
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        "*.com",
+        "*example.com",
+        "*1",
+        "*:*",
+        "*/24|x\n192.0.2.0/24",
+        ".*",
+        "[0-9]*",
+        "192.0.2.0/*",
+        "192.0.2.*\n!192.0.2.0/24",
+        "!192.0.2.1\n192.0.2.*",
+        "!*.example.com\n.com",
+        "(mail|a.mail).*.com",
+        "0.0.0.0/0",
+        "0.0.0.0/1\n128.0.0.0/1\n::/0",
+    ],
+)
+def test_a_pattern_of_hosts_matches_whom_it_matches_in_opendkim(tmp_path: Path, hosts: str) -> None:
+    (tmp_path / "hosts").write_text(f"{hosts}\n")
+    for theirs, ours in signed_by_both(tmp_path, f"refile:{tmp_path}/hosts"):
+        assert theirs == ours
+
+
+@pytest.mark.parametrize("pattern", ["*", "*.*", "|"])
+def test_opendkim_takes_nobody_for_internal_where_we_refuse_a_pattern_for_anybody(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "hosts").write_text(f"192.0.2.1\n{pattern}\n")
+    theirs, ours = zip(*signed_by_both(tmp_path, f"refile:{tmp_path}/hosts"), strict=True)
+    assert not any(theirs)
+    assert (True, *(False,) * 5) == ours  # as long as nobody reads the mistake
+    _, problems = HostList.read(f"refile:{tmp_path}/hosts")
+    assert [False] == [problem.warning for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "wanted"),
+    [
+        ("[2001:db8::1]", [False, False, False, False, True, False]),
+        ("[2001:db8::]/32", [False, False, False, False, True, True]),
+        ("192.0.2.0/255.255.255.0", [True, True, False, False, False, False]),
+        ("mail.example.com.", [True, False, True, False, False, False]),
+    ],
+)
+def test_what_people_mean_for_hosts_is_the_deviation_that_is_wanted(
+    tmp_path: Path, hosts: str, wanted: list[bool]
+) -> None:
+    (tmp_path / "hosts").write_text(f"{hosts}\n")
+    assert [(False, ours) for ours in wanted] == signed_by_both(tmp_path, f"refile:{tmp_path}/hosts")
+
+
 def test_networks_with_host_bits_are_the_deviation_that_is_wanted(tmp_path: Path) -> None:
     assert [(False, True)] * 2 == signed_by_both(tmp_path, "192.0.2.1/24")[:2]
 

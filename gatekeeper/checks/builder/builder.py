@@ -269,17 +269,12 @@ class CheckBuilder:
         if table is None:
             raise _AlreadyReported
         if word == "check_sender_access":
-            self._warn_about_allows(
-                table,
-                "an OK for a sender lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc",
-            )
+            what = "an OK for a sender lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc"
+            self._problems += [entry.problem(what).opening() for entry in table.allows]
         if word in OK_FORBIDDEN:
             what = "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO"
-            self._warn_about_allows(table, what)
+            self._problems += [entry.problem(what, warning=True) for entry in table.allows]
         return table
-
-    def _warn_about_allows(self, table: Table, what: str) -> None:
-        self._problems += [entry.problem(what, warning=True) for entry in table.allows]
 
     def _policy_tables(self, word: str, option: str) -> list[Table]:
         """Return the tables that an option of `[policy]` names. Raises ValueError if `word` needs one and has none."""

@@ -6,6 +6,7 @@ warning, and the list ends there: nobody is trusted by what may have to be exclu
 """
 
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from gatekeeper.checks.base.check_types import SourceLine
@@ -15,7 +16,9 @@ from gatekeeper.checks.tables.reader import TableReader
 from gatekeeper.checks.tables.table import Table
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
-from gatekeeper.core.request import Client
+from gatekeeper.core.request import UNKNOWN, Client
+from gatekeeper.core.units import unmap_network
+from gatekeeper.core.wide_networks import extent, find_wide
 from gatekeeper.postfix.client_list import (
     COMMENT,
     THE_END,
@@ -41,14 +44,45 @@ def read_client_list(
     *,
     of_postfix: bool = False,
     parents: bool = True,
+    opened: str = "",
 ) -> tuple[ClientList, list[Problem]]:
     """Return the list that `patterns` make, with what they name read, and what is wrong with it.
 
     `option` and `place` tell where they are written, relative paths start at `folder`. `parents` is as in ClientList.
+    `opened` is what a list of who is trusted opens to those in it; then it is said if they are much of the world.
     """
     reader = _Reader(option, place, folder, of_postfix, parents)
-    hosts = ClientList(reader.expand(patterns), parents=parents, look_up=reader.lookups.__getitem__)
+    expanded = [*reader.expand(patterns)]
+    hosts = ClientList(expanded, parents=parents, look_up=reader.lookups.__getitem__)
+    if opened:
+        reader.problems += [
+            place.problem(f"{option}: {what}: {opened}; name your networks").opening() for what in _much(expanded)
+        ]
     return hosts, reader.problems
+
+
+def _much(patterns: Sequence[ClientPattern]) -> Iterator[str]:
+    """Say of each network, or of several together, and of each top-level domain how much of the world it is."""
+    included: list[tuple[IPv4Network | IPv6Network, str]] = []
+    excluded: set[IPv4Network | IPv6Network] = set()
+    for pattern in patterns:
+        if pattern.kind == "end":
+            break
+        if isinstance(pattern.value, IPv4Network | IPv6Network):
+            network = unmap_network(pattern.value)
+            if not pattern.included:
+                excluded.add(network)
+            elif network not in excluded:
+                included.append((network, pattern.text))
+        elif pattern.kind == "name" and pattern.included and _is_top_level(pattern.value.strip(".")):
+            yield f"{pattern.text} is every host below it, a top-level domain"
+    for network, text in find_wide(included):
+        with_others = "" if (network, text) in included else f" with others makes {network}, which"
+        yield f"{text}{with_others} is {extent(network)}"
+
+
+def _is_top_level(name: str) -> bool:
+    return "." not in name and name not in ("localhost", UNKNOWN)
 
 
 class _Reader:

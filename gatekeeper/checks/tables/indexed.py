@@ -18,6 +18,7 @@ from gatekeeper.checks.tables.packed import Packed
 from gatekeeper.checks.tables.table import Actions, logical_lines
 from gatekeeper.core.request import Address
 from gatekeeper.core.units import parse_network
+from gatekeeper.core.wide_networks import is_wide
 
 _QUOTED = re.compile(rb'(?:"(?:\\.|[^"\\])*"?|[^\s"])+', re.DOTALL)
 """A key, which may contain white space within quotes (postmap(1), since Postfix 3.2)."""
@@ -164,10 +165,16 @@ def _check_odd_key(line: int, key: str, text: str, table: IndexedTable, actions:
         if table.networks is None:
             table.networks = Networks(capacity, actions)
         try:
-            table.networks.add(parse_network(key), text)
+            network = parse_network(key)
         except ValueError as error:
             actions.mistake(line, str(error))
+            return
+        if is_wide(network):
+            # What goes beyond Postfix on purpose does so for networks that somebody can own.
+            what = f"neither Postfix nor gatekeeper matches the network {key} here; put it into a cidr: table"
+            actions.mistake(line, what, warning=True)
         else:
+            table.networks.add(network, text)
             what = f"Postfix never matches the network {key} here, but gatekeeper does; put it into a cidr: table"
             actions.mistake(line, what, warning=True)
     elif key.startswith("@"):
