@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gatekeeper.auth.domains import configured_domain
 from gatekeeper.config.config_file import Config
 from gatekeeper.core.problem import Problem
 from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.signing import data_set as opendkim_data_set
 from gatekeeper.signing.host_list import HostList
-from gatekeeper.signing.key_table import KeyTable
+from gatekeeper.signing.key_table import KeyTable, is_selector
 from gatekeeper.signing.keys import KeyFiles, KeyRequirements
 from gatekeeper.signing.name_set import MacroList, NameSet
 from gatekeeper.signing.policy import SigningPolicy, WithoutKey
@@ -197,12 +198,26 @@ class _Reader:
                 Problem(data.name, 0, "patterns need key_table and signing_table, not signing.domains")
             )
         location = f"{options.selector}:{os.path.join(config.folder, options.key_file)}"
-        domains = list(dict.fromkeys(entry.key.lower() for entry in data.entries))
+        domains: list[str] = []
+        for entry in data.entries:
+            domain = "*" if entry.key == "*" else configured_domain(entry.key)
+            if not domain or domain.startswith(".") or entry.value:
+                what = f"{' '.join((entry.key, entry.value)).strip()!r} is not a domain; {_ALLOWED_DOMAINS}"
+                self.problems.append(data.problem(entry, what))
+            elif domain not in domains:
+                domains.append(domain)
+        if not is_selector(options.selector):
+            what = f"{options.selector!r} is not a valid selector; allowed: letters, digits and hyphens, such as 2024a"
+            self.problems.append(Problem("signing.selector", 0, what))
+            domains = []
         keys = [f"{domain} {'%' if domain == '*' else domain}:{location}" for domain in domains]
         rules = [f"{domain} {domain}" for domain in domains]
         if options.subdomains and "*" not in domains:
             rules += [f".{domain} {domain}:@{domain}" for domain in domains]
         return (tuple(keys), "signing.key_file"), (tuple(rules), "signing.domains")
+
+
+_ALLOWED_DOMAINS = "allowed: example.com, several with commas between them, or * for any"
 
 
 def _path(config: Config, option: str) -> _Spec:
@@ -224,8 +239,8 @@ def placed(config: Config, problem: Problem, ours: str = "signing") -> Problem:
     section, dot, option = problem.file.partition(".")
     if section != ours or option not in type(getattr(config, ours)).model_fields:
         return problem
-    at = config.problem((section, option), "")
-    return replace(problem, file=at.file, line=at.line, what=f"{section}{dot}{option}: {problem.what}")
+    here = config.problem((section, option), f"{section}{dot}{option}: {problem.what}")
+    return replace(problem, file=here.file, line=here.line, what=here.what)
 
 
 def _contradictions(config: Config) -> Iterator[Problem]:

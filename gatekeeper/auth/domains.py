@@ -33,6 +33,13 @@ def configured_domain(text: str) -> str:
     return dot + name if name else ""
 
 
+def configured_mailbox(text: str) -> str:
+    """Return `user@domain`, `@domain` or a domain with the domain in that form; as it is if that is no domain."""
+    local, at, domain = text.strip().rpartition("@")
+    name = configured_domain(domain)
+    return f"{local}{at}{name}" if name else text.strip()
+
+
 def is_within(name: str, domain: str) -> bool:
     """Return whether `name` is `domain` or lies below it; both in normal form."""
     return name == domain or name.endswith("." + domain)

@@ -76,7 +76,7 @@ class Config(Section):
     log: LogSection = LogSection()
 
     _file: Path | None = PrivateAttr(None)
-    _base: Path | None = PrivateAttr(None)
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
     _locations: KeyLocations = PrivateAttr(KeyLocations(""))
     _tree: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _ask: postconf.Ask = PrivateAttr(default_factory=lambda: postconf.ask_postfix)
@@ -87,8 +87,12 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        """The folder that relative paths start at: the file's, or the working directory without a file."""
-        return self._base or (self._file.parent if self._file else Path.cwd())
+        """The folder that relative paths start at: the file's, or the working directory without a file.
+
+        It is absolute, so that a path below it is known to be one wherever paths and other values may stand (the keys
+        of a KeyTable), and means the same if the process goes to another directory.
+        """
+        return self._base
 
     @property
     def file(self) -> Path | None:
@@ -223,7 +227,7 @@ def from_tree(
     all_problems = sorted({*found, *problems})
     if any(not problem.warning for problem in all_problems):
         raise ConfigError(all_problems)
-    config._base, config._import_warnings = base, tuple(all_problems)
+    config._base, config._import_warnings = base.absolute(), tuple(all_problems)
     return config
 
 
@@ -273,6 +277,7 @@ def _build(
             # If there is nothing left to remove, a default is wrong; that must not loop for ever.
             usable = rest if rest != usable else {}
     config._file, config._locations, config._sockets = path, locations, sockets
+    config._base = (path.parent if path else Path()).absolute()
     config._tree, config._ask, config._relay = tree, ask, relay
     config._drift = tuple(
         locations.problem(file, (option,), what, warning=True) for option, what in _drift(config, tree, relay)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The types of option values: each parser takes what TOML gives, and its error message says what is allowed.
 
-Where Postfix has a list, the value is a list or one string, separated by white space or commas as in main.cf.
+Where Postfix has a list, the value is a list or one string, separated by white space or commas as in main.cf. Domains
+become the form in which mail is compared with them (auth/domains.py), in every option by the same function.
 """
 
 import re
@@ -9,11 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StrictInt
 
+from gatekeeper.auth.domains import configured_domain
+from gatekeeper.checks.tables.client_list_reader import parse_own_pattern
 from gatekeeper.core.log import FACILITIES
 from gatekeeper.core.peers import Peers, parse_peers
-from gatekeeper.dnsclient import names as dns_names
 from gatekeeper.dnsclient.live import parse_nameserver
-from gatekeeper.postfix.client_list import ClientPattern, parse_pattern
+from gatekeeper.postfix.client_list import ClientPattern
 from gatekeeper.postfix.listen_address import ListenAddress, parse_listen_address
 from gatekeeper.postfix.restriction_list import split_if_string
 
@@ -24,14 +26,13 @@ def _split_words(value: Any) -> Any:
 
 
 def _client_pattern(value: Any) -> ClientPattern:
-    return value if isinstance(value, ClientPattern) else parse_pattern(str(value))
+    return value if isinstance(value, ClientPattern) else parse_own_pattern(str(value))
 
 
 def _domain(value: Any) -> str:
-    name = dns_names.to_name(str(value).removeprefix("."))
-    if name is None:
-        raise ValueError(f'{value!r} is not a domain; allowed: "example.com", or ".example.com" for its subdomains')
-    return ("." if str(value).startswith(".") else "") + dns_names.to_text(name)
+    if name := configured_domain(value) if isinstance(value, str) else "":
+        return name
+    raise ValueError(f'{value!r} is not a domain; allowed: "example.com", or ".example.com" for its subdomains')
 
 
 def _listen(value: Any) -> ListenAddress:
@@ -75,8 +76,9 @@ def _one_or_more(value: Any) -> Any:
 
 
 def _hostname(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,255}", value):
-        return value
+    name = value.strip().removesuffix(".") if isinstance(value, str) else ""
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,255}", name := name if name.isascii() else configured_domain(name)):
+        return name
     raise ValueError(f'{value!r} is not a host name; allowed: letters, digits, dots and hyphens, as "mail.example.com"')
 
 

@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from gatekeeper.auth.domains import normal_domain
 from gatekeeper.core.request import Client
 from gatekeeper.postfix.client_list import ClientList
 
@@ -40,4 +41,5 @@ class Site:
 
 
 def _covers(domains: Iterable[str], domain: str) -> bool:
+    domain = domain.lower().removesuffix(".") if domain.isascii() else normal_domain(domain)
     return any(domain == ours or (ours.startswith(".") and domain.endswith(ours)) for ours in domains)

@@ -18,6 +18,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from gatekeeper.app.signing_plan import key_table, key_table_file
+from gatekeeper.auth.domains import configured_domain
 from gatekeeper.config.config_file import Config
 from gatekeeper.config.locations import KeyLocations
 from gatekeeper.core import file_lock, toml_writer
@@ -187,9 +188,10 @@ def switched(text: str, state: RotationState, base: Path) -> tuple[str, list[int
         if match is None or not match["value"]:
             continue
         fields = [field.strip() for field in match["value"].split(":", 2)]
-        if len(fields) < 3 or fields[0].lower() not in state.domains or fields[1] != state.old.selector:
+        domain = configured_domain(fields[0]) or fields[0]
+        if len(fields) < 3 or domain not in state.domains or fields[1] != state.old.selector:
             continue
-        path, algorithm = _location(fields[2], fields[0].lower(), base)
+        path, algorithm = _location(fields[2], domain, base)
         if path == state.old.path:
             value = f"{fields[0]}:{state.new.selector}:{state.new.path}{algorithm}"
             lines[number] = f"{match['before']}{value}{line[match.end('value') :]}"

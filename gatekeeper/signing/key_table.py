@@ -6,7 +6,8 @@ names; each mistake is a Problem with its location, and the other lines still wo
 one of its name that it was to replace in force (`inherit`).
 
 Deliberate deviations from OpenDKIM: white space around the fields is ignored, with a warning; keys whose path contains
-a `%` for the From domain are found when the table is read, not for each message.
+a `%` for the From domain are found when the table is read, not for each message; a domain is written into `d=` in the
+form of auth/domains.py, in lower case and as A-labels.
 """
 
 import copy
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from gatekeeper.auth.domains import configured_domain
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set
@@ -26,6 +28,11 @@ from gatekeeper.signing.keys import ALGORITHMS, BadKey, KeyFiles, PrivateKey
 _DOMAIN = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
 _SEED = re.compile(r"/[A-Za-z0-9+/]{42}=")
 """One Ed25519 seed in 64 begins with a slash, like a path."""
+
+
+def is_selector(text: str) -> bool:
+    """Return whether `text` is a valid selector."""
+    return _DOMAIN.fullmatch(text) is not None
 
 
 def is_path(text: str) -> bool:
@@ -78,6 +85,7 @@ class KeyTable:
         self._files = files
         self._keys: dict[str, TableKey] = {}
         self._patterns: list[tuple[re.Pattern[str], str]] = []
+        self._domains: dict[str, str] = {}  # the names that are domains with umlauts, by the domain as A-labels
         self._inline: list[PrivateKey] = []
         self._by_path: dict[str, PrivateKey | None] = {}
         self._per_domain: dict[str, PrivateKey | None] = {}  # by path, for names with a key file for each domain
@@ -169,9 +177,11 @@ class KeyTable:
 
     def _find(self, name: str) -> TableKey | None:
         key = self._keys.get(name)
+        if key is None and name in self._domains:
+            return self._keys[self._domains[name]]
         if key is None:
             for pattern, text in self._patterns:
-                if pattern.search(name):
+                if data_set.matches(pattern, name):
                     return self._keys[text]
         return key
 
@@ -185,16 +195,24 @@ class KeyTable:
             what = f"key {entry.key}: white space around a : is part of the value for OpenDKIM; remove it"
             problems.append(data.problem(entry, what, warning=True))
         domain, selector, text = (part.strip() for part in fields)
-        if domain != "%" and not _DOMAIN.fullmatch(domain):
-            problems.append(data.problem(entry, f"key {entry.key}: {domain} is neither a valid domain name nor %"))
-            return None
-        if not _DOMAIN.fullmatch(selector):
+        if domain != "%":
+            name = configured_domain(domain)
+            if not _DOMAIN.fullmatch(name):
+                problems.append(data.problem(entry, f"key {entry.key}: {domain} is neither a valid domain name nor %"))
+                return None
+            if "." not in name:
+                what = (
+                    f"key {entry.key}: no domain of a mailbox is without a dot, as {domain}; write DOMAIN:SELECTOR:KEY"
+                )
+                problems.append(data.problem(entry, what, warning=True))
+            domain = name
+        if not is_selector(selector):
             problems.append(data.problem(entry, f"key {entry.key}: {selector} is not a valid selector"))
             return None
         source, _, algorithm = text.rpartition(":")
         if algorithm not in ALGORITHMS:
             source, algorithm = text, ""
-        key = TableKey(entry.key, domain.lower(), selector, *self._load(data, entry, domain.lower(), source))
+        key = TableKey(entry.key, domain, selector, *self._load(data, entry, domain, source))
         if algorithm and key.private is not None and (wrong := _wrong_algorithm(data, entry, algorithm, key.private)):
             self.unusable += wrong
             key = replace(key, private=None)
@@ -218,8 +236,10 @@ class KeyTable:
         """Read the keys of all domains that have a file by `template`: a worker could not read them."""
         watched_files.record(Path(template.partition("%")[0]).parent if "/" in template else ".")
         for found in glob.glob("*".join(map(glob.escape, template.split("%")))):
-            if _domain_in(template, found):
-                self._per_domain[found] = self._files.read(found)
+            if domain := _domain_in(template, found):
+                # a file named in umlauts is that of the domain as A-labels
+                name = domain if domain.isascii() else configured_domain(domain)
+                self._per_domain[template.replace("%", name)] = self._files.read(found)
 
     def _add(self, data: DataSet, entry: DataSetEntry, key: TableKey, problems: list[Problem]) -> None:
         if entry.key in self._keys:
@@ -233,6 +253,8 @@ class KeyTable:
                 problems.append(data.problem(entry, str(error)))
                 return
         self._keys[entry.key] = key
+        if not entry.key.isascii() and (domain := configured_domain(entry.key)):
+            self._domains.setdefault(domain, entry.key)
 
 
 def _domain_in(template: str, path: str) -> str:

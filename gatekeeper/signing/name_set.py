@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sets of names (OpenDKIM's MTA, ExemptDomains, DontSignMailTo), and MacroList, milter macros with their values.
 
-Names are case-insensitive; in a refile the entries are patterns.
+Names are case-insensitive, and domains, alone or behind an @, are compared in the form of auth/domains.py; in a refile
+the entries are patterns.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gatekeeper.auth.domains import configured_mailbox
 from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set
 
@@ -16,7 +18,7 @@ class NameSet:
     """Names and patterns of names. False if empty."""
 
     def __init__(self, *names: str) -> None:
-        self._names = {name.lower(): name for name in names}
+        self._names = {_normal(name): name for name in names}
         self._patterns: list[tuple[re.Pattern[str], str]] = []
 
     @classmethod
@@ -26,10 +28,10 @@ class NameSet:
         names = cls()
         for entry in data.entries:
             if data.kind != "refile" or data_set.is_literal(entry.key):
-                names._names.setdefault(entry.key.lower(), entry.key)
+                names._names.setdefault(_normal(entry.key), entry.key)
                 continue
             try:
-                names._patterns.append((data_set.pattern(entry.key), entry.key))
+                names._patterns.append((data_set.pattern(entry.key.removesuffix(".")), entry.key))
             except ValueError as error:
                 problems.append(data.problem(entry, str(error)))
         return names, problems
@@ -39,8 +41,13 @@ class NameSet:
 
     def find(self, name: str) -> str:
         """Return the entry that matches `name`, as written; empty if there is none."""
-        found = self._names.get(name.lower(), "")
-        return found or next((entry for pattern, entry in self._patterns if pattern.search(name)), "")
+        name = _normal(name)
+        found = self._names.get(name, "")
+        return found or next((entry for pattern, entry in self._patterns if data_set.matches(pattern, name)), "")
+
+
+def _normal(name: str) -> str:
+    return configured_mailbox(name).lower()
 
 
 class MacroList:

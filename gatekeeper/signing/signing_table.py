@@ -5,8 +5,9 @@ A line is `pattern keyname[:signer]`. The privileged parent reads the table once
 location, and the other lines still work. A look-up costs the same with ten entries as with a hundred thousand; only
 refile patterns of unusual form are tried one by one.
 
-Deliberate deviation from OpenDKIM: `*@domain` in a table that is not a refile does match (OpenDKIM silently signs
-nothing), with a warning.
+Deliberate deviations from OpenDKIM: `*@domain` in a table that is not a refile does match (OpenDKIM silently signs
+nothing), with a warning; and domains are compared in one form, in which mail has them too (auth/domains.py), whether
+they are written with umlauts or as A-labels, or with a final dot.
 """
 
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from gatekeeper.auth.domains import configured_domain, configured_mailbox
 from gatekeeper.core.problem import Problem
 from gatekeeper.signing import data_set
 from gatekeeper.signing.data_set import DataSet, DataSetEntry
@@ -68,14 +70,17 @@ class _RefileIndex:
         user, at, domain = pattern.lower().rpartition("@")
         parent = domain.startswith("*.")
         if data_set.is_literal(pattern):
-            self.literal.setdefault(pattern.lower(), []).append(number)
+            self.literal.setdefault(configured_mailbox(pattern).lower(), []).append(number)
         elif at and "|" not in user and data_set.is_literal(domain.removeprefix("*") if parent else domain):
             if not data_set.is_literal(user.replace("*", "")):
                 data_set.pattern(pattern)  # raises ValueError unless it is a regular expression
             by_domain = self.parent if parent else self.domain
-            by_domain.setdefault(domain.removeprefix("*"), []).append((number, "" if user == "*" else pattern))
+            domain = domain.removeprefix("*")
+            domain = configured_domain(domain) or domain
+            whole = f"{user}@{'*' if parent else ''}{domain}"
+            by_domain.setdefault(domain, []).append((number, "" if user == "*" else whole))
         else:
-            self.other.append((number, data_set.pattern(pattern)))
+            self.other.append((number, data_set.pattern(pattern.removesuffix("."))))
 
     def match(self, user: str, domain: str) -> list[int]:
         address = f"{user}@{domain}"
@@ -84,7 +89,7 @@ class _RefileIndex:
         for parent in data_set.parents(domain):
             candidates += self.parent.get(parent, ())
         found += [number for number, pattern in candidates if not pattern or _compiled(pattern).search(address)]
-        found += [number for number, expression in self.other if expression.search(address)]
+        found += [number for number, expression in self.other if data_set.matches(expression, address)]
         return sorted(found)
 
 
@@ -103,7 +108,7 @@ class SigningTable:
                 continue
             if name != "%" and name not in keys:
                 self.unusable.append(data.problem(entry, f"{entry.key}: there is no key {name} in the KeyTable"))
-            self._rules.append(SigningRule(data.location(entry), entry.key, name, signer))
+            self._rules.append(SigningRule(data.location(entry), entry.key, name, _normal_signer(signer)))
             if self._refile is not None:
                 problems += self._add_pattern(self._refile, data, entry)
             else:
@@ -148,7 +153,7 @@ class SigningTable:
         return []
 
     def _add_plain(self, data: DataSet, entry: DataSetEntry) -> list[Problem]:
-        key = entry.key.lower()
+        key = configured_mailbox(entry.key).lower()
         found = []
         if "*" in key.removesuffix("*"):
             if not key.startswith("*@") or "*" in key[2:]:
@@ -157,6 +162,8 @@ class SigningTable:
             elif data.kind != "list":
                 what = f"{entry.key} matches here, but in OpenDKIM only with refile: before the name of the file"
                 found.append(data.problem(entry, what, warning=True))
+        elif not configured_domain(key.rpartition("@")[2].removesuffix("*") or "any"):
+            found.append(data.problem(entry, f"{entry.key} matches nothing: its domain is not valid", warning=True))
         if key in self._plain:
             what = f"{entry.key}: an earlier line has this pattern; this one is unused"
             found.append(data.problem(entry, what, warning=True))
@@ -172,6 +179,11 @@ def _check_fields(data: DataSet, entry: DataSetEntry, name: str, signer: str) ->
     if signer and "@" not in signer:
         what = f"{entry.key}: {signer} has no @, so that OpenDKIM signs nothing; here the signature has no i="
         yield data.problem(entry, what, warning=True)
+
+
+def _normal_signer(signer: str) -> str:
+    """Return the signer with its domain as A-labels; what needs no change, or has a `%`, stays as it is written."""
+    return signer if signer.isascii() and not signer.endswith(".") else configured_mailbox(signer)
 
 
 def lookup_keys(user: str, domain: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from gatekeeper.auth.domains import configured_domain, configured_mailbox
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.client_list_reader import read_client_list
 from gatekeeper.checks.tables.reader import FILELESS_READERS, READERS
@@ -58,7 +59,7 @@ class SessionPattern:
     @property
     def is_file(self) -> bool:
         """Whether the value names a file."""
-        return self.value.startswith(("/", "./"))
+        return self.value.startswith(("/", "./", "../"))
 
     def __str__(self) -> str:
         return self.text
@@ -203,12 +204,12 @@ def _read_file(
 
 def _parse_value(kind: str, value: str) -> str | IPv4Network | IPv6Network:
     """Parse the value of a pattern of `kind`. Raises ValueError with what is allowed."""
-    name = value.lower()
+    name = _normal(value)
     if kind == "client":
         if (network := _network(name)) is not None:
             return network
-        if re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) and not name.replace(".", "").isdigit():
-            return name
+        if (host := configured_domain(name)) and not name.replace(".", "").isdigit():
+            return host
         raise ValueError(f'{value!r} is not a client; allowed: "192.0.2.0/24", "mail.example.net", ".example.net"')
     if not name or re.search(r"\s", name):
         raise ValueError(f'{value!r} is not a {kind}; allowed: a name, or "@example.com" for the whole domain')
@@ -229,8 +230,13 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
+def _normal(value: str) -> str:
+    """Return a login or mailbox in lower case, with its domain, if it has one, in the form of auth/domains.py."""
+    return (configured_mailbox(value) if "@" in value else value).lower()
+
+
 def _contains(names: frozenset[str] | None, value: str) -> bool:
     if not names:
         return False
-    value = value.lower()
+    value = _normal(value)
     return value in names or f"@{domain_of(value)}" in names

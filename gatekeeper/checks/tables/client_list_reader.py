@@ -5,10 +5,12 @@ In our own files a mistake keeps the configuration from being used. In main.cf, 
 warning, and the list ends there: nobody is trusted by what may have to be excluded first.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from gatekeeper.auth.domains import configured_domain
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.inline import StaticTable
 from gatekeeper.checks.tables.patterns import NetworkTable, RuleTable
@@ -59,6 +61,15 @@ def read_client_list(
             place.problem(f"{option}: {what}: {opened}; name your networks").opening() for what in _much(expanded)
         ]
     return hosts, reader.problems
+
+
+def parse_own_pattern(text: str, *, included: bool = True) -> ClientPattern:
+    """Parse one word of a list of our own, a name as names in mail are written. Raises ValueError."""
+    word = text.strip()
+    name = word.lstrip("!")
+    if not set(name) & set("/:[]") and re.search(r"[^\d.]", name):
+        name = configured_domain(name) or name
+    return parse_pattern(word[: len(word) - len(word.lstrip("!"))] + name, included=included)
 
 
 def _much(patterns: Sequence[ClientPattern]) -> Iterator[str]:
@@ -127,7 +138,7 @@ class _Reader:
                 yield from self._line(line, SourceLine(str(path), number), pattern.included, depth)
 
     def _line(self, line: str, place: SourceLine, included: bool, depth: int) -> Iterator[ClientPattern]:
-        parse = parse_postfix_pattern if self._of_postfix else parse_pattern
+        parse = parse_postfix_pattern if self._of_postfix else parse_own_pattern
         for _, word in split_words(line):
             if word.startswith("#"):
                 self._say(place, COMMENT.format(word), warning=True)
