@@ -178,12 +178,26 @@ def _message_checks(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[
     counting: tuple[Check, ...] = (ReportCounter(),) if verify.count and Method.DMARC in verify.methods else ()
     checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
     wanted = (*counting, *(check for method, check in checks.items() if method in verify.methods))
-    problems = [placed(config, problem, "verify") for problem in problems]
+    problems = [*(placed(config, problem, "verify") for problem in problems), *_trusted_top_levels(config)]
     known = tuple(name for name in conditions if Method(name) in verify.methods and "v" in config.milter.mode)
     for name in sorted({*conditions} - {*known}):
         what = f"an access table demands if={name}, which never holds: the milter does not verify {name}"
         problems.append(config.problem(("verify", "methods"), what, warning=True))
     return (*wanted, ProofRecorder(conditions=known)) if known else wanted, problems
+
+
+def _trusted_top_levels(config: Config) -> Iterator[Problem]:
+    """Say where all domains of a top-level domain are trusted."""
+    verify = config.verify
+    for option in ("trusted_lists", "trusted_sealers"):
+        for domain in getattr(verify, option):
+            if "." not in domain:
+                what = f"verify.{option}: {domain} is every domain below {domain}: they are all trusted; name yours"
+                yield config.problem(("verify", option), what).opening()
+    for domain, wanted in verify.overrides.items():
+        if wanted == "none" and domain.startswith(".") and "." not in domain[1:]:
+            what = f"verify.overrides: {domain} is every domain below {domain[1:]}: forged mail of them all passes"
+            yield config.problem(("verify", "overrides"), f"{what}; name yours").opening()
 
 
 def _restriction_line(config: Config, at: KeyPath, restriction: Restriction) -> SourceLine:

@@ -109,7 +109,8 @@ def signing_policy(
         if keys.replacing:
             then = f"the key from before signs on; if there was none, {then}"
         problems = [_softened(problem, then) if problem in soft else problem for problem in problems]
-    return policy, [*_contradictions(config), *(placed(config, problem) for problem in problems)]
+    problems = [placed(config, problem) for problem in problems]
+    return policy, [*_contradictions(config), *_openings(config, policy), *problems]
 
 
 _MEANWHILE = {
@@ -261,9 +262,32 @@ def _contradictions(config: Config) -> Iterator[Problem]:
     elif one_key:
         what = f"signing.{one_key[0]} does nothing beside signing.key_table"
         yield config.problem(("signing", one_key[0]), what, warning=True)
-    if options.body_length is not None:
-        what = "signing.body_length (l=) lets anybody put text behind a signed message; better leave it out"
-        yield config.problem(("signing", "body_length"), what).opening()
+
+
+def _openings(config: Config, policy: SigningPolicy) -> Iterator[Problem]:
+    """Say what options open that are not wrong by themselves."""
+
+    def opened(option: str, what: str) -> Problem:
+        return config.problem(("signing", option), f"signing.{option}: {what}").opening()
+
+    if config.signing.body_length is not None:
+        yield opened("body_length", "with l= anybody can put text behind a signed message; better leave it out")
+    if entry := policy.daemon_names.find(config.hostname):
+        what = f"{entry} is what every service of Postfix is called without milter_macro_daemon_name"
+        yield opened("daemon_names", f"{what}: mail of anybody from our domains is signed; name the services of yours")
+    if entry := policy.macros.find(dict.fromkeys(_ALWAYS_SET, "any value")).partition("=")[0]:
+        yield opened("macros", f"{entry} is set for everybody, whose mail from our domains is signed; remove it")
+    anybodys = {policy.exempt.find(domain) for domain in ("example.com", "mail.example.net", "x1.example.org")}
+    if len(anybodys) == 1 and (entry := anybodys.pop()):
+        yield opened("exempt_domains", f"{entry} is every domain: no mail is signed or judged; name the domains")
+
+
+_ALWAYS_SET = (
+    *("j", "i", "v", "_", "{daemon_name}", "{daemon_addr}", "{daemon_port}", "{mail_addr}", "{mail_host}"),
+    *("{client_addr}", "{client_name}", "{client_port}", "{client_ptr}", "{client_resolve}", "{client_connections}"),
+    *("{mail_mailer}", "{rcpt_addr}", "{rcpt_host}", "{rcpt_mailer}"),
+)
+"""Macros that Postfix has for everybody (MILTER_README)."""
 
 
 def key_owners(config: Config) -> frozenset[int]:

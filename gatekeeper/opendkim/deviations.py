@@ -13,7 +13,11 @@ class Topic(StrEnum):
     """What a deviation is about; tests and reports name deviations by it."""
 
     HOST_PATTERN = "host-pattern"
+    HOST_ANYBODY = "host-anybody"
     HOST_BITS = "host-bits"
+    HOST_BRACKETS = "host-brackets"
+    DOMAIN_SPELLING = "domain-spelling"
+    SIGNING_DOMAIN = "signing-domain"
     STAR_AT_DOMAIN = "star-at-domain"
     KEY_SPACES = "key-spaces"
     SEVERAL_FROM = "several-from"
@@ -30,6 +34,7 @@ class Topic(StrEnum):
     MALFORMED = "malformed"
     LONG_HEADER = "long-header"
     LONG_LINES = "long-lines"
+    LAST_LINE = "last-line"
     SAME_KEY_TWICE = "same-key-twice"
     SIGNATURE_ERROR = "signature-error"
     DETAIL = "detail"
@@ -65,16 +70,45 @@ DEVIATIONS = (
     Deviation(
         Topic.HOST_PATTERN,
         "OpenDKIM takes a line `*.example.com` of a `refile:` host list as negated, so that it never matches.",
-        "Here it matches.",
-        "It is what everybody who writes it means; a warning names the line.",
+        "Here it matches what is below example.com; others that begin with `*`, and `*.com`, stay negated.",
+        "It is what everybody who writes it means; a line with OPENS names it.",
+        _HOSTS,
+    ),
+    Deviation(
+        Topic.HOST_ANYBODY,
+        "OpenDKIM takes a line `*` of a `refile:` host list as negated, so that no host is in the list.",
+        "Here it is an error, and so is every other pattern that matches any name and any address.",
+        "Nobody means that strangers' mail is signed.",
         _HOSTS,
     ),
     Deviation(
         Topic.HOST_BITS,
-        "OpenDKIM never matches a network with bits set after its prefix, such as `192.168.0.1/24`.",
-        "Here it counts as its network, `192.168.0.0/24`.",
-        "It is what everybody who writes it means; a warning names the line.",
+        "OpenDKIM never matches a network with bits set after its prefix, such as `192.168.0.1/24`, or with a netmask, "
+        "nor an IPv6 address that is not in its shortest form.",
+        "Here it counts as its network, `192.168.0.0/24`, and is an error if that is more than one organization has.",
+        "It is what everybody who writes it means; a line with OPENS names it.",
         _HOSTS,
+    ),
+    Deviation(
+        Topic.HOST_BRACKETS,
+        "In a `refile:` host list OpenDKIM takes `[2001:db8::1]` for a set of characters, which matches no host.",
+        "Here it is the address, and with `/32` the network.",
+        "It is what everybody who writes it means; a line with OPENS names it.",
+        _HOSTS,
+    ),
+    Deviation(
+        Topic.DOMAIN_SPELLING,
+        "OpenDKIM compares domains as they are written, so that `bücher.example` in a table is not "
+        "`xn--bcher-kva.example` in mail, nor `BÜCHER.example` there, nor `example.com.` the same as `example.com`.",
+        "Here all spellings of a domain are one, except that mail whose From has the final dot is not signed.",
+        "Mail programs write umlauts or A-labels; a final dot is no part of a mailbox (RFC 5321).",
+    ),
+    Deviation(
+        Topic.SIGNING_DOMAIN,
+        "OpenDKIM writes `d=` as the KeyTable has the domain, and signs nothing if that, or with `%` the one in From, "
+        "has umlauts.",
+        "Here `d=` is in lower case and in A-labels.",
+        "It is what verifiers look up (RFC 6376 section 3.5).",
     ),
     Deviation(
         Topic.STAR_AT_DOMAIN,
@@ -181,6 +215,13 @@ DEVIATIONS = (
         "such signatures never verify.",
         "Here they are signed as Postfix will send them (signing.line_length_limit).",
         "Newsletters and programs write such lines.",
+    ),
+    Deviation(
+        Topic.LAST_LINE,
+        "With the relaxed body canonicalization OpenDKIM neither signs nor judges mail whose last line has no line end.",
+        "Here the line end is added first, as RFC 6376 section 3.4.4 asks.",
+        "Postfix sends no such line; other programs may.",
+        ("Canonicalization",),
     ),
     Deviation(
         Topic.SAME_KEY_TWICE,

@@ -32,6 +32,7 @@ from gatekeeper.signing.signer import OMITTED, OPENDKIM_HEADERS
 DEFAULT_PATH = Path("/etc/opendkim.conf")
 
 _ACTIONS = {word[0]: word for word in ("accept", "discard", "quarantine", "reject", "tempfail")}
+_QUOTES = "\"'"
 _MAX_DNS_TIMEOUT = "60s"
 _MAX_SIGNATURES = 100
 _OPENDKIM_MAX_HEADER = 65536
@@ -216,6 +217,9 @@ class _Mapper:
             option = setting.option
             if option.kind is OptionKind.BOOLEAN and not setting.flag:
                 continue
+            if option.kind is OptionKind.STRING and option.fate is Fate.WORKS and setting.value[0] in _QUOTES:
+                what = "the quotes are part of the value, as in OpenDKIM, and what they touch is not found; remove them"
+                self._error(setting, what, warning=True)
             if option.fate is Fate.REFUSED:
                 self._error(setting, f"not supported: {option.comment}", warning=tolerant)
             elif option.fate is Fate.IGNORED:

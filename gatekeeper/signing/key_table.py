@@ -201,9 +201,7 @@ class KeyTable:
                 problems.append(data.problem(entry, f"key {entry.key}: {domain} is neither a valid domain name nor %"))
                 return None
             if "." not in name:
-                what = (
-                    f"key {entry.key}: no domain of a mailbox is without a dot, as {domain}; write DOMAIN:SELECTOR:KEY"
-                )
+                what = f"key {entry.key}: {domain} has no dot, so nobody can look its key up; write DOMAIN:SELECTOR:KEY"
                 problems.append(data.problem(entry, what, warning=True))
             domain = name
         if not is_selector(selector):

@@ -23,9 +23,9 @@ signing_table = ["example.com a", "example.org b"]
 """
 
 
-def plan(folder: Path, options: str, *, lenient: bool = False, old: Plan | None = None) -> Plan:
+def plan(folder: Path, options: str, *, lenient: bool = False, old: Plan | None = None, top: str = "") -> Plan:
     """The plan of a start; with `old`, that of a reload."""
-    (folder / "gatekeeper.toml").write_text(f"[signing]\n{options}")
+    (folder / "gatekeeper.toml").write_text(f"{top}[signing]\n{options}")
     config = config_file.load(folder / "gatekeeper.toml", no_postfix)
     if old is None:
         return prepare(config, lenient=lenient)
@@ -92,12 +92,72 @@ def test_a_mistake_is_named_with_its_place(folder: Path, text: str, said: str) -
     ("text", "said"),
     [
         ('domains = "example.com"\n', "signing.domains does nothing beside signing.key_table"),
-        ("body_length = 100\n", "signing.body_length (l=) lets anybody put text behind a signed message"),
     ],
 )
-def test_what_does_nothing_or_harm_is_a_warning(folder: Path, text: str, said: str) -> None:
+def test_what_does_nothing_is_a_warning(folder: Path, text: str, said: str) -> None:
     (warning,) = plan(folder, TABLES + text).warnings
-    assert warning.what.startswith(said)
+    assert (False, said) == (warning.opens, warning.what[: len(said)])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("body_length = 100\n", "signing.body_length: with l= anybody can put text behind a signed message"),
+        (
+            "internal_hosts = ['0.0.0.0/0']\n",
+            "signing.internal_hosts: 0.0.0.0/0 is every host of IPv4: these hosts are",
+        ),
+        (
+            "peers = ['.com']\n",
+            "signing.peers: .com is every host below com, a top-level domain: these hosts are peers",
+        ),
+        (
+            "daemon_names = ['ORIGINATING', 'relay.example']\n",
+            "signing.daemon_names: relay.example is what every service",
+        ),
+        ("daemon_names = 'refile:star'\n", "signing.daemon_names: * is what every service of Postfix is called"),
+        ("macros = ['client_addr']\n", "signing.macros: {client_addr} is set for everybody, whose mail"),
+        ("exempt_domains = 'refile:star'\n", "signing.exempt_domains: * is every domain: no mail is signed or judged"),
+        ("safe_keys = false\n", "every user can read or write the key; fix it with: chmod go-rwx"),
+        ("[verify]\ntrusted_forwarders = ['::/0']\n", "verify.trusted_forwarders: ::/0 is every host of IPv6: these"),
+        ("[verify]\ntrusted_lists = ['com']\n", "verify.trusted_lists: com is every domain below com: they are all"),
+        ("[verify]\ntrusted_sealers = ['org.']\n", "verify.trusted_sealers: org is every domain below org: they are"),
+        ("[verify]\noverrides = {'.com' = 'none'}\n", "verify.overrides: .com is every domain below com: forged mail"),
+    ],
+)
+def test_what_opens_something_is_a_warning_that_says_so(folder: Path, text: str, said: str) -> None:
+    (folder / "star").write_text("*\n")
+    if "safe_keys" in text:
+        (folder / "a.pem").chmod(0o644)
+    made = plan(folder, TABLES + text, top='hostname = "relay.example"\n')
+    (warning,) = made.warnings
+    assert (True, said) == (warning.opens, warning.what[: len(said)])
+    assert ": OPENS: " in str(warning)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("'0.0.0.0/0'", "mynetworks: 0.0.0.0/0 is every host of IPv4: permit_mynetworks lets these hosts pass"),
+        ("'[::]/0'", "mynetworks: [::]/0 is every host of IPv6: permit_mynetworks"),
+        ("'[::ffff:0:0]/96'", "mynetworks: [::ffff:0:0]/96 is every host of IPv4: permit_mynetworks"),
+        ("'0.0.0.0/1, 128.0.0.0/1'", "mynetworks: 0.0.0.0/1 with others makes 0.0.0.0/0, which is every host of IPv4"),
+        ("'!!0.0.0.0/0'", "mynetworks: !!0.0.0.0/0 is every host of IPv4: permit_mynetworks"),
+        ("'com'", "mynetworks: com is every host below it, a top-level domain: permit_mynetworks"),
+        ("'/{f}/world'", "mynetworks: 0.0.0.0/0 is every host of IPv4: permit_mynetworks"),
+    ],
+)
+def test_mynetworks_that_are_the_world_are_said_to_be(folder: Path, value: str, said: str) -> None:
+    (folder / "world").write_text("127.0.0.1\n0.0.0.0/0\n")
+    (warning,) = plan(folder, TABLES, top=f"mynetworks = {value.replace('{f}', str(folder))}\n").warnings
+    assert (True, said) == (warning.opens, warning.what[: len(said)])
+
+
+@pytest.mark.parametrize(
+    "value", ["'!0.0.0.0/0, 0.0.0.0/0'", "'!com, 10.0.0.0/8'", "'localhost, [fe80::]/10, 127.0.0.0/8'"]
+)
+def test_mynetworks_that_are_not_the_world_open_nothing(folder: Path, value: str) -> None:
+    assert () == plan(folder, TABLES, top=f"mynetworks = {value}\n").warnings
 
 
 def test_without_one_key_the_service_starts_and_the_other_signs(folder: Path) -> None:

@@ -155,6 +155,70 @@ def test_a_mistake_is_said_of_opendkim_conf(folder: Path, text: str, expected: s
     assert [said] == [str(problem)[: len(said)] for problem in caught.value.problems]
 
 
+ONE_KEY = "KeyFile {f}/mail.private\nSelector s\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        (
+            "Domain exa_mple..com",
+            3,
+            "Domain: 'exa_mple..com' is not a domain; allowed: example.com, several with commas",
+        ),
+        ("Domain example.com example.org", 3, "Domain: 'example.com example.org' is not a domain; allowed: "),
+        ('Domain "example.com"', 3, "Domain: '\"example.com\"' is not a domain; allowed: "),
+        ("Domain joe@example.com", 3, "Domain: 'joe@example.com' is not a domain; allowed: "),
+        ("Domain .example.com", 3, "Domain: '.example.com' is not a domain; allowed: "),
+        ("Selector a b\nDomain example.com", 3, "Selector: 'a b' is not a valid selector; allowed: letters, digits"),
+    ],
+)
+def test_a_mistake_about_one_key_is_said_at_its_own_line(folder: Path, text: str, line: int, expected: str) -> None:
+    path = written(folder, f"{ONE_KEY}{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        prepare(load(path, ask=no_postfix, need_socket=False).config)
+    (problem,) = [problem for problem in caught.value.problems if not problem.warning]
+    assert f"{path}:{line}: {expected}" == str(problem)[: len(f"{path}:{line}: {expected}")]
+
+
+def test_a_mistake_in_a_file_of_domains_is_said_at_its_line_there(folder: Path) -> None:
+    (folder / "domains").write_text("example.com # ours\nexample.net, example.org\n")
+    path = written(folder, f"{ONE_KEY}Domain file:{{f}}/domains\n")
+    with pytest.raises(ConfigError) as caught:
+        prepare(load(path, ask=no_postfix, need_socket=False).config)
+    (said,) = map(str, caught.value.problems)
+    assert said.startswith(f"{folder}/domains:2: 'example.net, example.org' is not a domain; allowed: ")
+
+
+@pytest.mark.parametrize("setting", ['SignHeaders "From,Subject"', "OmitHeaders 'Bcc'", 'AuthservID "mx.example.com"'])
+def test_quotes_around_a_value_are_said_to_be_part_of_it(folder: Path, setting: str) -> None:
+    done = run("opendkim", "-n", "-x", str(written(folder, f"{ONE}{setting}\n")))
+    name = setting.partition(" ")[0]
+    said = f"opendkim.conf:6: warning: {name}: the quotes are part of the value, as in OpenDKIM, and what they touch is"
+    assert 1 == done.stderr.count(said), done.stderr
+
+
+@pytest.mark.parametrize("command", ["-n", "import"])
+def test_a_list_of_hosts_that_is_open_to_the_world_is_said_to_be(folder: Path, command: str) -> None:
+    (folder / "TrustedHosts").write_text("127.0.0.1\nlocalhost\n0.0.0.0/0\n*.example.com\n")
+    path = str(written(folder, ONE + "InternalHosts refile:{f}/TrustedHosts\n"))
+    done = run("opendkim", "-n", "-x", path) if command == "-n" else run("import-opendkim", path)
+    opened = [line.strip() for line in done.stderr.splitlines() if " OPENS: " in line]
+    assert ["3", "4"] == [line.split(":")[1] for line in opened]
+    assert f"{folder}/TrustedHosts:3: OPENS: 0.0.0.0/0 is every host of IPv4: these hosts are internal" in opened[0]
+
+
+@pytest.mark.parametrize("command", ["-n", "import"])
+def test_a_list_of_hosts_that_would_open_to_the_world_here_alone_is_refused(folder: Path, command: str) -> None:
+    (folder / "TrustedHosts").write_text("127.0.0.1\nlocalhost\n*\n")
+    path = str(written(folder, ONE + "InternalHosts refile:{f}/TrustedHosts\n"))
+    done = run("opendkim", "-n", "-x", path) if command == "-n" else run("import-opendkim", path)
+    assert 78 == done.returncode
+    assert (
+        f"{folder}/TrustedHosts:3: * matches any name and any address, and OpenDKIM takes it as negated" in done.stderr
+    )
+
+
 def test_of_one_key_that_cannot_be_used_only_the_key_is_named(folder: Path) -> None:
     (folder / "mail.private").unlink()
     done = run("opendkim", "-n", "-x", str(written(folder, ONE)))

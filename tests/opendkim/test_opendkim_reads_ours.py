@@ -70,8 +70,8 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield socket
 
 
-# Under relaxed, opendkim does not add the final line end that is missing (RFC 6376 section 3.4.4); SMTP cannot send
-# such a body, and dkimpy agrees with us.
+# Under relaxed, opendkim says nothing of a message without the final line end (RFC 6376 section 3.4.4); SMTP cannot
+# send such a body, and dkimpy agrees with us.
 FORMS_OF_MESSAGES = [
     pytest.param(name, options, id=f"{name}-{options.canonicalization}")
     for name in MESSAGES
@@ -86,6 +86,12 @@ def test_opendkim_verifies_what_we_sign(verifier: str, name: str, options: SignO
         (result,) = milter_says(verifier, signed(MESSAGES[name], options, [key])).fields
         assert f"header.s={key.selector} " in result[1]
         assert "dkim=pass" in result[1]
+
+
+def test_a_last_line_without_a_line_end_is_the_deviation_that_is_wanted(verifier: str) -> None:
+    relaxed = signed(MESSAGES["no final line end"], SignOptions(body_canonicalization="relaxed"))
+    assert [] == milter_says(verifier, relaxed).fields
+    assert "dkim=pass" in milter_says(verifier, relaxed + b"\r\n").fields[0][1]
 
 
 def test_opendkim_does_not_verify_what_was_changed(verifier: str) -> None:
@@ -228,6 +234,57 @@ def test_a_star_at_domain_in_a_plain_file_is_the_deviation_that_is_wanted(tmp_pa
     relay = Relay(tmp_path, "*@example.com k\n", ONE, prefix="file:")
     assert [] == relay.opendkim(message("joe@example.com"))
     assert 1 == len(relay.gatekeeper(message("joe@example.com")))
+
+
+UMLAUTS, A_LABELS = "bücher.example", "xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize("line", ["*@{} k", "*@*.{} k", "*{} k", "joe@*{} k", "(joe|ann)@{} k"])
+@pytest.mark.parametrize("domain", [UMLAUTS, A_LABELS])
+def test_a_domain_with_umlauts_in_a_table_signs_for_whom_opendkim_signs(tmp_path: Path, line: str, domain: str) -> None:
+    relay = Relay(tmp_path, f"{line.format(domain)}\n", f"k {A_LABELS}:mail:KEY\n")
+    for sender in (f"joe@{domain}", f"joe@a.{domain}"):
+        assert relay.opendkim(message(sender)) == relay.gatekeeper(message(sender)), sender
+
+
+@pytest.mark.parametrize(
+    ("signing", "keys", "sender"),
+    [
+        (f"*@{UMLAUTS} k\n", f"k {A_LABELS}:mail:KEY\n", f"joe@{A_LABELS}"),
+        (f"*@{A_LABELS} k\n", f"k {A_LABELS}:mail:KEY\n", f"joe@{UMLAUTS}"),
+        (f"*@{UMLAUTS} k\n", f"k {A_LABELS}:mail:KEY\n", f"joe@{UMLAUTS.upper()}"),
+        (f"*@{UMLAUTS}. k\n", f"k {A_LABELS}:mail:KEY\n", f"joe@{UMLAUTS}"),
+        (f"*@{UMLAUTS} k\n", f"k {UMLAUTS}:mail:KEY\n", f"joe@{UMLAUTS}"),
+        ("* k\n", ANY, f"joe@{UMLAUTS}"),
+        ("* %\n", f"{UMLAUTS} {UMLAUTS}:mail:KEY\n", f"joe@{UMLAUTS}"),
+    ],
+)
+def test_every_spelling_of_a_domain_signs_in_a_labels_which_is_a_deviation_that_is_wanted(
+    tmp_path: Path, signing: str, keys: str, sender: str
+) -> None:
+    relay = Relay(tmp_path, signing, keys)
+    assert [] == relay.opendkim(message(sender))
+    (found,) = relay.gatekeeper(message(sender))
+    assert f"d={A_LABELS}" in found
+
+
+@pytest.mark.parametrize("domain", ["Example.COM", "example.com."])
+def test_d_is_in_lower_case_without_a_final_dot_which_is_a_deviation_that_is_wanted(
+    tmp_path: Path, domain: str
+) -> None:
+    relay = Relay(tmp_path, "* k\n", f"k {domain}:mail:KEY\n")
+    told = [
+        [tag for tag in signature if tag.startswith("d=")] for signature in relay.opendkim(message("joe@example.com"))
+    ]
+    assert [[f"d={domain}"]] == told
+    (found,) = relay.gatekeeper(message("joe@example.com"))
+    assert "d=example.com" in found
+
+
+def test_a_signer_in_umlauts_is_named_in_a_labels(tmp_path: Path) -> None:
+    relay = Relay(tmp_path, f"* k:news@{UMLAUTS}\n", f"k {UMLAUTS}:mail:KEY\n")
+    (found,) = relay.gatekeeper(message("joe@example.com"))
+    assert f"i=news@{A_LABELS}" in found
 
 
 @pytest.mark.parametrize("value", ["a@example.com, b@example.org", "<a@example.com> b@example.org", "a b@example.com"])

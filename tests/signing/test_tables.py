@@ -143,6 +143,7 @@ def test_all_mistakes_of_a_key_table_are_named_at_once_and_the_rest_works(world:
         "sel example.com:a b:/x\n"
         "gone example.com:mail:./gone.private\n"
         f"spaced example.com : mail : {world.key}\n"
+        f"nodot mail:example.com:{world.key}\n"
     )
     expected = "expected domain:selector:key, with a path or the key itself after the second :"
     assert [
@@ -151,6 +152,7 @@ def test_all_mistakes_of_a_key_table_are_named_at_once_and_the_rest_works(world:
         "KeyTable:3: key name: exa mple.com is neither a valid domain name nor %",
         "KeyTable:4: key sel: a b is not a valid selector",
         "KeyTable:6: warning: key spaced: white space around a : is part of the value for OpenDKIM; remove it",
+        "KeyTable:7: warning: key nodot: mail has no dot, so nobody can look its key up; write DOMAIN:SELECTOR:KEY",
         "gone.private: cannot read the private key, named in KeyTable:5: No such file or directory",
     ] == world.said()
     assert ("mail", True) == (found(table, "spaced").selector, found(table, "spaced").private is not None)
