@@ -218,7 +218,8 @@ DEVIATIONS = (
     ),
     Deviation(
         Topic.LAST_LINE,
-        "With the relaxed body canonicalization OpenDKIM neither signs nor judges mail whose last line has no line end.",
+        "With the relaxed body canonicalization OpenDKIM neither signs nor judges a message whose last line has no "
+        "line end.",
         "Here the line end is added first, as RFC 6376 section 3.4.4 asks.",
         "Postfix sends no such line; other programs may.",
         ("Canonicalization",),

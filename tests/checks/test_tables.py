@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.action import TableAction
+from gatekeeper.checks.tables.indexed import parse_indexed
 from gatekeeper.checks.tables.packed import Packed
 from gatekeeper.checks.tables.reader import READERS, TableReader
 from gatekeeper.checks.tables.regex import compile_perl, compile_posix
@@ -389,3 +390,14 @@ async def test_what_a_pattern_takes_from_an_address_stays_one_argument(
     (tmp_path / "patterns").write_text(f"/^(.*)@net\\.example$/ {entry}\n")
     verdict = await World("check_sender_access pcre:patterns", folder=tmp_path).verdict(rcpt(sender=sender))
     assert (expected, "" if expected else "451") == ("" if verdict.code else verdict.text, verdict.code)
+
+
+@pytest.mark.parametrize("key", ["0.0.0.0/0", "128.0.0.0/1", "::/0", "2000::/3"])
+def test_a_network_that_postfix_never_matches_matches_here_if_somebody_can_own_it(key: str) -> None:
+    actions = Actions("access", lambda _: ())
+    table = parse_indexed(f"{key} OK\n192.0.2.0/24 REJECT\n".encode(), actions)
+    found = [table.search_address(ip_address(address)) for address in ("203.0.113.9", "2a00:1450::5", "192.0.2.1")]
+    assert [False, False, True] == [action is not None for action in found]
+    said = [problem.what for problem in actions.finish()]
+    assert f"neither Postfix nor gatekeeper matches the network {key} here; put it into a cidr: table" == said[0]
+    assert said[1].startswith("Postfix never matches the network 192.0.2.0/24 here, but gatekeeper does")

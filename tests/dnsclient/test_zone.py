@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.core.problem import ConfigError, Problem
-from gatekeeper.dnsclient.names import to_name, to_text
+from gatekeeper.dnsclient.names import to_name, to_text, with_u_labels
 from gatekeeper.dnsclient.zone import Fault, Zone, ZoneAnswer
 
 WORLD = r"""
@@ -182,6 +182,26 @@ def test_odd_names_are_asked_as_they_stand(text: str, expected: str) -> None:
     name = to_name(text)
     assert name is not None
     assert expected == to_text(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("joe@xn--bcher-kva.example", "joe@bücher.example"),
+        ("XN--BCHER-KVA.XN--ZCKZAH", "bücher.テスト"),
+        ("xn--e28h.example", "\U0001f600.example"),
+        ("my-xn--bcher-kva.example", "my-xn--bcher-kva.example"),
+        ("xn--.example", "xn--.example"),
+        ("xn--99999999999.example", "xn--99999999999.example"),
+    ],
+)
+def test_a_labels_are_shown_as_people_write_them_and_what_is_none_stays(text: str, expected: str) -> None:
+    assert expected == with_u_labels(text)
+
+
+@given(st.text() | st.text(alphabet=st.sampled_from("xn-.@a0é")).map(lambda text: f"xn--{text}"))
+def test_no_text_upsets_the_way_back_from_a_labels(text: str) -> None:
+    assert text == with_u_labels(text) or "xn--" in text.lower()
 
 
 @pytest.mark.parametrize("text", ["", ".", "a..b", ".a", "a..", "a" * 64, "é" * 64, "a." * 127 + "aa", "\ud800"])

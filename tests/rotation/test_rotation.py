@@ -383,6 +383,16 @@ def test_a_rotation_survives_an_end_before_and_after_every_rename(relay: Relay) 
     )
 
 
+@pytest.mark.parametrize("domain", ["bücher.example", "BÜCHER.example.", "xn--bcher-kva.example"])
+def test_a_line_of_a_table_is_found_however_its_domain_is_written(domain: str) -> None:
+    state = RotationState(
+        domains=("xn--bcher-kva.example",),
+        old=KeyReference(selector="mail", path="/k.pem"),
+        new=KeyReference(selector="new", path="/n.pem"),
+    )
+    assert (f"k {domain}:new:/n.pem", [1]) == switched(f"k {domain}:mail:/k.pem", state, Path("/"))
+
+
 @given(
     st.lists(
         st.one_of(

@@ -31,6 +31,17 @@ def test_a_refile_has_patterns(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("written", ["ann@bücher.example", "Ann@BÜCHER.example.", "ann@xn--bcher-kva.example"])
+@pytest.mark.parametrize("asked", ["ann@bücher.example", "ann@xn--bcher-kva.example.", "ANN@XN--BCHER-KVA.example"])
+def test_a_mailbox_is_found_however_its_domain_is_written(tmp_path: Path, written: str, asked: str) -> None:
+    (tmp_path / "names").write_text(f"{written}\n")
+    (tmp_path / "patterns").write_text(f"a*{written[3:]}\n")
+    assert [written, written, f"a*{written[3:]}"] == [
+        found.find(asked)
+        for found in (names([written]), names("refile:names", tmp_path), names("refile:patterns", tmp_path))
+    ]
+
+
 def test_no_names_are_false() -> None:
     assert [False, True] == [bool(names("")), bool(names("a"))]
 
