@@ -2,7 +2,8 @@
 """The result of one check (Verdict), what was done to reach it (Step), and the final answer (Decision).
 
 Outcomes are Postfix's lattice: see pipeline/pipeline.py for how they combine. Knows no wire format; `printable()` is
-the one function that makes a stranger's text safe for a reply, a header comment or a log line.
+the one function that makes a stranger's text safe for a reply, a header comment or a log line. It is for output only: a
+value that somebody goes on to use (a login, the mailbox of a REDIRECT) is never passed through it.
 """
 
 from collections.abc import Callable
@@ -69,6 +70,9 @@ class Verdict:
 
 
 PASS = Verdict(Outcome.PASS)
+
+MAX_ACTION = 998
+"""Bytes of an `ACTION`: a header field that is PREPENDed may fill a line (RFC 5322 section 2.1.1)."""
 
 
 def permit(reason: str) -> Verdict:

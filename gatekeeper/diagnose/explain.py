@@ -195,7 +195,8 @@ _SENTENCES = {
 
 def answer(decision: Decision) -> str:
     """Return the line that is sent to Postfix."""
-    return encode_answer(decision.verdict, decision.request).decode("ascii", "backslashreplace").strip()
+    line = encode_answer(decision.verdict, decision.request).decode("utf-8", "backslashreplace").strip()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _session(request: Request) -> str:

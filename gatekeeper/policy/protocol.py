@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from itertools import repeat
 
 from gatekeeper.core.request import UNKNOWN, Client, Request, Stage, parse_address
-from gatekeeper.core.verdict import Outcome, Verdict, printable
+from gatekeeper.core.verdict import MAX_ACTION, Outcome, Verdict, printable
 
 MAX_REQUEST = 64 * 1024
 """Bytes of one request, and so of one line. Postfix's own values end at 2048 (`line_length_limit`); names in
 certificates may be longer."""
 
 _END_OF_REQUEST = re.compile(rb"\n\r?\n")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class ProtocolError(Exception):
@@ -162,11 +163,14 @@ _SOFT = {Outcome.DEFER_IF_PERMIT: "DEFER_IF_PERMIT", Outcome.DEFER_IF_REJECT: "D
 
 
 def encode_answer(verdict: Verdict, request: Request | None = None) -> bytes:
-    """Encode `verdict` as an answer: one line of printable ASCII, whatever its text contains.
+    """Encode `verdict` as an answer: one line, whatever its text contains.
+
+    What a client hears is printable ASCII. In an action that Postfix carries out the text is a value: a mailbox keeps
+    its UTF-8, and Postfix gets the bytes that it sent.
 
     If `request` is given, the answer is cut so that the SMTP reply that Postfix makes of it is not too long.
     """
-    return b"action=" + action(verdict, request).encode("ascii") + b"\n\n"
+    return b"action=" + action(verdict, request).encode("utf-8", "surrogateescape") + b"\n\n"
 
 
 def action(verdict: Verdict, request: Request | None = None) -> str:
@@ -184,9 +188,17 @@ def action(verdict: Verdict, request: Request | None = None) -> str:
         case Outcome.ACCEPT:
             return "OK"
         case Outcome.ACTION:
-            # Not cut to a reply's length: a PREPENDed header field may fill a line of RFC 5322 section 2.1.1.
-            return printable(verdict.text.strip(), 998) or "DUNNO"
+            return _one_line(verdict.text) or "DUNNO"
     return "DUNNO"
+
+
+def _one_line(text: str) -> str:
+    """Return `text` with `?` for control characters, cut between two characters if it has too many bytes."""
+    data = _CONTROL.sub("?", text.strip(" \t\r\n")).encode("utf-8", "surrogateescape")
+    end = MAX_ACTION if len(data) > MAX_ACTION else len(data)
+    while end < len(data) and data[end] & 0xC0 == 0x80:
+        end -= 1
+    return data[:end].decode("utf-8", "surrogateescape")
 
 
 MAX_REPLY = 510

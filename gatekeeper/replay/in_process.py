@@ -144,7 +144,7 @@ class _Transaction:
         word, _, field = answer.partition(" ")
         if word.upper() == "PREPEND" and ":" in field:
             field_name, _, value = field.partition(":")
-            self._prepended.append(Header(field_name.encode(), value.encode()))
+            self._prepended.append(Header(field_name.encode(), value.encode("utf-8", "surrogateescape")))
         return refusal(answer, restrictions, name)
 
     async def _data(self, accepted: list[str], content: bytes) -> tuple[str, tuple[Header, ...], tuple[Header, ...]]:

@@ -93,6 +93,18 @@ async def test_what_a_pattern_takes_from_an_address_is_one_owner(tmp_path: Path,
             assert "553" == (await world.verdict(mail)).code
 
 
+@pytest.mark.parametrize("user", ["bürger", "用户", "josé.ñ", "a\u00a0b", "全\u3000角", "b\udcfcrger", "a" * 300])
+async def test_what_a_pattern_takes_from_an_address_is_the_owner_unchanged(tmp_path: Path, user: str) -> None:
+    for table in (r"pcre:{ {/^(.*)@x\.example$/ $1} }", r"regexp:{ {/^(.*)@x\.example$/ ${1}} }"):
+        reader = CheckBuilder({}, tmp_path, maps={"sender_login_maps": ([table], SourceLine("x"))})
+        check = reader.check(["reject_sender_login_mismatch"], SourceLine("x"))
+        assert check is not None
+        world = World("permit")
+        world.checks = (check,)
+        assert "" == (await world.verdict(rcpt(sender=f"{user}@x.example", sasl_user=user))).code
+        assert "553" == (await world.verdict(rcpt(sender=f"{user}@x.example", sasl_user=f"{user}?"))).code
+
+
 async def test_words_of_the_table_s_own_beside_a_substitution_are_owners(tmp_path: Path) -> None:
     maps = {"sender_login_maps": (["pcre:{ {/^(.*)@x\\.example$/ $1, boss admin} }"], SourceLine("x"))}
     check = CheckBuilder({}, tmp_path, maps=maps).check(["reject_sender_login_mismatch"], SourceLine("x"))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The policy delegation protocol as bytes: what Postfix sends is understood, what we answer cannot be misread."""
 
+import re
 from ipaddress import ip_address
 
 import pytest
@@ -231,9 +232,24 @@ def test_nothing_in_a_verdict_ends_the_answer_early(outcome: Outcome, text: str,
     assert answer.endswith(b"\n\n")
     line = answer[len(b"action=") : -2]
     assert line
-    assert line.isascii()
-    assert line.decode().isprintable()
+    assert not re.search(rb"[\x00-\x1f\x7f]", line)
+    assert outcome is Outcome.ACTION or line.isascii()
     assert len(line) <= (998 if outcome is Outcome.ACTION else MAX_REPLY)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("REDIRECT bürger@example.com", "REDIRECT bürger@example.com".encode()),
+        ("REDIRECT 用户@例え.example", "REDIRECT 用户@例え.example".encode()),
+        ("REDIRECT b\udcfcrger@example.com", b"REDIRECT b\xfcrger@example.com"),
+        ("PREPEND X-User: a\u00a0b\u2028", "PREPEND X-User: a\u00a0b\u2028".encode()),
+        ("PREPEND X-User: a\r\nX-Evil: b\0", b"PREPEND X-User: a??X-Evil: b?"),
+        ("PREPEND X: " + "ü" * 600, b"PREPEND X: " + "ü".encode() * 493),
+    ],
+)
+def test_what_an_action_is_about_keeps_its_bytes(text: str, sent: bytes) -> None:
+    assert b"action=" + sent + b"\n\n" == encode_answer(Verdict(Outcome.ACTION, "x", text=text))
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=320), st.integers(0, 600))

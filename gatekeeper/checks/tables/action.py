@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from gatekeeper.checks.base.nested import SERVER_ERROR, run_checks
 from gatekeeper.checks.tables.sender_proof import CONDITIONS, is_proven
 from gatekeeper.core.request import Request
-from gatekeeper.core.verdict import PASS, Outcome, Verdict, printable
+from gatekeeper.core.verdict import MAX_ACTION, PASS, Outcome, Verdict, printable
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.context import Context
 
@@ -27,17 +27,20 @@ _REPLIES = {
     "DEFER_IF_PERMIT": (Outcome.DEFER_IF_PERMIT, "450", "4.7.1", "Service unavailable"),
     "DEFER_IF_REJECT": (Outcome.DEFER_IF_REJECT, "450", "4.7.1", "Service unavailable"),
 }
+_MAILBOX = re.compile(r"[^\x00-\x20\x7f]*@[^\x00-\x20\x7f]+")
 _ARGUMENT = {
-    "BCC": (re.compile(r"\S*@\S+"), "an address, user@domain"),
+    "BCC": (_MAILBOX, "an address, user@domain"),
     "DISCARD": (re.compile(".*"), ""),
-    "FILTER": (re.compile(r"[^:\s]+:\S*"), "transport:destination"),
+    "FILTER": (re.compile(r"[^:\x00-\x20\x7f]+:[^\x00-\x20\x7f]*"), "transport:destination"),
     "HOLD": (re.compile(".*"), ""),
     "INFO": (re.compile(".*"), ""),
     "PREPEND": (_HEADER, "a header field, Name: value"),
-    "REDIRECT": (re.compile(r"\S*@\S+"), "an address, user@domain"),
+    "REDIRECT": (_MAILBOX, "an address, user@domain"),
     "WARN": (re.compile(".*"), ""),
 }
 """Actions that Postfix itself carries out, and the argument that each needs."""
+_TEXTS = ("DISCARD", "HOLD", "INFO", "PREPEND", "WARN")
+"""Those whose argument is a text that may be cut; of a mailbox or a destination, a part is another one."""
 
 ACTIONS = ("OK", "RELAY", "DUNNO", *_REPLIES, *_ARGUMENT)
 """The words that an entry may begin with, besides codes and restrictions."""
@@ -105,12 +108,16 @@ def text_action(text: str) -> TableAction:
 def with_text(action: TableAction, text: str) -> TableAction:
     """Return `action` with the text that a pattern made of a stranger's: still one action with one argument.
 
-    Where it is not any more (`REDIRECT $1@example.com` with a space in $1), it is Postfix's answer to a table that
-    cannot be used: leaving the action out could let mail through.
+    Where it is not any more (`REDIRECT $1@example.com` with a space in $1, or longer than any mailbox), it is Postfix's
+    answer to a table that cannot be used: leaving the action out could let mail through. A text has `?` for what must
+    not be in it.
     """
-    word, _, rest = text.partition(" ")
-    if action.verdict.outcome is Outcome.ACTION and not _ARGUMENT[word][0].fullmatch(rest):
-        return TableAction(SERVER_ERROR)
+    if action.verdict.outcome is Outcome.ACTION:
+        word, _, rest = text.partition(" ")
+        if word in _TEXTS:
+            text = text.replace("\0", "?")
+        elif not _ARGUMENT[word][0].fullmatch(rest) or len(text.encode("utf-8", "surrogateescape")) > MAX_ACTION:
+            return TableAction(SERVER_ERROR)
     return replace(action, verdict=replace(action.verdict, text=text))
 
 

@@ -20,7 +20,6 @@ from gatekeeper.checks.tables.regex import MAX_SUBJECT, compile_perl, compile_po
 from gatekeeper.checks.tables.table import Actions, text_lines
 from gatekeeper.core.request import Address, parse_address
 from gatekeeper.core.units import parse_network
-from gatekeeper.core.verdict import printable
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,9 @@ Groups = tuple[bytes, ...] | None
 Matcher = Callable[[str], Groups]
 
 _SUBSTITUTE = re.compile(r"\$(?:(\$)|(\d{1,2})|\{(\d{1,2})\}|\((\d{1,2})\))", re.ASCII)
-_SEPARATOR = re.compile(r"[\s,]")
+_SEPARATOR = re.compile(r"[ \t\r\n,]")
+"""What stands between two words of a list (Postfix's CHARS_COMMA_SP); other white space may be part of a login."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _KEYWORD = re.compile(r"(if|endif)(?:\s+|$)", re.IGNORECASE)
 _CONDITION = re.compile(rb"^(?:!|if\s|endif\b)", re.IGNORECASE | re.MULTILINE)
 
@@ -105,7 +106,8 @@ class NetworkTable:
 def _substitute(rule: PatternRule, action: TableAction, groups: Groups) -> TableAction:
     """Return `action` with the groups of the match in its text: a stranger's text, which stays one word of a list.
 
-    In an action it is made printable. In a list it gets a NUL for each separator: no login and no name has one.
+    It is a value, so nothing else in it is changed: what it looks like is for whoever prints it. A NUL, which no login
+    and no mailbox has, stands for what must not be in it: a separator in a list, a control character in an action.
     """
     found = [group.decode("utf-8", "surrogateescape") for group in groups or ()]
 
@@ -114,7 +116,7 @@ def _substitute(rule: PatternRule, action: TableAction, groups: Groups) -> Table
             return "$"
         number = int(match[2] or match[3] or match[4])
         text = found[number - 1] if 0 < number <= len(found) else ""
-        return _SEPARATOR.sub("\0", text) if rule.values else printable(text, 255)
+        return (_SEPARATOR if rule.values else _CONTROL).sub("\0", text)
 
     text = _SUBSTITUTE.sub(replacement, action.verdict.text)
     return replace(action, verdict=replace(action.verdict, text=text)) if rule.values else with_text(action, text)
