@@ -67,10 +67,18 @@ async def test_rhsbl_asks_for_the_domain(word: str, request_: object) -> None:
     assert "554 5.7.1" == await reply(f"{word} dbl.example", request_, ZONE)  # type: ignore[arg-type]  # a Request
 
 
-@pytest.mark.parametrize("helo", ["192.0.2.1", "[192.0.2.1]", "host.123", "", "unknown", "bad..example"])
+@pytest.mark.parametrize("helo", ["192.0.2.1", "[192.0.2.1]", "host.123", "", "bad..example"])
 async def test_rhsbl_asks_for_no_numbers_and_no_nonsense(helo: str) -> None:
     decision = await World("reject_rhsbl_helo dbl.example", "*.dbl.example A 127.0.0.2").decide(rcpt(helo=helo))
     assert ((), ()) == (decision.reasons, decision.steps[0].notes)
+
+
+@pytest.mark.parametrize("word", ["client", "reverse_client", "helo", "sender", "recipient"])
+async def test_unknown_is_no_name_of_a_client_and_a_name_like_others_elsewhere(word: str) -> None:
+    for name in ("unknown", "Unknown"):
+        request = rcpt(name=name, reverse_name=name, helo=name, sender=f"a@{name}", recipient=f"b@{name}")
+        listed = await reply(f"reject_rhsbl_{word} dbl.example", request, "unknown.dbl.example A 127.0.0.2")
+        assert ("" if word.endswith("client") else "554 5.7.1") == listed
 
 
 async def test_an_allow_list_permits_for_our_domains_only() -> None:

@@ -18,6 +18,7 @@ from gatekeeper.checks.dnslists.lookup import (
     ListSubject,
     Sites,
     address_subject,
+    name_of_client,
     name_subject,
     parse_list,
     query_lists,
@@ -84,7 +85,7 @@ class Dnsbl(ConfiguredCheck):
         for lists, label, name in (
             (self.helo_lists, "Helo command", request.helo),
             (self.sender_lists, "Sender address", request.sender),
-            (self.reverse_name_lists, "Unverified Client host", request.client.reverse_name),
+            (self.reverse_name_lists, "Unverified Client host", name_of_client(request.client.reverse_name)),
         ):
             if lists and (named := name_subject(label, name)) is not None:
                 for site in lists:

@@ -104,6 +104,11 @@ def listed_domain(name: str) -> str | None:
     return domain
 
 
+def name_of_client(name: str) -> str:
+    """Return a client's name, empty for Postfix's word for none; a HELO name or a sender may be called `unknown`."""
+    return "" if name.lower() == UNKNOWN else name
+
+
 class ListSubject(NamedTuple):
     """Whom or what a list is queried for: `text` as people know it, `query` as it precedes the zone."""
 
@@ -140,7 +145,7 @@ def address_subject(address: Address) -> ListSubject:
 
 def name_subject(label: str, name: str | None) -> ListSubject | None:
     """Return a host name, or the domain of a mailbox, as the subject of queries; None if it must not be looked up."""
-    domain = None if not name or name == UNKNOWN else listed_domain(name)
+    domain = listed_domain(name) if name else None
     return ListSubject(label, ListKind.NAME, name or "", domain) if domain else None
 
 

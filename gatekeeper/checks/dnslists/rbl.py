@@ -16,11 +16,12 @@ from gatekeeper.checks.dnslists.lookup import (
     ListResult,
     ListSubject,
     listed_domain,
+    name_of_client,
     query_lists,
     reply_text,
     reversed_address,
 )
-from gatekeeper.core.request import UNKNOWN, Request, Stage, domain_of
+from gatekeeper.core.request import Request, Stage, domain_of
 from gatekeeper.core.verdict import PASS, Verdict, defer_if_reject, permit, printable, reject
 from gatekeeper.dnslists.dns_list import DnsList, ListKind
 from gatekeeper.dnslists.monitor import ListUse
@@ -122,12 +123,12 @@ def client_address(request: Request) -> tuple[str, str]:
 
 def client_name(request: Request) -> tuple[str, str]:
     """Return the client's confirmed name."""
-    return _name(request.client.name)
+    return _name(name_of_client(request.client.name))
 
 
 def reverse_client_name(request: Request) -> tuple[str, str]:
     """Return the client's PTR, confirmed or not."""
-    return _name(request.client.reverse_name)
+    return _name(name_of_client(request.client.reverse_name))
 
 
 def helo(request: Request) -> tuple[str, str]:
@@ -146,4 +147,4 @@ def recipient(request: Request) -> tuple[str, str]:
 
 
 def _name(name: str | None) -> tuple[str, str]:
-    return ("", "") if not name or name == UNKNOWN else (name, listed_domain(name) or "")
+    return (name, listed_domain(name) or "") if name else ("", "")

@@ -36,13 +36,13 @@ NameSource = Callable[[Request], tuple[str, Subject]]
 def of_client(request: Request) -> tuple[str, Subject]:
     """Return the confirmed name of the client."""
     name = request.client.name
-    return "" if name == UNKNOWN else name, Subject(f"{name}[{request.client.address or UNKNOWN}]", "Client host")
+    return "" if name.lower() == UNKNOWN else name, Subject(f"{name}[{request.client.address or UNKNOWN}]", "Client host")
 
 
 def of_reverse_client(request: Request) -> tuple[str, Subject]:
     """Return the client's PTR, confirmed or not."""
     name = request.client.reverse_name
-    return "" if name == UNKNOWN else name, Subject(name, "Unverified Client host")
+    return "" if name.lower() == UNKNOWN else name, Subject(name, "Unverified Client host")
 
 
 def of_helo(request: Request) -> tuple[str, Subject]:
