@@ -20,6 +20,7 @@ from gatekeeper.checks.tables.table import logical_lines
 from gatekeeper.config.config_file import Config
 from gatekeeper.core import file_lock
 from gatekeeper.core.safe_path import real_path
+from gatekeeper.core.text_files import without_bom
 from gatekeeper.core.units import parse_network
 from gatekeeper.core.verdict import Mode
 from gatekeeper.pipeline.pipeline import RECIPIENT
@@ -145,7 +146,7 @@ def _table(config: Config, entry: AccessEntry, folder: Path) -> tuple[str, Path,
 
 def _overriding_line(data: bytes, type: str, entry: AccessEntry) -> tuple[int, str, str] | None:
     """Return number, key and action of the line that would override an entry at the end; None if there is none."""
-    for line, content in logical_lines(data):
+    for line, content in logical_lines(without_bom(data)):
         key, action = (part.decode("utf-8", "replace") for part in cut_key(content))
         if type != "cidr":
             if fold(key.encode()) == fold(entry.key.encode()):

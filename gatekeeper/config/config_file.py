@@ -35,6 +35,7 @@ from gatekeeper.config.schema import (
 )
 from gatekeeper.config.values import ClientPatterns, Delimiter, Domains, Hostname
 from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.core.text_files import read_text
 from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix import postconf
@@ -195,7 +196,7 @@ def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Confi
     So check-config can go on to check the tables. Raises ConfigError for a file that cannot be read or is not TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         tree = parse_toml(text)
     except OSError as error:
         raise ConfigError([Problem(str(path), 0, f"cannot be read: {error.strerror}")]) from error

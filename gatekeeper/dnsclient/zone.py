@@ -32,6 +32,7 @@ import dns.ttl
 from dns.rdatatype import RdataType
 
 from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.core.text_files import read_text
 from gatekeeper.dnsclient.names import to_name
 
 DEFAULT_TTL = 300
@@ -100,7 +101,7 @@ class Zone:
     def read(cls, path: Path) -> Self:
         """Read and parse the file at `path`. Raises ConfigError, also if the file cannot be read."""
         try:
-            return cls.parse(path.read_text("utf-8", "surrogateescape"), str(path))
+            return cls.parse(read_text(path, "surrogateescape"), str(path))
         except OSError as error:
             raise ConfigError([Problem(str(path), 0, f"cannot be read: {error.strerror}")]) from None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatekeeper.core.problem import Problem
+from gatekeeper.core.text_files import without_bom
 from gatekeeper.core.verdict import printable
 from gatekeeper.opendkim.options import OPTIONS, ConfOption, OptionKind, suggestion
 
@@ -72,7 +73,7 @@ def _read(path: Path, include: ConfSetting | None, depth: int) -> tuple[list[Con
 def _parse(data: bytes, name: str, depth: int) -> tuple[list[ConfSetting], list[Problem]]:
     settings: list[ConfSetting] = []
     problems: list[Problem] = []
-    for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
+    for number, line in enumerate(without_bom(data).decode("utf-8", "surrogateescape").split("\n"), 1):
         words = re.split(r"[ \t]+", re.split("[#\r\0]", line, maxsplit=1)[0].strip(" \t"), maxsplit=1)
         if not words[0]:
             continue

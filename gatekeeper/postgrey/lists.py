@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gatekeeper.checks.tables.regex import compile_perl
 from gatekeeper.core.problem import Problem
+from gatekeeper.core.text_files import read_text
 
 INDEXED, CIDR, PCRE = "hash", "cidr", "pcre"
 
@@ -38,7 +39,7 @@ class AllowTables:
     def read(self, file: Path, convert: Convert) -> None:
         """Add the entries of one of postgrey's files. Raises OSError."""
         comments: list[str] = []
-        for number, line in enumerate(file.read_text("utf-8", "replace").splitlines(), 1):
+        for number, line in enumerate(read_text(file, "replace").splitlines(), 1):
             entry, _, comment = line.partition("#")
             entry = entry.strip()
             if not entry:

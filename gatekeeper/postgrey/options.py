@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatekeeper.core import toml_writer
+from gatekeeper.core.text_files import read_text
 
 CONFIG = Path("/etc/postgrey")
 _LINE = re.compile(r"^\s*(?:export\s+)?POSTGREY_OPTS=(.*)$", re.MULTILINE)
@@ -52,7 +53,7 @@ def read_options(file: Path) -> Options:
     Raises OSError, and ValueError for what is not valid shell syntax or not a valid value.
     """
     try:
-        text = file.read_text("utf-8", "replace")
+        text = read_text(file, "replace")
     except FileNotFoundError:
         return Options()
     lines = _LINE.findall(text)

@@ -40,6 +40,7 @@ from gatekeeper.core import toml_writer
 from gatekeeper.core.file_lock import changing
 from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.request import UNKNOWN, parse_address
+from gatekeeper.core.text_files import read_text
 from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
 from gatekeeper.core.units import Duration, duration_text
 from gatekeeper.dnsclient.zone import Zone
@@ -257,7 +258,7 @@ def _unmatched_expectations(path: Path, session: RecordedSession, expected: Expe
 
 def _read_text(path: Path, problems: list[Problem]) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_text(path)
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
@@ -271,7 +272,7 @@ _Model = TypeVar("_Model", bound=_FixtureModel)
 def _read_toml(path: Path, model: type[_Model], problems: list[Problem]) -> _Model | None:
     """Read the file as a `model`. If it has mistakes, add them to `problems` and return None."""
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
         return model.model_validate(parse_toml(text))
     except OSError as error:
         problems.append(Problem(str(path), 0, f"cannot be read: {error.strerror}"))

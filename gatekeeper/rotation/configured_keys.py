@@ -23,6 +23,7 @@ from gatekeeper.config.config_file import Config
 from gatekeeper.config.locations import KeyLocations
 from gatekeeper.core import file_lock, toml_writer
 from gatekeeper.core.safe_path import real_path
+from gatekeeper.core.text_files import without_bom
 from gatekeeper.rotation.state import KeyReference, RotationRefused, RotationState
 from gatekeeper.signing import key_generation
 from gatekeeper.signing.key_table import is_path
@@ -242,11 +243,11 @@ def _without_lines(text: str, options: Iterable[str]) -> list[str]:
 
 def _read(path: Path) -> str:
     # Not read_text: line endings stay as they are.
-    return path.read_bytes().decode("utf-8", "surrogateescape")
+    return without_bom(path.read_bytes()).decode("utf-8", "surrogateescape")
 
 
 def _text(file: file_lock.LockedFile) -> str:
-    return (file.data or b"").decode("utf-8", "surrogateescape")
+    return without_bom(file.data or b"").decode("utf-8", "surrogateescape")
 
 
 def _bytes(text: str) -> bytes:

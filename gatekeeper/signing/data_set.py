@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
+from gatekeeper.core.text_files import without_bom
 from gatekeeper.dnsclient.names import with_u_labels
 
 _TYPE = re.compile(r"([a-z]+):(?!:)", re.IGNORECASE)
@@ -101,7 +102,7 @@ def _read_file(kind: str, path: Path, where: str) -> tuple[DataSet, list[Problem
     name = str(path)
     try:
         # It may not be UTF-8: other bytes are kept as surrogates, and match nothing.
-        text = watched_files.read(path).decode("utf-8", "surrogateescape")
+        text = without_bom(watched_files.read(path)).decode("utf-8", "surrogateescape")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"

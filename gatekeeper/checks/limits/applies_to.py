@@ -28,6 +28,7 @@ from gatekeeper.checks.tables.reader import FILELESS_READERS, READERS
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import UNKNOWN, Request, domain_of
+from gatekeeper.core.text_files import without_bom
 from gatekeeper.core.units import HostBits, parse_network, unmap_network
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix.client_list import ClientList, ClientPattern
@@ -184,7 +185,7 @@ def _read_file(
 ) -> Iterator[str | IPv4Network | IPv6Network]:
     path = folder / pattern.value
     try:
-        lines = watched_files.read(path).decode("utf-8", "surrogateescape").split("\n")
+        lines = without_bom(watched_files.read(path)).decode("utf-8", "surrogateescape").split("\n")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not a path"
         problems.append(Problem(str(path), 0, f"cannot be read: {reason}"))

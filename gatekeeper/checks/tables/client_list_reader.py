@@ -19,6 +19,7 @@ from gatekeeper.checks.tables.table import Table
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import UNKNOWN, Client
+from gatekeeper.core.text_files import without_bom
 from gatekeeper.core.units import unmap_network
 from gatekeeper.core.wide_networks import extent, find_wide
 from gatekeeper.postfix.client_list import (
@@ -127,7 +128,7 @@ class _Reader:
             yield end_of_list(pattern.text)
             return
         try:
-            lines = watched_files.read(path).decode("utf-8", "surrogateescape").split("\n")
+            lines = without_bom(watched_files.read(path)).decode("utf-8", "surrogateescape").split("\n")
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else "not a path"
             self._say(self._place, f"{self._option}: cannot read {path}: {reason}")

@@ -16,6 +16,7 @@ from gatekeeper.checks.tables.patterns import parse_cidr, parse_pcre, parse_rege
 from gatekeeper.checks.tables.table import Actions, Table
 from gatekeeper.core import watched_files
 from gatekeeper.core.problem import Problem
+from gatekeeper.core.text_files import without_bom
 
 READERS: dict[str, Callable[[bytes, Actions], Table]] = {
     "hash": parse_indexed,
@@ -75,7 +76,7 @@ class TableReader:
 
     def _read_file(self, type: str, path: Path, place: SourceLine, values: bool) -> Table | None:
         try:
-            data = watched_files.read(path)
+            data = without_bom(watched_files.read(path))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else "not a path"
             self.problems.append(place.problem(f"cannot read {path}: {reason}"))

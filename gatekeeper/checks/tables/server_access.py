@@ -36,7 +36,9 @@ NameSource = Callable[[Request], tuple[str, Subject]]
 def of_client(request: Request) -> tuple[str, Subject]:
     """Return the confirmed name of the client."""
     name = request.client.name
-    return "" if name.lower() == UNKNOWN else name, Subject(f"{name}[{request.client.address or UNKNOWN}]", "Client host")
+    return "" if name.lower() == UNKNOWN else name, Subject(
+        f"{name}[{request.client.address or UNKNOWN}]", "Client host"
+    )
 
 
 def of_reverse_client(request: Request) -> tuple[str, Subject]:
