@@ -34,6 +34,7 @@ _PARAMETERS = (
     "relay_domains",
     "recipient_delimiter",
     "parent_domain_matches_subdomains",
+    "smtpd_null_access_lookup_key",
 )
 
 
@@ -89,7 +90,7 @@ def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
     parameters = ask(_PARAMETERS)
     if not parameters:
         return PostfixSettings()
-    with_parents = {word for _, word in split_words(parameters.get("parent_domain_matches_subdomains", "mynetworks"))}
+    with_parents = {word for _, word in split_words(parameters.get("parent_domain_matches_subdomains", "mynetworks, smtpd_access_maps"))}
     warnings: list[tuple[str, str]] = []
 
     def words(option: str, *names: str) -> list[str]:
@@ -103,6 +104,12 @@ def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
                     accepted.append(word)
         return accepted
 
+    if (null := parameters.get("smtpd_null_access_lookup_key", "<>")) != "<>":
+        what = f"smtpd_null_access_lookup_key is {null!r}, but gatekeeper asks access tables for '<>'; write that in them"
+        warnings.append(("", what))
+    if "smtpd_access_maps" not in with_parents:
+        what = "parent_domain_matches_subdomains is without smtpd_access_maps, but in gatekeeper's access tables"
+        warnings.append(("", f"{what} example.com stands for what is below it too, and .example.com for nothing"))
     values: dict[str, object] = {}
     if "mynetworks" in parameters:
         networks, found = _read_mynetworks(parameters["mynetworks"], "mynetworks" in with_parents)

@@ -25,7 +25,7 @@ MAIN_CF = {
     "virtual_alias_domains": "hash:/etc/postfix/virtual",
     "relay_domains": "customer.example",
     "recipient_delimiter": "+-",
-    "parent_domain_matches_subdomains": "mynetworks,relay_domains",
+    "parent_domain_matches_subdomains": "mynetworks,relay_domains,smtpd_access_maps",
 }
 
 
@@ -336,3 +336,17 @@ client_messages = "10/1m, 100/1h"
         checks.access.client,
         len(checks.ratelimit.client_messages),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("smtpd_null_access_lookup_key", "null@ours.example", "but gatekeeper asks access tables for '<>'; write that"),
+        ("parent_domain_matches_subdomains", "mynetworks, relay_domains", "is without smtpd_access_maps, but in"),
+    ],
+)
+def test_what_main_cf_says_of_keys_and_is_not_so_here_is_told(name: str, value: str, what: str) -> None:
+    keys = {"smtpd_null_access_lookup_key": "<>"}
+    assert () == defaults(lambda _: MAIN_CF | keys | {"virtual_alias_domains": ""}).warnings
+    [warning] = defaults(lambda _: MAIN_CF | keys | {"virtual_alias_domains": "", name: value}).warnings
+    assert (True, True) == (what in warning.what, warning.warning)

@@ -11,6 +11,7 @@ import pytest
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.limits.applies_to import load_patterns, parse_session_pattern
 from gatekeeper.checks.tables.client_list_reader import read_client_list
+from gatekeeper.checks.tables.keys import Asked
 from gatekeeper.checks.tables.reader import READERS, TableReader
 from gatekeeper.config import access_entry, config_file
 from gatekeeper.core.request import Client
@@ -30,7 +31,7 @@ CLIENT = Client(address=ADDRESS, name="a.example")
 def _table(type: str) -> Callable[[Path], object]:
     def found(file: Path) -> object:
         reader = TableReader(file.parent, lambda text: ())
-        table = reader.read(f"{type}:{file.name}", SourceLine("x"), values=True)
+        table = reader.read(f"{type}:{file.name}", SourceLine("x"), Asked.HOST)
         assert [] == reader.problems
         assert table is not None
         return table.search_address(ADDRESS)
@@ -108,7 +109,7 @@ def test_a_byte_order_mark_means_nothing(tmp_path: Path, name: str) -> None:
 def test_a_table_in_utf16_is_a_mistake_with_the_way_out(tmp_path: Path, mark: bytes) -> None:
     (tmp_path / "table").write_bytes(mark + "spam.example REJECT\n".encode("utf-16-le"))
     reader = TableReader(tmp_path, lambda text: ())
-    assert reader.read("hash:table", SourceLine("g.toml", 3)) is None
+    assert reader.read("hash:table", SourceLine("g.toml", 3), Asked.CLIENT) is None
     what = "it is not UTF-8 text (it begins as UTF-16 does); save it as UTF-8"
     assert [f"g.toml:3: cannot read {tmp_path}/table: {what}"] == [str(problem) for problem in reader.problems]
 

@@ -17,8 +17,10 @@ from gatekeeper.checks.base.nested import RestrictionClass, WarnIfReject
 from gatekeeper.checks.builder.errors import expect_arguments, explain_unknown, known_words, refuse_parameters
 from gatekeeper.checks.builder.own_checks import OWN_CHECKS
 from gatekeeper.checks.builder.postfix_words import (
+    ASKED,
     BARE_TABLES,
     LIST_WORDS,
+    MAP_ASKED,
     MAP_WORDS,
     OK_FORBIDDEN,
     OLD_NAMES,
@@ -42,6 +44,7 @@ from gatekeeper.checks.tables.access import (
     find_recipient,
     find_sender,
 )
+from gatekeeper.checks.tables.keys import Asked
 from gatekeeper.checks.tables.reader import TableReader
 from gatekeeper.checks.tables.sender_login import SenderOwners
 from gatekeeper.checks.tables.table import Table
@@ -115,7 +118,7 @@ class CheckBuilder:
     def owners(self, hostname: str, delimiter: str) -> SenderOwners:
         """Return the lookup of who owns a sender address, by `policy.sender_login_maps`."""
         names, place = self._maps.get("sender_login_maps", ((), SourceLine("")))
-        tables = (self._tables.read(name, place, values=True) for name in names)
+        tables = (self._tables.read(name, place, Asked.OWNER) for name in names)
         return SenderOwners(tuple(table for table in tables if table is not None), hostname.lower(), delimiter)
 
     def limiter(self) -> Limiter:
@@ -265,7 +268,7 @@ class CheckBuilder:
     def _table(self, name: str, word: str, place: SourceLine | None) -> Table:
         if place is None:
             raise ValueError("a table cannot name another table; name a restriction class")
-        table = self._tables.read(name, place)
+        table = self._tables.read(name, place, ASKED[word])
         if table is None:
             raise _AlreadyReported
         if word == "check_sender_access":
@@ -281,7 +284,7 @@ class CheckBuilder:
         names, place = self._maps.get(option, ((), SourceLine("")))
         if not names and not word.lower().startswith("permit_tls_all"):
             raise ValueError(f"{word} needs the tables of Postfix's {option}; name them in policy.{option}")
-        tables = [self._tables.read(name, place, values=True) for name in names]
+        tables = [self._tables.read(name, place, MAP_ASKED[option]) for name in names]
         if None in tables:
             raise _AlreadyReported
         return [table for table in tables if table is not None]

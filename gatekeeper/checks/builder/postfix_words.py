@@ -26,6 +26,7 @@ from gatekeeper.checks.tables.access import (
     find_sender,
 )
 from gatekeeper.checks.tables.certificate_access import CertificateAccess, PermitCertificates, parse_search
+from gatekeeper.checks.tables.keys import Asked
 from gatekeeper.checks.tables.sender_login import LoginMismatch
 from gatekeeper.checks.tables.table import Table
 from gatekeeper.pipeline.pipeline import CLIENT, ETRN, HELO
@@ -97,6 +98,22 @@ CERTIFICATE_ACCESS = "check_ccert_access"
 TABLE_WORDS = (*ACCESS_WORDS, *SERVER_WORDS, CERTIFICATE_ACCESS)
 """Words that take an access table."""
 
+ASKED: Mapping[str, Asked] = {
+    "check_client_access": Asked.CLIENT,
+    "check_reverse_client_hostname_access": Asked.CLIENT,
+    "check_helo_access": Asked.HELO,
+    "check_sender_access": Asked.SENDER,
+    "check_recipient_access": Asked.RECIPIENT,
+    "check_sasl_access": Asked.LOGIN,
+    "check_etrn_access": Asked.DOMAIN,
+    CERTIFICATE_ACCESS: Asked.CERTIFICATE,
+    **{
+        word: Asked.SERVER_ADDRESS if type == "A" else Asked.SERVER
+        for word, (_name_of, type, _needs) in SERVER_WORDS.items()
+    },
+}
+"""What the tables of each word are asked for."""
+
 OK_FORBIDDEN = frozenset({"check_reverse_client_hostname_access", *SERVER_WORDS})
 """Words whose tables may not answer OK: whoever owns the address or the name chooses what is looked up."""
 
@@ -121,6 +138,7 @@ MAP_WORDS: Mapping[str, str] = {
     **dict.fromkeys(CERTIFICATE_WORDS, "relay_clientcerts"),
 }
 """Words that look in tables of `[policy]`, and the option that names these."""
+MAP_ASKED: Mapping[str, Asked] = {"sender_login_maps": Asked.OWNER, "relay_clientcerts": Asked.CERTIFICATE}
 
 OLD_NAMES: Mapping[str, str] = {
     "reject_invalid_hostname": "reject_invalid_helo_hostname",

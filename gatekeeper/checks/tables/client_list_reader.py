@@ -13,6 +13,7 @@ from pathlib import Path
 from gatekeeper.auth.domains import configured_domain
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.inline import StaticTable
+from gatekeeper.checks.tables.keys import Asked
 from gatekeeper.checks.tables.patterns import NetworkTable, RuleTable
 from gatekeeper.checks.tables.reader import TableReader
 from gatekeeper.checks.tables.table import Table
@@ -157,7 +158,7 @@ class _Reader:
         if name in self.lookups:
             return True
         reader = TableReader(self._folder, _no_restrictions)
-        table = reader.read(name, self._place, values=True)
+        table = reader.read(name, self._place, Asked.HOST if self._parents else Asked.DOTTED_HOST)
         for problem in reader.problems:
             own = problem.file == self._place.file
             what = f"{self._option}: {problem.what}" if own else problem.what

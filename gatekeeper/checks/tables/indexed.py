@@ -3,7 +3,7 @@
 
 The source of postmap(1) is read directly, so the files are used as they are and no database library is needed. A lookup
 takes the same time however many entries there are. Two notations that tutorials use and Postfix never matches do match
-here, with a warning for each: `@domain`, and a network in CIDR notation.
+here, with a warning for each (keys.py): `@domain`, and a network in CIDR notation.
 """
 
 import re
@@ -14,6 +14,7 @@ from socket import AF_INET, inet_pton
 
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.action import TableAction
+from gatekeeper.checks.tables.keys import Shape
 from gatekeeper.checks.tables.packed import Packed
 from gatekeeper.checks.tables.table import Actions, logical_lines
 from gatekeeper.core.request import Address
@@ -22,7 +23,6 @@ from gatekeeper.core.wide_networks import is_wide
 
 _QUOTED = re.compile(rb'(?:"(?:\\.|[^"\\])*"?|[^\s"])+', re.DOTALL)
 """A key, which may contain white space within quotes (postmap(1), since Postfix 3.2)."""
-_PLAIN_KEY = re.compile(rb"[^\W_](?:[^/]*[^\W_])?", re.ASCII)
 
 
 def fold(key: bytes) -> bytes:
@@ -89,12 +89,20 @@ def _network_key(version: int, length: int, number: int, bits: int) -> bytes:
 
 @dataclass(slots=True)
 class IndexedTable:
-    """A table of exact, case-folded keys."""
+    """A table of exact, case-folded keys; `capacity` is the greatest number of entries."""
 
-    entries: Packed
+    capacity: int
     actions: Actions
+    entries: Packed = field(init=False)
     networks: Networks | None = None
-    allows: list[SourceLine] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.entries = Packed(self.capacity)
+
+    @property
+    def allows(self) -> list[SourceLine]:
+        """The lines of entries that say OK without a condition."""
+        return self.actions.allows
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
         """Return the entry for the first key that has one."""
@@ -104,6 +112,18 @@ class IndexedTable:
             if text is not None:
                 return self.actions.parsed(text.decode("utf-8", "surrogateescape"))
         return None
+
+    def note_key(self, line: int, key: bytes, right: bytes) -> None:
+        """Note a key that was added, for what is to be said of it; one that is a network matches what is in it."""
+        text = key.decode("utf-8", "surrogateescape")
+        if self.actions.keys.add(line, text) is not Shape.NETWORK or self.actions.values:
+            return
+        network = parse_network(text)
+        if is_wide(network):
+            return  # what goes beyond Postfix on purpose does so for networks that somebody can own
+        if self.networks is None:
+            self.networks = Networks(self.capacity, self.actions)
+        self.networks.add(network, right.decode("utf-8", "surrogateescape"))
 
     def search_address(self, address: Address) -> TableAction | None:
         """Return the entry for the address, else for a network in CIDR notation, else for a shortened address."""
@@ -132,8 +152,7 @@ def cut_key(content: bytes) -> tuple[bytes, bytes]:
 
 def parse_indexed(data: bytes, actions: Actions) -> IndexedTable:
     """Parse a table of `key action` lines. As in postmap(1), the first of two equal keys stays."""
-    capacity = data.count(b"\n") + 1
-    table = IndexedTable(Packed(capacity), actions, allows=actions.allows)
+    table = IndexedTable(data.count(b"\n") + 1, actions)
     add = table.entries.add
     last_valid = b""  # most entries have the same right-hand side as the one before
     for line, content in logical_lines(data):
@@ -152,38 +171,6 @@ def parse_indexed(data: bytes, actions: Actions) -> IndexedTable:
         if not add(key, right):
             shown = key.decode("utf-8", "replace")
             actions.mistake(line, f"{shown!r} occurs twice; the first one counts", warning=True)
-        elif not actions.values and not _PLAIN_KEY.fullmatch(key):
-            _check_odd_key(
-                line, key.decode("utf-8", "replace"), right.decode("utf-8", "surrogateescape"), table, actions, capacity
-            )
-    return table
-
-
-def _check_odd_key(line: int, key: str, text: str, table: IndexedTable, actions: Actions, capacity: int) -> None:
-    """Warn about a key that Postfix would not match, and make a network match here."""
-    if "/" in key and "@" not in key:
-        if table.networks is None:
-            table.networks = Networks(capacity, actions)
-        try:
-            network = parse_network(key)
-        except ValueError as error:
-            actions.mistake(line, str(error))
-            return
-        if is_wide(network):
-            # What goes beyond Postfix on purpose does so for networks that somebody can own.
-            what = f"neither Postfix nor gatekeeper matches the network {key} here; put it into a cidr: table"
-            actions.mistake(line, what, warning=True)
         else:
-            table.networks.add(network, text)
-            what = f"Postfix never matches the network {key} here, but gatekeeper does; put it into a cidr: table"
-            actions.mistake(line, what, warning=True)
-    elif key.startswith("@"):
-        what = (
-            f"Postfix never matches {key!r} here, but gatekeeper does; write {key[1:]!r}, which covers subdomains too"
-        )
-        actions.mistake(line, what, warning=True)
-    elif key.startswith("."):
-        what = f"neither Postfix nor gatekeeper matches {key!r} here; write {key[1:]!r}, which covers subdomains too"
-        actions.mistake(line, what, warning=True)
-    elif key.endswith(":") and ":" not in key[:-1]:
-        actions.mistake(line, f"{key!r} ends with a colon; this is not an alias file", warning=True)
+            table.note_key(line, key, right)
+    return table

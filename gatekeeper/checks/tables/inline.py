@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.action import TableAction
 from gatekeeper.checks.tables.indexed import IndexedTable, fold
-from gatekeeper.checks.tables.packed import Packed
 from gatekeeper.checks.tables.table import Actions
 from gatekeeper.core.request import Address
 from gatekeeper.core.verdict import PASS
@@ -43,7 +42,7 @@ def parse_inline(data: bytes, actions: Actions) -> IndexedTable:
     """Parse an inline: table, written in `data` with its braces. Mistakes are noted in `actions`, without a line."""
     text = data.decode("utf-8", "surrogateescape")
     entries = [word for _, word in split_words(strip_braces(text) or "")]
-    table = IndexedTable(Packed(len(entries) + 1), actions, allows=actions.allows)
+    table = IndexedTable(len(entries) + 1, actions)
     if not entries:
         actions.mistake(0, f"{text!r} is not a table; {_ALLOWED}")
     for word in reversed(entries):
@@ -52,7 +51,9 @@ def parse_inline(data: bytes, actions: Actions) -> IndexedTable:
         if not equals or not key:
             actions.mistake(0, f"{word!r} is not an entry; {_ALLOWED}")
         elif actions.check(0, value):
-            table.entries.add(fold(_bytes(key)), _bytes(value))
+            folded, right = fold(_bytes(key)), _bytes(value)
+            if table.entries.add(folded, right):
+                table.note_key(0, folded, right)
     return table
 
 

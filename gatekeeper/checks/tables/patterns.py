@@ -19,7 +19,7 @@ from gatekeeper.checks.tables.pcre2 import MatchLimitReached, PcrePattern
 from gatekeeper.checks.tables.regex import MAX_SUBJECT, compile_perl, compile_posix, is_risky
 from gatekeeper.checks.tables.table import Actions, text_lines
 from gatekeeper.core.request import Address, parse_address
-from gatekeeper.core.units import parse_network
+from gatekeeper.core.units import parse_network, unmap_network
 
 logger = logging.getLogger(__name__)
 
@@ -271,10 +271,14 @@ def _parse_network_rule(line: int, source: str, actions: Actions) -> tuple[Match
 
 def _network(line: int, pattern: str, actions: Actions) -> IPv4Network | IPv6Network | None:
     try:
-        return parse_network(pattern)
+        network = parse_network(pattern)
     except ValueError as error:
         actions.mistake(line, str(error))
         return None
+    if (meant := unmap_network(network)) is not network:
+        what = f"neither Postfix nor gatekeeper matches {pattern!r}: such clients have IPv4 addresses; write {meant}"
+        actions.mistake(line, what, warning=True)
+    return network
 
 
 def _cut(text: str) -> tuple[str, str]:

@@ -6,12 +6,14 @@ a server or in Postfix (`mysql:`, `ldap:`, `proxy:`) are refused, with what is a
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.action import RestrictionBuilder
 from gatekeeper.checks.tables.indexed import parse_indexed
 from gatekeeper.checks.tables.inline import inline_lines, parse_inline, parse_static
+from gatekeeper.checks.tables.keys import Asked
 from gatekeeper.checks.tables.patterns import parse_cidr, parse_pcre, parse_regexp
 from gatekeeper.checks.tables.table import Actions, Table
 from gatekeeper.core import watched_files
@@ -37,58 +39,82 @@ class TableReader:
     """Reads the tables that a configuration names, each file once, and collects every mistake in them."""
 
     def __init__(self, folder: Path, restrictions: RestrictionBuilder) -> None:
-        self.problems: list[Problem] = []
         self.conditions: set[str] = set()
         """The conditions on allow entries in all tables."""
+        self._problems: list[Problem] = []
         self._folder = folder
         self._restrictions = restrictions
-        self._read: dict[tuple[str, Path, bool], Table | None] = {}
+        self._files: dict[tuple[str, Path, bool], _Read | None] = {}
+        self._all: list[_Read] = []
 
-    def read(self, name: str, place: SourceLine, *, values: bool = False) -> Table | None:
+    @property
+    def problems(self) -> list[Problem]:
+        """Every mistake and warning so far; some depend on all that a table is asked for."""
+        return [*self._problems, *(problem for read in self._all for problem in read.problems())]
+
+    def read(self, name: str, place: SourceLine, asked: Asked) -> Table | None:
         """Return the table `TYPE:FILE`; None, and note a problem, if it cannot be used.
 
-        `place` is where the table is named. With `values` the right-hand sides are not actions but texts of any kind.
+        `place` is where the table is named, `asked` what it is asked for.
         """
         type, colon, file = name.partition(":")
-        if type in FILELESS_READERS:
-            return self._parse(
-                FILELESS_READERS[type],
-                file.encode("utf-8", "surrogateescape"),
-                Actions(place.file, self._restrictions, values, place.line),
-            )
-        if type in RULE_TYPES and file.startswith("{"):
-            return self._read_braces(type, file, place, values)
-        if not colon or not file or type not in READERS:
-            self.problems.append(place.problem(_explain_bad_name(name, type if colon else "")))
+        if not colon or not file or (type not in READERS and type not in FILELESS_READERS):
+            self._problems.append(place.problem(_explain_bad_name(name, type if colon else "")))
             return None
-        path = self._folder / file
-        if (type, path, values) not in self._read:
-            self._read[type, path, values] = self._read_file(type, path, place, values)
-        return self._read[type, path, values]
+        if type == "cidr" and not asked.has_addresses:
+            what = f"{name} never matches: a cidr: table knows addresses only, and it is asked for {asked} here"
+            self._problems.append(place.problem(what, warning=True))
+        if type in FILELESS_READERS or (type in RULE_TYPES and file.startswith("{")):
+            found = self._read_inline(type, file, place, asked.has_values)
+        else:
+            key = (type, self._folder / file, asked.has_values)
+            if key not in self._files:
+                self._files[key] = self._read_file(*key[:2], place, asked.has_values)
+            found = self._files[key]
+        if found is None:
+            return None
+        found.asked.add(asked)
+        return found.table
 
-    def _read_braces(self, type: str, text: str, place: SourceLine, values: bool) -> Table | None:
+    def _read_inline(self, type: str, text: str, place: SourceLine, values: bool) -> "_Read | None":
         try:
-            data = inline_lines(text)
+            data = text.encode("utf-8", "surrogateescape") if type in FILELESS_READERS else inline_lines(text)
         except ValueError as error:
-            self.problems.append(place.problem(str(error)))
+            self._problems.append(place.problem(str(error)))
             return None
-        return self._parse(READERS[type], data, Actions(place.file, self._restrictions, values, place.line))
+        actions = Actions(place.file, self._restrictions, values, place.line)
+        return self._parse({**READERS, **FILELESS_READERS}[type], data, actions)
 
-    def _read_file(self, type: str, path: Path, place: SourceLine, values: bool) -> Table | None:
+    def _read_file(self, type: str, path: Path, place: SourceLine, values: bool) -> "_Read | None":
         try:
             data = without_bom(watched_files.read(path))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else "not a path"
-            self.problems.append(place.problem(f"cannot read {path}: {reason}"))
+            self._problems.append(place.problem(f"cannot read {path}: {reason}"))
             return None
         return self._parse(READERS[type], data, Actions(str(path), self._restrictions, values))
 
-    def _parse(self, parse: Callable[[bytes, Actions], Table], data: bytes, actions: Actions) -> Table | None:
+    def _parse(self, parse: Callable[[bytes, Actions], Table], data: bytes, actions: Actions) -> "_Read":
         table = parse(data, actions)
         problems = actions.finish()
         self.conditions |= actions.conditions
-        self.problems += problems
-        return table if all(problem.warning for problem in problems) else None
+        found = _Read(table if all(problem.warning for problem in problems) else None, actions)
+        self._all.append(found)
+        return found
+
+
+@dataclass(slots=True)
+class _Read:
+    """A table that was read, None if it cannot be used, and all that it is asked for."""
+
+    table: Table | None
+    actions: Actions
+    asked: set[Asked] = field(default_factory=set)
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the table."""
+        about_keys = self.actions.keys.remarks(frozenset(self.asked))
+        return [*self.actions.problems, *(self.actions.problem(*remark, warning=True) for remark in about_keys)]
 
 
 def _explain_bad_name(name: str, type: str) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.tables.action import RestrictionBuilder, TableAction, parse_action, text_action
+from gatekeeper.checks.tables.keys import SeenKeys
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Address
 
@@ -86,6 +87,7 @@ class Actions:
         self._line = line
         self.problems: list[Problem] = []
         self.allows: list[SourceLine] = []
+        self.keys = SeenKeys()
         self.conditions: set[str] = set()
         """The conditions on allow entries."""
         self._restrictions = restrictions
@@ -135,9 +137,13 @@ class Actions:
     def mistake(self, line: int, what: str, *, warning: bool = False) -> None:
         """Record a problem, or only count it if there are too many."""
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(SourceLine(self.file, self._line or line).problem(what, warning=warning))
+            self.problems.append(self.problem(line, what, warning=warning))
         else:
             self._dropped += 1
+
+    def problem(self, line: int, what: str, *, warning: bool = False) -> Problem:
+        """Return a Problem at a line of this table."""
+        return SourceLine(self.file, self._line or line).problem(what, warning=warning)
 
     def finish(self) -> list[Problem]:
         """Return all problems; the last one says how many more there are."""
