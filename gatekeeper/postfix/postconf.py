@@ -90,7 +90,8 @@ def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
     parameters = ask(_PARAMETERS)
     if not parameters:
         return PostfixSettings()
-    with_parents = {word for _, word in split_words(parameters.get("parent_domain_matches_subdomains", "mynetworks, smtpd_access_maps"))}
+    parents = parameters.get("parent_domain_matches_subdomains", "mynetworks, smtpd_access_maps")
+    with_parents = {word for _, word in split_words(parents)}
     warnings: list[tuple[str, str]] = []
 
     def words(option: str, *names: str) -> list[str]:
@@ -105,7 +106,7 @@ def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
         return accepted
 
     if (null := parameters.get("smtpd_null_access_lookup_key", "<>")) != "<>":
-        what = f"smtpd_null_access_lookup_key is {null!r}, but gatekeeper asks access tables for '<>'; write that in them"
+        what = f"smtpd_null_access_lookup_key is {null!r}, but gatekeeper asks access tables for '<>'; write that there"
         warnings.append(("", what))
     if "smtpd_access_maps" not in with_parents:
         what = "parent_domain_matches_subdomains is without smtpd_access_maps, but in gatekeeper's access tables"

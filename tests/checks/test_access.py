@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.builder.builder import CheckBuilder
 from gatekeeper.checks.tables.access import AccessOptions, domain_keys, mailbox_keys
 from gatekeeper.checks.tables.indexed import address_keys
 from gatekeeper.core.request import Request
@@ -230,3 +232,51 @@ async def test_nothing_a_client_says_gets_out_of_its_place(
     reply = (await world.verdict(rcpt(helo=helo, sender=sender))).reply
     assert reply.isascii()
     assert reply.isprintable()
+
+
+@pytest.mark.parametrize("text", ["550", "450", "554", "250"])
+@pytest.mark.parametrize("type", ["hash", "cidr", "pcre"])
+def test_a_reply_code_alone_is_an_ok_and_told(tmp_path: Path, type: str, text: str) -> None:
+    key = {"hash": "192.0.2.1", "cidr": "192.0.2.1", "pcre": "/x/"}[type]
+    (tmp_path / "access").write_text(f"{key} {text}\n")
+    [what] = mistakes(f"check_client_access {type}:access", tmp_path)
+    assert f"a number alone means OK, as in Postfix (access(5)); write REJECT, or {text} with a text" == what
+
+
+@pytest.mark.parametrize("text", ["1234567890", "550 no", "REJECT", "1"])
+def test_other_numbers_are_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "access").write_text(f"192.0.2.1 {text}\n")
+    assert [] == mistakes("check_client_access hash:access", tmp_path)
+
+
+def test_only_ascii_digits_are_a_number(tmp_path: Path) -> None:
+    (tmp_path / "access").write_text("192.0.2.1 \uff15\uff15\uff10\n")
+    assert "unknown action" in mistakes("check_client_access hash:access", tmp_path)[0]
+
+
+@pytest.mark.parametrize("text", ["OK", "RELAY", "12345", "permit", "reject_unknown_sender_domain, permit", "opened"])
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("check_sender_access", "an OK for a sender lets in whoever forges it; demand proof: OK if=spf"),
+        ("check_helo_access", "an OK for a HELO name lets in whoever says it; write DUNNO, or name the client's"),
+        (
+            "check_sender_mx_access",
+            "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO",
+        ),
+        ("check_reverse_client_hostname_access", "an OK for what a stranger chooses (PTR, servers) is answered 451"),
+    ],
+)
+def test_whatever_permits_by_what_a_stranger_says_is_told(tmp_path: Path, word: str, why: str, text: str) -> None:
+    (tmp_path / "access").write_text(f"a.example DUNNO\nb.example {text}\n")
+    classes = {name: [([word], SourceLine("g.toml"))] for name, word in (("opened", "inner"), ("inner", "permit"))}
+    builder = CheckBuilder({}, tmp_path, classes=classes)
+    assert builder.check([word, "hash:access"], SourceLine("g.toml", 9)) is not None
+    [problem] = builder.problems
+    assert (2, True) == (problem.line, problem.what.startswith(why))
+
+
+@pytest.mark.parametrize("text", ["DUNNO", "REJECT", "OK if=spf", "permit_mynetworks, reject", "warn_if_reject reject"])
+def test_what_permits_nobody_by_a_sender_alone_is_not_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "access").write_text(f"b.example {text}\n")
+    assert [] == mistakes("check_sender_access hash:access", tmp_path)

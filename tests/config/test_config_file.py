@@ -341,7 +341,7 @@ client_messages = "10/1m, 100/1h"
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [
-        ("smtpd_null_access_lookup_key", "null@ours.example", "but gatekeeper asks access tables for '<>'; write that"),
+        ("smtpd_null_access_lookup_key", "null@ours.example", "but gatekeeper asks access tables for '<>'; write"),
         ("parent_domain_matches_subdomains", "mynetworks, relay_domains", "is without smtpd_access_maps, but in"),
     ],
 )

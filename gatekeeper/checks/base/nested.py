@@ -5,7 +5,7 @@ They run as if they stood in the list themselves (smtpd_check.c, generic_checks(
 or an action is kept and the next restriction runs, a permit ends the calling list, a refusal ends everything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gatekeeper.core.request import Request
@@ -24,6 +24,21 @@ def soften(verdict: Verdict, context: Context) -> Verdict:
         return verdict
     context.note("would refuse", verdict.reply)
     return Verdict(Outcome.PASS, f"warn_if_reject.{verdict.reason}", earlier=verdict.earlier)
+
+
+def may_permit(checks: Iterable[Check]) -> bool:
+    """Return whether a `permit` stands among these restrictions, or in a class that they name."""
+    left, seen = [*checks], set[int]()
+    while left:
+        check = left.pop()
+        if isinstance(check, WarnIfReject):
+            left.append(check.inner)
+        elif isinstance(check, RestrictionClass):
+            left += () if id(check) in seen else check.checks  # classes that name classes: each is looked into once
+            seen.add(id(check))
+        elif check.name == "permit":
+            return True
+    return False
 
 
 async def run_checks(checks: Sequence[Check], request: Request, context: Context) -> Verdict:

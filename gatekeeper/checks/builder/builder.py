@@ -17,9 +17,11 @@ from gatekeeper.checks.base.nested import RestrictionClass, WarnIfReject
 from gatekeeper.checks.builder.errors import expect_arguments, explain_unknown, known_words, refuse_parameters
 from gatekeeper.checks.builder.own_checks import OWN_CHECKS
 from gatekeeper.checks.builder.postfix_words import (
+    ALLOWS_STRANGERS,
     ASKED,
     BARE_TABLES,
     LIST_WORDS,
+    LOGIN_WORDS,
     MAP_ASKED,
     MAP_WORDS,
     OK_FORBIDDEN,
@@ -64,6 +66,8 @@ _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
 
 _ENDS = ("permit", "reject", "defer")
 """Words that end every list: nothing after them is evaluated."""
+
+_PERMITS_USERS = "permit_sasl_authenticated"
 
 _MAX_NESTED = 50  # classes in classes: each is some calls deep when a mail is judged
 
@@ -149,11 +153,40 @@ class CheckBuilder:
         return None
 
     def warn_unreachable(self, restrictions: Sequence[Words]) -> None:
-        """Warn about a restriction after a word that ends every list, which is never evaluated; as Postfix does."""
+        """Warn about a restriction after a word that ends every list, which is never evaluated; as Postfix does.
+
+        And about one for users who have logged in after the word that permits them.
+        """
         for ((word, *_), _), (words, place) in pairwise(restrictions):
             if word.lower() in _ENDS:
                 self._problems.append(place.problem(f"{' '.join(words)} after {word} is never reached", warning=True))
-                return
+                break
+        permitted = False
+        for words, place in restrictions:
+            within = self._words_of(words)
+            if permitted and any(map(self._is_for_users, within)):
+                what = f"{' '.join(words)} after {_PERMITS_USERS} never sees a user who has logged in; put it before"
+                self._problems.append(place.problem(what, warning=True))
+            permitted = permitted or _PERMITS_USERS in within
+
+    def _words_of(self, words: Sequence[str]) -> set[str]:
+        """Return the word of a restriction, or those of the class that it names."""
+        found, left, seen = set[str](), [words], set[str]()
+        while left:
+            written = next((word for word in left.pop() if word.lower() != "warn_if_reject"), "")
+            if written not in self._classes:
+                found.add(OLD_NAMES.get(written.lower(), written.lower()))
+            elif written not in seen:
+                seen.add(written)
+                left += [inner for inner, _place in self._classes[written]]
+        return found
+
+    def _is_for_users(self, word: str) -> bool:
+        """Return whether a restriction decides, or counts, something about users who have logged in."""
+        if word == "ratelimit":
+            options = self._sections.get("ratelimit", RateLimit())
+            return isinstance(options, RateLimit) and options.mode is not Mode.OFF and options.counts_users
+        return word == "check_sasl_access" or LOGIN_WORDS.get(word, (False,))[0]
 
     def check_classes(self) -> None:
         """Look for mistakes in the restriction classes, including those that no list uses."""
@@ -161,7 +194,8 @@ class CheckBuilder:
             if name.lower() in known_words() and restrictions:
                 what = f"{name!r} is already a restriction; give the class another name"
                 self._problems.append(restrictions[0][1].problem(what))
-            elif not any(built == name for built, _ in self._built):
+            self.warn_unreachable(restrictions)
+            if name.lower() not in known_words() and not any(built == name for built, _ in self._built):
                 try:
                     self._class(name, "")
                 except (ValueError, _AlreadyReported):
@@ -271,12 +305,9 @@ class CheckBuilder:
         table = self._tables.read(name, place, ASKED[word])
         if table is None:
             raise _AlreadyReported
-        if word == "check_sender_access":
-            what = "an OK for a sender lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc"
-            self._problems += [entry.problem(what).opening() for entry in table.allows]
-        if word in OK_FORBIDDEN:
-            what = "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO"
-            self._problems += [entry.problem(what, warning=True) for entry in table.allows]
+        if what := ALLOWS_STRANGERS.get(word):
+            said = [entry.problem(what, warning=True) for entry in table.allows]
+            self._problems += said if word in OK_FORBIDDEN else [problem.opening() for problem in said]
         return table
 
     def _policy_tables(self, word: str, option: str) -> list[Table]:

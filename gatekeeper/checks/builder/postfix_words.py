@@ -117,6 +117,16 @@ ASKED: Mapping[str, Asked] = {
 OK_FORBIDDEN = frozenset({"check_reverse_client_hostname_access", *SERVER_WORDS})
 """Words whose tables may not answer OK: whoever owns the address or the name chooses what is looked up."""
 
+ALLOWS_STRANGERS: Mapping[str, str] = {
+    "check_sender_access": "an OK for a sender lets in whoever forges it; demand proof: OK if=spf, if=dkim or if=dmarc",
+    "check_helo_access": "an OK for a HELO name lets in whoever says it; write DUNNO, or name the client's address or "
+    "network in a table of clients",
+    **dict.fromkeys(
+        OK_FORBIDDEN, "an OK for what a stranger chooses (PTR, servers) is answered 451 4.3.5; write DUNNO"
+    ),
+}
+"""Words whose keys a stranger can claim, and what is to be said of an OK (or `permit`) in their tables."""
+
 BARE_TABLES: Mapping[str, str] = {
     CLIENT: "check_client_access",
     HELO: "check_helo_access",
@@ -138,7 +148,7 @@ MAP_WORDS: Mapping[str, str] = {
     **dict.fromkeys(CERTIFICATE_WORDS, "relay_clientcerts"),
 }
 """Words that look in tables of `[policy]`, and the option that names these."""
-MAP_ASKED: Mapping[str, Asked] = {"sender_login_maps": Asked.OWNER, "relay_clientcerts": Asked.CERTIFICATE}
+MAP_ASKED: Mapping[str, Asked] = {"sender_login_maps": Asked.OWNER, "relay_clientcerts": Asked.KNOWN_CERTIFICATE}
 
 OLD_NAMES: Mapping[str, str] = {
     "reject_invalid_hostname": "reject_invalid_helo_hostname",

@@ -77,6 +77,12 @@ class RateLimit(BaseModel):
     count_refused: StrictBool = Field(default=False, description="also count what is refused here, as anvil(8) does")
     rules: Mapping[str, LimitRule] = Field(default={}, description="limits by other things, or for some sessions only")
 
+    @property
+    def counts_users(self) -> bool:
+        """Whether something is counted by users who have logged in."""
+        by_user = any("user" in rule.by for rule in self.rules.values())
+        return bool(self.user_messages or self.user_recipients or by_user)
+
 
 @dataclass(frozen=True, slots=True)
 class Quantity:

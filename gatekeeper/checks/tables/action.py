@@ -84,7 +84,7 @@ def parse_action(text: str, restrictions: RestrictionBuilder) -> TableAction:
         return TableAction(_reply(upper.lower(), *_REPLIES[upper], rest))
     if upper in ("OK", "RELAY"):
         return _allow(rest)
-    if text.strip().isdigit():
+    if text.strip().isascii() and text.strip().isdigit():
         return _allow("")
     if upper == "DUNNO":
         return TableAction(replace(PASS, reason="access.dunno"))

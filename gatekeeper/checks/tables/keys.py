@@ -59,18 +59,19 @@ class Asked(StrEnum):
     LOGIN = "logins"
     OWNER = "the owners of senders"
     CERTIFICATE = "fingerprints of certificates"
+    KNOWN_CERTIFICATE = "fingerprints of certificates that are let through"
     HOST = "hosts, by name and whole address"
     DOTTED_HOST = "hosts, by name and whole address, a dot standing for what is below a domain"
 
     @property
     def has_values(self) -> bool:
         """Whether right-hand sides are not actions but texts."""
-        return self in (Asked.OWNER, Asked.CERTIFICATE, Asked.HOST, Asked.DOTTED_HOST)
+        return self in (Asked.OWNER, Asked.KNOWN_CERTIFICATE, Asked.HOST, Asked.DOTTED_HOST)
 
     @property
     def has_addresses(self) -> bool:
-        """Whether a cidr: table can ever be asked for an address."""
-        return self not in (Asked.SENDER, Asked.RECIPIENT, Asked.LOGIN, Asked.OWNER, Asked.CERTIFICATE, Asked.DOMAIN)
+        """Whether it is, among other things, addresses: else a cidr: table never matches."""
+        return self in (Asked.CLIENT, Asked.SERVER, Asked.SERVER_ADDRESS, Asked.HELO, Asked.HOST, Asked.DOTTED_HOST)
 
 
 _MAILBOXES = frozenset({Shape.NAME, Shape.LITERAL, Shape.MAILBOX, Shape.LOCAL, Shape.AT_DOMAIN, Shape.U_LABEL})
@@ -86,6 +87,7 @@ ASKED_SHAPES: Mapping[Asked, frozenset[Shape]] = {
     Asked.LOGIN: frozenset(Shape) - {Shape.AT_DOMAIN, Shape.LOCAL, Shape.NETWORK, Shape.NULL, Shape.WILD, Shape.ANGLED},
     Asked.OWNER: frozenset({Shape.NAME, Shape.PREFIX, Shape.MAILBOX, Shape.AT_DOMAIN, Shape.U_LABEL, Shape.OTHER}),
     Asked.CERTIFICATE: frozenset({Shape.FINGERPRINT}),
+    Asked.KNOWN_CERTIFICATE: frozenset({Shape.FINGERPRINT}),
     Asked.HOST: frozenset({Shape.NAME, Shape.ADDRESS, Shape.NETWORK_ADDRESS}),
     Asked.DOTTED_HOST: frozenset({Shape.NAME, Shape.ADDRESS, Shape.NETWORK_ADDRESS, Shape.DOTTED}),
 }

@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Protocol
 
 from gatekeeper.checks.base.check_types import SourceLine
+from gatekeeper.checks.base.nested import may_permit
 from gatekeeper.checks.tables.action import RestrictionBuilder, TableAction, parse_action, text_action
 from gatekeeper.checks.tables.keys import SeenKeys
 from gatekeeper.core.problem import Problem
@@ -19,6 +20,7 @@ _MAX_PARSED = 1000
 
 A table with a million different ones must not keep a million objects.
 """
+_REPLY_CODE = re.compile(r"[245]\d\d", re.ASCII)
 _ALWAYS_VALID = re.compile(r"(?:REJECT|DEFER|DEFER_IF_PERMIT|DEFER_IF_REJECT|DUNNO)(?:[ \t].*)?", re.IGNORECASE)
 
 
@@ -27,7 +29,7 @@ class Table(Protocol):
 
     @property
     def allows(self) -> Sequence[SourceLine]:
-        """The lines of entries that say OK without a condition, at most MAX_PROBLEMS of them."""
+        """The lines of entries that say OK or `permit` without a condition, at most MAX_PROBLEMS of them."""
         ...
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
@@ -103,8 +105,11 @@ class Actions:
             return None
         if action.condition:
             self.conditions.add(action.condition)
-        elif action.allows and len(self.allows) < MAX_PROBLEMS:
+        elif (action.allows or may_permit(action.checks)) and len(self.allows) < MAX_PROBLEMS:
             self.allows.append(SourceLine(self.file, self._line or line))
+        if action.allows and _REPLY_CODE.fullmatch(text):
+            what = f"a number alone means OK, as in Postfix (access(5)); write REJECT, or {text} with a text"
+            self.mistake(line, what, warning=True)
         return action
 
     def check(self, line: int, text: str) -> bool:
