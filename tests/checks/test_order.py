@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What decides nothing where it stands in a list is told: behind its end, or behind the word that lets users through."""
+"""What decides nothing where it stands in a list is told: behind its end, or behind what lets users through."""
 
 from pathlib import Path
 
