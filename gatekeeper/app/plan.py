@@ -28,6 +28,7 @@ from gatekeeper.config.config_file import Config
 from gatekeeper.config.locations import KeyPath
 from gatekeeper.config.schema import ChecksSection, RestrictionLists
 from gatekeeper.core.problem import ConfigError, Problem
+from gatekeeper.core.verdict import Mode
 from gatekeeper.dnslists.monitor import ListUse
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.pipeline import END_OF_DATA, Pipeline
@@ -113,7 +114,17 @@ def summary(plan: Plan) -> str:
     signing = plan.signing
     parts = [", ".join([f"{checks['']} checks", *contexts]), f"{len(signing.key_table)} keys"]
     parts += [f"{len(signing.signing_table)} lines in the signing table", f"listening on {', '.join(map(str, listen))}"]
-    return "; ".join(parts)
+    return "; ".join(filter(None, (*parts, observed(plan))))
+
+
+def observed(plan: Plan) -> str:
+    """Say what only observes: everything, or some checks; empty if all counts."""
+    if plan.config.mode == "observe":
+        return 'mode = "observe": nothing is refused, delayed, signed or changed; the log tells what would be (judged=)'
+    pipelines = (*plan.pipelines.values(), plan.milter_pipeline)
+    checks = (check for pipeline in pipelines for of_list in pipeline.lists.values() for check in of_list)
+    names = sorted({check.name for check in checks if check.mode is Mode.OBSERVE})
+    return f'only observed (mode = "observe"), and counting for nothing: {", ".join(names)}' if names else ""
 
 
 def _mynetworks(config: Config) -> tuple[ClientList, list[Problem]]:

@@ -4,6 +4,10 @@
 A decision line is logfmt: `name=value` pairs with one space between. A value that is not plain is quoted, with every
 character that is not printable ASCII, every quote and every backslash escaped, so a stranger's HELO can neither end the
 line nor add a pair. `unescape` gives the value back.
+
+A line claims nothing that did not happen. `action` is what was answered, in the words of the protocol that it went out
+by (policy/protocol.py, milter/edits.py); `judged` is what would have been answered but for observe mode, if that is
+something else; `observed` names those of the `reasons` that did not count.
 """
 
 import base64
@@ -13,13 +17,14 @@ import logging.handlers
 import os
 import re
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 from gatekeeper.core import log_output, redaction
-from gatekeeper.core.request import Address, Client
-from gatekeeper.core.verdict import Decision, Note, Outcome, Verdict
+from gatekeeper.core.request import Address, Client, Request
+from gatekeeper.core.verdict import Decision, Note, Verdict
 
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
 _PRINTABLE = re.compile(r"[ !#-\[\]-~]*")
@@ -34,6 +39,8 @@ WHY = "why"
 _MAX_VALUE = 320
 """Bytes of a stranger's value that are logged: enough for any valid address (RFC 5321 section 4.5.3.1)."""
 
+Words = Callable[[Verdict, Request], str]
+"""Says a verdict on a request in the words in which a front door answers it."""
 
 FACILITIES = tuple(sorted(logging.handlers.SysLogHandler.facility_names))
 """The facilities of syslog(3): mail, daemon, local0, ..."""
@@ -200,11 +207,13 @@ def _trace_id(address: Address, port: int | None) -> str:
     return base64.b32encode(hashlib.sha256(seen.encode()).digest()[:5]).decode("ascii")
 
 
-def write_decision(logger: logging.Logger, decision: Decision, side: str, level: int = logging.INFO) -> None:
+def write_decision(
+    logger: logging.Logger, decision: Decision, side: str, words: Words, level: int = logging.INFO
+) -> None:
     """Log the line of one decision, as `logger` would."""
     if not logger.isEnabledFor(level):
         return
-    line = decision_line(decision, side)
+    line = decision_line(decision, side, words)
     match logging.root.handlers:
         case [_Handler() as handler]:
             handler.write(level, line)
@@ -212,21 +221,9 @@ def write_decision(logger: logging.Logger, decision: Decision, side: str, level:
             logger.log(level, "%s", line)
 
 
-def decision_line(decision: Decision, side: str) -> str:
-    """Return the log line of one decision. `side` is the front door that asked: policy, milter, explain, replay."""
-    return " ".join([f"{name}={escape(value)}" for name, value in _pairs(decision, side) if value])
-
-
-def _action(verdict: Verdict) -> str:
-    """Return a verdict as one word or reply: `DUNNO`, `OK`, `450 4.7.1 text`, `HOLD`."""
-    match verdict.outcome:
-        case Outcome.ACCEPT:
-            return "OK"
-        case Outcome.ACTION:
-            return verdict.text
-        case Outcome.PASS | Outcome.PERMIT:
-            return "DUNNO"
-    return verdict.reply
+def decision_line(decision: Decision, side: str, words: Words) -> str:
+    """Return the log line of one decision. `side` is the front door that asked, policy or milter."""
+    return " ".join([f"{name}={escape(value)}" for name, value in _pairs(decision, side, words) if value])
 
 
 def escape(value: str) -> str:
@@ -257,19 +254,21 @@ def read_decision(line: str) -> dict[str, str] | None:
     return {name: unescape(value) for name, value in _PAIR.findall(line, at)}
 
 
-def _pairs(decision: Decision, side: str) -> list[tuple[str, str]]:
+def _pairs(decision: Decision, side: str, words: Words) -> list[tuple[str, str]]:
     request, reasons = decision.request, ",".join(decision.reasons)
     client = request.client
-    judged = _action(decision.judged) if decision.judged != decision.verdict else ""
+    action = words(decision.verdict, request)
+    judged = action if decision.judged is decision.verdict else words(decision.judged, request)
     return [
         ("side", side),
         ("trace", trace_id(client)),
         ("queue_id", request.queue_id),
         ("stage", request.stage),
         ("context", request.policy_context),
-        ("action", _action(decision.verdict)),
-        ("judged", judged),
+        ("action", action),
+        ("judged", judged if judged != action else ""),
         ("reasons", reasons),
+        ("observed", ",".join(decision.observed)),
         (WAITED, _waited(decision) if "greylist." in reasons else ""),
         (WHY, _why(decision) if "sign." in reasons and "sign.ok" not in reasons else ""),
         ("client", str(client.address or "unknown")),
@@ -284,7 +283,7 @@ def _pairs(decision: Decision, side: str) -> list[tuple[str, str]]:
 
 def _waited(decision: Decision) -> str:
     for step in decision.steps:
-        if step.applied and step.verdict.reason.startswith("greylist."):
+        if step.verdict.reason.startswith("greylist."):
             for note in step.lazy_notes:
                 if isinstance(note, Note) and note.what == WAITED:
                     return note.found

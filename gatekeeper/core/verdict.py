@@ -6,7 +6,7 @@ the one function that makes a stranger's text safe for a reply, a header comment
 value that somebody goes on to use (a login, the mailbox of a REDIRECT) is never passed through it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -107,7 +107,7 @@ LazyNote = Callable[[], tuple[str, str]]
 
 
 class Step(NamedTuple):
-    """One check that ran. `applied` is False for a check in observe mode: its verdict is only logged.
+    """One check that ran. `applied` is False for what is only observed, alone or with everything else.
 
     A tuple, because a frozen dataclass takes five times as long to create, and a request has some 15 of them.
     """
@@ -128,7 +128,7 @@ class Step(NamedTuple):
 class Decision:
     """The answer and everything that led to it, in order.
 
-    `verdict` is what is answered; `judged` is what the checks came to, which differs only in observe mode.
+    `verdict` is what is answered; `judged` is what would be answered if what is only observed counted too.
     """
 
     request: Request
@@ -139,13 +139,26 @@ class Decision:
     @property
     def reasons(self) -> tuple[str, ...]:
         """The reason codes of all steps that had an opinion, in order, each once."""
-        codes: dict[str, None] = {}
-        for step in self.steps:
-            if step.verdict is not PASS:
-                for verdict in (*step.verdict.earlier, step.verdict):
-                    if verdict.reason:
-                        codes[verdict.reason] = None
-        return tuple(codes)
+        return _reasons(self.steps)
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Those of the reason codes that only steps gave which do not count."""
+        observed = [step for step in self.steps if not step.applied]
+        if not observed:
+            return ()
+        counted = _reasons([step for step in self.steps if step.applied])
+        return tuple(reason for reason in _reasons(observed) if reason not in counted)
+
+
+def _reasons(steps: Iterable[Step]) -> tuple[str, ...]:
+    codes: dict[str, None] = {}
+    for step in steps:
+        if step.verdict is not PASS:
+            for verdict in (*step.verdict.earlier, step.verdict):
+                if verdict.reason:
+                    codes[verdict.reason] = None
+    return tuple(codes)
 
 
 def printable(text: str, limit: int = 400) -> str:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from gatekeeper.app.plan import Plan
+from gatekeeper.app.plan import Plan, observed
 from gatekeeper.config.config_file import Config
 from gatekeeper.core import log, safe_files
 from gatekeeper.core.problem import ConfigError
@@ -555,7 +555,9 @@ def _sentence(error: OSError) -> str:
 
 
 def _log(plan: Plan) -> None:
-    """Log as the plan wants, beginning with its warnings."""
+    """Log as the plan wants, beginning with its warnings and with what it only observes."""
     log.setup(plan.config.log.level, syslog=plan.config.log.syslog, name=plan.config.log.syslog_name)
     for warning in (*plan.warnings, *plan.config.drift):
         logger.warning("%s", warning)
+    if what := observed(plan):
+        logger.warning("%s", what)

@@ -13,7 +13,7 @@ from gatekeeper.app.app import App
 from gatekeeper.auth.iprev import check_iprev
 from gatekeeper.core import redaction
 from gatekeeper.core.request import UNKNOWN, Address, Client, Request, Stage
-from gatekeeper.core.verdict import Decision, Note, Outcome, Step, printable
+from gatekeeper.core.verdict import Decision, Note, Outcome, Step, Verdict, printable
 from gatekeeper.dnsclient.resolver import MX, Answer, DNSError, Resolver
 from gatekeeper.pipeline.pipeline import DATA, END_OF_DATA
 from gatekeeper.policy.protocol import encode_answer
@@ -177,7 +177,7 @@ def sentence(step: Step) -> str:
     text = _SENTENCES[step.verdict.outcome].format(
         reply=step.verdict.reply, text=printable(step.verdict.text), list=step.list
     )
-    if not step.applied:
+    if not step.applied and step.verdict.outcome is not Outcome.PASS:
         text = f"observe mode, does not count: {text}"
     return f"{text} ({step.verdict.reason})" if step.verdict.reason else text
 
@@ -222,17 +222,21 @@ def _note_lines(notes: tuple[Note, ...]) -> Iterator[str]:
 
 
 def _verdict(decision: Decision) -> str:
-    judged = decision.judged
-    why = f" ({judged.reason})" if judged.reason else ""
-    if judged.refuses:
-        said = f"Verdict: refused {'for good' if judged.code.startswith('5') else 'for now'}{why}."
-    elif judged.outcome is Outcome.DEFER_IF_REJECT:
-        said = f"Verdict: not refused here; a later refusal by Postfix would be temporary{why}."
-    elif judged.outcome is Outcome.ACTION:
-        said = f"Verdict: {printable(judged.text)}{why}."
-    else:
-        said = f"Verdict: not refused{why}."
-    return said if decision.verdict == judged else f'{said} mode = "observe": the answer does not show it.'
+    said = f"Verdict: {_in_words(decision.verdict)}."
+    if decision.judged == decision.verdict:
+        return said
+    return f'{said} Without mode = "observe" it would be: {_in_words(decision.judged)}.'
+
+
+def _in_words(verdict: Verdict) -> str:
+    why = f" ({verdict.reason})" if verdict.reason else ""
+    if verdict.refuses:
+        return f"refused {'for good' if verdict.code.startswith('5') else 'for now'}{why}"
+    if verdict.outcome is Outcome.DEFER_IF_REJECT:
+        return f"not refused here; a later refusal by Postfix would be temporary{why}"
+    if verdict.outcome is Outcome.ACTION:
+        return f"{printable(verdict.text)}{why}"
+    return f"not refused{why}"
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:
@@ -249,10 +253,10 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "looked_up": _notes(explanation.before),
         "connection": [_step(step) for step in explanation.connection.steps] if explanation.connection else [],
         "steps": [_step(step) for step in decision.steps],
-        "outcome": str(decision.judged.outcome),
-        "reason": decision.judged.reason,
+        **_verdict_json(decision.verdict),
         "reasons": list(decision.reasons),
-        "reply": decision.judged.reply,
+        "observed": list(decision.observed),
+        "judged": _verdict_json(decision.judged),
         "answer": answer(decision),
         "later": [
             {"stage": str(one.request.stage), "steps": [_step(step) for step in one.steps], "answer": answer(one)}
@@ -261,13 +265,15 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
     }
 
 
+def _verdict_json(verdict: Verdict) -> dict[str, str]:
+    return {"outcome": str(verdict.outcome), "reason": verdict.reason, "reply": verdict.reply}
+
+
 def _step(step: Step) -> dict[str, Any]:
     return {
         "list": step.list,
         "check": step.check,
-        "outcome": str(step.verdict.outcome),
-        "reason": step.verdict.reason,
-        "reply": step.verdict.reply,
+        **_verdict_json(step.verdict),
         "applied": step.applied,
         "notes": _notes(step.notes),
         "sentence": sentence(step),

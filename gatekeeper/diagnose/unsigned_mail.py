@@ -2,6 +2,7 @@
 """Why is it not signing? An answer from the decision lines of a log.
 
 Counts what was signed, what looked like ours and was not, and what kept it from being signed, most frequent first.
+What a service in observe mode would have signed left unsigned, and is counted apart.
 
 Known limit: mail of strangers who use nothing of ours is verified and never counted.
 """
@@ -14,6 +15,7 @@ from gatekeeper.core.log import WHY, read_decision
 from gatekeeper.core.request import domain_of
 
 SIGNED = ("sign.ok", "sign.already", "sign.previous_key")
+OBSERVED = "sign.observed"
 INTENTIONAL = ("sign.recipient", "sign.exempt", "sign.peer", "sign.external", "sign.no_match")
 """Not signed because the configuration says so, or because it is not ours: from a stranger who uses a domain of ours,
 or from us with somebody else's domain. In the last case, mail from a local domain counts as missed all the same."""
@@ -39,6 +41,11 @@ class UnsignedMail:
         """The number of messages that left with a signature of ours."""
         return sum(self.reasons[reason] for reason in SIGNED)
 
+    @property
+    def would_sign(self) -> int:
+        """The number of messages that left unsigned because they were only observed."""
+        return self.reasons[OBSERVED]
+
 
 def read_unsigned_mail(lines: Iterable[str]) -> UnsignedMail:
     """Sum up the lines of a log; lines of other programs are skipped."""
@@ -52,7 +59,7 @@ def read_unsigned_mail(lines: Iterable[str]) -> UnsignedMail:
         found.reasons[reason] += 1
         if reason not in SIGNED or reason == "sign.previous_key":
             why = decision.get(WHY, "")
-            found.missed += reason not in (*SIGNED, *INTENTIONAL) or why.endswith(_LOCAL)
+            found.missed += reason not in (*SIGNED, *INTENTIONAL, OBSERVED) or why.endswith(_LOCAL)
             cause = (reason, domain_of(decision.get("sender", "")[1:-1]), why)
             found.causes[cause] += 1
             found.example[cause] = decision.get("queue_id", "")
@@ -62,6 +69,8 @@ def read_unsigned_mail(lines: Iterable[str]) -> UnsignedMail:
 def sentences(found: UnsignedMail) -> Iterator[str]:
     """Yield the report for people, line by line. What came from outside is escaped as in the log."""
     yield f"signed: {found.signed}; looked like ours and not signed: {found.missed}"
+    if found.would_sign:
+        yield f'only observed (mode = "observe"), and would have been signed: {found.would_sign}'
     for reason, count in found.reasons.most_common():
         yield f"  {count} {reason}"
     if found.causes:
@@ -79,6 +88,7 @@ def as_json(found: UnsignedMail) -> dict[str, object]:
     return {
         "signed": found.signed,
         "missed": found.missed,
+        "would_sign": found.would_sign,
         "reasons": dict(found.reasons.most_common()),
         "causes": [
             {

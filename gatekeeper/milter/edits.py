@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gatekeeper.auth.forged_results import claims_to_be_ours, mentions_method
 from gatekeeper.core.message import Header
+from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision, Outcome, Verdict, printable
 
 _RESULTS = b"authentication-results"
@@ -62,6 +63,13 @@ def edits_of(decision: Decision, removals: tuple[Remove, ...] = (), insertions: 
             name, _, value = verdict.text.removeprefix("PREPEND ").partition(":")
             insertions = (Insert(name, printable(value)), *insertions)  # below what we found out, which stays on top
     return Edits(removals=removals, insertions=insertions, quarantine=quarantine, decision=decision)
+
+
+def answer(verdict: Verdict, _request: Request | None = None) -> str:
+    """Return in words what `edits_of` makes of a verdict: a reply, HOLD, DISCARD, a field to PREPEND, else DUNNO."""
+    if verdict.refuses:
+        return f"{verdict.code} {verdict.enhanced} {printable(verdict.text)}"
+    return verdict.text if verdict.outcome is Outcome.ACTION else "DUNNO"
 
 
 def forged_results(

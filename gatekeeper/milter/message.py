@@ -27,7 +27,7 @@ from gatekeeper.core.message import Header
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict, printable
 from gatekeeper.dnsclient.resolver import WouldWait, run_without_waiting
-from gatekeeper.milter.edits import Edits, Insert, Remove, edits_of, every, forged_results, insertion
+from gatekeeper.milter.edits import Edits, Insert, Remove, answer, edits_of, every, forged_results, insertion
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.pipeline import END_OF_DATA
 from gatekeeper.signing.origin import Origin, Owner
@@ -105,11 +105,11 @@ class MilterMessage:
         verdict = PASS if check.mode is Mode.OFF else check.of_header(self.headers)
         if not verdict.reason:
             return None
-        applied = check.mode is Mode.ENFORCE
+        applied = check.mode is Mode.ENFORCE and not self._observing
         step = Step(END_OF_DATA, check.name, verdict, applied=applied)
         decision = Decision(self.request, verdict if applied else PASS, (step,), verdict)
         log_decision(decision, logging.WARNING)
-        return self._unless_observing(edits_of(decision)) if applied else None
+        return None if check.mode is Mode.OBSERVE else self._unless_observing(edits_of(decision))
 
     def _choose_signatures(self) -> None:
         """Find the identities that sign."""
@@ -189,14 +189,17 @@ class MilterMessage:
         if self._signer is not None:
             done = self._resigning.valid_identities() if self._resigning is not None else []
             insertions = tuple(insertion(field) for field in self._signer.signatures(without=done))
-            if insertions:
+            if insertions and self._observing:
+                choice = replace(choice, reason="sign.observed", notes=(*choice.notes, _would_sign(choice)))
+            elif insertions:
                 insertions += self._software_header()
             else:
                 choice = replace(choice, reason="sign.already", notes=(*choice.notes, _SIGNED_BEFORE))
             if self._app.plan.sign_options.remove_old:
                 removals += every(self.headers, "DKIM-Signature")
-        verdict = choice.reply or PASS
-        decision = Decision(request, verdict, (_step(choice, verdict),), verdict)
+        judged = choice.reply or PASS
+        step = _step(choice, judged, applied=not self._observing)
+        decision = Decision(request, PASS if self._observing else judged, (step,), judged)
         log_decision(decision, logging.WARNING if choice.missed else logging.INFO)
         return edits_of(decision, removals, insertions)
 
@@ -209,15 +212,20 @@ class MilterMessage:
         silent = not verify.tell_none and await is_empty_result(facts, verify.methods)
         explained = decision
         if self._choice is not None and self._choice.reason != "sign.not_origin":
-            explained = replace(decision, steps=(*decision.steps, _step(self._choice, PASS)))
+            step = _step(self._choice, PASS, applied=not self._observing)
+            explained = replace(decision, steps=(*decision.steps, step))
         log_decision(explained)
         if context.has_side_effects(decision):
             self.to_settle = context, decision
         return edits_of(explained, removals, (*(() if silent else (insertion(results),)), *self._software_header()))
 
+    @property
+    def _observing(self) -> bool:
+        return self._config.mode == "observe"
+
     def _unless_observing(self, edits: Edits) -> Edits:
         """Return nothing to do in observe mode, where another milter may do the same."""
-        return edits if self._config.mode == "enforce" else Edits(decision=edits.decision)
+        return Edits(decision=edits.decision) if self._observing else edits
 
     def _authserv_id(self) -> str:
         ours, queue_id = self._app.site.authserv_id, self.request.queue_id
@@ -239,15 +247,20 @@ class MilterMessage:
         return (Insert("DKIM-Filter", f" {printable(text).rstrip()}"),)
 
 
-def _step(choice: SigningChoice, verdict: Verdict) -> Step:
+def _step(choice: SigningChoice, verdict: Verdict, *, applied: bool) -> Step:
     """Return the step that tells of signing, in a decision that comes to `verdict`."""
     told = verdict if verdict.refuses else Verdict(Outcome.PASS, choice.reason)
-    return Step(END_OF_DATA, "sign", told, choice.notes)
+    return Step(END_OF_DATA, "sign", told, choice.notes, applied)
+
+
+def _would_sign(choice: SigningChoice) -> Note:
+    keys = " and ".join(f"d={one.domain} s={one.selector}" for one in choice.identities)
+    return Note("signing", f"only observed; enforced, it would have been signed with {keys}")
 
 
 def log_decision(decision: Decision, level: int = logging.INFO) -> None:
     """Write the line of a decision, and at level debug one for each note of its steps."""
-    write_decision(logger, decision, "milter", level)
+    write_decision(logger, decision, "milter", answer, level)
     if logger.isEnabledFor(logging.DEBUG):
         for step in decision.steps:
             for note in step.notes:

@@ -8,6 +8,9 @@ nothing that comes can change more than the words. At the end a kept `defer_if_p
 else the last list's `defer_if_reject` (so that it also tempers a refusal of Postfix's own further down its list), else
 DUNNO. The action DISCARD ends everything, as in Postfix.
 
+What is only observed, one check or all, goes through the same lattice beside it: `Decision.judged` is what would be
+answered if it counted, as far as was asked: no check is asked only because something observed would have permitted.
+
 Checks that announce what they will read from the store (`Announcing`) share one round trip: the first question of any
 check takes along what all of them announced. A check that crashes abstains, loudly, and what was kept before stays
 kept. A decision that is cut off tells what it had come to (`CutOff`). Side effects wait for the decision:
@@ -70,19 +73,51 @@ class CutOff(asyncio.CancelledError):
 
 @dataclass(slots=True)
 class _Course:
-    """How far a decision has come: what was done, and what the lattice keeps."""
+    """How far the lattice has come with the verdicts that count."""
 
-    steps: list[Step] = field(default_factory=list)
     if_permit: Verdict | None = None
     if_reject: Verdict | None = None
     action: Verdict | None = None
+    end: Verdict | None = None
+    """What has ended everything."""
+    list_ended: bool = False
 
     @property
     def verdict(self) -> Verdict:
         """What is answered if nothing more comes."""
-        return self.if_permit or self.action or self.if_reject or PASS
+        return self.end or self.if_permit or self.action or self.if_reject or PASS
 
-    def keep(self, verdict: Verdict) -> None:
+    def begin_list(self) -> None:
+        """Go on with the next list, unless everything has ended."""
+        if self.end is None:
+            self.if_reject, self.list_ended = None, False
+
+    def take(self, verdict: Verdict) -> None:
+        """Go on with the verdict of the next check, which stands for nothing if its list has ended."""
+        if self.list_ended:
+            return
+        for earlier in verdict.earlier:
+            self._keep(earlier)
+        if not (verdict.earlier and self.if_permit and self.if_reject):
+            match verdict.outcome:
+                case Outcome.PASS:
+                    return
+                case Outcome.PERMIT:
+                    self.list_ended = True
+                case Outcome.ACCEPT:
+                    self.end = self.if_permit or verdict
+                case Outcome.REJECT if self.if_reject and verdict.code.startswith("5"):
+                    self.end = replace(self.if_reject, outcome=Outcome.REJECT)
+                case Outcome.REJECT:
+                    self.end = verdict
+                case Outcome.ACTION if verdict.text.startswith("DISCARD"):
+                    self.end = self.if_permit or verdict
+                case _:
+                    self._keep(verdict)
+        if self.end or (self.if_permit and self.if_reject):
+            self.list_ended = True
+
+    def _keep(self, verdict: Verdict) -> None:
         """Keep a soft failure or an action, unless there is one before it."""
         match verdict.outcome:
             case Outcome.DEFER_IF_PERMIT:
@@ -107,9 +142,9 @@ class _Entry(NamedTuple):
     """It did not come to its end."""
 
     @classmethod
-    def of(cls, check: Check, list_name: str) -> Self:
+    def of(cls, check: Check, list_name: str, *, observe: bool) -> Self:
         announce = check.announce if isinstance(check, Announcing) else None
-        passed = Step(list_name, check.name, PASS)
+        passed = Step(list_name, check.name, PASS, applied=not observe)
         cut_off = Verdict(Outcome.PASS, f"{check.name}.cut_off")
         return cls(check.check, check.name, check.needs, check.mode is Mode.ENFORCE, announce, passed, cut_off)
 
@@ -131,7 +166,11 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         on = {
-            name: tuple(_Entry.of(check, name) for check in self.lists.get(name, ()) if check.mode is not Mode.OFF)
+            name: tuple(
+                _Entry.of(check, name, observe=self.observe)
+                for check in self.lists.get(name, ())
+                if check.mode is not Mode.OFF
+            )
             for name in LISTS
         }
         object.__setattr__(
@@ -145,29 +184,36 @@ class Pipeline:
         """
         if request.stage is Stage.RCPT and (request.recipient or "").lower() == "postmaster":
             return Decision(request, PASS, (), PASS)  # Postfix accepts it unasked (RFC 5321 section 4.5.1)
-        course = _Course()
+        course, judged, steps = _Course(), _Course(), list[Step]()
         store = ReadAheadStore(context.store, lambda: self._announced(request, context), context.clock)
         try:
-            verdict = await self._combine(request, context._replace(store=store), course)
+            await self._combine(request, context._replace(store=store), course, judged, steps)
         except asyncio.CancelledError:
-            raise CutOff(self._decision(request, course.verdict, course.steps), context) from None
+            raise CutOff(self._decision(request, course, judged, steps), context) from None
         finally:
             store.end()
             context.journal.memo.clear()
-        return self._decision(request, verdict, course.steps)
+        return self._decision(request, course, judged, steps)
 
-    def _decision(self, request: Request, verdict: Verdict, steps: list[Step]) -> Decision:
-        return Decision(request, PASS if self.observe else verdict, tuple(steps), verdict)
+    def _decision(self, request: Request, course: _Course, judged: _Course, steps: list[Step]) -> Decision:
+        answer = course.verdict
+        wanted = answer if judged.verdict == answer else judged.verdict
+        return Decision(request, PASS if self.observe else answer, tuple(steps), wanted)
 
-    async def _combine(self, request: Request, context: Context, course: _Course) -> Verdict:
-        steps, take_notes = course.steps, context.journal.take_notes
+    async def _combine(
+        self, request: Request, context: Context, course: _Course, judged: _Course, steps: list[Step]
+    ) -> None:
+        """Ask until `course` has ended. `judged` also takes what is only observed, and may end before."""
+        take_notes, applied = context.journal.take_notes, not self.observe
         for name, entries in self._entries[request.stage]:
-            course.if_reject = None
+            course.begin_list()
+            judged.begin_list()
             for entry in entries:
                 if entry.needs and entry.abstains(request):
                     continue
                 if not entry.enforced:
                     steps.append(await _observe(entry, name, request, context))
+                    judged.take(steps[-1].verdict)
                     continue
                 try:
                     verdict = await entry.check(request, context)
@@ -175,36 +221,20 @@ class Pipeline:
                     verdict = _crashed(entry, error, context)
                 except asyncio.CancelledError as error:
                     if _is_cancelled():
-                        steps.append(Step(name, entry.name, entry.cut_off, take_notes()))
+                        steps.append(Step(name, entry.name, entry.cut_off, take_notes(), applied))
                         raise
                     verdict = _crashed(entry, error, context)  # not we are cancelled, but what it waited for
                 notes = take_notes()
                 if verdict is PASS:
-                    steps.append(entry.passed if not notes else Step(name, entry.name, PASS, notes))
+                    steps.append(entry.passed if not notes else Step(name, entry.name, PASS, notes, applied))
                     continue
-                steps.append(Step(name, entry.name, verdict, notes))
-                for earlier in verdict.earlier:
-                    course.keep(earlier)
-                if verdict.earlier and course.if_permit and course.if_reject:
+                steps.append(Step(name, entry.name, verdict, notes, applied))
+                course.take(verdict)
+                judged.take(verdict)
+                if course.list_ended:
                     break
-                match verdict.outcome:
-                    case Outcome.PASS:
-                        continue
-                    case Outcome.PERMIT:
-                        break
-                    case Outcome.ACCEPT:
-                        return course.if_permit or verdict
-                    case Outcome.REJECT:
-                        if course.if_reject and verdict.code.startswith("5"):
-                            return replace(course.if_reject, outcome=Outcome.REJECT)
-                        return verdict
-                    case Outcome.ACTION if verdict.text.startswith("DISCARD"):
-                        return course.if_permit or verdict
-                    case _:
-                        course.keep(verdict)
-                if course.if_permit and course.if_reject:
-                    break
-        return course.verdict
+            if course.end is not None:
+                return
 
     def _announced(self, request: Request, context: Context) -> list[ReadAhead]:
         """Return what the checks of this stage announce. One that crashes announces nothing."""

@@ -33,6 +33,7 @@ from gatekeeper.policy.protocol import (
     NotUnderstood,
     ProtocolError,
     RequestParser,
+    action,
     encode_answer,
     to_request,
 )
@@ -250,7 +251,7 @@ class PolicyServer:
         try:
             if context.has_side_effects(decision):
                 self._settle_soon(decision, context)
-            write_decision(logger, decision, "policy")
+            write_decision(logger, decision, "policy", action)
         except Exception:
             logger.exception("after the answer: instance %r", request.instance)
 
@@ -261,8 +262,7 @@ class PolicyServer:
         except CutOff as cut:
             if not self._deadline.has_timed_out(task):
                 raise
-            verdict = cut.decision.verdict
-            self._log_late(request, verdict.reply or verdict.text or "DUNNO")
+            self._log_late(request, action(cut.decision.verdict, request))
             return cut.decision, cut.context
 
     def _log_late(self, request: Request, answered: str) -> None:

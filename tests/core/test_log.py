@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from gatekeeper.core import log
 from gatekeeper.core.request import Client, Request, Stage
-from gatekeeper.core.verdict import PASS, Decision, Step, Verdict, reject
+from gatekeeper.core.verdict import PASS, Decision, Step, Verdict, defer_if_permit, reject
+from gatekeeper.milter import edits
+from gatekeeper.policy.protocol import action
 
 CLIENT = Client(address=ip_address("192.0.2.1"), name="mail.example.com", port=4711)
 REFUSED = reject("helo.non_fqdn", "504", "5.5.2", "<localhost>: need a fully qualified name")
@@ -35,13 +37,32 @@ def test_a_decision_is_one_line_of_pairs() -> None:
         'side=policy trace=DEZ4WAGE stage=RCPT action="504 5.5.2 <localhost>: need a fully qualified name" '
         "reasons=helo.non_fqdn client=192.0.2.1 name=mail.example.com helo=localhost sender=<> "
         "recipient=<b@example.org>"
-    ) == log.decision_line(decided(request, REFUSED), "policy")
+    ) == log.decision_line(decided(request, REFUSED), "policy", action)
 
 
 def test_what_only_would_have_been_answered_is_told_apart() -> None:
     request = Request(stage=Stage.RCPT)
-    line = log.decision_line(Decision(request, PASS, (), REFUSED), "policy")
+    line = log.decision_line(Decision(request, PASS, (), REFUSED), "policy", action)
     assert ("DUNNO", REFUSED.reply) == (pairs(line)["action"], pairs(line)["judged"])
+
+
+EARLY = defer_if_permit("greylist.early", "4.7.1", "Greylisted")
+
+
+@pytest.mark.parametrize(
+    ("side", "words", "said"),
+    [("policy", action, "DEFER_IF_PERMIT 4.7.1 Greylisted"), ("milter", edits.answer, "450 4.7.1 Greylisted")],
+)
+def test_the_action_is_what_was_answered_in_the_words_of_the_protocol(side: str, words: log.Words, said: str) -> None:
+    line = log.decision_line(decided(Request(stage=Stage.RCPT), EARLY), side, words)
+    assert said == pairs(line)["action"]
+
+
+def test_what_is_only_observed_is_told_from_what_counts() -> None:
+    steps = (Step("client", "spf", REFUSED), Step("client", "greylist", EARLY, applied=False))
+    found = pairs(log.decision_line(Decision(Request(stage=Stage.RCPT), REFUSED, steps, REFUSED), "policy", action))
+    assert ("helo.non_fqdn,greylist.early", "greylist.early") == (found["reasons"], found["observed"])
+    assert "judged" not in found
 
 
 def test_both_sides_give_a_connection_the_same_trace_id() -> None:
@@ -63,7 +84,7 @@ def test_no_strangers_value_can_forge_a_line_or_a_pair(
         sasl_user=user,
         queue_id=queue_id,
     )
-    line = log.decision_line(decided(request), "policy")
+    line = log.decision_line(decided(request), "policy", action)
     assert line.isascii()
     assert line.isprintable()
     assert {"side", "stage", "action", "client"} <= pairs(line).keys() <= NAMES
@@ -119,9 +140,9 @@ def test_below_its_level_nothing_is_written(written: io.StringIO) -> None:
 def test_a_decisions_line_is_what_logging_would_have_written(written: io.StringIO) -> None:
     logger = logging.getLogger("gatekeeper.test")
     decision = decided(Request(stage=Stage.RCPT, client=CLIENT, helo="key1234567.zen.dq.spamhaus.net"), REFUSED)
-    log.write_decision(logger, decision, "policy")
-    logger.info("%s", log.decision_line(decision, "policy"))
-    log.write_decision(logger, decision, "policy", logging.DEBUG)
+    log.write_decision(logger, decision, "policy", action)
+    logger.info("%s", log.decision_line(decision, "policy", action))
+    log.write_decision(logger, decision, "policy", action, logging.DEBUG)
     short, long = (line.partition("gatekeeper[") for line in written.getvalue().splitlines())
     assert long[2] == short[2]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ", short[0])
@@ -130,5 +151,5 @@ def test_a_decisions_line_is_what_logging_would_have_written(written: io.StringI
 
 def test_where_others_listen_a_decisions_line_is_a_record(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    log.write_decision(logging.getLogger("gatekeeper.test"), decided(Request(stage=Stage.RCPT)), "policy")
-    assert [log.decision_line(decided(Request(stage=Stage.RCPT)), "policy")] == caplog.messages
+    log.write_decision(logging.getLogger("gatekeeper.test"), decided(Request(stage=Stage.RCPT)), "policy", action)
+    assert [log.decision_line(decided(Request(stage=Stage.RCPT)), "policy", action)] == caplog.messages

@@ -4,6 +4,7 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -129,3 +130,25 @@ async def test_what_lists_say_at_data_and_at_the_end_of_the_message_is_told_too(
     assert ["action=DUNNO", "action=HOLD big"] == [one["answer"] for one in explain.as_json(told)["later"]]
     assert "Postfix is answered: action=HOLD big" == list(explain.sentences(told))[-1]
     await app.close()
+
+
+@pytest.mark.parametrize("observing", ['mode = "observe"', '[checks.greylist]\nmode = "observe"'])
+async def test_what_is_only_observed_is_no_verdict(tmp_path: Path, observing: str) -> None:
+    text = CONFIG.replace("[checks.greylist]", "[checks.greylist]\n" + observing.partition("\n")[2])
+    (tmp_path / "gatekeeper.toml").write_text(f"{observing}\n{text}" if "[" not in observing else text)
+    plan = prepare(load(tmp_path / "gatekeeper.toml", no_postfix))
+    resolver = NotingResolver(TableResolver(ZONE))
+    app = await open_app(plan, resolver=resolver, store=ReadOnlyStore(MemoryStore()))
+    asked = AskedSession(
+        address=parse_address("192.0.2.1"), helo="mail.good.example", sender="a@good.example", recipient="b@example.org"
+    )
+    found = await explain.explain(app, resolver, asked)
+    lines = list(explain.sentences(found))
+    assert any(line.startswith("  greylist: observe mode, does not count: defers with 450") for line in lines)
+    told = next(line for line in lines if line.startswith("Verdict:"))
+    assert told.startswith("Verdict: not refused")
+    assert told.endswith('Without mode = "observe" it would be: refused for now (greylist.early).')
+    data = explain.as_json(found)
+    assert ("pass", "action=DUNNO") == (data["outcome"], data["answer"])
+    assert ("defer_if_permit", "greylist.early") == (data["judged"]["outcome"], data["judged"]["reason"])
+    assert "greylist.early" in data["observed"]

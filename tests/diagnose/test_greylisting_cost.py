@@ -14,6 +14,7 @@ from gatekeeper.checks.greylisting.greylist import Greylist
 from gatekeeper.core.log import decision_line
 from gatekeeper.core.verdict import Mode
 from gatekeeper.diagnose.greylisting_cost import GreylistingCost, as_json, read_greylisting_cost, sentences
+from gatekeeper.policy.protocol import action
 from tests.support.checking import World, rcpt
 
 PREFIX = "2026-11-22 20:15:01.123 gatekeeper[12]: INFO "
@@ -28,7 +29,7 @@ class Logged(World):
         for wait, sender, address in asked:
             self.now += wait
             decision = await self.decide(rcpt(sender=sender, address=address, name="unknown"))
-            lines.append(PREFIX + decision_line(decision, "policy"))
+            lines.append(PREFIX + decision_line(decision, "policy", action))
         return lines
 
 
@@ -76,9 +77,43 @@ async def test_who_becomes_known_while_waiting_has_waited() -> None:
     assert [300.0, 350.0, 450.0, 250.0] == read_greylisting_cost(lines).waits
 
 
-async def test_what_is_only_observed_delays_nobody() -> None:
+async def test_what_is_only_observed_delays_nobody_and_is_counted_apart() -> None:
     found = read_greylisting_cost(await world(Mode.OBSERVE).lines(*MAIL))
-    assert (0, []) == (found.deferred, found.waits)
+    assert (0, [], 0) == (found.deferred, found.waits, found.passed_at_once)
+    assert (4, 3) == (found.would_wait, found.would_pass)
+    assert {
+        "example.net from 192.0.2.1": 2,
+        "example.com from 198.51.100.1": 1,
+        "list.example from 203.0.113.1": 1,
+    } == found.observed_by_sender
+    told = list(sentences(found))
+    assert "4 mails would have been asked to wait, and 3 more were checked and would not; none waited" in told[0]
+    assert "  2 example.net from 192.0.2.1" == told[2]
+    assert 3 == len(told[2:])
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_a_service_in_observe_mode_delays_nobody_whatever_its_checks_say(mode: Mode) -> None:
+    if mode is Mode.OFF:
+        return
+    observing = world(mode)
+    observing.observe = True
+    found = read_greylisting_cost(await observing.lines(*MAIL))
+    assert (0, 4, 3) == (found.deferred, found.would_wait, found.would_pass)
+
+
+async def test_observed_and_enforced_greylisting_are_told_apart_in_one_log() -> None:
+    found = read_greylisting_cost([*await world(Mode.OBSERVE).lines(*MAIL), *await world().lines(*MAIL)])
+    assert (3, 1, 4, 3) == (found.deferred, found.passed_at_once, found.would_wait, found.would_pass)
+    assert 4 == as_json(found)["would_wait"]
+    assert any(line.startswith("3 mails were asked to wait") for line in sentences(found))
+
+
+def test_a_log_from_before_tells_what_was_observed_by_what_was_judged() -> None:
+    mail = "reasons=greylist.early waited=0s client=192.0.2.1 sender=<a@b.example> recipient=<c@d.example>"
+    answers = ('action=DUNNO judged="450 4.7.1 x"', 'action="450 4.7.1 x"')
+    found = read_greylisting_cost([f"{PREFIX}side=policy {answer} {mail}" for answer in answers])
+    assert (1, 1) == (found.would_wait, found.deferred)
 
 
 def test_an_empty_log_says_so() -> None:

@@ -48,6 +48,7 @@ from gatekeeper.dnsclient import caching
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Answer, RememberedOnly, TableResolver, run_without_waiting
 from gatekeeper.dnsclient.zone import Zone
+from gatekeeper.milter import edits
 from gatekeeper.milter import message as milter_message
 from gatekeeper.milter import session as milter_session
 from gatekeeper.milter.edits import Edits
@@ -496,11 +497,11 @@ def test_lines_of_a_log_that_two_write_to_stay_whole() -> None:
 
     def scene(at: Preempted) -> None:
         with logged() as lines:
-            at.intruder = lambda: log.write_decision(logging.getLogger(), decided[1], "milter")
+            at.intruder = lambda: log.write_decision(logging.getLogger(), decided[1], "milter", edits.answer)
             with at:
-                log.write_decision(logging.getLogger(), decided[0], "milter")
+                log.write_decision(logging.getLogger(), decided[0], "milter", edits.answer)
         told = [(LINE.fullmatch(line) or [line] * 2)[1] for line in lines.getvalue().splitlines()]
-        wanted = [log.decision_line(one, "milter") for one in decided[: 1 + at.done]]
+        wanted = [log.decision_line(one, "milter", edits.answer) for one in decided[: 1 + at.done]]
         assert sorted(wanted) == sorted(told)
 
     assert at_each_step(scene, log, every=3, patience=0.02) > 50

@@ -209,8 +209,46 @@ async def test_a_check_that_is_off_is_not_asked() -> None:
 
 async def test_an_observed_check_is_written_down_and_does_not_count() -> None:
     decision = await Pipeline({CLIENT: (Says(REJECT, mode=Mode.OBSERVE),)}).decide(RCPT, world())
-    assert PASS == decision.verdict == decision.judged
+    assert (PASS, REJECT) == (decision.verdict, decision.judged)
     assert [(REJECT, False)] == [(step.verdict, step.applied) for step in decision.steps]
+    assert ("bad",) == decision.reasons == decision.observed
+
+
+VERDICTS = st.sampled_from([PASS, PERMIT, ACCEPT, REJECT, REJECT_4XX, IF_PERMIT, IF_REJECT, HOLD, DISCARD])
+
+
+@given(st.fixed_dictionaries({RECIPIENT: st.lists(st.tuples(VERDICTS, st.booleans()), max_size=5)}))
+def test_what_is_judged_is_what_the_same_lists_answer_when_all_of_them_counts(
+    lists: dict[str, list[tuple[Verdict, bool]]],
+) -> None:
+    async def answers() -> None:
+        decided = [
+            await Pipeline(
+                {
+                    name: tuple(
+                        Says(verdict, mode=Mode.OBSERVE if observed and observing else Mode.ENFORCE)
+                        for verdict, observed in checks
+                        if not (observed and without)
+                    )
+                    for name, checks in lists.items()
+                }
+            ).decide(RCPT, world())
+            for observing, without in ((True, False), (False, False), (False, True))
+        ]
+        partly, all_count, without_observed = decided
+        assert all_count.verdict == all_count.judged == partly.judged
+        assert without_observed.verdict == partly.verdict
+
+    asyncio.run(answers())
+
+
+async def test_what_is_observed_ends_its_own_list_only() -> None:
+    lists: dict[str, tuple[Check, ...]] = {
+        CLIENT: (Says(PERMIT, mode=Mode.OBSERVE), Says(IF_PERMIT)),
+        HELO: (Says(REJECT),),
+    }
+    decision = await Pipeline(lists).decide(RCPT, world())
+    assert (REJECT, REJECT) == (decision.verdict, decision.judged)
 
 
 async def test_an_observed_check_has_state_of_its_own() -> None:
@@ -222,6 +260,8 @@ async def test_an_observed_check_has_state_of_its_own() -> None:
 async def test_an_observing_pipeline_answers_dunno_and_knows_better() -> None:
     decision = await decide({CLIENT: [REJECT]}, observe=True)
     assert (PASS, REJECT) == (decision.verdict, decision.judged)
+    assert [False] == [step.applied for step in decision.steps]
+    assert ("bad",) == decision.observed
 
 
 async def test_a_check_that_crashes_abstains_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -249,10 +289,10 @@ async def test_side_effects_run_once_and_one_that_fails_stops_no_other() -> None
     assert [decision] == seen
 
 
-VERDICTS = st.sampled_from([PASS, PERMIT, REJECT, REJECT_4XX, IF_PERMIT, IF_REJECT, HOLD])
+REFUSALS = st.sampled_from([PASS, PERMIT, REJECT, REJECT_4XX, IF_PERMIT, IF_REJECT, HOLD])
 
 
-@given(st.dictionaries(st.sampled_from([CLIENT, HELO, SENDER, RECIPIENT]), st.lists(VERDICTS, max_size=5)))
+@given(st.dictionaries(st.sampled_from([CLIENT, HELO, SENDER, RECIPIENT]), st.lists(REFUSALS, max_size=5)))
 async def test_nothing_that_is_refused_anywhere_is_let_through(lists: dict[str, list[Verdict]]) -> None:
     decision = await decide(lists)
     applied = [step.verdict for step in decision.steps]

@@ -16,6 +16,7 @@ from gatekeeper.core.log import decision_line
 from gatekeeper.core.message import Header, crlf
 from gatekeeper.core.request import Client, Request, Stage
 from gatekeeper.core.verdict import PASS, Decision
+from gatekeeper.policy.protocol import action
 from gatekeeper.replay.fixture import RecordedMessage
 from gatekeeper.replay.smtp import ConnectionReplies, MessageReplies, SmtpClient, SmtpError
 from tests.lab.evidence import decisions, header_changes, lines_of
@@ -116,13 +117,15 @@ def decision(sender: str, recipient: str | None = None, helo: str = "") -> Decis
 
 @given(texts, texts, texts)
 def test_a_decision_is_read_from_the_log_as_it_was_taken(helo: str, sender: str, recipient: str) -> None:
-    log = f"2026-11-22 12:00:00.000 gatekeeper[1]: INFO {decision_line(decision(sender, recipient, helo), 'policy')}\n"
-    [line] = decisions(log)
+    told = decision_line(decision(sender, recipient, helo), "policy", action)
+    [line] = decisions(f"2026-11-22 12:00:00.000 gatekeeper[1]: INFO {told}\n")
     assert (helo, f"<{sender}>", f"<{recipient}>") == (line.get("helo", ""), line["sender"], line["recipient"])
 
 
 def test_equal_messages_of_one_connection_have_each_their_own_decision() -> None:
-    lines = [decision_line(decision("a@x.example", "b@y.example", helo), "policy") for helo in ("first", "second")]
+    lines = [
+        decision_line(decision("a@x.example", "b@y.example", helo), "policy", action) for helo in ("first", "second")
+    ]
     message = RecordedMessage.model_validate({"from": "a@x.example", "to": ["b@y.example"]})
     heard = ConnectionReplies(decision("").request.client, "220", [MessageReplies(("250",)), MessageReplies(("250",))])
     taken = lines_of("\n".join(f"x {line}" for line in lines), heard, [message, message])

@@ -76,6 +76,8 @@ class World:
     now: float = 1_000_000.0
     real_keys: bool = False
     """Whether keys are made with the store's own secret."""
+    observe: bool = False
+    """Whether nothing counts."""
     store: Store = field(init=False)
     alone: Store = field(init=False)
     resolver: Resolver = field(init=False)
@@ -118,7 +120,7 @@ class World:
             alone=self.alone,
             lists=ListQueries(self.lists),
         )
-        decision = await Pipeline({RECIPIENT: self.checks}).decide(request, context)
+        decision = await Pipeline({RECIPIENT: self.checks}, self.observe).decide(request, context)
         await context.settle(decision)
         return decision
 

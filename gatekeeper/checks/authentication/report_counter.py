@@ -45,9 +45,9 @@ class ReportCounter(ConfiguredCheck):
         spf, dkim = await context.facts.spf(), await context.facts.dkim()
 
         async def count(decision: Decision) -> None:
-            judged = next((step.verdict for step in decision.steps if step.check == "dmarc"), PASS)
-            applied = judged if decision.verdict is decision.judged else PASS
-            disposition = _disposition(found, applied)
+            step = next((step for step in decision.steps if step.check == "dmarc"), None)
+            judged = step.verdict if step is not None else PASS
+            disposition = _disposition(found, judged if step is not None and step.applied else PASS)
             reasons = tuple(_reasons(found, judged, disposition))
             row = counted_row(str(address), found, spf, dkim, disposition=disposition, reasons=reasons)
             # Facts are the same in observe mode, so the keys are those of enforce mode.
