@@ -37,11 +37,11 @@ class CaseItem(pytest.Item):
     def runtest(self) -> None:
         """Play the case. Raises CaseFailed, and ConfigError for what cannot be played."""
         from gatekeeper.replay import fixture
-        from gatekeeper.replay.compare import differences
+        from gatekeeper.replay.compare import findings
         from gatekeeper.replay.in_process import play
 
         case = fixture.read(self.path.parent)
-        found = differences(case, asyncio.run(play(case)))
+        found = findings(case, asyncio.run(play(case)))
         if found:
             raise CaseFailed("\n".join(found))
 

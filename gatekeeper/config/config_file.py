@@ -10,7 +10,7 @@ import pwd
 import re
 import socket
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -171,9 +171,12 @@ def defaults(ask: postconf.Ask = postconf.ask_postfix) -> Config:
     return _build({}, None, KeyLocations(""), ask)[0]
 
 
-def load(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> Config:
-    """Load the configuration in `path`. Raises ConfigError with every mistake, or with the first TOML syntax error."""
-    config, problems = examine(path, ask)
+def load(path: Path, ask: postconf.Ask = postconf.ask_postfix, *, ignoring: Sequence[KeyPath] = ()) -> Config:
+    """Load the configuration in `path`, as if the options in `ignoring` were not written.
+
+    Raises ConfigError with every mistake, or with the first TOML syntax error.
+    """
+    config, problems = examine(path, ask, ignoring=ignoring)
     if problems:
         raise ConfigError(problems)
     return config
@@ -190,7 +193,9 @@ def refreshed(config: Config) -> Config:
     return new
 
 
-def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Config, list[Problem]]:
+def examine(
+    path: Path, ask: postconf.Ask = postconf.ask_postfix, *, ignoring: Sequence[KeyPath] = ()
+) -> tuple[Config, list[Problem]]:
     """Return what is usable of the configuration in `path`, and every mistake in it.
 
     So check-config can go on to check the tables. Raises ConfigError for a file that cannot be read or is not TOML.
@@ -207,6 +212,9 @@ def examine(path: Path, ask: postconf.Ask = postconf.ask_postfix) -> tuple[Confi
         raise ConfigError([_syntax_error(path, text, error)]) from error
     except TOMLLimitError as error:
         raise ConfigError([Problem(str(path), 0, str(error))]) from error
+    for option in ignoring:
+        if _has(tree, option):
+            tree = _without(tree, option)
     return _build(tree, path, KeyLocations(text), ask)
 
 
@@ -341,6 +349,11 @@ def _matches_nobody(one: object) -> bool:
         and isinstance(one.value, IPv6Network)
         and one.value.network_address.ipv4_mapped is not None
     )
+
+
+def _has(tree: Any, at: KeyPath) -> bool:
+    """Return whether there is an option at `at`."""
+    return not at or (isinstance(tree, dict) and at[0] in tree and _has(tree[str(at[0])], at[1:]))
 
 
 def _without(tree: dict[str, Any], at: KeyPath) -> dict[str, Any]:

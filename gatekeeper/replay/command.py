@@ -7,14 +7,14 @@ from pathlib import Path
 
 from gatekeeper.core.problem import ConfigError
 from gatekeeper.replay import fixture
-from gatekeeper.replay.compare import differences, updated
+from gatekeeper.replay.compare import findings, updated
 from gatekeeper.replay.in_process import play
 
 OK, MISMATCH, NO_CASE, CONFIGURATION = 0, 1, 2, 78
 
 
 def main(paths: Iterable[Path], config: Path | None = None, *, update: bool = False) -> int:
-    """Play the cases and print a line for each, and each difference. Returns the exit status.
+    """Play the cases and print a line for each, and each finding. Returns the exit status.
 
     `config` is for cases that have no gatekeeper.toml in them or above them. With `update`, what differs becomes the
     new expectation.
@@ -39,14 +39,15 @@ def _play_case(folder: Path, config: Path | None, update: bool) -> int:
         for problem in error.problems:
             print(f"    {problem}")
         return CONFIGURATION
-    found = differences(case, outcomes)
+    found = findings(case, outcomes)
     if update:
         new = updated(case, outcomes)
         if new.expected != case.expected:
             fixture.write_expected(new)
             print(f"updated: {folder}")
             return OK
-    print(f"{'differs' if found else 'as expected'}: {folder}")
+    said = "as expected" if not found else "expects nothing" if case.expects_nothing else "differs"
+    print(f"{said}: {folder}")
     for text in found:
         print(f"    {text}")
     return MISMATCH if found else OK

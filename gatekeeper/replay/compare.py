@@ -11,7 +11,7 @@ from typing import Any
 
 from gatekeeper.core.message import Header
 from gatekeeper.core.verdict import printable
-from gatekeeper.replay.fixture import Case, Expected, ExpectedConnection
+from gatekeeper.replay.fixture import EXPECTED, Case, Expected, ExpectedConnection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,16 @@ class ConnectionOutcome(MessageOutcome):
     messages: tuple[MessageOutcome, ...] = ()
 
 
+NOTHING_EXPECTED = f"nothing is expected in {EXPECTED}; `gatekeeper replay --update` writes down what happens"
+
+
+def findings(case: Case, outcomes: Sequence[ConnectionOutcome]) -> list[str]:
+    """Return a sentence for each reason why the case does not pass; an empty list if it does."""
+    return [NOTHING_EXPECTED] if case.expects_nothing else differences(case, outcomes)
+
+
 def differences(case: Case, outcomes: Sequence[ConnectionOutcome]) -> list[str]:
-    """Return a sentence for each expectation that is not met; an empty list if the case passes."""
+    """Return a sentence for each expectation that is not met."""
     found = []
     for number, (expected, outcome) in enumerate(zip(case.expected, outcomes, strict=False), 1):
         found += [f"connection {number}: {text}" for text in _differences(expected, outcome)]
@@ -52,14 +60,19 @@ def updated(case: Case, outcomes: Sequence[ConnectionOutcome]) -> Case:
     """Return `case` with expectations that these outcomes meet.
 
     What matches stays as it is written, and what is not compared stays out; a message without any expectation gets all
-    of them.
+    of them, and so does the reply of a connection in which none was sent. What is expected of a message that was not
+    sent goes.
     """
     connections = []
     for number, outcome in enumerate(outcomes):
         expected = case.expected[number] if number < len(case.expected) else ExpectedConnection()
-        messages = (*expected.messages, *[Expected()] * (len(outcome.messages) - len(expected.messages)))
+        more = [Expected()] * (len(outcome.messages) - len(expected.messages))
+        messages = [*expected.messages[: len(outcome.messages)], *more]
         new = tuple(_updated(*pair, fill=True) for pair in zip(messages, outcome.messages, strict=True))
-        connections.append(ExpectedConnection(**_fields(_updated(expected, outcome)), messages=new))
+        fields = _fields(_updated(expected, outcome))
+        if not outcome.messages and expected.is_empty:
+            fields["reply"] = _as_expectation(outcome).reply
+        connections.append(ExpectedConnection(**fields, messages=new))
     return case.model_copy(update={"expected": tuple(connections)})
 
 
@@ -72,7 +85,7 @@ def _fields(expected: Expected) -> dict[str, Any]:
 
 def _updated(expected: Expected, outcome: MessageOutcome, *, fill: bool = False) -> Expected:
     fields, actual = _fields(expected), _fields(_as_expectation(outcome))
-    if fill and not any(value is not None for value in fields.values()):
+    if fill and expected.is_empty:
         return Expected(**actual)
     wrong = {key for key, _ in _compare(expected, outcome)}
     return Expected(**{key: actual[key] if key in wrong else value for key, value in fields.items()})

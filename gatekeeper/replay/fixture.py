@@ -4,7 +4,8 @@
 `session.toml` is what a client says, `expected.toml` what must come of it, `dns.zone` all of DNS, `gatekeeper.toml` the
 configuration (in the case, else the nearest above it), `*.eml` the messages, byte for byte.
 
-What `expected.toml` does not mention is not compared. What it does mention:
+What `expected.toml` does not mention is not compared, but a case that mentions nothing at all proves nothing and is
+never as expected. What it does mention:
 
 - `reply` of a message: a string is the reply that ended it (the reply at the end of the data if a recipient was
   accepted, else the last recipient's); a list is one reply for each recipient and then, if there was one, the reply
@@ -117,6 +118,11 @@ class Expected(_FixtureModel):
     headers_added: tuple[str, ...] | None = None
     headers_removed: tuple[str, ...] | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is compared."""
+        return (self.reply, self.reasons, self.headers_added, self.headers_removed) == (None,) * 4
+
 
 class ExpectedConnection(Expected):
     """The expected outcome of a connection, and those of its messages in order."""
@@ -162,6 +168,11 @@ class Case(_FixtureModel):
     def wait(self) -> float:
         """The seconds that playing the case takes where the clock cannot jump."""
         return sum(connection.wait for connection in self.connections)
+
+    @property
+    def expects_nothing(self) -> bool:
+        """Whether it would come out as expected whatever happened."""
+        return all(one.is_empty for connection in self.expected for one in (connection, *connection.messages))
 
     @property
     def config(self) -> Path | None:

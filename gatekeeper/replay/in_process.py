@@ -2,18 +2,21 @@
 """Plays a case against a configuration in this process.
 
 Pipelines, checks and milter session are those of production, in a world of the case's own: DNS is dns.zone, the store
-starts empty, and the clock jumps where a client waits.
+starts empty, and the clock jumps where a client waits. Nothing is taken from the machine, so a case comes out the same
+everywhere: neither what its Postfix says nor its name, and it need not have the users that the configuration names.
 
 What Postfix does in between is in postfix_model.py. The service is also asked at DATA and at the end of the message,
 where it says nothing unless it has restrictions for them. The milter gets only messages that reach DATA.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gatekeeper.app.app import App, open_app
 from gatekeeper.app.plan import prepare
 from gatekeeper.config import config_file
+from gatekeeper.config.locations import KeyPath
 from gatekeeper.core.message import Header, crlf, parse
 from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.request import UNKNOWN, Client, Stage, parse_address
@@ -31,6 +34,16 @@ from gatekeeper.stores.memory import MemoryStore
 
 FIRST_PORT = 50001
 """The client port of a case's first connection; each further one has the next. Trace ids are derived from it."""
+
+
+HOSTNAME = "relay.invalid"
+"""The name of a relay whose configuration names none."""
+_OF_THE_MACHINE: tuple[KeyPath, ...] = (
+    ("user",),
+    ("group",),
+    *((section, option) for section in ("policy", "milter") for option in ("listen", "socket_group", "peers")),
+)
+"""Options for whoever serves: they may name users that are not on this machine, and play no part in a case."""
 
 
 class JumpingClock:
@@ -55,7 +68,8 @@ async def play(case: Case, config_path: Path | None = None) -> tuple[ConnectionO
         )
     clock = JumpingClock()
     resolver = TableResolver(Zone.parse(case.zone))
-    app = await open_app(prepare(config_file.load(path)), resolver=resolver, store=MemoryStore(clock), clock=clock)
+    config = config_file.load(path, _no_postfix, ignoring=_OF_THE_MACHINE)
+    app = await open_app(prepare(config), resolver=resolver, store=MemoryStore(clock), clock=clock)
     try:
         outcomes = []
         for number, connection in enumerate(case.connections):
@@ -64,6 +78,11 @@ async def play(case: Case, config_path: Path | None = None) -> tuple[ConnectionO
         return tuple(outcomes)
     finally:
         await app.close()
+
+
+def _no_postfix(names: Sequence[str]) -> Mapping[str, str]:
+    """Answer in the place of postconf(1)."""
+    return {"myhostname": HOSTNAME} if "myhostname" in names else {}
 
 
 async def _connection(app: App, case: Case, connection: RecordedConnection, number: int) -> ConnectionOutcome:

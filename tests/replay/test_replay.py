@@ -34,6 +34,9 @@ example.org MX 10 mail.example.org
 EARLY = "450 4.7.1 <bob@example.net>: Recipient address rejected: "
 
 
+EARLY_EXPECTED = (ExpectedConnection(messages=(Expected(reply="450"),)),)
+
+
 def message(sender: str = "alice@example.org", data: str | None = None) -> RecordedMessage:
     return RecordedMessage(sender=sender, recipients=("bob@example.net",), data=data)
 
@@ -222,10 +225,107 @@ def test_the_command_updates_expectations(folder: Path) -> None:
     assert "450 4.7.1" == fixture.read(folder).expected[0].messages[0].reply
 
 
+@pytest.mark.parametrize(
+    "expected",
+    [(), (ExpectedConnection(),), (ExpectedConnection(messages=(Expected(), Expected())),)],
+    ids=["no file", "a connection", "messages"],
+)
+def test_a_case_that_expects_nothing_is_a_finding(
+    folder: Path, expected: tuple[ExpectedConnection, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    case(folder, connection(message(), message("eve@example.org")), expected=expected)
+    if not expected:
+        (folder / "expected.toml").unlink(missing_ok=True)
+    assert 1 == main([folder])
+    assert (
+        f"expects nothing: {folder}\n"
+        "    nothing is expected in expected.toml; `gatekeeper replay --update` writes down what happens\n"
+        "0 of 1 case as expected\n"
+    ) == capsys.readouterr().out
+    assert [0, 0] == [main([folder], update=True), main([folder])]
+
+
+def test_a_case_that_expects_something_of_one_message_is_none(folder: Path) -> None:
+    expected = ExpectedConnection(messages=(Expected(), Expected(reasons=())))
+    assert not case(folder, connection(message(), message()), expected=(expected,)).expects_nothing
+
+
+LIMITED = CONFIG + '[checks.ratelimit]\nclient_connections = "1/1h"\n'
+
+
+def test_a_connection_in_which_nothing_was_sent_gets_its_reply_as_expectation(folder: Path) -> None:
+    (folder.parent / "gatekeeper.toml").write_text(LIMITED)
+    sent = ExpectedConnection(messages=(Expected(reply="450"),))
+    case(folder, connection(), connection(), expected=(sent, sent))
+    assert [1, 0, 0] == [main([folder]), main([folder], update=True), main([folder])]
+    first, second = fixture.read(folder).expected
+    assert (sent, ExpectedConnection(reply="421")) == (first, second)
+
+
+def test_a_connection_without_a_message_can_be_a_case(folder: Path) -> None:
+    (folder.parent / "gatekeeper.toml").write_text(LIMITED)
+    bare = RecordedConnection(client="192.0.2.1")
+    case(folder, bare, bare)
+    assert [1, 0, 0] == [main([folder]), main([folder], update=True), main([folder])]
+    assert ["220", "421"] == [one.reply for one in fixture.read(folder).expected]
+
+
+MACHINE = """
+compatibility_level = 3.6
+myhostname = mail.example.org
+mydestination = example.net
+mynetworks = 192.0.2.0/24
+recipient_delimiter = +
+"""
+
+
+@pytest.fixture(params=["nothing", "another world"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the Postfix of this machine says of itself, if there is one."""
+    (tmp_path / "postfix").mkdir()
+    if request.param != "nothing":
+        (tmp_path / "postfix" / "main.cf").write_text(MACHINE)
+    monkeypatch.setenv("MAIL_CONFIG", str(tmp_path / "postfix"))
+    return str(request.param)
+
+
+OF_A_STRANGER = (
+    ExpectedConnection(
+        messages=(
+            Expected(
+                reply=("250", "250"),
+                headers_added=("Authentication-Results: relay.invalid;",),
+                headers_removed=("Authentication-Results: relay.invalid;",),
+            ),
+        )
+    ),
+)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_case_comes_out_the_same_whatever_the_postfix_of_the_machine_says(
+    tmp_path: Path, pytester: pytest.Pytester
+) -> None:
+    folder = tmp_path / "cases" / "case"
+    content = b"From: alice@example.org\nAuthentication-Results: relay.invalid; spf=pass\n\nhello\n"
+    case(folder, connection(message(data="m.eml")), files={"m.eml": content}, expected=OF_A_STRANGER)
+    (folder.parent / "gatekeeper.toml").write_text('[policy]\nrestrictions = "reject_helo_ours"\n')
+    assert 0 == main([folder])
+    pytester.runpytest("-p", "no:asyncio", folder).assert_outcomes(passed=1)
+
+
+def test_a_case_needs_no_user_of_the_machine_that_it_is_for(folder: Path) -> None:
+    users = 'socket_group = "nobody-here"\npeers = ["nobody-here"]\nlisten = "unix:/run/x.sock"\n'
+    config = f'user = "nobody-here"\ngroup = "nobody-here"\n{CONFIG}'.replace("[policy]\n", f"[policy]\n{users}")
+    (folder.parent / "gatekeeper.toml").write_text(f"{config}[milter]\n{users}")
+    case(folder, connection(), expected=EARLY_EXPECTED)
+    assert 0 == main([folder])
+
+
 def test_the_command_plays_a_case_once_and_all_in_spite_of_a_broken_one(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    case(folder, connection())
+    case(folder, connection(), expected=EARLY_EXPECTED)
     (folder.parent / "broken").mkdir()
     (folder.parent / "broken" / "session.toml").write_text("format = 2\n")
     assert 78 == main([folder, folder.parent])
@@ -240,9 +340,11 @@ def test_the_command_needs_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_pytest_plays_cases_in_any_repository(folder: Path, pytester: pytest.Pytester) -> None:
     wrong = ExpectedConnection(messages=(Expected(reply="250"),))
     case(folder, connection(), expected=(wrong,))
-    case(folder.parent / "good", connection())
+    case(folder.parent / "good", connection(), expected=EARLY_EXPECTED)
+    case(folder.parent / "says-nothing", connection())
     (folder.parent / "other").mkdir()
     (folder.parent / "other" / "session.toml").write_text("of = 1\n")
     result = pytester.runpytest("-p", "no:asyncio", folder.parent)
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["nothing is expected in expected.toml; `gatekeeper replay --update` writes*"])
     result.stdout.fnmatch_lines(['connection 1, message 1 from <alice@example.org>: expected the reply "250", it was*'])
