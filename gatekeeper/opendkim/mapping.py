@@ -138,6 +138,10 @@ def _defaults() -> Tree:
     }
 
 
+_LOG_LEVELS = {"syslog": "warning", "syslogsuccess": "info", "logresults": "info", "logwhy": "debug"}
+"""What each option asks to be logged, the most last; without any of them only errors are."""
+
+
 @dataclass(slots=True)
 class _Mapper:
     """Translates `settings`, by lower-case name; `tree`, `setting_by_key` and `problems` are filled on the way."""
@@ -277,14 +281,15 @@ class _Mapper:
             self._put(("milter", "socket_group"), found.gr_name, setting)
 
     def _log(self) -> None:
+        """Translate what is logged, and where: what is asked for is shown, without Syslog on standard error."""
+        for option, level in _LOG_LEVELS.items():
+            if self._flag(option):
+                self._put(("log", "level"), level, self.settings[option])
         if not self._flag("syslog"):
             return
-        log_results = any(self._flag(name) for name in ("syslogsuccess", "logresults"))
-        level = "debug" if self._flag("logwhy") else "info" if log_results else "warning"
         facility = self.settings.get("syslogfacility")
         name = self.settings.get("syslogname")
         syslog = self.settings["syslog"]
-        self._put(("log", "level"), level, syslog)
         self._put(("log", "syslog"), facility.value.lower() if facility else "mail", facility or syslog)
         self._put(("log", "syslog_name"), name.value if name else "opendkim", name or syslog)
 

@@ -54,7 +54,7 @@ _WORKS = {
         "Background": "the command ends once the workers serve, and with an error if they do not",
         "KeepAuthResults": "",
         "LogResults": "each line about a message has its result",
-        "LogWhy": "each condition gets a line",
+        "LogWhy": "each condition gets a line, without Syslog on standard error (-f)",
         "MultipleSignatures": "",
         "RemoveARAll": "",
         "RemoveOldSignatures": "",

@@ -120,6 +120,44 @@ def test_what_is_set_comes_out_in_our_words(folder: Path) -> None:
     assert (folder / "opendkim.pid", True) == (relay.pid_file, relay.background)
 
 
+@pytest.mark.parametrize(
+    ("text", "level", "syslog"),
+    [
+        ("", "error", ""),
+        ("LogWhy yes\n", "debug", ""),
+        ("Syslog no\nLogWhy yes\n", "debug", ""),
+        ("Syslog no\nSyslogSuccess yes\nLogWhy no\n", "info", ""),
+        ("LogResults yes\n", "info", ""),
+        ("Syslog yes\n", "warning", "mail"),
+        ("Syslog yes\nLogWhy no\n", "warning", "mail"),
+        ("Syslog yes\nSyslogSuccess yes\n", "info", "mail"),
+        ("Syslog yes\nLogWhy yes\n", "debug", "mail"),
+        ("Syslog yes\nSyslogSuccess yes\nLogWhy yes\n", "debug", "mail"),
+    ],
+)
+def test_what_is_asked_for_is_logged_with_syslog_and_without(folder: Path, text: str, level: str, syslog: str) -> None:
+    log = load(written(folder, ONE + text), ask=no_postfix).config.log
+    assert (level, syslog) == (log.level, log.syslog)
+
+
+@pytest.mark.parametrize(("options", "told"), [((), False), (("-W",), True)])
+@pytest.mark.integration("gatekeeper")
+def test_in_the_foreground_each_condition_is_told_on_standard_error(
+    folder: Path, options: tuple[str, ...], told: bool
+) -> None:
+    need_milter()
+    command = [sys.executable, "-m", "gatekeeper", "opendkim", "-f", *options, "-x", str(written(folder, ONE))]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            until(lambda: serves(folder / "sock"), "it serves")
+            assert signs(folder / "sock")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=30)
+    assert told is ("reasons=sign.ok" in said)
+    assert told is ("sign: key" in said) is (": sign: signing: the client is internal by 127.0.0.1" in said)
+
+
 # Mistakes
 
 
