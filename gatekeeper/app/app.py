@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,7 +16,7 @@ from gatekeeper.checks.authentication.report_counter import ReportCounter
 from gatekeeper.checks.limits.connections import Connections
 from gatekeeper.checks.tables.sender_proof import ProofRecorder
 from gatekeeper.core.message import Header
-from gatekeeper.core.request import Request
+from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import Decision
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.live import LiveResolver
@@ -31,8 +32,14 @@ from gatekeeper.stores.memory import MemoryStore
 from gatekeeper.stores.store import Clock, Keys, Store
 from gatekeeper.stores.store_url import open_store
 
+logger = logging.getLogger(__name__)
+
 ALONE = 10_000
 """Counters, and tokens of messages, that a process keeps for itself while the store is gone: 12 MB."""
+
+
+_LATE = {Stage.DATA: "data_restrictions", Stage.END_OF_MESSAGE: "end_of_data_restrictions"}
+"""The lists that are empty unless somebody writes them."""
 
 
 class App:
@@ -51,6 +58,7 @@ class App:
         self._connect = Pipeline({CLIENT: (self.connections,)}, plan.config.mode == "observe")
         self.lists = lists or ListMonitor(resolver, timeout=plan.config.dns.list_timeout, uses=plan.lists)
         self._watching: asyncio.Task[None] | None = None
+        self._asked_in_vain: set[tuple[str, Stage]] = set()
         checks = (check for of_list in plan.milter_pipeline.lists.values() for check in of_list)
         self.keeps_proofs = any(isinstance(check, ProofRecorder | ReportCounter) for check in checks)
         """Whether judging a message writes to the store. If not, judging never waits for the store."""
@@ -119,7 +127,25 @@ class App:
 
     async def decide(self, request: Request, facts: Facts | None = None) -> tuple[Decision, Context]:
         """Decide for the policy daemon. The context's side effects are the caller's to settle, after the answer."""
-        return await self._decide(self.pipeline(request), request, facts)
+        pipeline = self.pipeline(request)
+        if request.stage in _LATE and not pipeline.checks_at(request.stage):
+            self._warn_of_empty_list(request)
+        return await self._decide(pipeline, request, facts)
+
+    def _warn_of_empty_list(self, request: Request) -> None:
+        """Say once that Postfix asks where nothing is checked: limits that somebody means to have are not kept."""
+        context = request.policy_context if request.policy_context in self.plan.pipelines else ""
+        if (context, request.stage) in self._asked_in_vain:
+            return
+        self._asked_in_vain.add((context, request.stage))
+        option = f"policy{f'.contexts.{context}' if context else ''}.{_LATE[request.stage]}"
+        logger.warning(
+            "Postfix asks at %s, but %s is empty, so nothing is checked or counted there: limits on recipients need "
+            '%s = ["ratelimit"] (docs/limits.md)',
+            request.stage,
+            option,
+            option,
+        )
 
     async def decide_connection(self, request: Request) -> tuple[Decision, Context]:
         """Decide for the milter when a client connects; `request.instance` is a name that `connections` gave it."""

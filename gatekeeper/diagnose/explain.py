@@ -117,6 +117,7 @@ async def build_request(resolver: Resolver, session: AskedSession) -> Request:
     """Build the policy request that Postfix would send about `session`."""
     return Request(
         stage=_stage(session),
+        instance="explain",  # so that limits take its stages for one message
         client=await _client(resolver, session.address, session.name),
         helo=session.helo,
         sender=session.sender,

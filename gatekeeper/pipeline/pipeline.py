@@ -177,6 +177,10 @@ class Pipeline:
             self, "_entries", {stage: tuple((name, on[name]) for name in names) for stage, names in _LISTS_AT.items()}
         )
 
+    def checks_at(self, stage: Stage) -> bool:
+        """Return whether any check stands in the lists of a stage."""
+        return any(entries for _, entries in self._entries[stage])
+
     async def decide(self, request: Request, context: Context) -> Decision:
         """Ask the lists of `request.stage` and combine their verdicts. Raises nothing but CutOff, if it is cancelled.
 

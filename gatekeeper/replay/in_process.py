@@ -5,8 +5,8 @@ Pipelines, checks and milter session are those of production, in a world of the 
 starts empty, and the clock jumps where a client waits. Nothing is taken from the machine, so a case comes out the same
 everywhere: neither what its Postfix says nor its name, and it need not have the users that the configuration names.
 
-What Postfix does in between is in postfix_model.py. The service is also asked at DATA and at the end of the message,
-where it says nothing unless it has restrictions for them. The milter gets only messages that reach DATA.
+What Postfix does in between is in postfix_model.py. The service is also asked at DATA and at the end of the message, if
+it has restrictions for them. The milter gets only messages that reach DATA.
 """
 
 import time
@@ -156,6 +156,8 @@ class _Transaction:
         """Ask the app as the policy server would, and return the reply that refuses, or an empty string."""
         attributes = self._envelope.attributes(stage, recipient=recipient, count=count, queue_id=self._queue_id)
         request = to_request(attributes)
+        if not self._app.pipeline(request).checks_at(stage):
+            return ""
         decision, context = await self._app.decide(request)
         await context.settle(decision)
         self._reasons |= dict.fromkeys(decision.reasons)

@@ -30,7 +30,7 @@ NONE: dict[str, object] = dict.fromkeys(
 
 
 def world(words: str = "ratelimit", **options: object) -> World:
-    return World(words, sections={"ratelimit": RateLimit.model_validate(NONE | options)})
+    return World(words, sections={"ratelimit": RateLimit.model_validate(NONE | options)}, at_end=True)
 
 
 async def codes(subject: World, *requests: Request) -> list[str]:
@@ -367,3 +367,113 @@ def test_no_more_than_the_limit_comes_through_in_any_window(
                 accepted += [subject.now] * (not code)
 
     asyncio.run(play())
+
+
+# At DATA and at the end of the message
+
+
+def end(number: int, count: int, stage: Stage = Stage.DATA, **what: str) -> Request:
+    """A request at DATA or later for a message to `count` recipients; which, Postfix says only of a single one."""
+    recipient = "r0@example.org" if count == 1 else None
+    request = message(number, stage=stage, recipient=recipient, queue_id="Q", **what)  # type: ignore[arg-type]
+    return request._replace(recipient_count=count)
+
+
+def recipients(number: int, count: int, **what: str) -> list[Request]:
+    return [
+        message(number, recipient=f"r{which}@example.org", queue_id="Q" if which else "", **what)
+        for which in range(count)
+    ]
+
+
+async def left(subject: World, most: int = 100) -> int:
+    """How many more recipients come through, one message each."""
+    return (await codes(subject, *(end(1000 + number, 1) for number in range(most)))).count("")
+
+
+@pytest.mark.parametrize("stage", [Stage.DATA, Stage.END_OF_MESSAGE])
+async def test_recipients_count_all_at_once_where_the_message_is_complete(stage: Stage) -> None:
+    subject = world(client_recipients=["100/1h"])
+    assert ["", "450", "", "450"] == await codes(
+        subject, end(1, 60, stage), end(2, 60, stage), end(3, 40, stage), end(4, 1, stage)
+    )
+    subject.now += 3700
+    assert [""] == await codes(subject, end(5, 100, stage))
+
+
+async def test_a_message_given_up_before_it_is_asked_about_counts_for_nothing() -> None:
+    subject = world(client_recipients=["100/1h"])
+    verdict = await subject.verdict(end(1, 150))
+    assert "Error: too many recipients from 192.0.2.1: the limit is 100 in 1h; this message has 150" == verdict.text
+    assert 100 == await left(subject, 101)
+
+
+async def test_recipients_that_counted_at_rcpt_do_not_count_again() -> None:
+    subject = world(client_recipients=["10/1h"])
+    whole = [*recipients(1, 4), end(1, 4), end(1, 4, Stage.END_OF_MESSAGE)]
+    assert [""] * 6 == await codes(subject, *whole)
+    assert 6 == await left(subject, 10)
+
+
+async def test_what_was_not_counted_at_rcpt_counts_at_data() -> None:
+    subject = world("ratelimit", client_recipients=["10/1h"])
+    assert [""] * 4 == await codes(subject, *recipients(1, 2), end(1, 5), end(1, 5, Stage.END_OF_MESSAGE))
+    assert 5 == await left(subject, 10)
+
+
+async def test_a_recipient_that_is_refused_leaves_no_mark() -> None:
+    subject = world("ratelimit, reject_non_fqdn_recipient", client_recipients=["10/1h"])
+    refused = message(1, recipient="r9@localhost", queue_id="Q")
+    assert ["", "", "504", ""] == await codes(subject, *recipients(1, 2), refused, end(1, 2))
+    assert 8 == await left(subject, 10)
+
+
+async def test_a_message_that_is_refused_at_its_end_is_given_back() -> None:
+    subject = world(
+        "ratelimit, check_sender_access inline:{ {bad@example.net = REJECT} }",
+        client_recipients=["10/1h"],
+        client_messages=["1/1h"],
+    )
+    assert ["554"] * 3 == await codes(subject, *(end(number, 9, sender="bad@example.net") for number in range(3)))
+    assert ["", "450"] == await codes(subject, end(4, 10), end(5, 1))
+
+
+async def test_a_stolen_account_is_stopped_wherever_recipients_are_counted() -> None:
+    for stage in (Stage.RCPT, Stage.DATA, Stage.END_OF_MESSAGE):
+        subject = world(user_recipients=["100/1h"])
+        through = 0
+        for number in range(50):
+            many = 1 + number % 12
+            if stage is Stage.RCPT:
+                answers = await codes(subject, *recipients(number, many, sasl_user="alice"))
+                through += answers.count("")
+            elif [""] == await codes(subject, end(number, many, stage, sasl_user="alice")):
+                through += many
+        assert 88 < through <= 100, stage
+
+
+async def test_whoever_goes_on_trying_is_not_let_in_by_what_is_given_back() -> None:
+    assert ["", "450", "450", "450"] == await codes(world(client_messages=["1/1m"]), *[rcpt()] * 4)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 6), st.sampled_from(["rcpt", "data", "end", "all", "given up"])),
+        min_size=1,
+        max_size=12,
+    )
+)
+async def test_never_more_recipients_than_the_limit_are_sent(messages: list[tuple[int, str]]) -> None:
+    """Whatever list asks, in whatever order, however often a message is given up."""
+    subject = world(client_recipients=["10/1h"])
+    sent = 0
+    for number, (count, asked) in enumerate(messages):
+        accepted = count
+        if asked != "data" and asked != "end":
+            accepted = (await codes(subject, *recipients(number, count))).count("")
+        if not accepted or asked == "given up":
+            continue
+        stages = {"data": [Stage.DATA], "end": [Stage.END_OF_MESSAGE], "all": [Stage.DATA, Stage.END_OF_MESSAGE]}
+        if not any(await codes(subject, *(end(number, accepted, stage) for stage in stages.get(asked, [])))):
+            sent += accepted
+    assert sent <= 10

@@ -18,7 +18,7 @@ from gatekeeper.dnslists.queries import ListQueries
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import RECIPIENT, Pipeline
+from gatekeeper.pipeline.pipeline import DATA, END_OF_DATA, RECIPIENT, Pipeline
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.postfix.restriction_list import parse_restrictions
@@ -78,6 +78,8 @@ class World:
     """Whether keys are made with the store's own secret."""
     observe: bool = False
     """Whether nothing counts."""
+    at_end: bool = False
+    """Whether the list is also asked at DATA and at the end of the message."""
     store: Store = field(init=False)
     alone: Store = field(init=False)
     resolver: Resolver = field(init=False)
@@ -120,7 +122,8 @@ class World:
             alone=self.alone,
             lists=ListQueries(self.lists),
         )
-        decision = await Pipeline({RECIPIENT: self.checks}, self.observe).decide(request, context)
+        lists = dict.fromkeys((RECIPIENT, DATA, END_OF_DATA) if self.at_end else (RECIPIENT,), self.checks)
+        decision = await Pipeline(lists, self.observe).decide(request, context)
         await context.settle(decision)
         return decision
 

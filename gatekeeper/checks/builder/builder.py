@@ -54,6 +54,7 @@ from gatekeeper.core.problem import Problem
 from gatekeeper.core.verdict import Mode
 from gatekeeper.dnslists.monitor import ListUse
 from gatekeeper.pipeline.check import Check
+from gatekeeper.pipeline.pipeline import DATA, END_OF_DATA
 from gatekeeper.postfix.restriction_list import parse_restrictions
 
 _ACCESS_KINDS: tuple[tuple[str, Find, str], ...] = (
@@ -69,6 +70,8 @@ _ENDS = ("permit", "reject", "defer")
 
 _PERMITS_USERS = "permit_sasl_authenticated"
 
+_AT_END = (DATA, END_OF_DATA, "")
+"""The lists that are asked once the recipients of a message are known; those of a table's restrictions are not."""
 _MAX_NESTED = 50  # classes in classes: each is some calls deep when a mail is judged
 
 Words = tuple[Sequence[str], SourceLine]
@@ -239,6 +242,8 @@ class CheckBuilder:
             return self._build_access()
         if word == "ratelimit":
             expect_arguments(0, written, arguments)
+            if list in _AT_END:
+                self.limiter().at_end.add(list)
             return self.limiter()
         if word in OWN_CHECKS:
             expect_arguments(0, written, arguments)

@@ -111,10 +111,15 @@ class CounterResult(NamedTuple):
         name = f" ({self.rule.name})" if self.rule.name.startswith(RULE_PREFIX) else ""
         return f"{sum_} of {self.limit}{name}"
 
-    def refusal(self, wait: float = math.inf) -> Verdict:
-        """Return Postfix's refusal, with the limit and how long to wait; `wait` is in seconds, infinite if unknown."""
+    def refusal(self, wait: float = math.inf, amount: int = 1) -> Verdict:
+        """Return Postfix's refusal, with the limit and how long to wait; `wait` is in seconds, infinite if unknown.
+
+        Of a request that counts for more than ever fits, it says how many.
+        """
         what = f"{_REPLY_TEXTS[self.what]} {self._from_to()}"
-        text = f"Error: {what}: the limit is {self.limit}; try again {_retry_text(wait)}"
+        never = 1 < amount > self.limit.count
+        retry = f"this message has {amount}" if never else f"try again {_retry_text(wait)}"
+        text = f"Error: {what}: the limit is {self.limit}; {retry}"
         code, enhanced = ("421", "4.7.0") if self.what in ("connections", "simultaneous") else ("450", "4.7.1")
         return reject(f"ratelimit.{self.what}", code, enhanced, text)
 
@@ -146,42 +151,56 @@ _MAX_CACHED = 1024
 class Tally(NamedTuple):
     """The limits by which one request was counted, each with its counter hit, and the resulting sums.
 
-    `alone` is true if the store was unavailable and this process counted by itself.
+    `marks` were counted besides, without a limit. `alone` is true if the store was unavailable and this process counted
+    by itself.
     """
 
     counts: Sequence[CounterResult]
     hits: Sequence[CounterHit]
     sums: Sequence[int]
+    marks: Sequence[CounterHit]
     alone: bool
 
     @classmethod
-    async def of(cls, counted: Sequence[tuple[CounterResult, CounterHit]], context: Context) -> Self:
+    async def of(
+        cls,
+        counted: Sequence[tuple[CounterResult, CounterHit]],
+        context: Context,
+        marks: Sequence[CounterHit] = (),
+    ) -> Self:
         """Count a request. If it exceeds any of the limits, none of them counts it."""
         counts, hits = [count for count, _ in counted], [hit for _, hit in counted]
         alone = False
         try:
-            sums = await context.store.hit(hits) if hits else []
+            sums = await context.store.hit([*hits, *marks]) if hits else []
         except StoreError as error:
             context.note("store", f"{error}; this process counts alone")
-            alone, sums = True, await context.alone.hit(hits)
+            alone, sums = True, await context.alone.hit([*hits, *marks])
+        sums = sums[: len(hits)]
         for count, sum_ in zip(counts, sums, strict=True):
             context.note_later(partial(_describe, count, sum_))
-        return cls(counts, hits, sums, alone)
+        return cls(counts, hits, sums, marks, alone)
 
     async def verdict(self, context: Context) -> Verdict:
         """Return the refusal by the exceeded limit with the longest wait; PASS if none is exceeded."""
-        waits: list[tuple[float, CounterResult]] = []
+        waits: list[tuple[float, CounterResult, int]] = []
         for count, hit, sum_ in zip(self.counts, self.hits, self.sums, strict=True):
             if sum_ > count.limit.count:
-                waits.append((await _seconds_to_wait(self._store(context), hit, sum_ - count.limit.count), count))
+                wait = await _seconds_to_wait(self._store(context), hit, sum_ - count.limit.count)
+                waits.append((wait, count, hit.amount))
         if not waits:
             return PASS
-        longest, count = max(waits, key=lambda found: found[0])
-        return count.refusal(longest)
+        longest, count, amount = max(waits, key=lambda found: found[0])
+        return count.refusal(longest, amount)
 
     async def give_back(self, context: Context, without: Sequence[str] = ()) -> None:
-        """Undo the count, except by limits on one of `without`. Raises StoreError."""
+        """Undo the count, except by limits on one of `without`. Raises StoreError.
+
+        What did not fit was not counted, but by its token the same message may have been before.
+        """
+        fits = all(hit.limit is None or sum_ <= hit.limit for hit, sum_ in zip(self.hits, self.sums, strict=True))
         hits = [hit for count, hit in zip(self.counts, self.hits, strict=True) if count.what not in without]
+        hits = [hit for hit in (*hits, *self.marks) if fits or hit.once]
         if hits:
             await self._store(context).unhit(hits)
 

@@ -8,13 +8,18 @@ A message counts once, by Postfix's `instance`, however many requests there are 
 message. A request that exceeds any limit is counted by none, and the count is undone for mail that a later check
 refuses. What Postfix itself refuses afterwards cannot be known here, and counts.
 
+Recipients are counted where the check is asked first. At RCPT each is counted before it is accepted, since nobody knows
+whether Postfix will ask again: a client that then gives its message up has used up its limit, and Postfix tells nobody
+of that. At DATA and at the end of the message all of them are counted at once, by `recipient_count`, but for those that
+were counted at RCPT. A check that stands in a list of that kind leaves a mark for it at RCPT (`Limiter.at_end`).
+
 Among rules that count the same thing by the same words, the first that applies to the session and names that thing is
 used; the simple options (`client_messages` …) come last. While the store is unavailable, each process counts alone
 (`Context.alone`).
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -37,7 +42,7 @@ from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Mode, Verdict
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.site import Site
-from gatekeeper.stores.store import CounterHit, Keys
+from gatekeeper.stores.store import CounterHit, Keys, StoreError
 
 
 class RateLimit(BaseModel):
@@ -84,12 +89,22 @@ class RateLimit(BaseModel):
         return bool(self.user_messages or self.user_recipients or by_user)
 
 
+_AT_END = (Stage.DATA, Stage.END_OF_MESSAGE)
+_MARK = 3600.0
+"""Seconds for which it is remembered how many recipients of a message were counted at RCPT."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A thing that requests are counted by: at which stages, and the token by which each one counts only once."""
 
     stages: Collection[Stage]
     once: Callable[[Request], str]
+
+
+def _recipients(request: Request) -> str:
+    which = "\n" if request.stage in _AT_END else f" {request.recipient}"
+    return f"{request.instance}{which}" if request.instance else ""
 
 
 def _login(request: Request) -> str:
@@ -99,7 +114,7 @@ def _login(request: Request) -> str:
 
 _QUANTITIES: Mapping[str, Quantity] = {
     "messages": Quantity((Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_MESSAGE), lambda request: request.instance),
-    "recipients": Quantity((Stage.RCPT,), lambda r: f"{r.instance} {r.recipient}" if r.instance else ""),
+    "recipients": Quantity((Stage.RCPT, *_AT_END), _recipients),
     "logins": Quantity((Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_MESSAGE), _login),
 }
 _STAGES = _QUANTITIES["messages"].stages
@@ -110,7 +125,8 @@ _AT = {stage: [(what, one) for what, one in _QUANTITIES.items() if stage in one.
 class Limiter:
     """All rules, ready to count: the check in the policy daemon, and the source of limits for connections.py.
 
-    The rules of one group count by the same words.
+    The rules of one group count by the same words. `at_end` has an entry if the check stands in a list at DATA or at
+    the end of a message, or in a table, whose lists are not known; who builds the lists puts it in.
     """
 
     name: ClassVar[str] = "ratelimit"
@@ -120,6 +136,7 @@ class Limiter:
     exceptions: SessionPatterns
     count_refused: StrictBool
     groups: tuple[tuple[CounterRule, ...], ...]
+    at_end: set[str] = field(default_factory=set)
 
     @classmethod
     def read(cls, options: RateLimit, folder: Path) -> tuple[Self, list[Problem]]:
@@ -193,33 +210,63 @@ class Limiter:
             return PASS
         if self.is_excepted(request, context.site):
             return PASS
-        counted = self._hits(request, context)
+        mark = self._mark(request, context)
+        if request.stage in _AT_END:
+            recipients = max(1, request.recipient_count) - await _sum(mark, context)
+            counted = self._hits(request, context, recipients)
+            mark = None
+        else:
+            counted = self._hits(request, context, 1)
         if not counted:
             return PASS
-        tally = await Tally.of(counted, context)
+        tally = await Tally.of(counted, context, () if mark is None else (mark,))
         if not self.count_refused:
             _give_back_if_refused(tally, request, context)
         return await tally.verdict(context)
 
-    def hit(self, count: CounterResult, keys: Keys, once: str = "") -> CounterHit:
+    def hit(self, count: CounterResult, keys: Keys, once: str = "", amount: int = 1) -> CounterHit:
         """Return the counter hit in the store for one limit."""
         most = None if self.count_refused else count.limit.count
-        return CounterHit(count.key(keys), count.limit.window, once=once, limit=most)
+        return CounterHit(count.key(keys), count.limit.window, amount, once, most)
 
-    def _hits(self, request: Request, context: Context) -> list[tuple[CounterResult, CounterHit]]:
+    def _hits(self, request: Request, context: Context, recipients: int) -> list[tuple[CounterResult, CounterHit]]:
+        """Return the hits for a request; `recipients` is how many of them it counts for."""
         once = {what: quantity.once(request) for what, quantity in _AT[request.stage]}
         if not request.sasl_user or not once["logins"]:
             del once["logins"]
+        if recipients < 1:
+            once.pop("recipients", None)
+        amounts = {"recipients": recipients}
         counts = self.counts(once, request, context.site)
-        return [(count, self.hit(count, context.keys, once[count.what])) for count in counts]
+        return [
+            (count, self.hit(count, context.keys, once[count.what], amounts.get(count.what, 1))) for count in counts
+        ]
+
+    def _mark(self, request: Request, context: Context) -> CounterHit | None:
+        """Return what counts the recipients of this message that were counted at RCPT; None if nobody will ask."""
+        if not self.at_end or not request.instance or request.stage is Stage.MAIL or not self.limits("recipients"):
+            return None
+        return CounterHit(context.keys("ratelimit", "of", request.instance), _MARK, once=request.recipient or "")
+
+
+async def _sum(mark: CounterHit | None, context: Context) -> int:
+    if mark is None:
+        return 0
+    reading = [mark._replace(amount=0, once="")]
+    try:
+        return (await context.store.hit(reading))[0]
+    except StoreError:
+        return (await context.alone.hit(reading))[0]
 
 
 def _give_back_if_refused(tally: Tally, request: Request, context: Context) -> None:
     """Undo the count if the request is refused.
 
-    A login still counts, and so does a message with a recipient that was accepted before (it has a queue ID).
+    A login still counts, and so does a message with a recipient that was accepted before (it has a queue ID), unless
+    it is the message that is refused.
     """
-    still_counted = ("logins", "messages") if request.queue_id else ("logins",)
+    accepted = request.queue_id and request.stage not in _AT_END
+    still_counted = ("logins", "messages") if accepted else ("logins",)
     context.after(lambda _decision: tally.give_back(context, still_counted), lambda decision: decision.verdict.refuses)
 
 
