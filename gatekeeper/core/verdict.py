@@ -7,7 +7,7 @@ value that somebody goes on to use (a login, the mailbox of a REDIRECT) is never
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -140,6 +140,11 @@ class Decision:
     def reasons(self) -> tuple[str, ...]:
         """The reason codes of all steps that had an opinion, in order, each once."""
         return _reasons(self.steps)
+
+    @property
+    def as_judged(self) -> "Decision":
+        """The decision that would have been if what is only observed counted."""
+        return self if self.judged is self.verdict else replace(self, verdict=self.judged)
 
     @property
     def observed(self) -> tuple[str, ...]:

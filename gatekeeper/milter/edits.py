@@ -69,7 +69,8 @@ def answer(verdict: Verdict, _request: Request | None = None) -> str:
     """Return in words what `edits_of` makes of a verdict: a reply, HOLD, DISCARD, a field to PREPEND, else DUNNO."""
     if verdict.refuses:
         return f"{verdict.code} {verdict.enhanced} {printable(verdict.text)}"
-    return verdict.text if verdict.outcome is Outcome.ACTION else "DUNNO"
+    done = verdict.outcome is Outcome.ACTION and verdict.text.startswith(("HOLD", "DISCARD", "PREPEND "))
+    return verdict.text if done else "DUNNO"
 
 
 def forged_results(

@@ -99,9 +99,18 @@ class Context(NamedTuple):
     def after(self, callback: Callback, when: When | None = None) -> None:
         """Call `callback` with the decision once it is known, and with `when` only if that agrees.
 
-        This is how a check keeps or gives back what it has counted, or records a triplet.
+        This is how a check keeps or gives back what it has counted, or records a triplet. What is only observed has
+        state of its own, which goes by what would have been decided: else it would soon judge another world.
         """
-        self.journal.callbacks.append((callback, when))
+        if self.keys.prefix:
+            self.journal.callbacks.append(
+                (
+                    lambda decision: callback(decision.as_judged),
+                    None if when is None else lambda decision: when(decision.as_judged),
+                )
+            )
+        else:
+            self.journal.callbacks.append((callback, when))
 
     def has_side_effects(self, decision: Decision) -> bool:
         """Return whether something is to be done about this decision."""

@@ -200,8 +200,9 @@ class Pipeline:
         return self._decision(request, course, judged, steps)
 
     def _decision(self, request: Request, course: _Course, judged: _Course, steps: list[Step]) -> Decision:
-        answer = course.verdict
-        wanted = answer if judged.verdict == answer else judged.verdict
+        answer, wanted = course.verdict, judged.verdict
+        if wanted is not answer and wanted == answer:
+            wanted = answer
         return Decision(request, PASS if self.observe else answer, tuple(steps), wanted)
 
     async def _combine(

@@ -146,6 +146,24 @@ async def test_in_observe_mode_counts_are_kept_though_the_verdict_does_not_count
     assert [(), ("ratelimit.messages",)] == [decision.reasons for decision in decisions]
 
 
+async def test_what_would_have_been_refused_is_given_back_where_all_is_observed() -> None:
+    """The mail came through, but the limits that would have been do not count it."""
+    subject = world("ratelimit, reject_non_fqdn_sender", client_messages=["1/1m"])
+    subject.observe = True
+    requests = [*(message(number, sender="u@localhost") for number in range(3)), message(4), message(5)]
+    decisions = [await subject.decide(request) for request in requests]
+    assert [""] * 5 == [decision.verdict.code for decision in decisions]
+    assert ["504"] * 3 + ["", "450"] == [decision.judged.code for decision in decisions]
+
+
+async def test_a_limit_that_is_observed_alone_gives_back_what_is_really_refused() -> None:
+    subject = world("ratelimit, reject_non_fqdn_sender", client_messages=["1/1m"], mode=Mode.OBSERVE)
+    requests = [*(message(number, sender="u@localhost") for number in range(3)), message(4), message(5)]
+    decisions = [await subject.decide(request) for request in requests]
+    assert ["504"] * 3 + ["", ""] == [decision.verdict.code for decision in decisions]
+    assert ["504"] * 3 + ["", "450"] == [decision.judged.code for decision in decisions]
+
+
 @pytest.mark.parametrize("text", ["", "10", "10/", "/1m", "10/0s", "10/m", "-1/1m", "1.5/1m"])
 def test_a_mistake_in_a_limit_says_what_is_allowed(text: str) -> None:
     with pytest.raises(ValidationError, match="allowed: "):

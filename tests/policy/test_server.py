@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from gatekeeper.core.log import read_decision
 from gatekeeper.core.request import Request
-from gatekeeper.core.verdict import PASS, Decision, Mode, Verdict, defer_if_permit, reject
+from gatekeeper.core.verdict import PASS, Decision, Mode, Outcome, Verdict, defer_if_permit, defer_if_reject, reject
 from gatekeeper.dnsclient.resolver import TableResolver
 from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.context import Context
@@ -248,6 +249,32 @@ async def test_what_was_decided_when_the_time_was_up_is_answered_and_what_was_co
     assert 2 * ["450 4.1.8 the domain is in doubt"] == settled
     assert "answered DEFER_IF_PERMIT 4.1.8 the domain is in doubt: instance '1'" in caplog.text
     assert "tells.cut_off" in caplog.text
+
+
+SAYS = {
+    b"DUNNO": PASS,
+    b"DEFER_IF_PERMIT 4.7.1 come back": defer_if_permit("soft", "4.7.1", "come back"),
+    b"DEFER_IF_REJECT 4.7.1 unsure": defer_if_reject("maybe", "4.7.1", "unsure"),
+    b"450 4.1.8 not now": reject("unsure", "450", "4.1.8", "not now"),
+    b"554 5.7.1 no": reject("bad", "554", "5.7.1", "no"),
+    b"HOLD look at it": Verdict(Outcome.ACTION, "access.hold", text="HOLD look at it"),
+    b"OK": Verdict(Outcome.ACCEPT, "access.ok"),
+}
+
+
+@pytest.mark.parametrize(("said", "verdict"), SAYS.items())
+async def test_the_log_has_what_was_answered_on_the_wire(
+    said: bytes, verdict: Verdict, listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def opinion(request: Request, context: Context) -> Verdict:
+        return verdict
+
+    async with serving(World(opinion), listener), peer(listener) as postfix:
+        assert said == await postfix.ask(b"1")
+    [line] = [found for found in map(read_decision, (f" {one}" for one in caplog.messages)) if found]
+    assert said.decode() == line["action"]
 
 
 async def test_a_process_that_got_no_cpu_does_not_cut_off_what_only_waits_to_be_read(listener: socket.socket) -> None:

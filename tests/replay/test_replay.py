@@ -12,6 +12,7 @@ from gatekeeper.replay.command import main
 from gatekeeper.replay.compare import ConnectionOutcome, MessageOutcome, differences, updated
 from gatekeeper.replay.fixture import Case, Expected, ExpectedConnection, RecordedConnection, RecordedMessage
 from gatekeeper.replay.in_process import play
+from tests.support.signing_world import write_key
 
 pytest_plugins = ["pytester"]
 
@@ -348,3 +349,20 @@ def test_pytest_plays_cases_in_any_repository(folder: Path, pytester: pytest.Pyt
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["nothing is expected in expected.toml; `gatekeeper replay --update` writes*"])
     result.stdout.fnmatch_lines(['connection 1, message 1 from <alice@example.org>: expected the reply "250", it was*'])
+
+
+async def test_what_is_only_observed_changes_no_reply_and_signs_nothing(folder: Path) -> None:
+    write_key(folder.parent / "mail.private")
+    signing = f'[signing]\nkey_table = "csl:k=example.org:mail:{folder.parent}/mail.private"\n'
+    (folder.parent / "gatekeeper.toml").write_text(
+        f'mode = "observe"\n{CONFIG}{signing}signing_table = "csl:example.org=k"\n'
+    )
+    content = {"m.eml": b"From: alice@example.org\n\nhello\n"}
+    made = case(folder, connection(message(data="m.eml"), user="alice"), connection(message()), files=content)
+    submitted, waiting = (one.messages[0] for one in await play(made))
+    assert (("250", "250"), (), ("sign.observed",)) == (
+        tuple(reply[:3] for reply in submitted.replies),
+        submitted.headers_added,
+        submitted.reasons,
+    )
+    assert (("250 2.1.5 Ok",), ("greylist.early",)) == (waiting.replies, waiting.reasons)

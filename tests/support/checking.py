@@ -18,7 +18,7 @@ from gatekeeper.dnslists.queries import ListQueries
 from gatekeeper.pipeline.check import Check
 from gatekeeper.pipeline.context import Context
 from gatekeeper.pipeline.facts import Facts
-from gatekeeper.pipeline.pipeline import DATA, END_OF_DATA, RECIPIENT, Pipeline
+from gatekeeper.pipeline.pipeline import DATA, END_OF_DATA, OBSERVED, RECIPIENT, Pipeline
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix.client_list import ClientList
 from gatekeeper.postfix.restriction_list import parse_restrictions
@@ -117,7 +117,7 @@ class World:
             resolver=self.resolver,
             store=self.store,
             clock=lambda: self.now,
-            keys=Keys(await self.store.secret() if self.real_keys else b"secret"),
+            keys=Keys(await self.store.secret() if self.real_keys else b"secret", OBSERVED if self.observe else ""),
             facts=facts,
             alone=self.alone,
             lists=ListQueries(self.lists),
