@@ -122,8 +122,8 @@ def observed(plan: Plan) -> str:
     if plan.config.mode == "observe":
         return 'mode = "observe": nothing is refused, delayed, signed or changed; the log tells what would be (judged=)'
     pipelines = (*plan.pipelines.values(), plan.milter_pipeline)
-    checks = (check for pipeline in pipelines for of_list in pipeline.lists.values() for check in of_list)
-    names = sorted({check.name for check in checks if check.mode is Mode.OBSERVE})
+    checks = [check for pipeline in pipelines for of_list in pipeline.lists.values() for check in of_list]
+    names = sorted({check.name for check in (*checks, plan.limiter) if check.mode is Mode.OBSERVE})
     return f'only observed (mode = "observe"), and counting for nothing: {", ".join(names)}' if names else ""
 
 
