@@ -59,6 +59,7 @@ def check_config(options: argparse.Namespace) -> int:
     from gatekeeper.app.file_modes import readable_secrets
     from gatekeeper.app.plan import Plan, prepare, summary
     from gatekeeper.config import config_file
+    from gatekeeper.config.asked_stages import asked_in_vain
     from gatekeeper.core.problem import ConfigError, Problem
 
     path = config_path(options)
@@ -66,7 +67,7 @@ def check_config(options: argparse.Namespace) -> int:
     try:
         found: list[Problem] = []
         usable, found = config_file.examine(path) if path else (config_file.defaults(), found)
-        found = [*found, *usable.drift, *readable_secrets(usable)]
+        found = [*found, *usable.drift, *readable_secrets(usable), *asked_in_vain(usable)]
         plan = prepare(usable, thorough=True, found=found)
         problems = plan.warnings
     except ConfigError as error:
