@@ -54,6 +54,8 @@ class Plan:
     sign_options: SignOptions
     lists: tuple[ListUse, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    rejected: tuple[Problem, ...] = ()
+    """Lines of tables that cannot be used: a start goes on without them, a reload keeps what is in force instead."""
 
 
 def prepare(
@@ -102,7 +104,8 @@ def prepare(
         signing=signing,
         sign_options=sign_options(config),
         lists=builder.lists,
-        warnings=tuple(problems),
+        warnings=tuple(sorted({*problems, *builder.tallies})),
+        rejected=tuple(builder.rejected),
     )
 
 

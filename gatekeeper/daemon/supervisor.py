@@ -43,6 +43,7 @@ from gatekeeper.daemon.listening_sockets import bound
 from gatekeeper.daemon.loading import KeyMemory, load_plan
 from gatekeeper.daemon.open_descriptors import Inherited
 from gatekeeper.daemon.orphans import wait_for_orphans
+from gatekeeper.daemon.refused_reload import RefusedReload
 from gatekeeper.daemon.restarts import Restarts
 from gatekeeper.daemon.wakeup import SIGNALS, Wakeup, reset
 from gatekeeper.daemon.worker import (
@@ -154,6 +155,7 @@ class Supervisor:
     announced: set[Endpoint] = field(default_factory=set)
     stop_deadline: float | None = None  # the deadline, once we are stopping
     reload_requested: bool = False  # a signal asked to read everything again
+    refused: RefusedReload = field(default_factory=RefusedReload)
     up: bool = False  # every worker has served at least once
     failed: bool = False
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -336,6 +338,8 @@ class Supervisor:
             self._reload()
         elif may_reload and (changed := self.watch.changed()):
             self._reload(changed)
+        for line in self.refused.reminders(now):
+            logger.error("%s", line)
         if self.stop_deadline is not None:
             self._tell_to_stop()
             if now > self.stop_deadline:
@@ -511,12 +515,15 @@ class Supervisor:
         keys = None
         try:
             plan, keys = load_plan(self.load, self._let_go, file_states, self.keys, again=bool(changed))
+            _refuse_new_mistakes(plan, self.plan)
             process_user = find_process_user(plan.config.user, plan.config.group)
             balance = ConnectionBalance(plan.config.policy.workers)
             self._open(plan, process_user)  # last: from here on there is no way back
         except (ConfigError, LookupError, OSError) as error:
-            for line in (_sentence(error) if isinstance(error, OSError) else str(error)).splitlines():
+            mistakes = (_sentence(error) if isinstance(error, OSError) else str(error)).splitlines()
+            for line in mistakes:
                 logger.error("not reloaded: %s", line)  # noqa: TRY400 (the sentence says it)
+            self.refused.refuse(mistakes, time.monotonic())
             # Also what only the refused one names: it may be mended there.
             self.watch = FileWatch({**self.watch.known, **file_states})
             if keys is not None:
@@ -526,6 +533,7 @@ class Supervisor:
         self.keys = keys
         self.watch = FileWatch(file_states)
         self.plan, self.process_user = plan, process_user
+        self.refused.made()
         _log(plan)
         logger.info("reloaded%s", f": {', '.join(changed)} changed" if changed else "")
         self._start(plan, balance)
@@ -552,6 +560,13 @@ def _sentence(error: OSError) -> str:
     if error.errno is None or error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _refuse_new_mistakes(plan: Plan, in_force: Plan) -> None:
+    """Raise ConfigError for lines of tables that cannot be used, but for those that are so in what is in force."""
+    known = {(problem.file, problem.what) for problem in in_force.rejected}
+    if new := [problem for problem in plan.rejected if (problem.file, problem.what) not in known]:
+        raise ConfigError(new)
 
 
 def _log(plan: Plan) -> None:

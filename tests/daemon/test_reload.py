@@ -184,3 +184,31 @@ def test_no_start_and_no_reload_tells_a_password() -> None:
             service.end()
         heard = "\n".join([*refused, *service.lines])
         assert not [piece for piece in ("hunter", "zwei2x") if piece in heard], heard
+
+
+def test_a_bad_line_keeps_back_no_start_and_only_a_reload_that_brings_it() -> None:
+    with TemporaryDirectory(prefix="gatekeeper-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        table, file = folder / "helo", folder / "gatekeeper.toml"
+        table.write_text("localhost REJECT generation 0\nworse nonsense\n")
+        file.write_text(CONFIG.replace('exceptions = "user:{folder}/users"\n', "").format(folder=folder))
+        hourly = "; from gatekeeper.daemon import refused_reload as r; r.AGAIN = 1.0"
+        service = Service(file, "policy", prelude=QUICK + hourly)
+        try:
+            service.wait_for(f"{table}:2: warning: this entry is answered 451 4.3.5: unknown action 'nonsense'")
+            service.wait_for(f"{table}: warning: 1 line with an action that is not understood; the rest is in force")
+            with service.policy() as connection:
+                assert b"generation 0" in ask(connection)
+                table.write_text("# generated anew\nlocalhost REJECT generation 1\nworse nonsense\n")
+                until(lambda: b"generation 1" in ask(connection), "the table with the bad line of before is taken")
+                table.write_text("localhost REJECT generation 2\nlocalhost.localdomain\n")
+                service.wait_for(f"not reloaded: {table}:2: 'localhost.localdomain' has no action")
+                service.wait_for(
+                    f"a reload is still refused, after 1s: {table}:2: 'localhost.localdomain' has no action"
+                )
+                assert b"generation 1" in ask(connection)
+                table.write_text("localhost REJECT generation 3\n")
+                until(lambda: b"generation 3" in ask(connection), "the mended table answers")
+        finally:
+            service.end()

@@ -118,6 +118,16 @@ class CheckBuilder:
         return list(dict.fromkeys([*self._problems, *self._tables.problems]))
 
     @property
+    def rejected(self) -> list[Problem]:
+        """The lines in tables that cannot be used, each once; the tables are used without them."""
+        return list(dict.fromkeys(self._tables.rejected))
+
+    @property
+    def tallies(self) -> list[Problem]:
+        """How many such lines each table has, and what comes of it."""
+        return self._tables.tallies
+
+    @property
     def conditions(self) -> tuple[str, ...]:
         """The conditions on allow entries in tables that only the milter can check (checks/tables/sender_proof.py)."""
         return tuple(sorted(self._tables.conditions - {"spf"}))
@@ -300,14 +310,14 @@ class CheckBuilder:
             ("recipient", "allow_recipients", greylist.allow_recipients, find_recipient),
         ):
             for index, name in enumerate(names):
-                table = self._table(name, f"check_{kind}_access", self._where("greylist", option, index))
+                table = self._table(name, f"check_{kind}_access", self._where("greylist", option, index), strict=True)
                 lookups.append(LookUp(f"{kind} in {name}", find, table))
         return greylist.with_allow_lists(lookups)
 
-    def _table(self, name: str, word: str, place: SourceLine | None) -> Table:
+    def _table(self, name: str, word: str, place: SourceLine | None, *, strict: bool = False) -> Table:
         if place is None:
             raise ValueError("a table cannot name another table; name a restriction class")
-        table = self._tables.read(name, place, ASKED[word])
+        table = self._tables.read(name, place, ASKED[word], strict=strict)
         if table is None:
             raise _AlreadyReported
         if what := ALLOWS_STRANGERS.get(word):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gatekeeper.checks.base.nested import SERVER_ERROR, run_checks
+from gatekeeper.checks.base.nested import SERVER_ERROR, may_permit, run_checks
 from gatekeeper.checks.tables.sender_proof import CONDITIONS, is_proven
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import MAX_ACTION, PASS, Outcome, Verdict, printable
@@ -42,7 +42,9 @@ _ARGUMENT = {
 _TEXTS = ("DISCARD", "HOLD", "INFO", "PREPEND", "WARN")
 """Those whose argument is a text that may be cut; of a mailbox or a destination, a part is another one."""
 
-ACTIONS = ("OK", "RELAY", "DUNNO", *_REPLIES, *_ARGUMENT)
+_OKS = ("OK", "RELAY")
+_UNPROVEN = Verdict(Outcome.PASS, "access.unproven")
+ACTIONS = (*_OKS, "DUNNO", *_REPLIES, *_ARGUMENT)
 """The words that an entry may begin with, besides codes and restrictions."""
 
 ALLOWED = (
@@ -82,7 +84,7 @@ def parse_action(text: str, restrictions: RestrictionBuilder) -> TableAction:
         raise ValueError(f"the entry has no action; {ALLOWED}")
     if upper in _REPLIES:
         return TableAction(_reply(upper.lower(), *_REPLIES[upper], rest))
-    if upper in ("OK", "RELAY"):
+    if upper in _OKS:
         return _allow(rest)
     if text.strip().isascii() and text.strip().isdigit():
         return _allow("")
@@ -103,6 +105,25 @@ def parse_action(text: str, restrictions: RestrictionBuilder) -> TableAction:
 def text_action(text: str) -> TableAction:
     """Wrap a right-hand side that is not an action but a text, such as the owners of an address: the verdict's text."""
     return TableAction(replace(PASS, text=text))
+
+
+def broken_action(text: str) -> TableAction:
+    """Return what becomes of a right-hand side that cannot be understood.
+
+    It is answered 451 4.3.5, as Postfix does; an OK with an unknown condition is never proven.
+    """
+    word = text.split(None, 1)[0].upper() if text.split() else ""
+    return TableAction(_UNPROVEN if word in _OKS else SERVER_ERROR)
+
+
+def without_trust(action: TableAction) -> TableAction:
+    """Return `action` so that it permits nobody: an OK is a DUNNO, a `permit` among restrictions is left out."""
+    if action.allows:
+        return TableAction(replace(PASS, reason="access.dunno"))
+    checks = tuple(check for check in action.checks if check.name != "permit")
+    if may_permit(checks):
+        return TableAction(SERVER_ERROR)
+    return action if len(checks) == len(action.checks) else replace(action, checks=checks)
 
 
 def with_text(action: TableAction, text: str) -> TableAction:
@@ -149,7 +170,7 @@ class Subject:
 async def apply(action: TableAction, subject: Subject, request: Request, context: Context) -> Verdict:
     """Return the verdict of an entry that was found for `subject`."""
     if action.condition and not await is_proven(action.condition, request, context):
-        return Verdict(Outcome.PASS, "access.unproven")
+        return _UNPROVEN
     if action.checks:
         return await run_checks(action.checks, request, context)
     verdict = action.verdict

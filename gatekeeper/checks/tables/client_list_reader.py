@@ -158,7 +158,9 @@ class _Reader:
         if name in self.lookups:
             return True
         reader = TableReader(self._folder, _no_restrictions)
-        table = reader.read(name, self._place, Asked.HOST if self._parents else Asked.DOTTED_HOST)
+        # Who is internal is never decided by a part of a table: it may stand behind a "!".
+        asked = Asked.HOST if self._parents else Asked.DOTTED_HOST
+        table = reader.read(name, self._place, asked, strict=True)
         for problem in reader.problems:
             own = problem.file == self._place.file
             what = f"{self._option}: {problem.what}" if own else problem.what

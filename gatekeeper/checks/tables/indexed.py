@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, inet_pton
 
 from gatekeeper.checks.base.check_types import SourceLine
-from gatekeeper.checks.tables.action import TableAction
+from gatekeeper.checks.tables.action import TableAction, without_trust
 from gatekeeper.checks.tables.keys import Shape
 from gatekeeper.checks.tables.packed import Packed
 from gatekeeper.checks.tables.table import Actions, logical_lines
@@ -38,6 +38,7 @@ class Networks:
     def __init__(self, capacity: int, actions: Actions) -> None:
         self._entries = Packed(capacity)
         self._lengths: dict[int, dict[int, None]] = {4: {}, 6: {}}
+        self._doubted = 0
         self._actions = actions
 
     def add(self, network: IPv4Network | IPv6Network, text: str) -> bool:
@@ -64,6 +65,15 @@ class Networks:
         self._lengths[version][length] = None
         return self._entries.add(_network_key(version, length, number, bits), text.encode("utf-8", "surrogateescape"))
 
+    @property
+    def count(self) -> int:
+        """The number of networks."""
+        return self._entries.count
+
+    def doubt_what_follows(self) -> None:
+        """Let no entry that is added from here on permit anybody."""
+        self._doubted = self._doubted or self._entries.end
+
     def first(self, address: Address) -> TableAction | None:
         """Return the first entry whose network contains `address`, as in a cidr: table."""
         return self._action(min(self._hits(address), default=None))
@@ -80,7 +90,10 @@ class Networks:
                 yield order, length, text
 
     def _action(self, hit: tuple[int, int, bytes] | None) -> TableAction | None:
-        return None if hit is None else self._actions.parsed(hit[2].decode("utf-8", "surrogateescape"))
+        if hit is None:
+            return None
+        action = self._actions.parsed(hit[2].decode("utf-8", "surrogateescape"))
+        return without_trust(action) if 0 < self._doubted <= hit[0] else action
 
 
 def _network_key(version: int, length: int, number: int, bits: int) -> bytes:
@@ -159,15 +172,15 @@ def parse_indexed(data: bytes, actions: Actions) -> IndexedTable:
         written, right = cut_key(content)
         if not right:
             shown = written.decode("utf-8", "replace")
-            actions.mistake(line, f"{shown!r} has no action; allowed: KEY ACTION, with white space between")
+            actions.skip(line, f"{shown!r} has no action; allowed: KEY ACTION, with white space between")
             continue
         key = written.lower() if written.isascii() else fold(written)
         if right != last_valid:
-            allows = len(actions.allows)
+            told = (len(actions.allows), actions.broken)
             if not actions.check(line, right.decode("utf-8", "surrogateescape")):
                 continue
-            # every allow entry has to be checked, so that its line is recorded
-            last_valid = right if len(actions.allows) == allows else b""
+            # every entry that allows or is not understood has to be checked, so that its line is recorded
+            last_valid = right if (len(actions.allows), actions.broken) == told else b""
         if not add(key, right):
             shown = key.decode("utf-8", "replace")
             actions.mistake(line, f"{shown!r} occurs twice; the first one counts", warning=True)

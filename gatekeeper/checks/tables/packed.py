@@ -41,6 +41,11 @@ class Packed:
         self.count += 1
         return True
 
+    @property
+    def end(self) -> int:
+        """The order (`find_ordered`) of the next entry."""
+        return len(self._blob)
+
     def find(self, key: bytes) -> bytes | None:
         """Return the text for `key`; None if there is no entry."""
         if not self._slots[hash(key) & self._mask]:  # most often the slot is empty

@@ -129,14 +129,17 @@ def parse_cidr(data: bytes, actions: Actions) -> NetworkTable | RuleTable:
     table = NetworkTable(Networks(data.count(b"\n") + 1, actions), allows=actions.allows)
     for line, content in text_lines(data):
         pattern, rest = _cut(content)
-        valid = bool(rest) and actions.check(line, rest)
-        if valid and table.networks.add_plain(pattern, rest):
-            continue
-        network = _network(line, pattern, actions)
         if not rest:
-            actions.mistake(line, f"{pattern!r} has no action; allowed: NETWORK ACTION")
-        elif network is not None and valid:
+            actions.skip(line, f"{pattern!r} has no action; allowed: NETWORK ACTION")
+        elif table.networks.add_plain(pattern, rest):
+            actions.check(line, rest)
+        elif (network := _network(line, pattern, rest, actions)) is not None:
             table.networks.add(network, rest)
+            actions.check(line, rest)
+        if actions.doubted:
+            table.networks.doubt_what_follows()
+            if rest:
+                actions.trusted(actions.parsed(rest))
     return table
 
 
@@ -161,7 +164,7 @@ def _parse_rules(data: bytes, actions: Actions, parse_pattern: _PatternParser) -
         keyword = match[1].lower() if (match := _KEYWORD.match(content)) else ""
         if keyword == "endif":
             if not open_ifs:
-                actions.mistake(line, "endif without if")
+                actions.mistake(line, "endif without if is ignored", warning=not actions.strict)
             else:
                 open_ifs.pop()[1].skip_to = len(table.rules)
             continue
@@ -170,6 +173,9 @@ def _parse_rules(data: bytes, actions: Actions, parse_pattern: _PatternParser) -
         negated = source[: len(source) - len(pattern)].count("!") % 2 == 1
         parsed = parse_pattern(line, pattern, actions)
         if parsed is None:
+            if keyword:  # what stands in it is meant for some only
+                open_ifs.append((line, PatternRule(_never, negated)))
+                table.rules.append(open_ifs[-1][1])
             continue
         matches, rest, groups = parsed
         rule = PatternRule(matches, negated)
@@ -181,30 +187,35 @@ def _parse_rules(data: bytes, actions: Actions, parse_pattern: _PatternParser) -
             continue
         table.rules.append(rule)
     for line, rule in open_ifs:
-        actions.mistake(line, "if without endif")
+        actions.mistake(line, "if without endif", warning=not actions.strict)
         rule.skip_to = len(table.rules)
     return table
+
+
+def _never(_key: str) -> Groups:
+    raise NoAddress
 
 
 def _parse_action(line: int, text: str, groups: int, rule: PatternRule, actions: Actions) -> bool:
     """Set the action of `rule`. Return False, and note a problem, if it is not valid."""
     if not text:
-        actions.mistake(line, "the pattern has no action; allowed: PATTERN ACTION, with white space between")
+        actions.skip(line, "the pattern has no action; allowed: PATTERN ACTION, with white space between")
         return False
+    broken = actions.broken
     action = actions.action(line, text)
     if action is None:
         return False
-    if "$" in text:
+    if "$" in text and actions.broken == broken:
         if action.checks or not action.verdict.text:
-            actions.mistake(line, "a substitution ($1) is only allowed in the text of an action")
+            actions.skip(line, "a substitution ($1) is only allowed in the text of an action", text)
             return False
         numbers = [int(m[2] or m[3] or m[4]) for m in _SUBSTITUTE.finditer(text) if not m[1]]
         if "$" in _SUBSTITUTE.sub("", text) or any(not 0 < number <= groups for number in numbers):
             allowed = f"allowed: $1 to ${groups}" if groups else "the pattern has no groups to substitute"
-            actions.mistake(line, f"{text!r} has a substitution that cannot be made; {allowed}; $$ for a dollar")
+            actions.skip(line, f"{text!r} has a substitution that cannot be made; {allowed}; $$ for a dollar", text)
             return False
         rule.substitutes, rule.values = True, actions.values
-    rule.action = action
+    rule.action = actions.trusted(action)
     return True
 
 
@@ -213,25 +224,24 @@ def _parse_regex(
 ) -> tuple[Matcher, str, int] | None:
     delimiter = source[:1]
     if not delimiter or delimiter.isalnum():
-        actions.mistake(line, f"{source[:40]!r} is not a pattern; allowed: /PATTERN/FLAGS ACTION, if /PATTERN/, endif")
+        actions.skip(line, f"{source[:40]!r} is not a pattern; allowed: /PATTERN/FLAGS ACTION, if /PATTERN/, endif")
         return None
     end = 1
     while end < len(source) and source[end] != delimiter:
         end += 2 if source[end] == "\\" else 1
     if end >= len(source):
-        actions.mistake(line, f"the pattern does not end; it needs a second {delimiter!r}")
+        actions.skip(line, f"the pattern does not end; it needs a second {delimiter!r}")
         return None
     pattern = source[1:end]
     flags, rest = _cut(source[end + 1 :])
     if "!" in flags:
-        actions.mistake(
-            line, "two patterns in one rule are not supported; write if /PATTERN/ ... endif around the other"
-        )
+        what = "two patterns in one rule are not supported; write if /PATTERN/ ... endif around the other"
+        actions.skip(line, what)
         return None
     try:
         compiled = compile(pattern, flags)
     except ValueError as error:
-        actions.mistake(line, f"/{pattern}/{flags} {error}")
+        actions.skip(line, f"/{pattern}/{flags} {error}", rest)
         return None
     if is_risky(pattern):
         cost = "on a hostile name it may reach the step limit and match nothing"
@@ -256,7 +266,7 @@ def _matcher(pattern: PcrePattern, place: SourceLine) -> Matcher:
 
 def _parse_network_rule(line: int, source: str, actions: Actions) -> tuple[Matcher, str, int] | None:
     pattern, rest = _cut(source)
-    network = _network(line, pattern, actions)
+    network = _network(line, pattern, rest, actions)
     if network is None:
         return None
 
@@ -269,11 +279,11 @@ def _parse_network_rule(line: int, source: str, actions: Actions) -> tuple[Match
     return matches, rest, 0
 
 
-def _network(line: int, pattern: str, actions: Actions) -> IPv4Network | IPv6Network | None:
+def _network(line: int, pattern: str, rest: str, actions: Actions) -> IPv4Network | IPv6Network | None:
     try:
         network = parse_network(pattern)
     except ValueError as error:
-        actions.mistake(line, str(error))
+        actions.skip(line, str(error), rest)
         return None
     if (meant := unmap_network(network)) is not network:
         what = f"neither Postfix nor gatekeeper matches {pattern!r}: such clients have IPv4 addresses; write {meant}"

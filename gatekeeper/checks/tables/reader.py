@@ -44,7 +44,7 @@ class TableReader:
         self._problems: list[Problem] = []
         self._folder = folder
         self._restrictions = restrictions
-        self._files: dict[tuple[str, Path, bool], _Read | None] = {}
+        self._files: dict[tuple[str, Path, bool, bool], _Read | None] = {}
         self._all: list[_Read] = []
 
     @property
@@ -52,10 +52,21 @@ class TableReader:
         """Every mistake and warning so far; some depend on all that a table is asked for."""
         return [*self._problems, *(problem for read in self._all for problem in read.problems())]
 
-    def read(self, name: str, place: SourceLine, asked: Asked) -> Table | None:
+    @property
+    def rejected(self) -> list[Problem]:
+        """The lines in files that cannot be used, though their tables are."""
+        return [problem for read in self._all for problem in read.actions.rejected]
+
+    @property
+    def tallies(self) -> list[Problem]:
+        """How many such lines there are in each file, and what comes of it."""
+        return [problem for read in self._all for problem in read.actions.tally()]
+
+    def read(self, name: str, place: SourceLine, asked: Asked, *, strict: bool = False) -> Table | None:
         """Return the table `TYPE:FILE`; None, and note a problem, if it cannot be used.
 
-        `place` is where the table is named, `asked` what it is asked for.
+        `place` is where the table is named, `asked` what it is asked for. A file that is read `strict` is used as a
+        whole or not at all, as is what stands in the configuration itself.
         """
         type, colon, file = name.partition(":")
         if not colon or not file or (type not in READERS and type not in FILELESS_READERS):
@@ -67,9 +78,9 @@ class TableReader:
         if type in FILELESS_READERS or (type in RULE_TYPES and file.startswith("{")):
             found = self._read_inline(type, file, place, asked.has_values)
         else:
-            key = (type, self._folder / file, asked.has_values)
+            key = (type, self._folder / file, asked.has_values, strict)
             if key not in self._files:
-                self._files[key] = self._read_file(*key[:2], place, asked.has_values)
+                self._files[key] = self._read_file(*key[:2], place, asked, strict)
             found = self._files[key]
         if found is None:
             return None
@@ -85,14 +96,15 @@ class TableReader:
         actions = Actions(place.file, self._restrictions, values, place.line)
         return self._parse({**READERS, **FILELESS_READERS}[type], data, actions)
 
-    def _read_file(self, type: str, path: Path, place: SourceLine, values: bool) -> "_Read | None":
+    def _read_file(self, type: str, path: Path, place: SourceLine, asked: Asked, strict: bool) -> "_Read | None":
         try:
             data = without_bom(watched_files.read(path))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else "not a path"
             self._problems.append(place.problem(f"cannot read {path}: {reason}"))
             return None
-        return self._parse(READERS[type], data, Actions(str(path), self._restrictions, values))
+        actions = Actions(str(path), self._restrictions, asked.has_values, strict=strict)
+        return self._parse(READERS[type], data, actions)
 
     def _parse(self, parse: Callable[[bytes, Actions], Table], data: bytes, actions: Actions) -> "_Read":
         table = parse(data, actions)

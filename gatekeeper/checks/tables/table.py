@@ -8,10 +8,18 @@ from typing import Protocol
 
 from gatekeeper.checks.base.check_types import SourceLine
 from gatekeeper.checks.base.nested import may_permit
-from gatekeeper.checks.tables.action import RestrictionBuilder, TableAction, parse_action, text_action
+from gatekeeper.checks.tables.action import (
+    RestrictionBuilder,
+    TableAction,
+    broken_action,
+    parse_action,
+    text_action,
+    without_trust,
+)
 from gatekeeper.checks.tables.keys import SeenKeys
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Address
+from gatekeeper.core.verdict import Outcome
 
 MAX_PROBLEMS = 50
 """Problems and warnings recorded for one file; any more are only counted."""
@@ -73,19 +81,40 @@ def text_lines(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 class Actions:
-    """The right-hand sides of one file.
+    """The right-hand sides of one file, and what becomes of lines that cannot be understood.
 
     Mistakes are collected with their line while the file is read; afterwards a right-hand side is parsed when its
     entry is found.
+
+    As in Postfix, one bad line does not take the whole table away, unless it is `strict`: a rule that cannot be read is
+    skipped, and an action that cannot be read is answered 451 4.3.5. But no trust comes of it. A rule that was skipped
+    may have been an exception to what comes after it, so in a table where order counts an OK below it is a DUNNO.
     """
 
-    def __init__(self, file: str, restrictions: RestrictionBuilder, values: bool = False, line: int = 0) -> None:
+    def __init__(
+        self,
+        file: str,
+        restrictions: RestrictionBuilder,
+        values: bool = False,
+        line: int = 0,
+        *,
+        strict: bool = True,
+    ) -> None:
         """Prepare for one file; with `values` the right-hand sides are not actions but plain texts.
 
-        `line` is the line in which a table without a file is written.
+        `line` is the line in which a table without a file is written. In a `strict` table every mistake is an error.
         """
         self.file = file
         self.values = values
+        self.strict = strict
+        self.rejected: list[Problem] = []
+        """Lines that cannot be used in a table that is, as many as are told."""
+        self.skipped = 0
+        self.broken = 0
+        """Entries whose action cannot be understood."""
+        self.doubted = 0
+        """The line of the first rule that was skipped and is not known to be an OK."""
+        self._untrusted = 0
         self._line = line
         self.problems: list[Problem] = []
         self.allows: list[SourceLine] = []
@@ -98,11 +127,17 @@ class Actions:
         self._dropped = 0
 
     def action(self, line: int, text: str) -> TableAction | None:
-        """Return the action that `text` says; None, and note a problem, if it is not valid."""
+        """Return the action that `text` says; None, and note a problem, if it is not valid in a strict table."""
         action = self._parse(text)
         if isinstance(action, str):
-            self.mistake(line, action)
-            return None
+            if self.strict:
+                self.mistake(line, action)
+                return None
+            broken = broken_action(text)
+            what = "never counts" if broken.verdict.outcome is Outcome.PASS else "is answered 451 4.3.5"
+            self._reject(line, action, f"this entry {what}")
+            self.broken += 1
+            return broken
         if action.condition:
             self.conditions.add(action.condition)
         elif (action.allows or may_permit(action.checks)) and len(self.allows) < MAX_PROBLEMS:
@@ -119,8 +154,29 @@ class Actions:
     def parsed(self, text: str) -> TableAction:
         """Return the action that `text` says, which must have been checked."""
         action = self._parse(text)
-        assert isinstance(action, TableAction), text
-        return action
+        return broken_action(text) if isinstance(action, str) else action
+
+    def skip(self, line: int, what: str, text: str = "") -> None:
+        """Note that a rule with the right-hand side `text`, as far as it has one, cannot be used."""
+        if self.strict:
+            self.mistake(line, what)
+            return
+        self.skipped += 1
+        self._reject(line, what, "this rule is skipped")
+        action = self._parse(text) if text else ""
+        if isinstance(action, str) or not action.allows:
+            self.doubted = self.doubted or line
+
+    def _reject(self, line: int, what: str, so: str) -> None:
+        self.mistake(line, f"{so}: {what}", warning=True)
+        if len(self.rejected) < MAX_PROBLEMS:
+            self.rejected.append(self.problem(line, what))
+
+    def trusted(self, action: TableAction) -> TableAction:
+        """Return what the action of the next rule comes to behind the rules that were skipped."""
+        doubted = without_trust(action) if self.doubted else action
+        self._untrusted += doubted is not action
+        return doubted
 
     def _parse(self, text: str) -> TableAction | str:
         known = self._with_checks.get(text) or self._known.get(text)
@@ -156,3 +212,15 @@ class Actions:
             self.problems.append(SourceLine(self.file).problem(f"and {self._dropped} more", warning=True))
             self._dropped = 0
         return self.problems
+
+    def tally(self) -> list[Problem]:
+        """Return how many lines cannot be used, and what comes of it."""
+        said = [
+            f"{count} {'line' if count == 1 else 'lines'} {what}; the rest is in force"
+            for count, what in ((self.skipped, "skipped"), (self.broken, "with an action that is not understood"))
+            if count
+        ]
+        if self._untrusted:
+            what = f"{self._untrusted} below line {self.doubted} that would permit count as DUNNO until that is mended"
+            said.append(f"{what}: it may have been an exception to them")
+        return [self.problem(0, what, warning=True) for what in said]
