@@ -138,11 +138,12 @@ def _cached_outcome(resolver: Resolver, address: Address, name: str) -> _Outcome
 
 
 def _cache_outcome(outcome: _Outcome, evaluation: Evaluation, address: Address) -> None:
-    """Cache an outcome that depends on nothing but client, domain and DNS."""
-    answers = evaluation.answers
-    size = sum(len(text) for answer in answers.values() if isinstance(answer, Answer) for text in answer.records)
-    if evaluation.has_macros or size > _MAX_CACHED or outcome[0] in (SpfResult.TEMPERROR, SpfResult.NONE):
+    """Cache an outcome that depends on nothing but client, domain and DNS, and on no DNS error."""
+    answers = [answer for answer in evaluation.answers.values() if isinstance(answer, Answer)]
+    size = sum(len(text) for answer in answers for text in answer.records)
+    failed = outcome[0] is SpfResult.TEMPERROR or len(answers) < len(evaluation.answers)
+    if failed or evaluation.has_macros or size > _MAX_CACHED or outcome[0] is SpfResult.NONE:
         return
     if len(_outcomes) >= _MAX_OUTCOMES:
         _outcomes.clear()
-    _outcomes[address, evaluation.domain] = outcome, answers
+    _outcomes[address, evaluation.domain] = outcome, evaluation.answers

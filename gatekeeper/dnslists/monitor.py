@@ -5,7 +5,8 @@ Only test points (probes.py) decide that. A live query that fails counts as no h
 nothing more: a stranger chooses the names that are queried, and for some names no server can answer.
 
 Health is kept for each zone, whoever queries it; that it lists everything, for each filter whose answers would count.
-Each worker process has its own, and logs it by itself. If the resolver is at fault, one line says so, instead of one about each list.
+Each worker process has its own, and logs it by itself. If the resolver is at fault, one line says so, instead of one
+about each list.
 """
 
 import asyncio

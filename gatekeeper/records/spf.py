@@ -30,6 +30,7 @@ from gatekeeper.dnsclient.resolver import Answer, Resolver
 from gatekeeper.records.remark import Remark
 
 _MAX_FOLLOWED = 60  # look-ups: enough to show how far over the limit a record is, without crawling
+_LONG = 450  # bytes, which with the names around them still fit into the shortest of answers
 _STRANGERS = ("192.0.2.1", "2001:db8::1")
 _NEAR = re.compile(rb"\W*(v\W*)?spf", re.IGNORECASE)
 
@@ -65,10 +66,11 @@ async def examine(resolver: Resolver, domain: str, text: str | None = None) -> S
     """Examine the record of `domain`, or `text` as if it were published there. A DNS error is a remark."""
     walks = [_Walk(resolver, domain, client) for client in _STRANGERS]
     for walk in walks:
-        await walk.all_ways(None if text is None else text.encode())
+        await walk.all_ways(None if text is None else text.encode("utf-8", "surrogateescape"))
     four, six = (walk.found for walk in walks)
-    for term in walks[0].nothing.keys() & walks[1].nothing.keys():
-        four.note(f"{term} finds nothing")
+    for term in walks[0].nothing:
+        if term in walks[1].nothing:
+            four.note(f"{term} finds nothing")
     for remark in six.remarks:
         if remark.error and remark not in four.remarks:
             four.error(f"for a client with IPv6, {remark.what}")
@@ -144,6 +146,8 @@ class _Walk(Evaluation):
             self.found.reject(f"{domain}: {problem}")
         self._above.append(domain)
         self._judge(domain, record)
+        if len(text) > _LONG:
+            self.found.note(f"{domain}: the record is {len(text)} bytes long; DNS answers over 512 bytes need TCP")
         ways = _Ways()
         for term in record.directives:
             out = await self._follow(term, domain)

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatekeeper.auth import spf
 from gatekeeper.auth.spf import SpfFinding, SpfResult, check_helo, check_mail_from
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.resolver import Resolver, TableResolver
@@ -61,6 +62,12 @@ async def test_an_outcome_holds_until_one_of_its_answers_changes() -> None:
     found.append(await mail_from(resolver))
     assert [SpfResult.PASS, SpfResult.PASS, SpfResult.FAIL] == [one.result for one in found]
     assert 4 == len(asked.questions)
+
+
+async def test_an_outcome_that_took_a_dns_error_is_not_kept() -> None:
+    zone = 'errors.example TXT "v=spf1 ptr ip4:192.0.2.1 -all"\n1.2.0.192.in-addr.arpa PTR !SERVFAIL'
+    assert SpfResult.PASS == (await mail_from(CachingResolver(Asked(zone)), "a@errors.example")).result
+    assert "errors.example" not in {name for _, name in spf._outcomes}
 
 
 async def test_a_record_with_macros_is_evaluated_for_each_sender() -> None:

@@ -115,6 +115,7 @@ def world(**records: str) -> TableResolver:
         ("v=spf1 mx/33 -all", True, "malformed"),
         ("v=spf1 mx:slow.example -all", True, "cannot be looked up"),
         ("v=spf1 all:x", True, "all takes no argument"),
+        (f"v=spf1 {'ip4:192.0.2.1 ' * 40}-all", False, "need TCP"),
     ],
 )
 async def test_an_spf_record_is_judged_as_receivers_will(record: str, error: bool, words: str) -> None:

@@ -196,6 +196,34 @@ async def some_way_is_a_permerror(world: TableResolver) -> bool:
     return False
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "other", "expected"),
+    [
+        # who is refused by the include goes on behind it, with what was counted until then
+        ("include:one.example {void} {void} {void} -all", "-ip4:192.0.2.4 -ip6:2001:db8::6 +all", "-all", True),
+        ("include:one.example {void} -all", "-a:both.example {void} {void} +all", "-all", False),
+        ("include:one.example {void} {void} {void} -all", "?all", "-all", True),
+        ("include:one.example {void} {void} {void} -all", "all", "-all", False),
+        # the longest way is through a pass that counts for nothing
+        (
+            "include:one.example {void} -all",
+            "?include:other.example -a:both.example -all",
+            "-a:both.example {void} {void} +all",
+            True,
+        ),
+        ("redirect=one.example", "include:other.example {void} -all", "{void} {void} -all", True),
+        ("redirect=one.example", "{void} -all", "{void} {void} -all", False),
+    ],
+)
+async def test_every_way_through_an_include_is_counted_by_itself(
+    outer: str, inner: str, other: str, expected: bool
+) -> None:
+    written = zip(("example.com", "one.example", "other.example"), (outer, inner, other), strict=True)
+    world = resolver({name: f"v=spf1 {text.format(void='a:gone.example')}" for name, text in written})
+    assert expected is await some_way_is_a_permerror(world)
+    assert expected is (await spf.examine(world, "example.com")).permerror
+
+
 @settings(max_examples=300, deadline=None)
 @given(records=WORLD)
 def test_a_permerror_is_said_if_and_only_if_some_way_through_the_record_ends_so(records: dict[str, str]) -> None:
