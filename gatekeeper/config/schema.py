@@ -22,6 +22,7 @@ from gatekeeper.checks.limits.ratelimit import RateLimit
 from gatekeeper.checks.tables.access import AccessOptions
 from gatekeeper.config.values import (
     Addresses,
+    ByDomain,
     Canonicalization,
     DataSetSpec,
     Domain,
@@ -192,7 +193,7 @@ class VerifySection(Section):
     dmarc: Literal["observe", "quarantine", "reject"] = "observe"
     quarantine: Literal["hold", "header"] = "hold"
     malformed_from: Literal["accept", "quarantine", "reject"] = "accept"
-    overrides: Mapping[Domain, Literal["none", "quarantine", "reject"]] = {}
+    overrides: Annotated[Mapping[Domain, Literal["none", "quarantine", "reject"]], ByDomain] = {}
     trusted_forwarders: DataSetSpec = ()
     trusted_lists: Domains = ()
     trusted_sealers: Domains = ()

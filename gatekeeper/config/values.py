@@ -6,6 +6,7 @@ become the form in which mail is compared with them (auth/domains.py), in every 
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StrictInt
@@ -33,6 +34,16 @@ def _domain(value: Any) -> str:
     if name := configured_domain(value) if isinstance(value, str) else "":
         return name
     raise ValueError(f'{value!r} is not a domain; allowed: "example.com", or ".example.com" for its subdomains')
+
+
+def _distinct(value: Any) -> Any:
+    """Refuse a domain that stands twice in a table, in two spellings: one of them would be forgotten."""
+    first: dict[str, object] = {}
+    for key in value if isinstance(value, Mapping) else ():
+        name = configured_domain(str(key))
+        if name and first.setdefault(name, key) is not key:
+            raise ValueError(f"{first[name]!r} and {key!r} are the same domain; write one of them")
+    return value
 
 
 def _listen(value: Any) -> ListenAddress:
@@ -130,6 +141,8 @@ ClientPatterns = Annotated[
 """The words of a list of clients, which is still to be read (postfix/client_list.py)."""
 Domain = Annotated[str, BeforeValidator(_domain)]
 Domains = Annotated[tuple[Domain, ...], BeforeValidator(_split_words)]
+ByDomain = BeforeValidator(_distinct)
+"""Of a mapping by domain."""
 Delimiter = Annotated[str, BeforeValidator(_delimiter)]
 Addresses = Annotated[
     tuple[Annotated[ListenAddress, BeforeValidator(_listen)], ...],

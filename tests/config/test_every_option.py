@@ -316,6 +316,13 @@ def test_a_domain_is_found_however_it_is_written(tmp_path: Path, option: str, sp
         assert found(plan), toml
 
 
+@pytest.mark.parametrize("other", ["EXAMPLE.com", "example.com.", " example.com"])
+def test_two_policies_for_one_domain_are_a_mistake(tmp_path: Path, other: str) -> None:
+    toml = f"[verify.overrides]\n'example.com' = 'reject'\n'{other}' = 'none'\n"
+    with pytest.raises(ConfigError, match=r"'example\.com' and .* are the same domain"):
+        config_file.load(write(tmp_path, toml), no_postfix)
+
+
 @pytest.mark.parametrize("key", SPELLINGS)
 def test_tables_of_postfix_have_keys_as_postfix_compares_them(key: str) -> None:
     """In any case, but never with a final dot or in the other spelling of a domain (access(5))."""
@@ -354,6 +361,15 @@ def test_a_relative_path_starts_at_the_folder_of_the_configuration(
 def test_what_is_not_only_read_has_an_absolute_path(tmp_path: Path, option: str, path: str) -> None:
     with pytest.raises(ConfigError, match="absolute"):
         prepare(config_file.load(write(tmp_path, NEVER_RELATIVE[option].replace("{p}", path)), no_postfix))
+
+
+def test_the_keys_of_a_table_in_a_folder_of_its_own_start_at_the_configuration_too(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "KeyTable").write_text("k example.com:s:./k.pem\n")
+    toml = "[signing]\nkey_table = 'tables/KeyTable'\nsigning_table = ['* k']"
+    key = prepare(config_file.load(write(tmp_path, toml), no_postfix)).signing.key_table.find("k", "")
+    assert key is not None
+    assert str(tmp_path / "k.pem") == key.path
 
 
 def test_a_key_file_beside_a_configuration_in_another_folder_is_a_path(
