@@ -14,6 +14,7 @@ class Topic(StrEnum):
 
     HOST_PATTERN = "host-pattern"
     HOST_ANYBODY = "host-anybody"
+    HOST_ADDRESSES = "host-addresses"
     HOST_BITS = "host-bits"
     HOST_BRACKETS = "host-brackets"
     DOMAIN_SPELLING = "domain-spelling"
@@ -79,6 +80,14 @@ DEVIATIONS = (
         "OpenDKIM takes a line `*` of a `refile:` host list as negated, so that no host is in the list.",
         "Here it is an error, and so is every other pattern that matches any name and any address.",
         "Nobody means that strangers' mail is signed.",
+        _HOSTS,
+    ),
+    Deviation(
+        Topic.HOST_ADDRESSES,
+        "OpenDKIM compares a pattern of a `refile:` host list with every network of a host too, so that `10.0.0.*` "
+        "matches all of 10.0.0.0/8.",
+        "Here it matches 10.0.0.0/24; only a pattern with a `/` is compared with networks.",
+        "It is what everybody who writes it means.",
         _HOSTS,
     ),
     Deviation(

@@ -8,7 +8,8 @@ refile the entries are patterns, and one that matches the `!` too (`*1`) negates
 
 Deliberate deviations from OpenDKIM, each with a warning: what is a network to people counts as one though OpenDKIM
 never matches it (host bits set as in `192.168.0.1/24`, a netmask, brackets in a refile, an IPv6 address that is not in
-its shortest form), and so does `*.example.com` in a refile, which OpenDKIM takes as negated.
+its shortest form), and so does `*.example.com` in a refile, which OpenDKIM takes as negated. And without a warning,
+because it trusts fewer: `10.0.0.*` is not 10.0.0.0/8, which OpenDKIM compares with it too.
 
 The rule: a deviation never widens who is trusted beyond what one organization can own. Such a network, `*.com`, and
 every pattern that could match anybody are left as OpenDKIM has them, or refused; and what opens the list to a good
@@ -84,7 +85,7 @@ class HostList:
             exact = self._names.get(key)
             if exact is not None and not exact[0]:
                 return ""
-            found = self._match(key) if self._patterns else None
+            found = self._match(key, self._patterns) if self._patterns else None
             if found == "":
                 return ""
             if exact is not None:
@@ -96,8 +97,9 @@ class HostList:
     def _find_address(self, address: Address | None) -> str:
         if address is None:
             return ""
-        if self._patterns:
-            return self._probe(address)
+        return self._probe(address) if self._patterns else self._find_network(address)
+
+    def _find_network(self, address: Address) -> str:
         number = int(address)
         for bits, networks in self._networks[address.version].items():
             found = networks.get(number if bits == _EXACT else number >> (address.max_prefixlen - bits))
@@ -107,26 +109,32 @@ class HostList:
         return ""
 
     def _probe_address(self, address: Address) -> str:
-        """Find an address as OpenDKIM does, each text in turn, because a pattern may match any of them."""
-        for bits in (_EXACT, *range(address.max_prefixlen, -1, -1)):
+        """Find an address as OpenDKIM does, each text in turn, because a pattern may match any of them.
+
+        A pattern puts a host into the list by its network only if it is one of networks itself, with a `/`: to OpenDKIM
+        10.0.0.* is 10.0.0.0/8 too.
+        """
+        of_networks = [one for one in self._patterns if "/" in one[1]]
+        lengths = range(address.max_prefixlen, -1, -1) if of_networks or self._find_network(address) else ()
+        for bits in (_EXACT, *lengths):
             network = ip_network(address) if bits == _EXACT else ip_network((address, bits), strict=False)
             suffix = "" if bits == _EXACT else f"/{bits}"
             key = int(address) if bits == _EXACT else int(address) >> (address.max_prefixlen - bits)
             rank, text = self._networks[address.version].get(bits, {}).get(key, (-1, ""))
             base = network.network_address
             for step, probe in ((0, f"{base}{suffix}"), (2, f"[{base}]{suffix}")):
-                found = self._match(probe)
+                found = self._match(probe, self._patterns if bits == _EXACT else of_networks)
                 if rank == step or found == "":
                     return ""
                 if rank == step + 1 or found:
                     return text if rank == step + 1 else str(found)
         return ""
 
-    def _match(self, text: str) -> str | None:
-        """Return the pattern that matches `text`: empty if one negates it, None if none does."""
+    def _match(self, text: str, positive: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+        """Return which of `positive` matches `text`: empty if any pattern at all negates it, None if none does."""
         if any(data_set.matches(pattern, f"!{text}") for pattern, _ in self._patterns):
             return ""
-        return next((entry for pattern, entry in self._patterns if data_set.matches(pattern, text)), None)
+        return next((entry for pattern, entry in positive if data_set.matches(pattern, text)), None)
 
 
 class _Reader:

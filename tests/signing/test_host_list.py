@@ -173,7 +173,7 @@ def test_a_network_that_counts_here_alone_is_never_a_good_part_of_the_world(line
         ("0.0.0.0/0\n!192.0.2.1", "hosts:1: OPENS: 0.0.0.0/0 is every host of IPv4: SIGNED; name your networks"),
         (".com", "hosts:1: OPENS: .com is every host below com, a top-level domain: SIGNED; name the hosts"),
         (".*", "hosts:1: OPENS: .* matches every host that has a name: SIGNED; name the hosts or networks"),
-        ("[0-9]*", "hosts:1: OPENS: [0-9]* matches every host of IPv4 and of IPv6: SIGNED; name the hosts"),
+        ("[0-9]*", "hosts:1: OPENS: [0-9]* matches every host of IPv4: SIGNED; name the hosts"),
         ("*.com", "hosts:1: warning: *.com takes hosts out of the list, as in OpenDKIM: it matches the ! of a"),
         ("*example.com", "hosts:1: warning: *example.com takes hosts out of the list, as in OpenDKIM: it matches"),
         ("*.", "hosts:1: warning: *. takes hosts out of the list, as in OpenDKIM: it matches the ! of a"),
@@ -192,6 +192,14 @@ def test_what_a_line_opens_is_said(tmp_path: Path, text: str, said: str) -> None
 @pytest.mark.parametrize("text", ["!0.0.0.0/0", "!*", "!.com", "10.0.0.0/8\nfc00::/7\nfe80::/10", "!!*"])
 def test_what_opens_nothing_is_not_said_to(tmp_path: Path, text: str) -> None:
     assert [] == of_refile(tmp_path, f"{text}\n")[1]
+
+
+def test_a_pattern_of_addresses_is_no_pattern_of_networks(tmp_path: Path) -> None:
+    found, said = of_refile(tmp_path, "10.0.0.*\n192.0.*/24\n")
+    assert [] == said
+    assert ["10.0.0.*", "", "192.0.*/24"] == [
+        found.find(client(address)) for address in ("10.0.0.9", "10.9.9.9", "192.0.2.9")
+    ]
 
 
 def test_a_negated_pattern_takes_out_what_would_be_in_the_list(tmp_path: Path) -> None:
