@@ -27,9 +27,13 @@ def read(path: Path, *, ask: postconf.Ask = postconf.ask_postfix) -> ImportedCon
 
 
 def lines(imported: ImportedConfig, table_problems: Sequence[Problem] = ()) -> Iterator[str]:
-    """Yield the report: each setting, then the problems in the tables, then what is different on purpose."""
+    """Yield the report: each setting, the problems in the file and in the tables, what is different on purpose."""
     for setting in sorted(imported.settings.values(), key=lambda one: (one.file, one.line)):
         yield f"{setting.file}:{setting.line}: {setting.option.name} {printable(setting.value, 80)}: {_effect(setting)}"
+    if found := [*_warnings(imported)]:
+        yield ""
+        yield "In the file:"
+        yield from (f"  {problem}" for problem in found)
     if table_problems:
         yield ""
         yield "In the tables:"
@@ -39,6 +43,12 @@ def lines(imported: ImportedConfig, table_problems: Sequence[Problem] = ()) -> I
     yield "Different from OpenDKIM on purpose (docs/opendkim.md):"
     for deviation in relevant_deviations(imported.settings):
         yield f"  {deviation.topic}: {deviation}"
+
+
+def _warnings(imported: ImportedConfig) -> Iterator[Problem]:
+    """Yield the warnings about settings that work; of the others all is said with each."""
+    others = {(one.file, one.line) for one in imported.settings.values() if one.option.fate is not Fate.WORKS}
+    yield from (one for one in imported.config.warnings if one.line and (one.file, one.line) not in others)
 
 
 def unsupported(imported: ImportedConfig) -> list[ConfSetting]:

@@ -236,6 +236,12 @@ def test_quotes_around_a_value_are_said_to_be_part_of_it(folder: Path, setting: 
     assert 1 == done.stderr.count(said), done.stderr
 
 
+def test_the_report_has_the_warnings_about_the_file_too(folder: Path) -> None:
+    done = run("import-opendkim", str(written(folder, ONE + 'SignHeaders "From,Subject"\nSendReports yes\n')))
+    assert 1 == done.stderr.count("opendkim.conf:6: warning: SignHeaders: the quotes are part of the value")
+    assert 0 == done.stderr.count("opendkim.conf:7: warning: ")
+
+
 @pytest.mark.parametrize("command", ["-n", "import"])
 def test_a_list_of_hosts_that_is_open_to_the_world_is_said_to_be(folder: Path, command: str) -> None:
     (folder / "TrustedHosts").write_text("127.0.0.1\nlocalhost\n0.0.0.0/0\n*.example.com\n")
