@@ -41,10 +41,15 @@ _OPENED = {
 }
 """What becomes of the hosts in a list, by its option; of others nobody is trusted by it."""
 
-# Hosts that have nothing in common: what matches them all matches anybody.
-_NAMES = ("mail.example.com", "a.b.example.net", "host-7.example.org", "x1.example", "mx.example.co.uk", "zeta.info")
-_IPV4 = ("9.1.2.3", "77.88.99.10", "140.50.60.70", "200.4.5.6")
-_IPV6 = ("2001:db8::25", "2a00:1450::5", "fd00::1")
+# Hosts that have nothing in common, by the domain or network of whoever owns them: what matches them all matches
+# anybody, and what matches those of two owners is no list of one's own hosts.
+_HOSTS = ("mail", "mx1", "smtp-out", "www", "a.b", "host-7", "192-0-2-7.dyn")
+_DOMAINS = ("acme.com", "contoso.com", "initech.net", "globex.org", "umbrella.co.uk", "hooli.de", "zeta.info", "x1.io")
+_NAMES = {f"{host}.{domain}": domain for domain in _DOMAINS for host in _HOSTS}
+_FIRST = (1, 5, 9, 23, 34, 45, 52, 64, 77, 80, 91, 104, 116, 128, 140, 151, 162, 178, 185, 194, 200, 213)
+_IPV4 = {f"{first}.{last}.{last}.{last}": f"{first}.0.0.0/8" for first in _FIRST for last in (2, 77, 180)}
+_IPV6 = {text: text for text in ("2001:db8::25", "2a00:1450::5", "2606:4700::1111", "fd00::1")}
+_SAMPLES = (_NAMES, _IPV4, _IPV6)
 
 
 class HostList:
@@ -245,22 +250,21 @@ class _Reader:
         """Refuse a pattern that matches all the world, or takes all the world out; say what others open."""
         alone = HostList()
         alone._patterns.append((pattern, entry.key))
-        named = all(alone._find_name(name) for name in _NAMES)
-        addressed = [
-            version
-            for version, texts in ((4, _IPV4), (6, _IPV6))
-            if all(alone._find_address(ip_address(text)) for text in texts)
-        ]
-        if named and addressed:
+        finders = (alone._find_name, *(2 * (lambda text: alone._find_address(ip_address(text)),)))
+        found = [[text for text in hosts if find(text)] for hosts, find in zip(_SAMPLES, finders, strict=True)]
+        names, *addresses = (len(some) == len(hosts) for some, hosts in zip(found, _SAMPLES, strict=True))
+        if names and any(addresses):
             self._refuse(entry, f"{entry.key} matches any name and any address")
             return True
         if all(pattern.search(f"!{text}") for text in (*_NAMES, *_IPV4)):
             why = "OpenDKIM takes it as negated, so that no host is in the list"
             self._refuse(entry, f"{entry.key} matches any name and any address, and {why}")
             return True
-        if named or addressed:
-            what = "that has a name" if named else " and ".join(f"of IPv{version}" for version in addressed)
-            self._open(entry, f"{entry.key} matches every host {what}", "name the hosts or networks")
+        for some, hosts in zip(found, _SAMPLES, strict=True):
+            if len(owners := sorted({hosts[text] for text in some})) > 1:
+                what = f"hosts that have nothing in common, such as those of {' and '.join(owners[:2])}"
+                self._open(entry, f"{entry.key} matches {what}", "name the hosts or networks")
+                break
         return False
 
     def _warn(self, entry: DataSetEntry, what: str) -> None:

@@ -172,11 +172,26 @@ def test_a_network_that_counts_here_alone_is_never_a_good_part_of_the_world(line
         ),
         ("0.0.0.0/0\n!192.0.2.1", "hosts:1: OPENS: 0.0.0.0/0 is every host of IPv4: SIGNED; name your networks"),
         (".com", "hosts:1: OPENS: .com is every host below com, a top-level domain: SIGNED; name the hosts"),
-        (".*", "hosts:1: OPENS: .* matches every host that has a name: SIGNED; name the hosts or networks"),
-        ("[0-9]*", "hosts:1: OPENS: [0-9]* matches every host of IPv4: SIGNED; name the hosts"),
+        (
+            ".*",
+            "hosts:1: OPENS: .* matches hosts that have nothing in common, such as those of acme.com and contoso.com: ",
+        ),
+        (".*.*", "hosts:1: OPENS: .*.* matches hosts that have nothing in common, such as those of acme.com and"),
+        ("[a-m]*", "hosts:1: OPENS: [a-m]* matches hosts that have nothing in common, such as those of "),
+        ("(mail|mx1).*", "hosts:1: OPENS: (mail|mx1).* matches hosts that have nothing in common, such as those of "),
+        (
+            "(.com|.net)",
+            "hosts:1: OPENS: (.com|.net) matches hosts that have nothing in common, such as those of acme.",
+        ),
+        (
+            "1*",
+            "hosts:1: OPENS: 1* matches hosts that have nothing in common, such as those of acme.com and ",
+        ),
+        ("[0-9]*", "hosts:1: OPENS: [0-9]* matches hosts that have nothing in common, such as those of "),
         ("*.com", "hosts:1: warning: *.com takes hosts out of the list, as in OpenDKIM: it matches the ! of a"),
         ("*example.com", "hosts:1: warning: *example.com takes hosts out of the list, as in OpenDKIM: it matches"),
         ("*.", "hosts:1: warning: *. takes hosts out of the list, as in OpenDKIM: it matches the ! of a"),
+        ("(5|9).*", "hosts:1: OPENS: (5|9).* matches hosts that have nothing in common, such as those of 5.0.0.0/8"),
         ("0/0", "hosts:1: warning: 0/0 matches nothing; "),
         (".", "hosts:1: warning: . matches nothing; "),
         ("?*", "hosts:1: the pattern ?* is not a valid regular expression"),
@@ -189,7 +204,18 @@ def test_what_a_line_opens_is_said(tmp_path: Path, text: str, said: str) -> None
     assert actual.startswith(said.replace("SIGNED", SIGNED).removesuffix("SIG"))
 
 
-@pytest.mark.parametrize("text", ["!0.0.0.0/0", "!*", "!.com", "10.0.0.0/8\nfc00::/7\nfe80::/10", "!!*"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!0.0.0.0/0",
+        "!*",
+        "!.com",
+        "10.0.0.0/8\nfc00::/7\nfe80::/10",
+        "!!*",
+        "10.*\n192.168.*",
+        "(mail|mx).ours.example",
+    ],
+)
 def test_what_opens_nothing_is_not_said_to(tmp_path: Path, text: str) -> None:
     assert [] == of_refile(tmp_path, f"{text}\n")[1]
 
