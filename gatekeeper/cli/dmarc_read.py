@@ -135,7 +135,11 @@ class _Reading:
         return proven_sender(header, self._our_name)
 
     def _configured_name(self) -> str:
-        """Return the name in which our milter writes its results; empty if the configuration cannot be read."""
+        """Return the name in which our milter writes its results, and nobody else can.
+
+        Empty if there is none, because it does not judge DMARC or lets forged fields in, or if the configuration
+        cannot be read.
+        """
         from gatekeeper.config import config_file
         from gatekeeper.core.problem import ConfigError
 
@@ -145,7 +149,9 @@ class _Reading:
         except ConfigError as error:
             print(f"{error}\ngatekeeper: so nobody is proven to have sent a report", file=sys.stderr)
             return ""
-        return config.authserv_id or config.hostname
+        verify = config.verify
+        judges = config.mode == "enforce" and "v" in config.milter.mode and "dmarc" in verify.methods
+        return (config.authserv_id or config.hostname) if judges and verify.remove_results != "none" else ""
 
 
 def _files(path: Path) -> Iterator[Path]:

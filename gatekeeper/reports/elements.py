@@ -85,11 +85,11 @@ def as_utf8(document: bytes) -> tuple[bytes, str]:
 
 
 def _utf_16(document: bytes) -> str:
-    """Return the kind of UTF-16 by the zeros around the first `<`, whatever is declared; empty if there are none."""
+    """Return the kind of UTF-16 by the zero before or behind the first `<`, whatever is declared; empty if none is."""
     at = document.find(b"<", 0, 64)
-    if at >= 0 and document[at + 1 : at + 2] == b"\0":
-        return "utf-16-le"
-    return "utf-16-be" if at > 0 and document[at - 1] == 0 else ""
+    if at % 2:
+        return "utf-16-be" if at > 0 and document[at - 1] == 0 else ""
+    return "utf-16-le" if document[at + 1 : at + 2] == b"\0" else ""
 
 
 class Root:

@@ -21,10 +21,12 @@ def mails(chunks: Iterable[bytes], largest: int) -> Iterator[bytes | None]:
     `chunks` are the pieces of the file, cut anywhere.
     """
     mail = bytearray()
-    begun = too_large = after_empty = False
+    begun = too_large = after_empty = within_line = False
     for line in _lines(chunks, largest):
-        if line.startswith(BEGINNING) and (
-            not begun or _WITH_DATE.match(line) or (after_empty and _ADDRESS_ALONE.match(line))
+        if (
+            line.startswith(BEGINNING)
+            and not within_line
+            and (not begun or _WITH_DATE.match(line) or (after_empty and _ADDRESS_ALONE.match(line)))
         ):
             if begun:
                 yield None if too_large else bytes(mail)
@@ -35,7 +37,8 @@ def mails(chunks: Iterable[bytes], largest: int) -> Iterator[bytes | None]:
             too_large = True
         elif not too_large:
             mail += line
-        after_empty = not line.strip()
+        after_empty = not within_line and not line.strip()
+        within_line = not line.endswith(b"\n")
     if begun or mail:
         yield None if too_large else bytes(mail)
 

@@ -12,18 +12,15 @@ import sys
 import zipfile
 from base64 import encodebytes
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.reports.aggregate import MAX_ROWS, read_reports
 from gatekeeper.reports.mail_parts import MAX_DEPTH, MAX_HEADER, MAX_PARTS, MailError, attachments
-from gatekeeper.reports.report import Report
-from gatekeeper.reports.unpack import Document, Unread, documents
-from tests.reports.test_reports import PASSED, contents, reports_in, unread, xml
+from gatekeeper.reports.unpack import documents
+from tests.reports.test_reports import PASSED, contents, unread, xml
 
 MEGABYTE = 1024 * 1024
 

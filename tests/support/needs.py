@@ -129,3 +129,11 @@ def require_corpus(name: str) -> Path:
     if not (folder / name).exists():
         missing(f"the public suite {name} is not in {folder}; set GATEKEEPER_CORPORA to where it is")
     return folder / name
+
+
+def require_case(name: str) -> Path:
+    """A small input that went wrong once: below $GATEKEEPER_CASES, or ../shared/cases beside the project."""
+    folder = Path(os.environ.get("GATEKEEPER_CASES", ROOT.parent / "shared" / "cases"))
+    if not (folder / name).exists():
+        missing(f"the case {name} is not in {folder}; set GATEKEEPER_CASES to where it is")
+    return folder / name
