@@ -27,9 +27,9 @@ def add_to(add: Add) -> None:
     text = "reports: XML, gzip, zip, a mail with one, an mbox, a Maildir or another folder; - for standard input"
     command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=text)
     text = "only reports on this domain count; may be repeated"
-    command.add_argument("--domain", metavar="DOMAIN", action="append", default=[], help=text)
+    command.add_argument("--domain", metavar="DOMAIN", action="append", default=[], type=_domain, help=text)
     text = "an address, or a domain that authenticates, which forges mail from you; may be repeated"
-    command.add_argument("--not-ours", metavar="NAME", action="append", default=[], help=text)
+    command.add_argument("--not-ours", metavar="NAME", action="append", default=[], type=_sender_name, help=text)
     add_json(command)
 
 
@@ -40,15 +40,10 @@ def dmarc_read(options: argparse.Namespace) -> int:
     """
     from datetime import UTC, datetime
 
-    from gatekeeper.auth.domains import normal_domain
     from gatekeeper.reports.advice import as_json, sentences
     from gatekeeper.reports.summary import Summaries
 
-    summaries = Summaries(
-        datetime.now(UTC),
-        domains=[normal_domain(domain.removesuffix(".")) for domain in options.domain],
-        not_ours=[_sender_name(name) for name in options.not_ours],
-    )
+    summaries = Summaries(datetime.now(UTC), domains=options.domain, not_ours=options.not_ours)
     status = _Reading(options, summaries).read_all()
     found = summaries.all()
     if options.json:
@@ -61,13 +56,21 @@ def dmarc_read(options: argparse.Namespace) -> int:
     return status
 
 
-def _sender_name(text: str) -> str:
-    """Return an address or a domain in the form that summaries have."""
+def _domain(text: str) -> str:
+    """Return a domain in the form that reports have. Raises ArgumentTypeError."""
     from gatekeeper.auth.domains import normal_domain
+
+    if domain := normal_domain(text.removesuffix(".")):
+        return domain
+    raise argparse.ArgumentTypeError(f"{text!a} is not a valid domain")
+
+
+def _sender_name(text: str) -> str:
+    """Return an address or a domain in the form that reports have. Raises ArgumentTypeError."""
     from gatekeeper.core.request import parse_address
 
     address = parse_address(text)
-    return str(address) if address is not None else normal_domain(text.removesuffix("."))
+    return _domain(text) if address is None else str(address)
 
 
 class _Reading:
@@ -159,24 +162,23 @@ def _files(path: Path) -> Iterator[Path]:
 
     What begins with a dot is passed over, and no symbolic link leads into another folder.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir(), it does not fail where we may not look
         yield path
         return
     waiting = [path]
     while waiting:
         folder = waiting.pop()
         try:
-            found = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+            found = sorted(Path(entry) for entry in os.scandir(folder) if entry.name[0] != ".")
         except OSError:
             yield folder  # opening it will say why
             continue
-        inner = [Path(entry) for entry in found if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
-        names = {one.name for one in inner}
-        if {"new", "cur"} <= names:
+        inner = [one for one in found if os.path.isdir(one) and not one.is_symlink()]  # as above
+        if {"new", "cur"} <= {one.name for one in inner}:
             waiting += [one for one in inner if one.name in ("new", "cur")]
             continue
-        waiting += inner
-        yield from (Path(entry) for entry in reversed(found) if entry.is_file() and entry.name[0] != ".")
+        waiting += reversed(inner)
+        yield from (one for one in found if os.path.isfile(one))  # as above
 
 
 def _open(file: Path, *, is_named: bool) -> BinaryIO:

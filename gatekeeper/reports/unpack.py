@@ -31,7 +31,7 @@ MAX_TOTAL = 2 * MAX_BYTES
 """Bytes that are unpacked of one file or one mail, all its documents together."""
 MAX_FILE = 32 * 1024 * 1024
 """Bytes of one file, or of one mail of an mbox, which may be of any size."""
-MAX_DOCUMENTS = 100
+MAX_DOCUMENTS = 1000
 """Members of one archive, and documents of one file or one mail."""
 MAX_NESTING = 4
 """How many wrappings may be around a document: gzip in zip in a mail are three."""

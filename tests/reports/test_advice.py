@@ -96,6 +96,14 @@ def test_relaxed_alignment_goes_both_ways(header_from: str, signer: str, kind: S
     assert [kind] == list(found.failed)
 
 
+def test_a_name_above_the_domain_with_the_policy_is_aligned_too_but_no_top_level_domain() -> None:
+    for signer, kind in (("example.com", SourceKind.BROKEN), ("com", SourceKind.STRANGER)):
+        auth = f"<dkim><domain>{signer}</domain><result>fail</result></dkim>"
+        document = xml(row("203.0.113.9", auth=auth).replace("from>example", "from>sub.example"))
+        (found,) = reports_in(document.replace(b"Example.COM", b"sub.example.com"))
+        assert [kind] == list(summed(found).failed)
+
+
 def test_mail_that_passes_for_another_name_of_ours_is_ours() -> None:
     """As with strict alignment: SPF passed for bounce.example.com, and From has example.com."""
     strict = row("192.0.2.77", 5, auth="<spf><domain>bounce.example.com</domain><result>pass</result></spf>")
@@ -353,6 +361,14 @@ def test_the_command_counts_only_the_domain_that_is_asked_for(
     assert 0 == cli.main(["dmarc", "read", "--json", *options, str(tmp_path / "ours"), str(tmp_path / "other")])
     (found,) = json.loads(capsys.readouterr().out)
     assert ("example.com", True) == (found["domain"], found["safe"])
+
+
+@pytest.mark.parametrize("option", ["--domain", "--not-ours"])
+def test_a_name_that_can_be_none_is_a_mistake(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["dmarc", "read", option, "not a name", "/dev/null"])
+    assert 2 == done.value.code
+    assert "'not a name' is not a valid domain" in capsys.readouterr().err
 
 
 # ---- cases that went wrong once

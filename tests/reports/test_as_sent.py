@@ -395,6 +395,11 @@ def test_a_member_that_cannot_be_read_costs_no_other() -> None:
     assert ["member 1", "member 3", "member 4"] == [one.partition(":")[0] for one in unread(mixed)]
 
 
+def test_a_month_of_reports_may_be_in_one_archive() -> None:
+    month = zip_of({str(n): xml(row(count=1), number=str(n)) for n in range(300)})
+    assert [[1]] * 300 == counts(month)
+
+
 def test_a_mail_with_several_reports_is_read_whole() -> None:
     mail = EmailMessage()
     mail["Subject"] = "Reports"
