@@ -173,12 +173,12 @@ def _files(path: Path) -> Iterator[Path]:
         except OSError:
             yield folder  # opening it will say why
             continue
-        inner = [one for one in found if os.path.isdir(one) and not one.is_symlink()]  # as above
+        inner = [one for one in found if os.path.isdir(one) and not one.is_symlink()]
         if {"new", "cur"} <= {one.name for one in inner}:
             waiting += [one for one in inner if one.name in ("new", "cur")]
             continue
         waiting += reversed(inner)
-        yield from (one for one in found if os.path.isfile(one))  # as above
+        yield from (one for one in found if os.path.isfile(one))
 
 
 def _open(file: Path, *, is_named: bool) -> BinaryIO:

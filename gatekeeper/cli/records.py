@@ -70,12 +70,19 @@ def dmarc_record(options: argparse.Namespace) -> int:
     from gatekeeper.records import dmarc
 
     domain = _domain(options)
+    of_a_new_one = options.subdomains or options.nonexistent or options.rua or options.strict or options.testing
+    if options.policy is None and of_a_new_one:
+        print("gatekeeper: these options are for a new record: say its --policy too", file=sys.stderr)
+        return USAGE
+    if options.policy is not None and options.record is not None:
+        print("gatekeeper: --record checks a text, --policy writes a new one: say one of them", file=sys.stderr)
+        return USAGE
 
     def policy(text: str | None) -> DmarcPolicy | None:
         return DmarcPolicy(text) if text else None
 
     async def work(resolver: "Resolver") -> int:
-        texts = [options.record] if options.record else []
+        texts = None if options.record is None else [options.record]
         if wanted := policy(options.policy):
             wanted_record = dmarc.WantedRecord(
                 policy=wanted,
@@ -87,7 +94,7 @@ def dmarc_record(options: argparse.Namespace) -> int:
             )
             texts = [dmarc.write(wanted_record)]
         try:
-            texts = texts or await dmarc.look_up(resolver, domain)
+            texts = await dmarc.look_up(resolver, domain) if texts is None else texts
         except DNSError as error:
             print(f"gatekeeper: _dmarc.{domain} cannot be looked up right now: {error}", file=sys.stderr)
             return TEMPORARY

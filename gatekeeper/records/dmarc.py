@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from gatekeeper.auth.dmarc_record import DmarcPolicy, find_record
 from gatekeeper.auth.domains import is_within, normal_domain
 from gatekeeper.core.verdict import printable
-from gatekeeper.dnsclient.resolver import DNSError, Resolver
+from gatekeeper.dnsclient.resolver import MX, DNSError, Resolver
 from gatekeeper.records.remark import Remark
 
 _POLICIES = ("none", "quarantine", "reject")
@@ -81,11 +81,18 @@ async def examine(resolver: Resolver, domain: str, texts: Sequence[str]) -> list
     ours = [text for text in texts if re.match(r"\s*v\s*=\s*DMARC1?\b", text, re.IGNORECASE)]
     if not ours:
         return [Remark(True, f"there is no DMARC record at _dmarc.{domain}")]
-    if len(ours) > 1:
+    read = [text for text in ours if find_record([text.encode("utf-8", "surrogateescape")])]
+    if len(read) > 1:
         what = "receivers discard them all, and go by the domain above if that has one; leave one"
-        return [Remark(True, f"there are {len(ours)} DMARC records: {what}")]
-    remarks = list(lint(ours[0]))
-    for address, host in destinations(ours[0]):
+        return [Remark(True, f"there are {len(read)} DMARC records: {what}")]
+    judged = (read or ours)[0]
+    remarks = [
+        Remark(True, f"there is another record, which receivers ignore; take it out: {_shown(text)}")
+        for text in ours
+        if text != judged
+    ]
+    remarks += lint(judged)
+    for address, host in destinations(judged):
         remarks += await _check_destination(resolver, domain, address, host)
     return remarks
 
@@ -96,6 +103,8 @@ def lint(text: str) -> Iterator[Remark]:
         yield Remark(True, "it must begin with exactly v=DMARC1; receivers ignore it as it is")
     if re.search("[\u201c\u201d\u2018\u2019]", text):
         yield Remark(True, "there are typographic quotes in it; take them out")
+    elif not text.isascii():
+        yield Remark(True, "there are other characters than ASCII in it; write domains as A-labels (xn--…)")
     seen: set[str] = set()
     for number, part in enumerate(text.split(";")):
         name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -186,7 +195,7 @@ async def _check_destination(resolver: Resolver, domain: str, address: str, host
     try:
         mail = (await resolver.query(host, "MX")).records or (await resolver.query(host, "A")).records
         mail = mail or (await resolver.query(host, "AAAA")).records
-        if not mail:
+        if all(isinstance(one, MX) and not one.host for one in mail):  # none at all, or a null MX (RFC 7505)
             return [Remark(True, f"{shown}: {host} does not accept mail")]
         if is_within(host, domain) or is_within(domain, host):
             return []

@@ -22,6 +22,7 @@ reports.example. MX 10 mail.example.com.
 agreed.example. MX 10 mail.example.com.
 example.com._report._dmarc.agreed.example. TXT "v=DMARC1"
 slow.example. MX !TIMEOUT
+silent.example. MX 0 .
 """
 
 
@@ -37,6 +38,8 @@ slow.example. MX !TIMEOUT
         ("v=DMARC1; p=reject; rua=mailto:d@reports.example", True, "example.com._report._dmarc.reports.example"),
         ("v=DMARC1; p=reject; rua=mailto:d@agreed.example", False, ""),
         ("v=DMARC1; p=reject; rua=mailto:d@slow.example", False, "does not answer"),
+        ("v=DMARC1; p=reject; rua=mailto:d@silent.example", True, "does not accept mail"),
+        ("v=DMARC1; p=reject; rua=mailto:d@b\u00fccher.example", True, "other characters than ASCII"),
         ("v=DMARC1; p=monitor; rua=mailto:d@example.com", True, "p=monitor is not valid"),
         ("v=DMARC1; p=none", False, "without rua"),
         ("v=DMARC1; rua=mailto:d@example.com", True, "p is missing"),
@@ -62,6 +65,28 @@ async def test_a_dmarc_record_is_judged_as_receivers_will(record: str, error: bo
 async def test_two_dmarc_records_are_none() -> None:
     remarks = await dmarc.examine(TableResolver(Zone.parse(DNS)), "example.com", ["v=DMARC1; p=none"] * 2)
     assert [True] == [remark.error for remark in remarks]
+
+
+async def test_a_second_record_that_receivers_ignore_does_not_make_the_first_none() -> None:
+    for texts in (["v=DMARC1; p=reject", "v=dmarc1; p=none"], ["v=DMARC p=none", "v=DMARC1; p=reject"]):
+        remarks = await dmarc.examine(TableResolver(Zone.parse(DNS)), "example.com", texts)
+        assert ["there is another record, which receivers ignore"] == [
+            remark.what.partition(";")[0] for remark in remarks if remark.error
+        ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--rua", "a@example.com"], ["--testing"], ["--subdomains", "none"], ["--record", "", "--policy", "none"]],
+)
+def test_options_that_would_be_ignored_are_a_mistake(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert 2 == cli.main(["dmarc", "record", "example.com", "--dns", "/dev/null", *options])
+    assert "--policy" in capsys.readouterr().err
+
+
+def test_an_empty_record_is_judged_and_not_the_published_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 1 == cli.main(["dmarc", "record", "example.com", "--dns", "/dev/null", "--record", ""])
+    assert "there is no DMARC record" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("policy", list(DmarcPolicy))
