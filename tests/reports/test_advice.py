@@ -233,7 +233,7 @@ def test_the_same_report_counts_once_in_whatever_it_comes() -> None:
     assert (1, 1020) == (found.reports, found.total)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     forged=st.lists(
         st.builds(
