@@ -193,6 +193,13 @@ def _message_checks(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[
     checks: dict[Method, Check] = {Method.DKIM: config.checks.dkim, Method.DMARC: dmarc}
     wanted = (*counting, *(check for method, check in checks.items() if method in verify.methods))
     problems = [*(placed(config, problem, "verify") for problem in problems), *_trusted_top_levels(config)]
+    if verify.dmarc != "observe" and not verify.malformed_from and Method.DMARC in verify.methods:
+        verb = {"quarantine": "quarantines", "reject": "refuses"}[verify.dmarc]
+        what = (
+            f'verify.dmarc = "{verify.dmarc}" also {verb} mail whose From names no domain at all, which could not be '
+            f'judged: look for dmarc.permerror in the log, and write malformed_from = "{verify.dmarc}", or "accept"'
+        )
+        problems.append(config.problem(("verify", "dmarc"), what, warning=True))
     known = tuple(name for name in conditions if Method(name) in verify.methods and "v" in config.milter.mode)
     for name in sorted({*conditions} - {*known}):
         what = f"an access table demands if={name}, which never holds: the milter does not verify {name}"

@@ -3,25 +3,30 @@
 
 The organizational domain is found by the tree walk (section 4.10), without a list of public suffixes. Several records
 at one name, be it the author's own, "are all discarded" (steps 2 and 6), and the walk goes on to its parent, where RFC
-7489 and many verifiers end with `none`: a second record does not switch off the policy of the organization.
+7489 and many verifiers end with `none`: a second record does not switch off the policy of the organization. A DNS error
+is `temperror`, unless what is known suffices to decide.
 
-A DNS error is `temperror`, unless what is known suffices to decide. A From that does not name exactly one domain is
-`permerror`, never `pass`.
+Which domains From names says auth/author.py: all that a mail program could show. One is judged, however odd the form.
+Of several each is judged as if it were alone, and the strictest policy of those that fail counts (section 11.5), so
+that nobody gets a milder verdict by naming a second author. Where none fails it is `permerror`, as where From names no
+domain at all, and never `pass` (section 5.3.1).
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from gatekeeper.auth.author import from_domain
+from gatekeeper.auth.author import Author, Named, author_of
 from gatekeeper.auth.dkim import DkimFinding, DkimResult
 from gatekeeper.auth.dmarc_record import DmarcPolicy, DmarcRecord, find_record
 from gatekeeper.auth.domains import is_within
 from gatekeeper.auth.spf import SpfFinding, SpfResult
 from gatekeeper.core.message import Header
-from gatekeeper.dnsclient.resolver import DNSError, Resolver
+from gatekeeper.dnsclient.resolver import DNSError, RememberedOnly, Resolver
 
-__all__ = ["DmarcFinding", "DmarcPolicy", "DmarcResult", "check_dmarc", "discover", "from_domain"]
+__all__ = ["DmarcFinding", "DmarcPolicy", "DmarcResult", "check_dmarc", "discover"]
 
 _MAX_LABELS = 8
 """After its first query, the walk up from a longer name goes on with 7 labels: it takes 8 queries at most."""
@@ -30,7 +35,7 @@ _MAX_LABELS = 8
 class DmarcResult(StrEnum):
     """Results of DMARC (RFC 9989 section 9.4).
 
-    `none`: no policy applies; `permerror`: From does not name exactly one domain.
+    `none`: no policy applies; `permerror`: From does not name exactly one domain, and none of them fails.
     """
 
     NONE = "none"
@@ -51,6 +56,9 @@ class DmarcFinding:
     `np`), `policy` what is to be applied: `none` unless the result is `fail`, and one step milder if the domain is
     testing. `spf_aligned` and `dkim_aligned` say what passed. `authenticates`: something that is aligned not only
     passed, as the standard has it, but is proof of its domain (see auth/spf.py and DkimFinding).
+
+    `named` is how many domains From names. Where they are several, and some fail, this is the finding about the one
+    whose policy is the strictest, and `others` are those about the other ones that fail.
     """
 
     result: DmarcResult
@@ -66,6 +74,8 @@ class DmarcFinding:
     testing: bool = False
     record_policy: str = ""
     record: DmarcRecord | None = field(default=None, compare=False)
+    named: Named = Named.ONE
+    others: "tuple[DmarcFinding, ...]" = ()
 
 
 @dataclass(slots=True)
@@ -100,26 +110,67 @@ class _Walk:
 
 
 async def check_dmarc(
-    resolver: Resolver, headers: Sequence[Header], spf: SpfFinding, dkim: Sequence[DkimFinding]
+    resolver: Resolver,
+    headers: Sequence[Header],
+    spf: SpfFinding,
+    dkim: Sequence[DkimFinding],
+    judged: dict[str, DmarcFinding] | None = None,
 ) -> DmarcFinding:
     """Return the finding for a message with these header fields. Never raises.
 
-    `spf` is the finding for MAIL FROM (for the null sender, that is the HELO identity).
+    `spf` is the finding for MAIL FROM (for the null sender, that is the HELO identity). `judged` takes the findings
+    about single domains as they come, for who cannot wait for all of them (`so_far`).
     """
-    author = from_domain(headers)
-    if author.problem:
-        return DmarcFinding(DmarcResult.PERMERROR, reason=author.problem)
+    author = author_of(headers)
+    judged = {} if judged is None else judged
     walks = _Walks(resolver)
+
+    async def judge(domain: str) -> None:
+        judged[domain] = await _judge(walks, domain, spf, dkim)
+
+    if len(author.domains) == 1 or isinstance(resolver, RememberedOnly):
+        for domain in author.domains:
+            await judge(domain)
+    else:  # all at once: a name server that does not answer must not keep another domain from being judged
+        await asyncio.gather(*map(judge, author.domains))
+    return _finding(author, judged)
+
+
+def so_far(headers: Sequence[Header], judged: Mapping[str, DmarcFinding], late: str) -> DmarcFinding:
+    """Return the finding for a message of whose domains these are `judged`, and the others `late`, in words."""
+    author = author_of(headers)
+    unknown = {domain: DmarcFinding(DmarcResult.TEMPERROR, domain, reason=late) for domain in author.domains}
+    return _finding(author, unknown | dict(judged))
+
+
+def _finding(author: Author, judged: Mapping[str, DmarcFinding]) -> DmarcFinding:
+    """Return the finding for a message of this author, from those about its domains."""
+    found = [judged[domain] for domain in author.domains]
+    if author.named is Named.ONE:
+        return found[0]
+    failed = sorted((one for one in found if one.result is DmarcResult.FAIL), key=_strictness, reverse=True)
+    if not failed:
+        return DmarcFinding(DmarcResult.PERMERROR, reason=author.problem, named=author.named)
+    reason = f"{failed[0].reason}; {author.problem}"
+    return replace(failed[0], reason=reason, named=author.named, others=tuple(failed[1:]))
+
+
+def _strictness(found: DmarcFinding) -> tuple[int, int]:
+    return found.policy.strictness, found.published.strictness
+
+
+async def _judge(walks: "_Walks", domain: str, spf: SpfFinding, dkim: Sequence[DkimFinding]) -> DmarcFinding:
+    """Return the finding for a message whose author is in `domain`."""
     passed, proven = (_passed(spf), _passed(*dkim)), (_proven(spf), _proven(*dkim))
-    if passing := await walks.pass_without_walking(author.domain, *passed):
-        return replace(passing, authenticates=author.domain in (*proven[0], *proven[1]))
-    walk = await walks.walk(author.domain)
-    finding = DmarcFinding(DmarcResult.NONE, author.domain, walk.organizational)
+    if passing := await walks.pass_without_walking(domain, *passed):
+        return replace(passing, authenticates=domain in (*proven[0], *proven[1]))
+    walk = await walks.walk(domain)
+    finding = DmarcFinding(DmarcResult.NONE, domain, walk.organizational)
     found = walk.applicable()
-    if walk.failed and (found is None or found[0] != author.domain):
+    if walk.failed and (found is None or found[0] != domain):
         return replace(finding, result=DmarcResult.TEMPERROR, reason="the DMARC record could not be looked up")
     if found is None:
-        return replace(finding, reason=f"{author.domain} publishes no DMARC record")
+        return replace(finding, reason=f"{domain} publishes no DMARC record")
     record_domain, record = found
     finding = replace(finding, record_domain=record_domain, record=record, testing=record.testing)
     if record.policy is None:
@@ -128,34 +179,39 @@ async def check_dmarc(
     spf_aligned = await walks.any_aligned(walk, passed[0], record.strict_spf)
     dkim_aligned = await walks.any_aligned(walk, passed[1], record.strict_dkim)
     if spf_aligned or dkim_aligned:
-        published = _published_policy(author.domain, record_domain, record)
+        published = _published_policy(domain, record_domain, record)
         proof = await walks.any_aligned(walk, proven[0], record.strict_spf) or (
             await walks.any_aligned(walk, proven[1], record.strict_dkim)
         )
         finding = replace(finding, published=published, authenticates=bool(proof))
         return _pass(finding, bool(spf_aligned), bool(dkim_aligned))
     try:
-        exists = record.nonexistent is None or (await resolver.query(author.domain, "A")).exists
+        exists = record.nonexistent is None or (await walks.resolver.query(domain, "A")).exists
     except DNSError:
-        return replace(finding, result=DmarcResult.TEMPERROR, reason=f"{author.domain} could not be looked up")
-    published = _published_policy(author.domain, record_domain, record, exists=exists)
+        return replace(finding, result=DmarcResult.TEMPERROR, reason=f"{domain} could not be looked up")
+    published = _published_policy(domain, record_domain, record, exists=exists)
     finding = replace(finding, published=published)
     if None in (spf_aligned, dkim_aligned) or _undecided(walk, record, spf, dkim):
         reason = "because of DNS errors it is not known whether SPF or DKIM passed for this domain"
         return replace(finding, result=DmarcResult.TEMPERROR, reason=reason)
     policy = published.lowered() if record.testing else published
-    reason = f"neither SPF nor DKIM passed for {author.domain}"
+    reason = f"neither SPF nor DKIM passed for {domain}"
     return replace(finding, result=DmarcResult.FAIL, policy=policy, reason=reason)
 
 
 async def discover(resolver: Resolver, headers: Sequence[Header]) -> None:
-    """Make the query that `check_dmarc` surely needs, so that a caching resolver has its answer. Never raises."""
-    author = from_domain(headers)
-    if author.domain:
-        try:
-            await resolver.query(f"_dmarc.{author.domain}", "TXT")
-        except DNSError:
-            pass
+    """Make the queries that `check_dmarc` surely needs, so that a caching resolver has the answers. Never raises."""
+
+    async def ask(domain: str) -> None:
+        with suppress(DNSError):
+            await resolver.query(f"_dmarc.{domain}", "TXT")
+
+    domains = author_of(headers).domains
+    if len(domains) == 1 or isinstance(resolver, RememberedOnly):
+        for domain in domains:
+            await ask(domain)
+    else:
+        await asyncio.gather(*map(ask, domains))
 
 
 def _passed(*findings: SpfFinding | DkimFinding) -> list[str]:
@@ -204,7 +260,7 @@ class _Walks:
     """Tree walks that look up each record only once."""
 
     def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
+        self.resolver = resolver
         self._records: dict[str, DmarcRecord | None] = {}
 
     async def walk(self, start: str) -> _Walk:
@@ -271,7 +327,7 @@ class _Walks:
 
     async def _record_at(self, name: str) -> DmarcRecord | None:
         if name not in self._records:
-            self._records[name] = find_record((await self._resolver.query(f"_dmarc.{name}", "TXT")).records)
+            self._records[name] = find_record((await self.resolver.query(f"_dmarc.{name}", "TXT")).records)
         return self._records[name]
 
 

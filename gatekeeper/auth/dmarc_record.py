@@ -24,6 +24,11 @@ class DmarcPolicy(StrEnum):
     QUARANTINE = "quarantine"
     REJECT = "reject"
 
+    @property
+    def strictness(self) -> int:
+        """A number that is greater the stricter the policy is."""
+        return list(DmarcPolicy).index(self)
+
     def lowered(self) -> "DmarcPolicy":
         """Return the policy one step milder, as for a domain that is testing (`t=y`)."""
         return DmarcPolicy.QUARANTINE if self is DmarcPolicy.REJECT else DmarcPolicy.NONE

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The usual form of From, `Name <user@example.com>` or the address alone, parsed with one regular expression.
 
-The full parsers of From (author.py, signing/message_sender.py) work on tokens, strictly and each in its own way, which
-takes 60 µs per message. Both agree about anything that is accepted here; anything odd is left to them.
+The full reading of From (author.py) works on tokens, which takes 60 µs per message. It agrees about anything that is
+accepted here; anything odd is left to it.
 """
 
 import re

@@ -192,7 +192,7 @@ class VerifySection(Section):
     methods: tuple[Method, ...] = ALL_METHODS
     dmarc: Literal["observe", "quarantine", "reject"] = "observe"
     quarantine: Literal["hold", "header"] = "hold"
-    malformed_from: Literal["accept", "quarantine", "reject"] = "accept"
+    malformed_from: Literal["", "accept", "quarantine", "reject"] = ""
     overrides: Annotated[Mapping[Domain, Literal["none", "quarantine", "reject"]], ByDomain] = {}
     trusted_forwarders: DataSetSpec = ()
     trusted_lists: Domains = ()

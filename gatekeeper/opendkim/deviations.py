@@ -142,8 +142,9 @@ DEVIATIONS = (
     Deviation(
         Topic.AMBIGUOUS_FROM,
         "OpenDKIM signs for the first address that it finds in From.",
-        "Here a From that can be read in two ways, or with addresses of several domains, is not signed.",
-        "Two readers would see two authors under one signature.",
+        "Here a From in which a mail program could find several domains (`eve@example.org <joe@example.com>`), or of "
+        "which it is not certain what is an address, is not signed.",
+        "Two readers would see two authors under one signature, and DMARC as judged here would fail.",
     ),
     Deviation(
         Topic.SIGNED_BEFORE,

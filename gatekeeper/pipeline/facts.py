@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from gatekeeper.auth.arc import ArcFinding, ArcResult, ArcVerifier
-from gatekeeper.auth.author import from_domain
 from gatekeeper.auth.dkim import DkimFinding, DkimResult, DkimVerifier
-from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult, check_dmarc, discover
+from gatekeeper.auth.dmarc import DmarcFinding, DmarcResult, check_dmarc, discover, so_far
 from gatekeeper.auth.domains import normal_domain
 from gatekeeper.auth.iprev import IprevFinding, IprevResult, check_iprev
 from gatekeeper.auth.results import ALL_METHODS, Method
@@ -67,6 +66,7 @@ class Facts:
         self._headers: Sequence[Header] | None = None
         self._verifier: DkimVerifier | None = None
         self._arc_verifier: ArcVerifier | None = None
+        self._dmarc_so_far: dict[str, DmarcFinding] = {}
         self._remembered = RememberedOnly(resolver)
         self._known: dict[str, Any] = {}
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -225,10 +225,7 @@ class Facts:
         return self._verifier.results_so_far()
 
     def _late_dmarc(self) -> DmarcFinding:
-        author = from_domain(self._headers or ())
-        if author.problem:
-            return DmarcFinding(DmarcResult.PERMERROR, reason=author.problem)
-        return DmarcFinding(DmarcResult.TEMPERROR, author.domain, reason=_LATE)
+        return so_far(self._headers or (), self._dmarc_so_far, _LATE)
 
     async def _check_iprev(self, resolver: Resolver) -> IprevFinding:
         return await check_iprev(resolver, self._client.address)
@@ -265,7 +262,7 @@ class Facts:
             return DmarcFinding(DmarcResult.NONE, reason="the message is not known yet")
         self.start_spf()
         dkim, spf = await self.dkim(), await self.spf()
-        return await check_dmarc(resolver, self._headers, spf, dkim)
+        return await check_dmarc(resolver, self._headers, spf, dkim, self._dmarc_so_far)
 
     async def _prefetch(self, resolver: Resolver) -> None:
         if self._headers is None or self._verifier is None or self._arc_verifier is None:

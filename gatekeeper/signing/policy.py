@@ -143,7 +143,7 @@ class SigningPolicy:
         if not self.exempt or origin.is_left_alone:
             return origin
         try:
-            domain = self.exempt.find(self._sender(headers).domain)
+            domain = self.exempt.find(self._senders(headers)[0].domain)
         except _NotSigned:
             return origin
         if not domain:
@@ -160,9 +160,10 @@ class SigningPolicy:
             return self._foreign(request, headers, origin)
         notes = [origin.why]
         try:
-            sender = self._sender(headers)
+            senders = self._senders(headers)
+            sender = senders[0]
             rules = self._rules(sender)
-            self._check_allowed(request, sender, recipients)
+            self._check_allowed(request, senders, recipients)
             identities, unusable = self._identities(rules, sender.domain, notes)
         except _NotSigned as why:
             return SigningChoice((), why.reason, (*notes, why.note), origin, why.reply, why.missed)
@@ -184,21 +185,22 @@ class SigningPolicy:
         if not len(self.signing_table):
             return ""
         try:
-            sender = self._sender(headers)
+            sender = self._senders(headers)[0]
         except _NotSigned:
             return ""
         rule = next(self.signing_table.match(sender.user, sender.domain), None)
         return sender.domain if rule is not None and not rule.is_for_all else ""
 
-    def _sender(self, headers: Sequence[Header]) -> MessageSender:
+    def _senders(self, headers: Sequence[Header]) -> list[MessageSender]:
+        """Return the mailboxes of the sender, the one that signs first. Raises _NotSigned."""
         if not (authors := _values(headers, "From")):
             raise _NotSigned("sign.no_from", "From", "there is none")
         if len(authors) > 1:
             raise _NotSigned("sign.ambiguous_from", "From", f"there are {len(authors)} of them")
         for name in self.sender_headers:
             if values := _values(headers, name):
-                return _one_sender(name, values[0])
-        return _one_sender("From", authors[0])
+                return _parsed(name, values[0])
+        return _parsed("From", authors[0])
 
     def _rules(self, sender: MessageSender) -> list[SigningRule]:
         rules = list(self.signing_table.match(sender.user, sender.domain))
@@ -214,13 +216,14 @@ class SigningPolicy:
             for name in self.local_domains
         )
 
-    def _check_allowed(self, request: Request, sender: MessageSender, recipients: Iterable[str]) -> None:
+    def _check_allowed(self, request: Request, senders: Sequence[MessageSender], recipients: Iterable[str]) -> None:
         """Raise _NotSigned if the message must not be signed although its sender is in the table."""
         for recipient in recipients if self.never_to else ():
             if entry := self.never_to.find(recipient):
                 raise _NotSigned("sign.recipient", "dont_sign_to", f"mail to {entry} is not signed", missed=False)
-        if objection := self.binding.objection(request, sender):
-            refused = reject("sign.unbound", "550", "5.7.1", f"You may not send mail from {sender.domain}")
+        # of every mailbox: a user who may write as himself may not write as himself and his chief
+        if objection := next(filter(None, (self.binding.objection(request, sender) for sender in senders)), ""):
+            refused = reject("sign.unbound", "550", "5.7.1", f"You may not send mail from {senders[0].domain}")
             reply = refused if self.binding.mismatch is Mismatch.REJECT else None
             raise _NotSigned("sign.unbound", f"bind = {self.binding.bind}", objection, reply=reply)
 
@@ -281,11 +284,8 @@ def _values(headers: Sequence[Header], name: str) -> list[bytes]:
     return [field.value for field in headers if field.name.lower() == wanted]
 
 
-def _one_sender(name: str, value: bytes) -> MessageSender:
+def _parsed(name: str, value: bytes) -> list[MessageSender]:
     try:
-        senders = parse_senders(value)
+        return parse_senders(value)
     except ValueError as error:
         raise _NotSigned("sign.ambiguous_from", name, str(error)) from None
-    if len({sender.domain for sender in senders}) > 1:
-        raise _NotSigned("sign.ambiguous_from", name, "its addresses are in several domains")
-    return senders[0]

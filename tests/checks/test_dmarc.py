@@ -160,16 +160,70 @@ async def test_a_chain_counts_if_all_since_dmarc_passed_are_trusted(
     assert (reason,) == decision.reasons
 
 
+NO_DOMAIN, SEVERAL = b"From: Bank\r\n\r\n", b"From: a@nothing.example, b@none.example\r\n\r\n"
+TOO_MANY = b"From: " + b", ".join(b"a@%d.example" % n for n in range(20)) + b"\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    ("wanted", "code", "action"), [("accept", "", ""), ("quarantine", "", "HOLD"), ("reject", "550", "")]
+    ("raw", "wanted", "obey", "code", "action"),
+    [
+        (NO_DOMAIN, "", "observe", "", ""),
+        (NO_DOMAIN, "", "quarantine", "", "HOLD"),
+        (NO_DOMAIN, "", "reject", "550", ""),
+        (NO_DOMAIN, "accept", "reject", "", ""),
+        (NO_DOMAIN, "quarantine", "observe", "", "HOLD"),
+        (NO_DOMAIN, "reject", "observe", "550", ""),
+        (TOO_MANY, "", "observe", "", ""),
+        (TOO_MANY, "accept", "reject", "550", ""),
+        (TOO_MANY, "reject", "observe", "550", ""),
+    ],
 )
-async def test_a_from_that_names_no_single_domain_is_refused_only_on_demand(
-    wanted: str, code: str, action: str
+async def test_where_no_domain_can_be_judged_mail_is_treated_as_dmarc_is_unless_that_is_said(
+    raw: bytes, wanted: str, obey: str, code: str, action: str
 ) -> None:
-    raw = b"From: a@reject.example, b@none.example\r\n\r\n"
-    decision = await decide("x.example", "reject", raw=raw, malformed_from=wanted)
+    decision = await decide("x.example", obey, raw=raw, malformed_from=wanted)
     assert (code, ("dmarc.permerror",)) == (decision.verdict.code, decision.reasons)
     assert action == ("" if code else decision.verdict.text.partition(" ")[0])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "action"), [("", "", ""), ("accept", "", ""), ("quarantine", "", "HOLD"), ("reject", "550", "")]
+)
+async def test_mail_of_several_domains_of_which_none_fails_is_refused_only_on_demand(
+    wanted: str, code: str, action: str
+) -> None:
+    zone = ZONE.replace("_dmarc.none.example", "_dmarc.other.example")
+    decision = await decide("x.example", "reject", raw=SEVERAL, zone=zone, malformed_from=wanted)
+    assert (code, ("dmarc.permerror",)) == (decision.verdict.code, decision.reasons)
+    assert action == ("" if code else decision.verdict.text.partition(" ")[0])
+
+
+@pytest.mark.parametrize(
+    "author",
+    [
+        "Customer Service, Bank <service@reject.example>",
+        "service@reject.example\r\nFrom: service@reject.example",
+        "a@quarantine.example, service@reject.example",
+        "a@pass.example, service@reject.example",
+        '"service@reject.example", a@pass.example',
+    ],
+)
+async def test_a_from_that_is_a_little_wrong_does_not_escape_the_policy(author: str) -> None:
+    raw = f"From: {author}\r\n\r\n".encode()
+    decision = await decide("x.example", "reject", raw=raw, sender="a@pass.example")
+    assert ("550", ("dmarc.reject",)) == (decision.verdict.code, decision.reasons)
+    assert "policy of reject.example refuses" in decision.verdict.reply
+
+
+async def test_an_override_counts_for_each_of_several_domains() -> None:
+    raw = b"From: a@reject.example, b@none.example\r\n\r\n"
+    for overrides, reason in [
+        ({"reject.example": "none"}, "dmarc.override"),
+        ({"reject.example": "none", "none.example": "quarantine"}, "dmarc.quarantine"),
+        ({"none.example": "none"}, "dmarc.reject"),
+    ]:
+        decision = await decide("x.example", "reject", raw=raw, overrides=overrides)
+        assert (reason,) == decision.reasons
 
 
 async def test_quarantine_may_be_a_field_instead() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whom From names: what every reader reads alike, and nothing else."""
+"""Whom a signature vouches for. How From is read stands in tests/auth/test_author.py."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,17 @@ from gatekeeper.signing.message_sender import MessageSender, parse_senders
         (" Joe <Joe@Example.COM> ", ["Joe@example.com"]),
         ('"Joe @ home, eve@example.org" <joe@example.com>', ["joe@example.com"]),
         ('"quoted \\" <eve@example.org>" <joe@example.com>', ["joe@example.com"]),
-        ("eve@example.org <joe@example.com>", ["joe@example.com"]),
+        ("joe@example.com <joe@example.com>", ["joe@example.com"]),
+        ("Joe @ Work <joe@example.com>", ["joe@example.com"]),
+        ("Foo\\Bar <joe@example.com>", ["joe@example.com"]),
+        ("Doe, Joe <joe@example.com>", ["joe@example.com"]),
+        ("Doe, Joe @ Work <joe@example.com>", ["joe@example.com"]),
+        ("Team: joe@example.com;", ["joe@example.com"]),
+        ("Team: joe@example.com, Ann <ann@example.com>;", ["joe@example.com", "ann@example.com"]),
+        ("Re: Joe; sales <joe@example.com>", ["joe@example.com"]),
+        ("Joe ;-) <joe@example.com>", ["joe@example.com"]),
+        ("Joe <3 <joe@example.com>", ["joe@example.com"]),
+        ("Joe -> Ann <joe@example.com>", ["joe@example.com"]),
         ("[List] Joe <joe@example.com>", ["joe@example.com"]),
         ("=?utf-8?q?J=C3=B6?= <joe@example.com>", ["joe@example.com"]),
         ("Jö <joe@example.com>", ["joe@example.com"]),
@@ -24,7 +34,7 @@ from gatekeeper.signing.message_sender import MessageSender, parse_senders
         ('"joe doe"@example.com', ['"joe doe"@example.com']),
         ("Joe\r\n <joe@example.com>", ["joe@example.com"]),
         ("joe@bücher.example", ["joe@xn--bcher-kva.example"]),
-        ("joe@example.com, Ann <ann@example.org>,", ["joe@example.com", "ann@example.org"]),
+        ("joe@example.com, Ann <ann@example.com>,", ["joe@example.com", "ann@example.com"]),
     ],
 )
 def test_the_address_is_found(value: str, senders: list[str]) -> None:
@@ -40,17 +50,27 @@ def test_the_address_is_found(value: str, senders: list[str]) -> None:
         "joe@",
         "@example.com",
         "joe doe@example.com",
+        "<joe@example.com",
+        "joe@example.com>",
+        "Joe <joe@example.com> Doe",
+        "<ann@example.com> <joe@example.com>",
+        "Joe <<joe@example.com>>",
+        "eve@example.org <joe@example.com>",
+        "joe@example.com, Ann <ann@example.org>",
+        "Team: joe@example.com; ann@example.org",
         "joe@example.com eve@example.org",
         "<joe@example.com> eve@example.org",
         "<joe@example.com> <eve@example.org>",
-        "<joe@example.com",
-        "joe@example.com>",
         "<@example.org:joe@example.com>",
-        "all: joe@example.com;",
+        "<@example.com:joe@example.com>",
+        "joe@example.com, root@localhost",
+        "joe@example.com, ann@[192.0.2.1]",
+        "joe@example.com@example.com",
+        'joe@"example.com"',
+        "joe@exam=ple.com",
         "joe@[192.0.2.1]",
         "joe@example.com.",
         "joe@example..com",
-        "joe@exa;mple.com",
         "joe@example.com (open",
         '"open <joe@example.com>',
         "jo\x00e@example.com",
@@ -60,7 +80,7 @@ def test_the_address_is_found(value: str, senders: list[str]) -> None:
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused(value: str) -> None:
-    with pytest.raises(ValueError, match=r"it|there|address|quote"):
+    with pytest.raises(ValueError, match=r"address|quote|control"):
         parse_senders(value.encode("latin-1"))
 
 
@@ -68,7 +88,7 @@ def test_what_could_be_read_in_two_ways_is_refused(value: str) -> None:
     "value", [b"(" * 50_000, b"(" * 50_000 + b")" * 50_000, b'"' * 50_001, b"<" * 50_000, b",a" * 9]
 )
 def test_hostile_nesting_is_refused_in_linear_time(value: bytes) -> None:
-    with pytest.raises(ValueError, match=r"it|there|address|quote"):
+    with pytest.raises(ValueError, match=r"address|quote|control"):
         parse_senders(value)
 
 

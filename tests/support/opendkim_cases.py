@@ -65,6 +65,10 @@ OUTBOUND: Mapping[str, Mail] = {
     "two authors": mail("a@example.com, b@example.com"),
     "two From": mail("joe@example.com", "From: ann@example.com"),
     "ambiguous": mail("joe@example.com <b@example.com> c@example.net"),
+    "odd name": mail("Doe, Joe @ Work <joe@example.com>"),
+    "backslash": mail("Foo\\Bar <joe@example.com>"),
+    "group": mail("Team: joe@example.com, ann@example.com;"),
+    "open quote": mail('"Doe, Joe <joe@example.com>'),
 }
 """Unsigned messages."""
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from gatekeeper.auth.arc import ArcResult
+from gatekeeper.auth.author import Named
 from gatekeeper.auth.dmarc import DmarcFinding as Finding
 from gatekeeper.auth.dmarc import DmarcResult
 from gatekeeper.auth.dmarc_record import DmarcPolicy
@@ -26,6 +27,14 @@ QUARANTINE_FIELD = "X-Gatekeeper-Quarantine"
 """The header field that marks quarantined mail if it is not held, so that a delivery filter can file it."""
 
 
+_POLICIES = {
+    "accept": DmarcPolicy.NONE,
+    "observe": DmarcPolicy.NONE,
+    "quarantine": DmarcPolicy.QUARANTINE,
+    "reject": DmarcPolicy.REJECT,
+}
+
+
 class DmarcCheck(ConfiguredCheck):
     """550 5.7.1 or quarantine, as the domain asks, up to what `obey` allows; DNS trouble decides nothing."""
 
@@ -38,8 +47,10 @@ class DmarcCheck(ConfiguredCheck):
         "reject; reject: as the domain says",
     )
     quarantine: Literal["hold", "header"] = Field(default="hold", description="what quarantine means here")
-    malformed_from: Literal["accept", "quarantine", "reject"] = Field(
-        default="accept", description="what to do with mail whose From does not name exactly one domain"
+    malformed_from: Literal["", "accept", "quarantine", "reject"] = Field(
+        default="",
+        description="what to do with mail whose From does not name exactly one domain, if none of them fails; empty: "
+        "as `obey`, where no domain can be read at all, and else accept",
     )
     overrides: Mapping[str, DmarcPolicy] = Field(
         default_factory=dict, description="the policy for a domain whose mail fails, whatever the domain says"
@@ -58,18 +69,28 @@ class DmarcCheck(ConfiguredCheck):
         domain = printable(found.domain, 255)
         context.note(f"DMARC of {domain or 'nobody'}", f"{found.result} {found.reason}".strip())
         if found.result is DmarcResult.PERMERROR:
-            return self._malformed(found)
-        if found.result is not DmarcResult.FAIL:
+            policy, reason = self._policy_for_malformed(found), "dmarc.permerror"
+            text = f"From must name one author's domain: {found.reason}"
+        elif found.result is DmarcResult.FAIL:
+            policy, why, domain = self._strictest(found)
+            text = f"{why.capitalize() or 'DMARC'} policy of {domain}"
+            if policy is DmarcPolicy.REJECT:
+                text += " refuses mail that neither SPF nor DKIM proves to be its own"
+            reason = f"dmarc.{policy}" if policy is not DmarcPolicy.NONE else f"dmarc.{why or 'fail'}"
+        else:
             return Verdict(Outcome.PASS, f"dmarc.{found.result}")
-        policy, why = self._policy(found)
         if policy is DmarcPolicy.NONE:
-            return Verdict(Outcome.PASS, f"dmarc.{why or 'fail'}")
+            return Verdict(Outcome.PASS, reason)
         if exception := await self._exception(request, context):
             return Verdict(Outcome.PASS, f"dmarc.{exception}")
         if policy is DmarcPolicy.REJECT:
-            text = f"{why or 'DMARC'} policy of {domain} refuses mail that neither SPF nor DKIM proves to be its own"
-            return reject("dmarc.reject", "550", "5.7.1", text[0].upper() + text[1:])
-        return self._quarantined(f"{why or 'DMARC'} policy of {domain}")
+            return reject(reason, "550", "5.7.1", text)
+        return self._quarantined(text, reason)
+
+    def _strictest(self, found: Finding) -> tuple[DmarcPolicy, str, str]:
+        """Return the strictest policy to apply of the domains that fail, with `_policy`'s word and the domain."""
+        policies = [(*self._policy(one), printable(one.domain, 255)) for one in (found, *found.others)]
+        return max(policies, key=lambda one: one[0].strictness)
 
     def _policy(self, found: Finding) -> tuple[DmarcPolicy, str]:
         """Return the policy to apply, and "override" if it is one of ours.
@@ -85,14 +106,14 @@ class DmarcCheck(ConfiguredCheck):
             return DmarcPolicy.QUARANTINE, ""
         return found.policy, ""
 
-    def _malformed(self, found: Finding) -> Verdict:
-        if self.malformed_from == "reject":
-            return reject("dmarc.permerror", "550", "5.7.1", f"From must name one author's domain: {found.reason}")
-        if self.malformed_from == "quarantine":
-            return self._quarantined(f"From must name one author's domain: {found.reason}", "dmarc.permerror")
-        return Verdict(Outcome.PASS, "dmarc.permerror")
+    def _policy_for_malformed(self, found: Finding) -> DmarcPolicy:
+        """Return the policy to apply to a From that does not name exactly one domain, of which none fails."""
+        wanted = _POLICIES[self.malformed_from or ("accept" if found.named is Named.SEVERAL else self.obey)]
+        if found.named is Named.TOO_MANY:  # one of them may ask for whatever `obey` allows
+            return max(wanted, _POLICIES[self.obey], key=lambda policy: policy.strictness)
+        return wanted
 
-    def _quarantined(self, why: str, reason: str = "dmarc.quarantine") -> Verdict:
+    def _quarantined(self, why: str, reason: str) -> Verdict:
         text = f"HOLD {why}" if self.quarantine == "hold" else f"PREPEND {QUARANTINE_FIELD}: {why}"
         return Verdict(Outcome.ACTION, reason, text=text)
 
