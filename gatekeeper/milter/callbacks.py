@@ -202,8 +202,8 @@ class Callbacks:
         heard = connection.heard
         try:
             before, heard.fields = heard.fields, False
-            # libmilter ends the lines of a folded value with a bare LF
-            value = value.replace(b"\n", b"\r\n")
+            # The lines of a folded value end in a bare LF, as sendmail and Postfix have it, or in CRLF with other MTAs.
+            value = value.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
             heard.field(name, value)
             connection.session.header(name.encode("utf-8", "surrogateescape"), value)
             heard.fields = before

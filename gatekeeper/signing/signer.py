@@ -11,7 +11,7 @@ the body that it leaves unsigned.
 
 import re
 from base64 import b64encode
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -204,22 +204,30 @@ def _select(headers: Sequence[Header], options: SignOptions) -> tuple[list[str],
 
 
 def _folded(tags: Sequence[str]) -> bytes:
-    """Return the field's value: `tag; tag; ...;`, folded between tags and after the colons of `h=`."""
-    pieces = [
-        (" " if not number else "", part)
-        for tag in tags
-        for number, part in enumerate(re.findall(r"[^:]*:|[^:]+$", f"{tag};") if tag.startswith("h=") else [f"{tag};"])
-    ]
-    lines = []
-    line = "DKIM-Signature:"
-    for glue, piece in pieces:
-        if len(line) + len(glue) + len(piece) > _WIDTH:
-            lines.append(line)
-            line = "\t" + piece
+    """Return the field's value: `tag; tag; ...;`, folded between tags.
+
+    `h=` begins a line of its own, for those who read it, and is folded behind its colons where one line is too short.
+    """
+    lines = ["DKIM-Signature:"]
+    for tag in tags:
+        if tag.startswith("h="):
+            lines += _folded_names(f"{tag};")
+        elif len(lines[-1]) + len(tag) + 2 <= _WIDTH:
+            lines[-1] += f" {tag};"
         else:
-            line += glue + piece
-    lines.append(line)
+            lines.append(f"\t{tag};")
     return "\r\n".join(lines).removeprefix("DKIM-Signature:").encode("ascii")
+
+
+def _folded_names(tag: str) -> Iterator[str]:
+    """Yield the lines of `h=`."""
+    line = "\t"
+    for name in re.findall(r"[^:]+:?", tag):
+        if len(line) + len(name) > _WIDTH and line != "\t":
+            yield line
+            line = "\t"
+        line += name
+    yield line
 
 
 def _quoted(text: str) -> str:

@@ -85,6 +85,35 @@ def test_an_mta_that_knows_neither_leading_space_nor_silence_is_served_as_well(s
         assert verifies(OUTBOUND, old.content(OUTBOUND).fields)
 
 
+FOLDED = (
+    b"From: Ann\r\n\t<ann@ours.example>\r\nSubject:\r\n  two \r\n\tfolds\r\nTo: b@client.example,\r\n c@client.example\r\n"
+    b"\r\nHello\r\n"
+)
+
+
+@pytest.mark.parametrize("form", ["simple/simple", "relaxed/relaxed"])
+def test_header_fields_are_signed_and_judged_alike_however_the_mta_ends_their_lines(form: str) -> None:
+    """Some MTAs fold with CRLF what sendmail and Postfix fold with LF; what is added is LF for all (smfi_insheader)."""
+    with serving(signing=f"canonicalization = '{form}'\n") as path:
+        told = []
+        for fold in (b"\n", b"\r\n"):
+            with MilterClient(path, fold=fold) as client:
+                client.open()
+                client.envelope(b"ann@ours.example", auth_type="PLAIN", auth_authen="ann")
+                signature = client.content(FOLDED).fields
+                assert verifies(FOLDED, signature)
+                [(name, value)] = signature
+                signed = f"{name}:{value}\n".replace("\n", "\r\n").encode() + FOLDED
+                client.envelope()
+                outcome = client.content(b"Authentication-Results:\r\n\tmx.ours.example; dkim=fail\r\n" + signed)
+                assert [("Authentication-Results", 1)] == outcome.removed
+                [(_, results)] = outcome.fields
+                assert "dkim=pass" in results
+                assert "\r" not in value + results
+                told.append(results)
+        assert 1 == len({re.sub(r"header\.b=\S+", "", results) for results in told})
+
+
 def test_every_chunking_of_the_body_signs_the_same_message(postfix: MilterClient) -> None:
     raw = OUTBOUND + b" \t\r\n\r\n\r\r\nx\r\n\r\n"
     for chunk in (1, 2, 7, 65535):

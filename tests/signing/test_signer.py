@@ -132,6 +132,18 @@ def test_no_line_of_a_signature_is_longer_than_78_characters() -> None:
     assert verifies(field.line + b"\r\n" + many + b"\r\n", rsa().record())
 
 
+def test_the_names_of_the_fields_stand_on_a_line_of_their_own_and_are_broken_only_where_one_is_too_short() -> None:
+    (field,) = sign(MESSAGES["plain"])
+    names = tag(field, "h")
+    assert f"\th={names};" in field.value.decode().split("\r\n")
+    for length, more in ((64, ":From:From;"), (65, ":From:\r\n\tFrom;")):
+        name = "X" * length  # with a tab and "h=" before it
+        raw = f"{name}: x\r\nFrom: a@example.com\r\n\r\n".encode()
+        (field,) = sign(raw, SignOptions(sign_headers=(name,)))
+        assert f"\r\n\th={name}{more}\r\n" in field.value.decode()
+        assert verifies(field.line + b"\r\n" + raw, rsa().record())
+
+
 @pytest.mark.parametrize("options", FORMS, ids=lambda options: options.canonicalization)
 def test_a_signature_holds_when_postfix_has_handed_it_on(options: SignOptions) -> None:
     # libmilter takes line ends as LF, Postfix keeps the header so in its queue and sends CRLF

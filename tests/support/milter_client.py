@@ -43,7 +43,10 @@ class Outcome:
 
 
 class MilterClient:
-    """One connection to a milter; `address` is a unix path or (host, port). `timeout` is in seconds."""
+    """One connection to a milter; `address` is a unix path or (host, port).
+
+    `timeout` is in seconds. `fold` ends the lines of a folded field: LF as with Postfix, or CRLF as some MTAs have it.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,9 @@ class MilterClient:
         steps: int = ALL_STEPS,
         actions: int = ALL_ACTIONS,
         timeout: float = 60.0,
+        fold: bytes = b"\n",
     ) -> None:
+        self._fold = fold
         self.sock = socket.socket(_family(address), socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
         self.sock.connect(address)
@@ -111,7 +116,7 @@ class MilterClient:
         """One header field; without SMFIP_HDR_LEADSPC the space behind the colon is not passed on."""
         if not self.steps & LEADING_SPACE:
             value = value.removeprefix(b" ")
-        self.say(HEADER, name + b"\0" + value.replace(b"\r\n", b"\n") + b"\0")
+        self.say(HEADER, name + b"\0" + value.replace(b"\r\n", self._fold) + b"\0")
 
     def end(self) -> Outcome:
         """The end of the message, and everything that the milter asks for."""

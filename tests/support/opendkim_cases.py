@@ -153,6 +153,7 @@ INBOUND: Mapping[str, Mail] = {
 
 SHOWN_BY: Mapping[str, Topic] = {
     "no From": Topic.MALFORMED,
+    "open quote": Topic.MALFORMED,
     "two From": Topic.SEVERAL_FROM,
     "ambiguous": Topic.AMBIGUOUS_FROM,
     **dict.fromkeys(
