@@ -20,7 +20,7 @@ from gatekeeper.auth.dmarc import DmarcFinding
 from gatekeeper.auth.iprev import IprevFinding
 from gatekeeper.auth.results import authentication_results
 from gatekeeper.auth.spf import SpfFinding
-from gatekeeper.core.message import Header, crlf, parse
+from gatekeeper.core.message import Header, from_file
 from gatekeeper.core.request import Client, Request
 from gatekeeper.core.verdict import Note, printable
 from gatekeeper.milter.edits import Edits
@@ -49,8 +49,8 @@ class Mail:
 
     @classmethod
     def read(cls, raw: bytes) -> "Mail":
-        """Parse `raw`, whatever its line endings."""
-        return cls(*parse(crlf(raw)), b"\n" if b"\n" in raw and b"\r\n" not in raw else b"\r\n")
+        """Parse `raw`, whatever its line endings, as Postfix's sendmail(1) does."""
+        return cls(*from_file(raw), b"\n" if b"\n" in raw and b"\r\n" not in raw else b"\r\n")
 
     def return_path(self) -> str | None:
         """Return the envelope sender that final delivery recorded (RFC 5321 section 4.4); None if it did not."""

@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 import dkim
 import pytest
 
+from gatekeeper.core.message import from_file, parse
 from gatekeeper.replay.smtp import SmtpClient
 from tests.lab import Lab
 from tests.support.lab import new_lab
@@ -106,6 +107,24 @@ def test_a_signature_holds_when_it_arrives(relay: Lab, name: str, way: str) -> N
     assert delivery is not None
     assert 2 == delivery.content.count(b"DKIM-Signature:")
     assert holds(delivery.content)
+
+
+MBOX = b"From joe@example.com Sun Nov 29 14:17:37 2026\r\n"
+
+
+@pytest.mark.parametrize("way", ["SMTP", "sendmail"])
+def test_what_begins_as_in_a_mailbox_is_read_as_postfix_reads_it(relay: Lab, way: str) -> None:
+    tag = f"mbox-{way}-{relay.service.pid}".encode()
+    message = MBOX + b">" + MBOX + MESSAGES["plain"] % tag
+    if way == "SMTP":
+        submit(relay, message)
+    else:
+        relay.postfix.sendmail(message.replace(b"\r\n", b"\n"), sender="bob@example.org", recipient="a@good.example")
+    delivery = relay.sink.find(tag)
+    assert delivery is not None
+    assert holds(delivery.content)
+    read, _ = from_file(message) if way == "sendmail" else parse(message)
+    assert read == [field for field in parse(delivery.content)[0] if field.name in {one.name for one in read}]
 
 
 def test_what_comes_back_from_a_filter_is_not_signed_twice_unless_the_filter_changed_it(relay: Lab) -> None:

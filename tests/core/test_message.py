@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gatekeeper.core.message import Header, crlf, parse
+from gatekeeper.core.message import Header, crlf, from_file, parse
 
 PIECES = st.sampled_from([b"\r\n", b"\r", b"\n", b" ", b"\t", b":", b"A", b"from", b"\x00", b"\xff", b"A: b\r\n"])
 RAW = st.lists(PIECES, max_size=30).map(b"".join)
@@ -48,6 +48,30 @@ def test_the_first_line_that_is_no_field_ends_the_header(raw: bytes, names: list
 def test_a_space_before_the_colon_does_not_hide_a_field() -> None:
     # Postfix's cleanup(8) rewrites it in the same way before any milter sees it
     assert [Header(b"From", b" a@b")] == parse(b"From : a@b\r\n\r\n")[0]
+
+
+MBOX = b"From joe@example.com Sun Nov 29 14:17:37 2026"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("lines", [[MBOX], [b">" + MBOX], [MBOX, b">>" + MBOX], [b"From "]])
+def test_the_lines_with_which_a_mailbox_begins_a_message_are_read_as_postfix_reads_them(
+    lines: list[bytes], end: bytes
+) -> None:
+    raw = end.join([*lines, b"Subject: x", b"", MBOX, b""])
+    assert ([Header(b"Subject", b" x")], MBOX + b"\r\n") == from_file(raw)
+    made = [Header(b"X-Mailbox-Line", b" " + line) for line in lines]
+    assert ([*made, Header(b"Subject", b" x")], MBOX + b"\r\n") == parse(crlf(raw))
+
+
+@pytest.mark.parametrize("raw", [MBOX, MBOX + b"\r\n", b"From ", b"From \n" * 3])
+def test_a_file_of_nothing_but_such_lines_is_empty(raw: bytes) -> None:
+    assert ([], b"") == from_file(raw)
+
+
+@given(raw=RAW)
+def test_every_other_file_is_read_like_what_comes_by_smtp(raw: bytes) -> None:
+    assert from_file(raw) == parse(crlf(raw))
 
 
 FIELDS = st.builds(

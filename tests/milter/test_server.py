@@ -86,8 +86,8 @@ def test_an_mta_that_knows_neither_leading_space_nor_silence_is_served_as_well(s
 
 
 FOLDED = (
-    b"From: Ann\r\n\t<ann@ours.example>\r\nSubject:\r\n  two \r\n\tfolds\r\nTo: b@client.example,\r\n c@client.example\r\n"
-    b"\r\nHello\r\n"
+    b"From: Ann\r\n\t<ann@ours.example>\r\nSubject:\r\n  two \r\n\tfolds\r\n"
+    b"To: b@client.example,\r\n c@client.example\r\n\r\nHello\r\n"
 )
 
 
