@@ -94,7 +94,7 @@ def verify(options: argparse.Namespace) -> int:
         if options.json:
             print_json(message_report.as_json(findings))
         else:
-            print_lines(message_report.sentences(findings))
+            print_lines(message_report.sentences(findings, message_report.not_judged(app, request, mail)))
         return OK
 
     return run_with_app(options, work)

@@ -18,7 +18,7 @@ _LINE_FEED = re.compile(rb"(?<!\r)\n")
 _STRAY_CR = re.compile(rb"\r(?!\n)")
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 _MBOX_LINE = re.compile(rb">*From (?![ \t]*:)")
-"""How a mailbox begins a message, quoted or not; a field From with a space before its colon is taken for what it says."""
+"""How a mailbox begins a message, quoted or not. `From :` is taken for the field that it looks like."""
 
 
 class Header(NamedTuple):

@@ -2,16 +2,17 @@
 """What the milter would do with one message, without a milter: `verify`, `sign` and `explain --message`.
 
 The milter's own MilterSession is fed with the message, so that what is shown is what would happen; the findings behind
-it are asked from the same facts. A file with bare LF line ends is taken as the same mail with CRLF, as Postfix sends
-it.
+it are asked from the same facts. The rule: what came of a message has the name that the milter has for it, taken from
+the decision that it logs (`logged_reasons`, `_signing`); nothing is named here that the milter does not come to. A file
+is read as Postfix reads it (core/message.py).
 """
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gatekeeper.app.app import App
 from gatekeeper.auth.arc import ArcFinding
@@ -144,18 +145,30 @@ async def play(app: App, request: Request, mail: Mail, *, daemon_name: str = "")
 
 @dataclass(frozen=True, slots=True)
 class SigningReport:
-    """What the milter does with a message: `findings` if it verifies it, the `choice` whether to sign, the `edits`."""
+    """What the milter does with a message: `findings` if it verifies it, what came of signing, the `edits`.
+
+    `obstacles` keep it from doing what it would like to.
+    """
 
     findings: MessageFindings | None
-    choice: SigningChoice
+    signing: "SigningOutcome"
     edits: Edits
+    obstacles: tuple[str, ...]
+
+
+class SigningOutcome(NamedTuple):
+    """What came of signing: the milter's reason code, empty if it did not come to that; and the notes on it."""
+
+    reason: str
+    notes: tuple[Note, ...]
 
 
 async def sign_or_verify(app: App, request: Request, mail: Mail) -> SigningReport:
     """Sign or verify `mail`, as the milter would, and report the reasons."""
-    choice = choose(app, request, mail, {})
-    findings = None if choice.origin.is_ours else await verify(app, request, mail)
-    return SigningReport(findings, choice, await play(app, request, mail))
+    edits = await play(app, request, mail)
+    findings = await verify(app, request, mail) if edits.judged else None
+    signing = _signing(app, choose(app, request, mail, {}), edits)
+    return SigningReport(findings, signing, edits, tuple(_obstacles(app)))
 
 
 async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tuple[bytes, str]:
@@ -168,11 +181,13 @@ async def sign(app: App, request: Request, mail: Mail, *, submitted: bool) -> tu
     edits, choice = Edits(), choose(app, request, mail, macros)
     if choice.origin.is_ours:
         edits = await play(app, request, mail, daemon_name=macros.get(DAEMON_NAME, ""))
-        choice = replace(choice, reason=signing_reason(edits) or choice.reason)
+    reason, notes = _signing(app, choice, edits)
     lines = LineLimit(app.plan.sign_options.line_length_limit)
     sent = lines.feed(mail.edited(edits)) + lines.end()
-    why = [choice.reason, *(f"{note.what}: {printable(note.found)}" for note in choice.notes), *_obstacles(app, edits)]
-    return sent.replace(b"\r\n", mail.newline), "; ".join(why)
+    why = [reason or ", ".join(logged_reasons(edits)), *(f"{note.what}: {printable(note.found)}" for note in notes)]
+    if edits.reply is not None:
+        why.append(f"the milter would answer: {edits.reply.reply}")
+    return sent.replace(b"\r\n", mail.newline), "; ".join(filter(None, [*why, *_obstacles(app)]))
 
 
 def choose(app: App, request: Request, mail: Mail, macros: Mapping[str, str]) -> SigningChoice:
@@ -182,28 +197,51 @@ def choose(app: App, request: Request, mail: Mail, macros: Mapping[str, str]) ->
     return signing.choose(request, mail.headers, origin, [request.recipient or ""])
 
 
-def signing_reason(edits: Edits) -> str:
-    """Return the reason code of the step that signs; empty if there was none."""
-    steps = edits.decision.steps if edits.decision is not None else ()
-    return next((step.verdict.reason for step in steps if step.check == "sign"), "")
+def logged_reasons(edits: Edits) -> tuple[str, ...]:
+    """Return the reason codes that the milter logs with these edits."""
+    return edits.decision.reasons if edits.decision is not None else ()
 
 
-def _obstacles(app: App, edits: Edits) -> Iterator[str]:
-    """Say what keeps the milter from sending the message on like this."""
+def _signing(app: App, choice: SigningChoice, edits: Edits) -> SigningOutcome:
+    """Return what came of signing, for a message of which the policy chose this and the milter made these edits."""
+    for step in edits.decision.steps if edits.decision is not None else ():
+        if step.check == "sign":
+            return SigningOutcome(step.verdict.reason, step.notes)
+    # It does not tell of strangers' mail and of what it leaves alone; with all others it did not come to signing.
+    told_elsewhere = not choice.origin.is_ours and (choice.origin.is_left_alone or "s" in app.plan.config.milter.mode)
+    return SigningOutcome(choice.reason if told_elsewhere else "", choice.notes[:1])
+
+
+def _obstacles(app: App) -> Iterator[str]:
+    """Say what keeps the milter from doing what is asked for here."""
     config = app.plan.config
-    if edits.reply is not None:
-        yield f"the milter would answer: {edits.reply.reply}"
     if "s" not in config.milter.mode:
         yield f'milter.mode = "{config.milter.mode}": this milter does not sign'
     if config.mode == "observe":
         yield 'mode = "observe": the milter would leave the message as it is'
 
 
-def sentences(findings: MessageFindings) -> Iterator[str]:
-    """Yield the findings for people, line by line, and the header field that states them."""
+def not_judged(app: App, request: Request, mail: Mail) -> str:
+    """Return why the milter would not add its findings about `mail`, in words; empty if it would."""
+    config = app.plan.config
+    origin = choose(app, request, mail, {}).origin
+    if "v" not in config.milter.mode:
+        return f'milter.mode = "{config.milter.mode}": this milter does not verify'
+    if origin.is_left_alone or (origin.is_ours and not config.verify.unsigned_ours):
+        return f"{origin.why.what}: {printable(origin.why.found)}"
+    return 'mode = "observe"' if config.mode == "observe" else ""
+
+
+def sentences(findings: MessageFindings, why_not: str = "") -> Iterator[str]:
+    """Yield the findings for people, line by line, and the header field that states them.
+
+    `why_not` is why the milter would not add it.
+    """
     yield from _finding_lines(findings)
     yield ""
-    yield "The milter would add:"
+    yield (
+        f"The milter would not tell this ({why_not}). If it did, it would add:" if why_not else "The milter would add:"
+    )
     yield from field_lines(findings.field)
 
 
@@ -266,9 +304,10 @@ def report_sentences(report: SigningReport) -> Iterator[str]:
     yield "The message"
     if report.findings is not None:
         yield from (f"  {line}" for line in _finding_lines(report.findings, records=False))
-    for note in report.choice.notes:
+    for note in report.signing.notes:
         yield f"  {note.what}: {printable(note.found)}"
-    yield f"  ({report.choice.reason})"
+    yield from (f"  ({reason})" for reason in (report.signing.reason,) if reason)
+    yield from (f"  {obstacle}" for obstacle in report.obstacles)
     yield ""
     yield from edit_sentences(report.edits)
 
@@ -282,8 +321,9 @@ def report_as_json(report: SigningReport) -> dict[str, Any]:
     reply = report.edits.reply
     return {
         "findings": as_json(report.findings) if report.findings else None,
-        "signing": report.choice.reason,
-        "notes": [{"what": note.what, "found": note.found} for note in report.choice.notes],
+        "reasons": list(logged_reasons(report.edits)),
+        "signing": report.signing.reason,
+        "notes": [{"what": note.what, "found": note.found} for note in report.signing.notes],
         "adds": [f"{insertion.name}:{insertion.value}" for insertion in report.edits.insertions],
         "removes": [f"{removal.name} {removal.index}" for removal in report.edits.removals],
         "reply": reply.reply if reply else "",
@@ -292,7 +332,13 @@ def report_as_json(report: SigningReport) -> dict[str, Any]:
 
 
 def edit_sentences(edits: Edits) -> Iterator[str]:
-    """Yield for people, line by line, what the milter would do to the message."""
+    """Yield for people, line by line, what the milter would do to the message, and the reasons that it would log."""
+    yield from _edit_sentences(edits)
+    if reasons := logged_reasons(edits):
+        yield f"The milter would log: reasons={','.join(reasons)}"
+
+
+def _edit_sentences(edits: Edits) -> Iterator[str]:
     if edits.reply is not None:
         yield f"The milter would refuse the message: {edits.reply.reply}"
         return

@@ -37,7 +37,8 @@ class Edits:
     """What is done at the end of a message: removals, then insertions (each above the one before), then the answer.
 
     `reply` refuses the message; `discard` takes it and throws it away; `quarantine` asks Postfix to hold it, with this
-    reason. `decision` says why all this; None if nothing was to be decided.
+    reason. `decision` says why all this; None if nothing was to be decided. `judged`: the message was judged as a
+    stranger's.
     """
 
     removals: tuple[Remove, ...] = ()
@@ -46,6 +47,7 @@ class Edits:
     discard: bool = False
     quarantine: str = ""
     decision: Decision | None = None
+    judged: bool = False
 
 
 def edits_of(decision: Decision, removals: tuple[Remove, ...] = (), insertions: tuple[Insert, ...] = ()) -> Edits:

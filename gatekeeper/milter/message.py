@@ -217,7 +217,8 @@ class MilterMessage:
         log_decision(explained)
         if context.has_side_effects(decision):
             self.to_settle = context, decision
-        return edits_of(explained, removals, (*(() if silent else (insertion(results),)), *self._software_header()))
+        insertions = (*(() if silent else (insertion(results),)), *self._software_header())
+        return replace(edits_of(explained, removals, insertions), judged=True)
 
     @property
     def _observing(self) -> bool:
@@ -225,7 +226,7 @@ class MilterMessage:
 
     def _unless_observing(self, edits: Edits) -> Edits:
         """Return nothing to do in observe mode, where another milter may do the same."""
-        return Edits(decision=edits.decision) if self._observing else edits
+        return Edits(decision=edits.decision, judged=edits.judged) if self._observing else edits
 
     def _authserv_id(self) -> str:
         ours, queue_id = self._app.site.authserv_id, self.request.queue_id
