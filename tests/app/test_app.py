@@ -103,6 +103,24 @@ async def test_side_effects_wait_until_they_are_settled(tmp_path: Path) -> None:
     assert ["greylist.early", "greylist.early", "greylist.passed"] == reasons
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('dmarc = "reject"', "also refuses mail whose From names no domain"),
+        ('dmarc = "quarantine"', "also quarantines mail whose From names no domain"),
+        ('dmarc = "reject"\nmalformed_from = "accept"', ""),
+        ('dmarc = "reject"\nmethods = ["dkim"]', ""),
+        ('dmarc = "observe"', ""),
+    ],
+)
+def test_who_obeys_dmarc_is_told_what_that_means_for_a_from_without_a_domain(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    warnings = [str(warning) for warning in plan(tmp_path, f"[verify]\n{text}").warnings]
+    assert ([f"{tmp_path}/gatekeeper.toml:2"] if told else []) == [line.partition(": ")[0] for line in warnings]
+    assert all(told in line for line in warnings)
+
+
 def test_the_milter_obeys_dmarc_as_far_as_the_configuration_says(tmp_path: Path) -> None:
     *_, check = plan(tmp_path, '[verify]\ndmarc = "reject"').milter_pipeline.lists[END_OF_DATA]
     assert ("dmarc", "reject") == (check.name, getattr(check, "obey", ""))

@@ -390,6 +390,30 @@ def test_a_message_of_two_authors_never_passes_dmarc_and_is_refused_on_demand() 
             )
 
 
+EVASIONS = [
+    INBOUND.replace(b"a@client.example", b"Customer Service, Bank <a@client.example>"),
+    b"From: a@client.example\r\n" + INBOUND,
+    INBOUND.replace(b"a@client.example", b"a@client.example <x@evil.example>"),
+    INBOUND.replace(b"a@client.example", b"x@evil.example,\r\n\t<a@client.example>"),
+    INBOUND.replace(b"a@client.example", b'"a@client.example"'),
+    INBOUND.replace(b"a@client.example", b"a@cli\xe2\x80\x8bent.example"),
+]
+
+
+def test_a_from_that_is_a_little_wrong_is_refused_as_a_clean_one_is() -> None:
+    with serving("verify.dmarc = 'reject'\n") as path, MilterClient(path) as client:
+        client.open(client="192.0.2.200")
+        for raw in [INBOUND, *EVASIONS]:
+            client.envelope(b"x@evil.example")
+            outcome = client.content(raw)
+            refused = "550 5.7.1 DMARC policy of client.example refuses mail"
+            assert (REPLY, refused) == (outcome.answer, outcome.text[: len(refused)]), raw
+        client.envelope(b"x@evil.example")
+        assert "550 5.7.1 From must name one author's domain: From names no domain" == (
+            client.content(INBOUND.replace(b"a@client.example", b"Bank")).text
+        )
+
+
 def test_looking_for_libmilters_socket_ends_no_lock_of_the_process(tmp_path: Path) -> None:
     take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     command = [sys.executable, "-c", take, str(tmp_path / "locked")]
