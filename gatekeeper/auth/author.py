@@ -27,7 +27,6 @@ from binascii import Error, a2b_base64
 from collections.abc import Iterable, Iterator, Sequence
 from email.quoprimime import header_decode
 from enum import StrEnum
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -202,7 +201,8 @@ def _elements(tokens: Iterable[_Token], length: int) -> Iterator[_Element]:
     start, in_angle = 0, False
     for token in tokens:
         if token.special in (",", ":", ";") and not in_angle:
-            yield _Element(found, start, token.start, token.special == ":")
+            if token.start > start:
+                yield _Element(found, start, token.start, token.special == ":")
             found, start = [], token.end
             continue
         in_angle = token.special == "<" or (in_angle and token.special != ">")
@@ -298,13 +298,14 @@ def _anywhere(text: str) -> tuple[str, ...]:
     What is noise to some programs and a blank or nothing to others is read in every way. A name without a dot counts
     only where there is no other.
     """
+    if "@" not in text and "=?" not in text:
+        return ()
+    readings = {reading: None for whole in (text, _decoded(text)) for reading in (whole, _PLAIN_COMMENT.sub("", whole))}
     found: dict[str, None] = {}
-    for reading in dict.fromkeys((text, _decoded(text))) if "@" in text or "=?" in text else ():
-        for plain in dict.fromkeys((reading, _PLAIN_COMMENT.sub("", reading))):
-            for noise in (" ", ""):
-                for match in _BEHIND_AT.finditer(_NOISE.sub(noise, plain)):
-                    words = match[1].split()
-                    found.update(dict.fromkeys(_domains("".join(words[:1]), "".join(words))))
+    for reading in dict.fromkeys(_NOISE.sub(noise, reading) for reading in readings for noise in (" ", "")):
+        for match in _BEHIND_AT.finditer(reading):
+            words = match[1].split()
+            found.update(dict.fromkeys(_domains("".join(words[:1]), "".join(words))))
     return tuple(filter(_has_dot, found)) or tuple(found)
 
 
@@ -340,7 +341,6 @@ def _has_dot(domain: str) -> bool:
     return "." in domain
 
 
-@lru_cache(maxsize=256)
 def _domain(text: str) -> str:
     """Return the domain that `text` shows, in normal form; empty if there is none.
 

@@ -233,6 +233,14 @@ def test_mail_to_some_recipients_is_not_signed() -> None:
     assert [("sign.ok", False), ("sign.recipient", False)] == [(choice.reason, choice.missed) for choice in found]
 
 
+def test_a_binding_holds_for_every_address_in_from() -> None:
+    owners = {"joe@example.com": frozenset({"joe"}), "chief@example.com": frozenset({"chief"})}
+    bound = replace(policy(), binding=SenderBinding(BindTo.LOGIN, owners=owners.get))
+    for value in ("joe@example.com, chief@example.com", "Team: Joe <joe@example.com>, Chief <chief@example.com>;"):
+        assert "sign.unbound" == choose(bound, value, client=OUTSIDE, sasl_user="joe").reason
+    assert "sign.ok" == choose(bound, "Joe, Doe <joe@example.com>", client=OUTSIDE, sasl_user="joe").reason
+
+
 @pytest.mark.parametrize(("mismatch", "reply"), [(Mismatch.UNSIGNED, ""), (Mismatch.REJECT, "550 5.7.1")])
 def test_who_is_bound_to_another_domain_is_not_signed_or_is_refused(mismatch: Mismatch, reply: str) -> None:
     bound = replace(policy(), binding=SenderBinding(BindTo.LOGIN, mismatch=mismatch))
