@@ -95,7 +95,7 @@ def commands(parser: argparse.ArgumentParser | None = None, above: str = "") -> 
 def test_the_reference_tells_every_command_and_flag(name: str) -> None:
     (part,) = [part for part in REFERENCE.split("\n## ") if f"`gatekeeper {name}" in part.partition("\n")[0]]
     flags = [flag for action in commands()[name]._actions for flag in action.option_strings if len(flag) > 2]
-    assert [] == [flag for flag in flags if flag not in part and flag not in ("--help", "--config")]
+    assert [] == [flag for flag in flags if flag not in part and flag not in ("--help", "--config", "--postfix")]
 
 
 def test_the_reference_tells_no_command_or_flag_that_does_not_exist() -> None:

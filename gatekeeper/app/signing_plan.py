@@ -121,7 +121,7 @@ _MEANWHILE = {
 
 
 def _softened(problem: Problem, then: str) -> Problem:
-    return replace(problem, what=f"{problem.what}; {then} (signing.without_key)", warning=True)
+    return replace(problem, what=f"{problem.what}; {then} (signing.without_key)", warning=True, trouble=True)
 
 
 def read_keys(config: Config, *, old: KeyTable | None = None, prove: bool = False) -> ReadKeys:

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gatekeeper.cli import (
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(arguments)
         command: Callable[[argparse.Namespace], int] = options.function
-        status = _run(command, options)
+        status = _beside_postfix(command, options) if options.postfix else _run(command, options)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -65,6 +66,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         print(f"gatekeeper: unrecognized arguments: {shown}", file=sys.stderr)
         raise SystemExit(getattr(options, "usage_status", USAGE))
     return options
+
+
+def _beside_postfix(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    from gatekeeper.postfix import postconf
+
+    try:
+        with postconf.instance(options.postfix):
+            return _run(command, options)
+    except postconf.NoInstance as error:
+        print(f"gatekeeper: {error}", file=sys.stderr)
+        return USAGE
 
 
 def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
@@ -106,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line, which test_docs.py compares with docs/cli.md."""
     top = Parser(prog="gatekeeper", description="Policy daemon and milter for a Postfix relay.")
     top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
-    _add_config(top, default=None)
+    _add_global(top, default=None)
     families = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
 
     def add(name: str, function: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
@@ -116,8 +128,8 @@ def parser() -> argparse.ArgumentParser:
             families[family] = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
         command = families[family].add_parser(word, help=summary, description=summary[0].upper() + summary[1:] + ".")
         command.set_defaults(function=function)
-        # If --config is absent after the command, it must not undo one that stood before the command.
-        _add_config(command, default=argparse.SUPPRESS)
+        # What is absent after the command must not undo what stood before it.
+        _add_global(command, default=argparse.SUPPRESS)
         return command
 
     groups = (run, diagnose, log, replay, opendkim, dkim, dkim_rotate, dmarc_read, records, greylist, state, access)
@@ -126,6 +138,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_config(command: argparse.ArgumentParser, default: str | None) -> None:
+def _add_global(command: argparse.ArgumentParser, default: str | None) -> None:
     text = "the configuration (default: $GATEKEEPER_CONFIG, then /etc/gatekeeper/gatekeeper.toml)"
     command.add_argument("--config", metavar="FILE", default=default, help=text)
+    text = "the folder of the main.cf of the Postfix to go by (default: $MAIL_CONFIG, then postconf's own)"
+    command.add_argument("--postfix", metavar="DIR", type=Path, default=default, help=text)

@@ -73,6 +73,8 @@ def _add_opendkim(command: argparse.ArgumentParser) -> None:
 def _add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", metavar="FILE", type=Path, help="the opendkim.conf")
     command.add_argument("-o", metavar="OUT", dest="out", type=Path, help="where to write the TOML (stdout)")
+    text = "tell every difference from OpenDKIM, not only those that this configuration can meet"
+    command.add_argument("--all", action="store_true", help=text)
 
 
 def opendkim(options: argparse.Namespace) -> int:
@@ -92,7 +94,7 @@ def opendkim(options: argparse.Namespace) -> int:
         return _extract(path, options.extract)
 
     def load_conf() -> "ImportedConfig":
-        return load(path, overrides, need_socket=not (options.check or options.test), testing=bool(options.test))
+        return load(path, overrides, need_socket=not options.test, testing=bool(options.test))
 
     if options.check:
         return _check(load_conf())
@@ -138,11 +140,21 @@ def _extract(path: Path | None, name: str) -> int:
 
 
 def _check(imported: "ImportedConfig") -> int:
-    """Print every warning to stderr. An error raises ConfigError, so that the exit status is 78, as in OpenDKIM."""
-    from gatekeeper.app.plan import prepare
+    """Print every warning to stderr.
 
-    for problem in prepare(imported.config, thorough=True).warnings:
+    What would keep it from starting raises ConfigError, so that the exit status is 78, as in OpenDKIM; but not an
+    address that is held, by the opendkim that is to be replaced. So does a key that cannot sign, as there.
+    """
+    from gatekeeper.app.plan import prepare
+    from gatekeeper.daemon.obstacles import of_addresses
+
+    config = imported.config
+    in_the_way = [problem for problem in of_addresses(config, ("milter",)) if not problem.warning]
+    for problem in prepare(config, thorough=True, found=in_the_way).warnings:
         print(problem, file=sys.stderr)
+    if imported.pid_file is not None and not imported.pid_file.parent.is_dir():
+        what = "the folder of PidFile is missing; a unit of Type=forking waits for the file"
+        print(f"{imported.pid_file}: warning: {what}", file=sys.stderr)
     return OK
 
 
@@ -256,7 +268,6 @@ def import_opendkim(options: argparse.Namespace) -> int:
         except OSError as error:
             print(f"gatekeeper: cannot write {options.out}: {error.strerror}", file=sys.stderr)
             return TEMPORARY
-    found = [problem for problem in prepare(imported.config).warnings if problem not in imported.config.warnings]
-    for line in import_report.lines(imported, found):
+    for line in import_report.lines(imported, prepare(imported.config), everything=options.all):
         print(line, file=sys.stdout if options.out else sys.stderr)
     return FINDING if import_report.unsupported(imported) else OK

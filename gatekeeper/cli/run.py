@@ -2,10 +2,11 @@
 """Commands for the service and its configuration: run, policy, milter, check-config."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from gatekeeper.cli.common import CONFIGURATION, OK, Add, add_json, config_path, print_json
+from gatekeeper.cli.common import CONFIGURATION, FINDING, OK, Add, add_json, config_path, print_json
 
 
 def add_to(add: Add) -> None:
@@ -32,8 +33,6 @@ def run_milter(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
-    import sys
-
     from gatekeeper.config import config_file
     from gatekeeper.daemon import supervisor
     from gatekeeper.daemon.startup_message import startup_message
@@ -43,8 +42,8 @@ def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
     path = config_path(options)
 
     def announce(addresses: Mapping[WorkerKind, ListenAddress], config: config_file.Config) -> None:
-        queue = (config.sockets.queue_directory,) if config.sockets is not None else ()
-        print(startup_message(addresses, path, *queue), file=sys.stderr, flush=True)
+        files = {"--config": path, "--postfix": options.postfix}
+        print(startup_message(addresses, files, config.postfix.queue_directory), file=sys.stderr, flush=True)
 
     return supervisor.run(
         lambda: config_file.load(path) if path else config_file.defaults(), announce, policy=policy, milter=milter
@@ -54,29 +53,34 @@ def _serve(options: argparse.Namespace, *, policy: bool, milter: bool) -> int:
 def check_config(options: argparse.Namespace) -> int:
     """Print every error and warning, or a summary of what is fine.
 
-    The findings are the output of this command, so they go to stdout.
+    The findings are the output of this command, so they go to stdout. Exit status: 78 if `run` would not start, 1 if it
+    would start without something that was asked for, such as a key, so that mail waits.
     """
     from gatekeeper.app.file_modes import readable_secrets
     from gatekeeper.app.plan import Plan, prepare, summary
     from gatekeeper.config import config_file
     from gatekeeper.config.asked_stages import asked_in_vain
     from gatekeeper.core.problem import ConfigError, Problem
+    from gatekeeper.daemon.obstacles import obstacles
 
     path = config_path(options)
     plan: Plan | None = None
     try:
         found: list[Problem] = []
         usable, found = config_file.examine(path) if path else (config_file.defaults(), found)
-        found = [*found, *usable.drift, *readable_secrets(usable), *asked_in_vain(usable)]
-        plan = prepare(usable, thorough=True, found=found)
+        found = [*found, *usable.drift, *readable_secrets(usable), *asked_in_vain(usable), *obstacles(usable)]
+        plan = prepare(usable, thorough=True, lenient=True, found=found)
         problems = plan.warnings
     except ConfigError as error:
         problems = error.problems
+    trouble = sum(problem.trouble for problem in problems)
     if options.json:
-        print_json({"ok": plan is not None, "problems": [asdict(problem) for problem in problems]})
+        told = [asdict(problem) for problem in problems]
+        print_json({"ok": plan is not None and not trouble, "starts": plan is not None, "problems": told})
     else:
         for problem in problems:
             print(problem)
         if plan is not None:
-            print(f"{path or 'the default configuration'} is fine: {summary(plan)}")
-    return OK if plan is not None else CONFIGURATION
+            how = "starts, but for the trouble above" if trouble else "is fine"
+            print(f"{path or 'the default configuration'} {how}: {summary(plan)}")
+    return CONFIGURATION if plan is None else FINDING if trouble else OK

@@ -117,6 +117,11 @@ class Config(Section):
         return self._sockets
 
     @property
+    def postfix(self) -> postconf.PostfixSettings:
+        """What the Postfix on this machine says of itself; nothing where there is none."""
+        return self._relay
+
+    @property
     def main_cf(self) -> postconf.PostfixSettings | None:
         """Where mynetworks is from, if it is Postfix's own."""
         return None if "mynetworks" in self._tree or "mynetworks" not in self._relay.values else self._relay
@@ -133,6 +138,15 @@ class Config(Section):
             unknown_client_reject_code=self.policy.unknown_client_reject_code,
             unknown_hostname_reject_code=self.policy.unknown_hostname_reject_code,
             unknown_address_reject_code=self.policy.unknown_address_reject_code,
+        )
+
+    def is_replaced(self, path: tuple[str, str]) -> bool:
+        """Return whether an option of a section is a default because what the file says there was left out as wrong."""
+        section, option = path
+        written = self._tree.get(section)
+        wrong = written is not None and not isinstance(written, Mapping)
+        return wrong or (
+            isinstance(written, Mapping) and option in written and option not in getattr(self, section).model_fields_set
         )
 
     def without_keys(self) -> "Config":
@@ -271,7 +285,7 @@ def _build(
     file = str(path or "the default configuration")
     found = list(_tree_errors(tree))
     usable = {**relay.values, **{name: value for name, value in tree.items() if name not in NOT_YET}}
-    if sockets := postfix_sockets.find(tree, ask):
+    if sockets := postfix_sockets.find(tree, relay):
         usable = postfix_sockets.with_defaults(usable, sockets)
     while True:
         try:

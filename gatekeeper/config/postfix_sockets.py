@@ -16,7 +16,7 @@ from typing import Any
 
 from gatekeeper.core import safe_files
 from gatekeeper.postfix.listen_address import ListenAddress
-from gatekeeper.postfix.postconf import Ask
+from gatekeeper.postfix.postconf import PostfixSettings
 
 _SOCKETS = {"policy": "policy.sock", "milter": "milter.sock"}
 
@@ -40,20 +40,17 @@ class PostfixSockets:
         return safe_files.make_folders(self.folder, 0o750, (0, grp.getgrnam(self.group).gr_gid))
 
 
-def find(tree: Mapping[str, Any], ask: Ask) -> PostfixSockets | None:
+def find(tree: Mapping[str, Any], relay: PostfixSettings) -> PostfixSockets | None:
     """Return the sockets that the configuration `tree` leaves to this rule; None if there are none."""
     sections = [tree.get(name, {}) for name in _SOCKETS]
     if os.geteuid() != 0 or all(isinstance(section, Mapping) and "listen" in section for section in sections):
         return None
-    parameters = ask(("queue_directory", "mail_owner"))
-    queue_directory = Path(parameters.get("queue_directory", ""))
     try:
-        group = grp.getgrgid(pwd.getpwnam(parameters.get("mail_owner", "")).pw_gid).gr_name
+        group = grp.getgrgid(pwd.getpwnam(relay.mail_owner).pw_gid).gr_name
     except KeyError:
         return None
-    return (
-        PostfixSockets(queue_directory, group) if queue_directory.is_absolute() and queue_directory.is_dir() else None
-    )
+    queue_directory = relay.queue_directory
+    return PostfixSockets(queue_directory, group) if queue_directory is not None and queue_directory.is_dir() else None
 
 
 def with_defaults(tree: Mapping[str, Any], sockets: PostfixSockets) -> dict[str, Any]:

@@ -18,8 +18,9 @@ class Problem:
     """One mistake: `what` says what is wrong, and what is allowed or how to fix it.
 
     `line` is 0 for the file as a whole. A `warning` does not keep the configuration from being used; one that `opens`
-    lets in, or trusts, more than was probably meant. What looks like the key of a DNS list, or a password in a url, is
-    left out.
+    lets in, or trusts, more than was probably meant; one that is `trouble` says that something asked for will not work
+    all the same: mail waits for a key, or Postfix cannot connect. What looks like the key of a DNS list, or a password
+    in a url, is left out.
     """
 
     file: str
@@ -27,13 +28,14 @@ class Problem:
     what: str
     warning: bool = False
     opens: bool = False
+    trouble: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "what", redaction.hide_passwords(redaction.hide_known_keys(self.what)))
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        kind = "OPENS: " if self.opens else "warning: " if self.warning else ""
+        kind = "OPENS: " if self.opens else "trouble: " if self.trouble else "warning: " if self.warning else ""
         return f"{place}: {kind}{self.what}"
 
     def opening(self) -> "Problem":

@@ -12,8 +12,10 @@ else (core/safe_path.py): Debian's /run/opendkim belongs to the user of the work
 """
 
 import contextlib
+import errno
 import grp
 import os
+import shlex
 import socket
 import stat
 import struct
@@ -36,7 +38,11 @@ def bound(listen: ListenAddress, sock: socket.socket) -> ListenAddress:
 
 
 class AddressTaken(OSError):
-    """Somebody else listens there; the message names the process where we may look."""
+    """Somebody else listens there: `process` is its number, or 0 where we may not look; the message names it."""
+
+    def __init__(self, what: str, process: int) -> None:
+        super().__init__(what)
+        self.process = process
 
 
 def open_listener(listen: ListenAddress, mode: int = 0o660, group: str = "", owner: int = -1) -> socket.socket:
@@ -49,7 +55,24 @@ def open_listener(listen: ListenAddress, mode: int = 0o660, group: str = "", own
             return _open_unix(listen.path, _Rights(mode, owner, _group_id(listen, group)))
         return _open_inet(listen)
     except OSError as error:
-        raise _explained(listen, error) from error
+        raise _explained(listen, error, group) from error
+
+
+def try_listener(listen: ListenAddress, group: str = "") -> None:
+    """Raise what `open_listener` would raise now, as far as can be known without making anything.
+
+    A TCP address is bound for a moment, and nobody is listened to.
+    """
+    try:
+        if listen.family == "unix":
+            with place(Path(listen.path)) as where:
+                _is_stale(where)
+                _check_writable(where)
+            _check_group(listen, group)
+        else:
+            _bind_inet(listen).close()
+    except OSError as error:
+        raise _explained(listen, error, group) from error
 
 
 def remove_socket(path: str) -> None:
@@ -61,6 +84,17 @@ def remove_socket(path: str) -> None:
 
 
 def _open_inet(listen: ListenAddress) -> socket.socket:
+    sock = _bind_inet(listen)
+    try:
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_inet(listen: ListenAddress) -> socket.socket:
     family, everywhere = (socket.AF_INET6, "::") if listen.family == "inet6" else (socket.AF_INET, "0.0.0.0")  # noqa: S104 (only where the configuration names no host)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -71,8 +105,6 @@ def _open_inet(listen: ListenAddress) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
     except OSError:
         sock.close()
         raise
@@ -99,6 +131,19 @@ def _group_id(listen: ListenAddress, group: str) -> int:
         return grp.getgrnam(group).gr_gid if group else -1
     except KeyError as error:
         raise OSError(f"{listen}: there is no group {group!r}") from error
+
+
+def _check_writable(where: Place) -> None:
+    """Raise OSError if nothing could be put into the folder."""
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=where.folder, effective_ids=True):
+        raise OSError(errno.EACCES, f"its folder {where.path.parent} cannot be written")
+
+
+def _check_group(listen: ListenAddress, group: str) -> None:
+    """Raise OSError if a socket could not be given to `group`: only root gives to groups that he is not in."""
+    number = _group_id(listen, group)
+    if number >= 0 and os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):
+        raise OSError(errno.EPERM, f"only root, or who is in it, can give a socket to the group {group}")
 
 
 def _open_unix(path: str, rights: _Rights) -> socket.socket:
@@ -172,7 +217,8 @@ def _is_stale(where: Place) -> bool:
         return True
     finally:
         os.close(file)
-    raise AddressTaken(f"unix:{where.path} is taken by {holder(str(where.path)) or _name(process)}")
+    found = _holder(str(where.path)) or process
+    raise AddressTaken(f"unix:{where.path} is taken by {_name(found)}", found)
 
 
 def _listener(probe: socket.socket, address: str) -> int:
@@ -190,31 +236,47 @@ def _listener(probe: socket.socket, address: str) -> int:
 
 
 def _name(process: int) -> str:
-    """Return a process as `name, pid N`."""
+    """Return a process as `name, pid N`; 0 is one that is not known."""
     try:
         return f"{Path(f'/proc/{process}/comm').read_text().strip()}, pid {process}"
     except OSError:
         return "another process"
 
 
-def _explained(listen: ListenAddress, error: OSError) -> OSError:
-    """`error` with its place and, for a taken port, its holder."""
+def _explained(listen: ListenAddress, error: OSError, group: str = "") -> OSError:
+    """`error` with its place and, for a taken port, its holder; for a missing folder, what makes it."""
     if isinstance(error, AddressTaken) or str(error).startswith("unix:"):
         return error
-    if error.errno == 98:  # EADDRINUSE
-        who = holder(listen.path or listen.port)
-        return AddressTaken(f"{listen} is taken by {who or 'another process'}: stop it, or change the listen address")
-    return OSError(f"cannot listen on {listen}: {error.strerror or error}")
+    if error.errno == errno.EADDRINUSE:
+        process = _holder(listen.path or listen.port)
+        return AddressTaken(f"{listen} is taken by {_name(process)}: stop it, or change the listen address", process)
+    why = error.strerror or str(error)
+    if listen.path and isinstance(error, FileNotFoundError):
+        folder = shlex.quote(str(Path(listen.path).parent))
+        why = f"its folder is missing; make it: install -d -g {group or 'postfix'} -m 0750 {folder}"
+    elif listen.host and isinstance(error, socket.gaierror):
+        why = f"there is no host {listen.host!r} ({why})"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why += ": this machine does not have it"
+    elif error.errno == errno.EACCES and 0 < listen.port < 1024:
+        why += ": ports below 1024 are root's"
+    return OSError(f"cannot listen on {listen}: {why}")
 
 
 def holder(where: str | int) -> str:
     """Who listens on a TCP port or a unix path, as `name, pid N`; empty if we may not see it (proc(5))."""
+    process = _holder(where)
+    return _name(process) if process else ""
+
+
+def _holder(where: str | int) -> int:
+    """Return the process that listens there; 0 if we may not see it."""
     with contextlib.suppress(OSError):  # no descriptor left, for one: the name is a courtesy
         inodes = set(_inodes(where))
         for process in Path("/proc").iterdir():
             if process.name.isdecimal() and _holds(process, inodes):
-                return _name(int(process.name))
-    return ""
+                return int(process.name)
+    return 0
 
 
 def _inodes(where: str | int) -> Iterator[str]:

@@ -5,7 +5,6 @@ An address that another process holds is refused at once. One that an orphan of 
 it shuts its listeners down as soon as it sees that its parent has gone; a start that did not wait would end with 75.
 """
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +30,16 @@ def wait_for_orphans(open_all: Callable[[], None]) -> None:
             open_all()
             return
         except AddressTaken as error:
-            holder = re.search(r"\bpid (\d+)", str(error))
-            unknown += holder is None  # one that we may not see, or that was just leaving
-            if time.monotonic() > deadline or unknown > _UNKNOWN or (holder and not is_orphan(int(holder[1]))):
+            unknown += not error.process  # one that we may not see, or that was just leaving
+            late = time.monotonic() > deadline or unknown > _UNKNOWN
+            if late or (error.process and not is_orphan(error.process)):
                 raise
         time.sleep(_PAUSE)
+
+
+def is_service(command: bytes) -> bool:
+    """Return whether a command line, as in /proc, is that of a service of gatekeeper's."""
+    return b"gatekeeper" in command and not _COMMANDS.isdisjoint(command.split(b"\0"))
 
 
 def is_orphan(pid: int) -> bool:
@@ -47,7 +51,7 @@ def is_orphan(pid: int) -> bool:
     process = Path(f"/proc/{pid}")
     try:
         command = (process / "cmdline").read_bytes()
-        if b"gatekeeper" not in command or _COMMANDS.isdisjoint(command.split(b"\0")):
+        if not is_service(command):
             return False
         if (process / "task" / str(pid) / "children").read_bytes():
             return False

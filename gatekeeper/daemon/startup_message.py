@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `run` says once it serves: the lines for Postfix's main.cf, and a question that can be asked at once.
 
-The lines say what postfix-snippets/ says, on the addresses that were really opened.
+The lines say what postfix-snippets/ says, on the addresses that were really opened, as the Postfix that is asked has to
+write them: relative to its queue directory, which is / for what runs in a chroot there.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +13,8 @@ from pathlib import Path
 from gatekeeper.daemon.worker import WorkerKind
 from gatekeeper.postfix.listen_address import ListenAddress
 
-_QUEUE = Path("/var/spool/postfix")
 _SESSION = "--client 192.0.2.1 --helo localhost --from a@example.com --to b@example.org"
+_LOOPBACK = {"inet": "127.0.0.1", "inet6": "[::1]"}
 
 
 _ON_TCP = (
@@ -22,20 +24,23 @@ _ON_TCP = (
 
 
 def startup_message(
-    addresses: Mapping[WorkerKind, ListenAddress], config_path: Path | None, queue_directory: Path = _QUEUE
+    addresses: Mapping[WorkerKind, ListenAddress], files: Mapping[str, Path | None], queue_directory: Path | None
 ) -> str:
-    """Return the text, for one address of each kind that is served; `queue_directory` is Postfix's."""
+    """Return the text, for one address of each kind that is served.
+
+    `files` are the options that name the configuration and the Postfix to ask; `queue_directory` is that Postfix's.
+    """
     lines = ["", "Put into Postfix's main.cf, as postfix-snippets/ explains (who may relay is decided before):"]
     if WorkerKind.POLICY in addresses:
-        service = f"{_for_postfix(addresses[WorkerKind.POLICY], queue_directory)}, timeout=30s, default_action=DUNNO"
+        service = f"{for_postfix(addresses[WorkerKind.POLICY], queue_directory)}, timeout=30s, default_action=DUNNO"
         lines.append(f"  smtpd_recipient_restrictions = check_policy_service {{ {service} }}")
     if WorkerKind.MILTER in addresses:
-        service = f"{_for_postfix(addresses[WorkerKind.MILTER], queue_directory)}, default_action=accept"
+        service = f"{for_postfix(addresses[WorkerKind.MILTER], queue_directory)}, default_action=accept"
         lines.append(f"  smtpd_milters = {{ {service} }}")
     if any(address.family != "unix" for address in addresses.values()):
         lines.append(_ON_TCP)
-    option = f"--config {config_path.absolute()} " if config_path else ""
-    lines += ["and ask it about a session:", f"  {_command()} {option}explain {_SESSION}"]
+    named = "".join(f"{option} {shlex.quote(str(file.absolute()))} " for option, file in files.items() if file)
+    lines += ["and ask it about a session:", f"  {_command()} {named}explain {_SESSION}"]
     return "\n".join(lines)
 
 
@@ -44,6 +49,22 @@ def _command() -> str:
     return f"{sys.executable} -m gatekeeper" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
 
 
-def _for_postfix(listen: ListenAddress, queue_directory: Path) -> str:
-    """Postfix takes a unix path relative to its queue directory, and ours as it is if it lies elsewhere."""
-    return str(listen).replace(f"unix:{queue_directory}/", "unix:")
+def for_postfix(listen: ListenAddress, queue_directory: Path | None) -> str:
+    """Return the address as it stands in main.cf, where there is no `inet6:` and nobody connects to `*`."""
+    if listen.family == "unix":
+        path = Path(listen.path)
+        if queue_directory is not None and (inside := below(path, queue_directory)) is not None:
+            path = inside
+        return f"unix:{path}"
+    if listen.host in ("", "0.0.0.0", "::"):  # noqa: S104 (it is what people write)
+        return f"inet:{_LOOPBACK[listen.family]}:{listen.port}"
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    return f"inet:{host}:{listen.port}"
+
+
+def below(path: Path, folder: Path) -> Path | None:
+    """Return `path` relative to `folder`, whichever links lead to either; None if it does not lie below it."""
+    try:
+        return (path.parent.resolve() / path.name).relative_to(folder.resolve())
+    except ValueError:
+        return None

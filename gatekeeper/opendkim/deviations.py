@@ -4,7 +4,6 @@
 A difference that is not listed here is a bug.
 """
 
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -303,11 +302,3 @@ DEVIATIONS = (
         "One relay has one name: set AuthservID if the MTA is on another host.",
     ),
 )
-
-
-def relevant_deviations(options: Collection[str]) -> Iterator[Deviation]:
-    """Yield the deviations that can show with these options set, and those that always can."""
-    set_here = {option.lower() for option in options}
-    for deviation in DEVIATIONS:
-        if not deviation.options or set_here & {option.lower() for option in deviation.options}:
-            yield deviation

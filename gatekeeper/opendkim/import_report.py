@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A report for the postmaster, line by line, of what changes when gatekeeper replaces OpenDKIM."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from gatekeeper.app.plan import Plan
 from gatekeeper.core.problem import Problem
 from gatekeeper.core.verdict import printable
 from gatekeeper.opendkim.conf import ConfSetting
-from gatekeeper.opendkim.deviations import relevant_deviations
+from gatekeeper.opendkim.deviations import DEVIATIONS
 from gatekeeper.opendkim.mapping import ImportedConfig, load
 from gatekeeper.opendkim.options import Fate, OptionKind
+from gatekeeper.opendkim.relevance import met
 from gatekeeper.postfix import postconf
 
 _NOT_IN_THE_FILE = {
@@ -26,23 +28,36 @@ def read(path: Path, *, ask: postconf.Ask = postconf.ask_postfix) -> ImportedCon
     return load(path, ask=ask, need_socket=False, tolerant=True)
 
 
-def lines(imported: ImportedConfig, table_problems: Sequence[Problem] = ()) -> Iterator[str]:
-    """Yield the report: each setting, the problems in the file and in the tables, what is different on purpose."""
+def lines(imported: ImportedConfig, plan: Plan, *, everything: bool = False) -> Iterator[str]:
+    """Yield the report: each setting, the problems in the file and in the tables, what is different on purpose.
+
+    Of what is different, the differences that this configuration can meet; with `everything` all that there are.
+    """
     for setting in sorted(imported.settings.values(), key=lambda one: (one.file, one.line)):
         yield f"{setting.file}:{setting.line}: {setting.option.name} {printable(setting.value, 80)}: {_effect(setting)}"
-    if found := [*_warnings(imported)]:
+    if in_file := [*_warnings(imported)]:
         yield ""
         yield "In the file:"
-        yield from (f"  {problem}" for problem in found)
-    if table_problems:
+        yield from (f"  {problem}" for problem in in_file)
+    if table_problems := [problem for problem in plan.warnings if problem not in imported.config.warnings]:
         yield ""
         yield "In the tables:"
         # what opens something first: a postmaster may stop reading
         yield from (f"  {problem}" for problem in sorted(table_problems, key=lambda one: not one.opens))
     yield ""
-    yield "Different from OpenDKIM on purpose (docs/opendkim.md):"
-    for deviation in relevant_deviations(imported.settings):
-        yield f"  {deviation.topic}: {deviation}"
+    if everything:
+        yield "Different from OpenDKIM on purpose (docs/opendkim.md):"
+        yield from (f"  {deviation.topic}: {deviation}" for deviation in DEVIATIONS)
+        return
+    found = met(imported, plan)
+    if found.written:
+        yield "Different from OpenDKIM on purpose, and met here (docs/opendkim.md):"
+        yield from (f"  {deviation.topic}: {deviation}" for deviation in found.written)
+    else:
+        yield "Nothing that is written here means something else than in OpenDKIM."
+    if found.by_mail:
+        topics = ", ".join(deviation.topic for deviation in found.by_mail)
+        yield f"Different with some mail, or in operation (--all tells each): {topics}"
 
 
 def _warnings(imported: ImportedConfig) -> Iterator[Problem]:

@@ -233,7 +233,10 @@ class _Mapper:
         setting = self.settings.get("socket")
         if setting is None:
             if needed:
-                what = "there is no Socket; write one, such as Socket local:/run/opendkim/opendkim.sock, or give -p"
+                what = (
+                    "there is no Socket, and without one it does not start; write one, such as "
+                    "Socket local:/run/opendkim/opendkim.sock, or give -p"
+                )
                 self.problems.append(Problem(self._file(), 0, what))
             return
         text = setting.value

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Defaults for the top level of the configuration, taken from the Postfix on this machine.
 
+Which Postfix, where there are several: the one whose configuration directory `--postfix` or $MAIL_CONFIG names, as for
+Postfix's own commands. Nothing of it is known beforehand, its queue directory neither.
+
 Runs `postconf -x` once. mynetworks is taken with all that Postfix understands there; what Postfix itself takes for a
 mistake ends it (postfix/client_list.py). Of the lists of domains, what Postfix looks up in a table
 (`hash:/etc/postfix/domains`) or negates cannot be used here. All that is left out is returned as a warning, because a
@@ -12,7 +15,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +39,8 @@ _PARAMETERS = (
     "recipient_delimiter",
     "parent_domain_matches_subdomains",
     "smtpd_null_access_lookup_key",
+    "queue_directory",
+    "mail_owner",
 )
 
 
@@ -43,17 +49,58 @@ class PostfixSettings:
     """Top-level options with the `values` that Postfix has, and `warnings`: (option, what could not be used).
 
     `file` is its main.cf. `parents` tells whether a name in mynetworks stands for what is below it too.
+    `queue_directory` is what its processes see as / in a chroot, `mail_owner` whom they run as; None and empty where
+    there is no Postfix.
     """
 
     values: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
     file: str = "main.cf"
     parents: bool = True
+    queue_directory: Path | None = None
+    mail_owner: str = ""
+
+
+class NoInstance(Exception):
+    """There is no such Postfix; the text says what is missing."""
+
+
+@contextmanager
+def instance(folder: Path | None) -> Iterator[None]:
+    """Ask the Postfix whose main.cf is in `folder` meanwhile, in this process and those that it starts.
+
+    None is the one of the environment. Raises NoInstance.
+    """
+    if folder is None:
+        yield
+        return
+    if not (folder / "main.cf").exists():
+        raise NoInstance(f"there is no main.cf in {folder}")
+    if _postconf() is None:
+        raise NoInstance(f"there is no postconf to ask about {folder}")
+    before = os.environ.get("MAIL_CONFIG")
+    os.environ["MAIL_CONFIG"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["MAIL_CONFIG"]
+        if before is not None:
+            os.environ["MAIL_CONFIG"] = before
+
+
+def chrooted_services(programs: Sequence[str]) -> list[str]:
+    """Return the services of master.cf that run one of `programs` in a chroot, each as `smtp/inet`."""
+    try:
+        lines = _run(program, "-M").splitlines() if (program := _postconf()) else []
+    except (OSError, subprocess.SubprocessError):
+        return []
+    fields = [line.split() for line in lines]
+    return [f"{one[0]}/{one[1]}" for one in fields if len(one) > 7 and one[4] == "y" and one[7] in programs]
 
 
 def ask_postfix(names: Sequence[str]) -> Mapping[str, str]:
     """Return the values that `postconf -x` prints; empty if Postfix is not installed or its main.cf cannot be read."""
-    program = shutil.which("postconf", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    program = _postconf()
     if program is None:
         return {}
     try:
@@ -68,6 +115,10 @@ def ask_postfix(names: Sequence[str]) -> Mapping[str, str]:
         return {}
     pairs = (line.partition("=") for line in lines)
     return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def _postconf() -> str | None:
+    return shutil.which("postconf", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 
 def _run(program: str, *arguments: str) -> str:
@@ -127,7 +178,15 @@ def read_settings(ask: Ask = ask_postfix) -> PostfixSettings:
     if hostname := parameters.get("myhostname"):
         values["hostname"] = hostname
     file = str(Path(parameters.get("config_directory", "")) / "main.cf")
-    return PostfixSettings(values, tuple(warnings), file, "mynetworks" in with_parents)
+    queue = Path(parameters.get("queue_directory", ""))
+    return PostfixSettings(
+        values,
+        tuple(warnings),
+        file,
+        "mynetworks" in with_parents,
+        queue if queue.is_absolute() else None,
+        parameters.get("mail_owner", ""),
+    )
 
 
 def _read_mynetworks(text: str, parents: bool) -> tuple[list[ClientPattern], list[str]]:

@@ -23,7 +23,8 @@ EVERYTHING = (
     *("tomlkit", "tomllib", "sqlite3", "ssl", "pyexpat", "milter"),
 )
 OTHERS_WORK = (
-    *("redis", "hiredis", "uvloop", "tomlkit", "milter", "pyexpat", "gatekeeper.daemon", "gatekeeper.opendkim"),
+    *("redis", "hiredis", "uvloop", "tomlkit", "milter", "pyexpat", "gatekeeper.opendkim"),
+    *("gatekeeper.daemon.supervisor", "gatekeeper.daemon.worker"),
     *("gatekeeper.reports.unpack", "gatekeeper.records", "gatekeeper.rotation", "gatekeeper.replay"),
 )
 """What check-config and explain have no use for, with a store that is not Redis."""

@@ -7,6 +7,7 @@ every mistake is collected instead of stopping at the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import dropwhile, pairwise
 from pathlib import Path
 
@@ -292,27 +293,42 @@ class CheckBuilder:
             options = self._sections.get("access")
             if not isinstance(options, AccessOptions):
                 options = AccessOptions()
-            lookups: list[tuple[str, LookUp]] = []
-            for kind, find, need in _ACCESS_KINDS:
-                for index, name in enumerate(getattr(options, kind)):
-                    table = self._table(name, f"check_{kind}_access", self._where("access", kind, index))
-                    lookups.append((need, LookUp(f"{kind} in {name}", find, table)))
-            self._access = Access(tuple(lookups), options.mode)
+            wanted = [
+                (need, (kind, find, name, self._where("access", kind, index)))
+                for kind, find, need in _ACCESS_KINDS
+                for index, name in enumerate(getattr(options, kind))
+            ]
+            lookups = self._look_ups([one for _, one in wanted])
+            self._access = Access(tuple(zip((need for need, _ in wanted), lookups, strict=True)), options.mode)
         return self._access
 
     def _with_allow_lists(self, greylist: Greylist) -> Greylist:
         """Return the check with its allow lists read."""
         shipped = (SHIPPED,) if greylist.allow_shipped else ()
-        lookups: list[LookUp] = []
-        for kind, option, names, find in (
-            ("client", "allow_shipped", shipped, find_client),
-            ("client", "allow_clients", greylist.allow_clients, find_client),
-            ("recipient", "allow_recipients", greylist.allow_recipients, find_recipient),
-        ):
-            for index, name in enumerate(names):
-                table = self._table(name, f"check_{kind}_access", self._where("greylist", option, index), strict=True)
-                lookups.append(LookUp(f"{kind} in {name}", find, table))
-        return greylist.with_allow_lists(lookups)
+        wanted = [
+            (kind, find, name, self._where("greylist", option, index))
+            for kind, option, names, find in (
+                ("client", "allow_shipped", shipped, find_client),
+                ("client", "allow_clients", greylist.allow_clients, find_client),
+                ("recipient", "allow_recipients", greylist.allow_recipients, find_recipient),
+            )
+            for index, name in enumerate(names)
+        ]
+        return greylist.with_allow_lists(self._look_ups(wanted, strict=True))
+
+    def _look_ups(self, wanted: Sequence[tuple[str, Find, str, SourceLine]], *, strict: bool = False) -> list[LookUp]:
+        """Return the look-up of each kind in each table.
+
+        Every table is read, so that all that cannot be used are noted; then raises _AlreadyReported.
+        """
+        found: list[LookUp] = []
+        for kind, find, name, place in wanted:
+            with suppress(_AlreadyReported):
+                table = self._table(name, f"check_{kind}_access", place, strict=strict)
+                found.append(LookUp(f"{kind} in {name}", find, table))
+        if len(found) < len(wanted):
+            raise _AlreadyReported
+        return found
 
     def _table(self, name: str, word: str, place: SourceLine | None, *, strict: bool = False) -> Table:
         if place is None:
