@@ -51,7 +51,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     text = "postgrey's directory (default: the one in its options, else /var/lib/postgrey)"
     command.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help=text)
     text = "the file with postgrey's options (default: /etc/default/postgrey)"
-    command.add_argument("--options", metavar="FILE", type=Path, default=Path("/etc/default/postgrey"), help=text)
+    command.add_argument("--options", metavar="FILE", type=Path, help=text)
     text = "where to write its allow lists as tables (default: the folder of the configuration)"
     command.add_argument("--tables", metavar="FOLDER", type=Path, help=text)
     add_json(command)
@@ -110,12 +110,15 @@ def copy(options: argparse.Namespace) -> int:
 
 
 def import_postgrey(options: argparse.Namespace) -> int:
-    """Import state into the store and lists into tables, and report what was imported and what was not."""
+    """Import state into the store and lists into tables, and report what was imported and what was not.
+
+    Returns 1 if there was no state, 2 if a folder or file that was named is not there.
+    """
     import time
 
     from gatekeeper.postgrey import state_import
     from gatekeeper.postgrey.database import DatabaseError
-    from gatekeeper.postgrey.options import read_options
+    from gatekeeper.postgrey.options import DEFAULT_FILE, read_options
     from gatekeeper.stores.state_owner import acting_as_owner
     from gatekeeper.stores.store import Keys, StoreError
     from gatekeeper.stores.store_url import open_store
@@ -123,14 +126,20 @@ def import_postgrey(options: argparse.Namespace) -> int:
     config = _config(options)
     greylist = config.checks.greylist
     try:
-        postgrey_options = read_options(options.options)
+        postgrey_options = read_options(options.options or DEFAULT_FILE, must_exist=options.options is not None)
     except (OSError, ValueError) as error:
-        print(f"gatekeeper: {options.options}: {error}", file=sys.stderr)
-        return FINDING
+        why = error.strerror if isinstance(error, OSError) else error
+        print(f"gatekeeper: {options.options or DEFAULT_FILE}: {why}", file=sys.stderr)
+        return USAGE if isinstance(error, OSError) else FINDING
+    folder = options.folder or postgrey_options.folder or Path("/var/lib/postgrey")
+    tables = options.tables or config.folder
+    for one, what in ((folder, "name the folder with postgrey's databases"), (tables, "name another with --tables")):
+        if not one.is_dir():
+            print(f"gatekeeper: there is no folder {one}; {what}. Nothing was imported", file=sys.stderr)
+            return USAGE
     imported = state_import.ImportedState(
         toml=list(postgrey_options.as_toml()), remarks=list(state_import.remarks(postgrey_options, greylist))
     )
-    folder = options.folder or postgrey_options.folder or Path("/var/lib/postgrey")
     observed = config.mode == "observe" or greylist.mode == "observe"
 
     async def work(entries: state_import.Entries) -> None:
@@ -151,7 +160,7 @@ def import_postgrey(options: argparse.Namespace) -> int:
         entries = state_import.read_entries(folder)  # as root, because it is postgrey's
         with acting_as_owner(config.store.url, config.user, create=True):
             _run(work(entries))
-        state_import.import_lists(postgrey_options, options.tables or config.folder, imported)
+        state_import.import_lists(postgrey_options, tables, imported, config.folder)
     except (DatabaseError, OSError) as error:
         print(f"gatekeeper: {error}", file=sys.stderr)
         return TEMPORARY
@@ -159,6 +168,9 @@ def import_postgrey(options: argparse.Namespace) -> int:
         print_json(state_import.as_json(imported))
     else:
         print_lines(state_import.sentences(imported))
+    if not state_import.has_databases(folder):
+        print(f"gatekeeper: there is no database of postgrey's in {folder}", file=sys.stderr)
+        return FINDING
     return OK
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What on this machine stands in the way of a configuration, for check-config. Nothing is made or left open.
 
-Two kinds. What would keep `run`, started now by whoever asks, from starting is a mistake. What it would start with, but
-without something that was asked for, is trouble: Postfix cannot connect, the state cannot be kept. An address that
-another program holds is trouble too: it may be the one that gatekeeper is about to replace. Whether a user may use a
-file is judged by owner, groups and mode, as for a process of his; access control lists are not looked at.
+Three kinds. What would keep `run`, started now by whoever asks, from starting is a mistake. What it would start with
+but Postfix could not reach is trouble. So is an address that another program holds: it may be the one that gatekeeper
+is about to replace. A store that cannot be used is a warning: decisions go on without it, and it may be back by then.
+Whether a user may use a file is judged by owner, groups and mode, as for a process of his; access control lists are not
+looked at.
 """
 
 import asyncio
@@ -188,14 +189,14 @@ def _of_state(config: Config) -> Iterator[Problem]:
             if why := _why_nothing_is_made(there):
                 yield config.problem(at, what + why)
             elif not _root_makes(there) and not user.may_use(_WRITE | _SEARCH, there.stat()):
-                yield _trouble(config, at, f"{what}{user.name} may not write in {there}; {_FORGETS}")
+                yield config.problem(at, f"{what}{user.name} may not write in {there}; {_FORGETS}", warning=True)
         elif path.is_dir():
-            yield _trouble(config, at, f"store.url: {path} is a folder, not a file; {_FORGETS}")
+            yield config.problem(at, f"store.url: {path} is a folder, not a file; {_FORGETS}", warning=True)
         elif bar := user.barred_by(path.parent):
-            yield _trouble(config, at, f"store.url: {user.name} may not enter {bar}; {_FORGETS}")
+            yield config.problem(at, f"store.url: {user.name} may not enter {bar}; {_FORGETS}", warning=True)
         elif not _may_keep(user, path):
             what = f"store.url: {user.name} may not write {path} and beside it; {_FORGETS}"
-            yield _trouble(config, at, f"{what}: chown -R {user.name}: {path.parent}")
+            yield config.problem(at, f"{what}: chown -R {user.name}: {path.parent}", warning=True)
     except OSError as error:
         yield config.problem(at, f"store.url: {error.filename}: {error.strerror}")
 

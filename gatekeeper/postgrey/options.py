@@ -14,6 +14,7 @@ from gatekeeper.core import toml_writer
 from gatekeeper.core.text_files import read_text
 
 CONFIG = Path("/etc/postgrey")
+DEFAULT_FILE = Path("/etc/default/postgrey")
 _LINE = re.compile(r"^\s*(?:export\s+)?POSTGREY_OPTS=(.*)$", re.MULTILINE)
 _DAY = 86400
 
@@ -47,14 +48,16 @@ class Options:
                 yield toml_writer.line(name, getattr(self, name))
 
 
-def read_options(file: Path) -> Options:
-    """Read the options in `file`; without such a file, return postgrey's defaults.
+def read_options(file: Path, *, must_exist: bool = False) -> Options:
+    """Read the options in `file`; without such a file, return postgrey's defaults, unless it `must_exist`.
 
     Raises OSError, and ValueError for what is not valid shell syntax or not a valid value.
     """
     try:
         text = read_text(file, "replace")
     except FileNotFoundError:
+        if must_exist:
+            raise
         return Options()
     lines = _LINE.findall(text)
     return parse_options(shlex.split(" ".join(shlex.split(lines[-1], comments=True)))) if lines else Options()

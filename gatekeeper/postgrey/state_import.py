@@ -70,6 +70,11 @@ def read_entries(folder: Path) -> Entries:
     return Entries(read(folder, TRIPLETS), read(folder, CLIENTS))
 
 
+def has_databases(folder: Path) -> bool:
+    """Return whether postgrey has written anything in `folder`."""
+    return any((folder / file).exists() for file in (TRIPLETS, CLIENTS))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The target of an import: a store, and the keys that `greylist` looks up. `now` in seconds since the epoch."""
@@ -139,8 +144,13 @@ class Target:
         return "clients that are known"
 
 
-def import_lists(options: Options, folder: Path, result: ImportedState) -> None:
-    """Write the allow lists as tables into `folder`; files that are not ours are left alone. Raises OSError."""
+def import_lists(options: Options, folder: Path, result: ImportedState, base: Path | None = None) -> None:
+    """Write the allow lists as tables into `folder`; files that are not ours are left alone. Raises OSError.
+
+    `base` is where paths in the configuration start, if that is another folder.
+    """
+    here = folder.resolve()
+    prefix = "" if base is None or here == base.resolve() else f"{here}/"
     for kind, files, convert in (
         ("clients", options.clients, lists.convert_client),
         ("recipients", options.recipients, lists.convert_recipient),
@@ -149,26 +159,32 @@ def import_lists(options: Options, folder: Path, result: ImportedState) -> None:
         for file in files:
             if file.is_file():
                 tables.read(file, convert)
+            elif file not in getattr(Options(), kind):  # the ones that are there by default need not be
+                result.remarks.append(f"{file} is not there, which postgrey's options name")
         result.imported[f"{kind} on allow lists"] += tables.entries
         result.skipped["lines of allow lists"] += len(tables.problems)
         result.remarks += [str(problem) for problem in tables.problems]
-        names = [_write(folder, name, type, lines, result) for type, name, lines in lists.table_files(kind, tables)]
-        if any(names):
-            result.toml.append(toml_writer.line(f"allow_{kind}", list(filter(None, names))))
+        names = [
+            f"{type}:{prefix}{name}"
+            for type, name, lines in lists.table_files(kind, tables)
+            if _write(folder, name, lines, result)
+        ]
+        if names:
+            result.toml.append(toml_writer.line(f"allow_{kind}", names))
 
 
-def _write(folder: Path, name: str, type: str, lines: Sequence[str], result: ImportedState) -> str:
-    """Write a table, and return its name in a configuration; empty if there is a file that is not ours."""
+def _write(folder: Path, name: str, lines: Sequence[str], result: ImportedState) -> bool:
+    """Write a table; return False if there is a file that is not ours."""
     path = folder / name
     text = "\n".join([HEADER, *lines, ""])
     with changing(path) as table:
         if table.data is not None and not table.data.startswith(HEADER.encode()):
             result.remarks.append(f"{path} already exists and is not ours: move it away and import again")
-            return ""
+            return False
         if table.data != text.encode():
             table.replace(text.encode())
             result.files.append(str(path))
-    return f"{type}:{name}"
+    return True
 
 
 def remarks(options: Options, greylist: Greylist) -> Iterator[str]:
