@@ -86,7 +86,9 @@ def signing_policy(
     # At a reload a rule without a key refuses it: until then that sender's mail was signed, or left as it was.
     soft = {*keys.table.unusable, *(() if keys.replacing else table.unusable)}
     if thorough:
-        reader.problems += keys.table.check()
+        found = keys.table.check()
+        reader.problems += found
+        soft |= {problem for problem in found if not problem.warning}
     policy = SigningPolicy(
         signing_table=table,
         key_table=keys.table,

@@ -26,7 +26,7 @@ from gatekeeper.core.safe_path import UnsafePath, is_sticky, place
 from gatekeeper.daemon.listening_sockets import AddressTaken, try_listener
 from gatekeeper.daemon.orphans import is_service
 from gatekeeper.postfix.listen_address import ListenAddress
-from gatekeeper.postfix.postconf import chrooted_services
+from gatekeeper.postfix.service_address import not_seen_from_chroot
 from gatekeeper.stores.store import StoreError
 from gatekeeper.stores.store_url import describe, redis_store, sqlite_path
 
@@ -113,7 +113,7 @@ def of_addresses(config: Config, kinds: Collection[str] = ("policy", "milter")) 
                 yield config.problem(at, f"{kind}.listen: {error}")
                 continue
             if listen.path:
-                yield from _between_postfix_and(config, kind, section, at, Path(listen.path))
+                yield from _between_postfix_and(listen, config, kind, section, at)
 
 
 def _trouble(config: Config, at: KeyPath, what: str) -> Problem:
@@ -136,10 +136,10 @@ def _is_ours(process: int) -> bool:
 
 
 def _between_postfix_and(
-    config: Config, kind: str, section: PolicySection | MilterSection, at: KeyPath, path: Path
+    listen: ListenAddress, config: Config, kind: str, section: PolicySection | MilterSection, at: KeyPath
 ) -> Iterator[Problem]:
-    """Yield why the Postfix on this machine could not connect to the socket at `path`, whose folder is there."""
-    relay = config.postfix
+    """Yield why the Postfix on this machine could not connect to a unix socket, whose folder is there."""
+    relay, path = config.postfix, Path(listen.path)
     try:
         user = _User.named(relay.mail_owner)
         its_group = getgrgid(pwd.getpwnam(relay.mail_owner).pw_gid).gr_name
@@ -158,14 +158,8 @@ def _between_postfix_and(
         yield _trouble(config, at, f"{what}: {mend}")
     if section.peers and user.uid not in section.peers.uids:
         yield _trouble(config, (kind, "peers"), f"{whose} is not among {kind}.peers: add {user.name!r}")
-    queue = relay.queue_directory
-    if queue is not None and not _is_below(path, queue) and (caged := chrooted_services(_PROGRAMS[kind])):
-        what = f"{', '.join(caged)} of master.cf run in a chroot in {queue} and do not see {path}"
-        yield _trouble(config, at, f"{what}: put the socket below {queue}, as postfix-snippets/ does")
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return (path.parent.resolve() / path.name).is_relative_to(folder.resolve())
+    if what := not_seen_from_chroot(listen, relay.queue_directory, _PROGRAMS[kind]):
+        yield _trouble(config, at, what)
 
 
 def _worker(config: Config) -> _User:
@@ -184,7 +178,7 @@ def _of_state(config: Config) -> Iterator[Problem]:
     user, at = _worker(config), ("store", "url")
     try:
         there = next(one for one in path.parents if os.path.lexists(one))
-        if there != path.parent:
+        if there != path.parent or not there.is_dir():
             what = f"store.url: the folder {path.parent} cannot be made: "
             if why := _why_nothing_is_made(there):
                 yield config.problem(at, what + why)

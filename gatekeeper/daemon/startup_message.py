@@ -12,9 +12,9 @@ from pathlib import Path
 
 from gatekeeper.daemon.worker import WorkerKind
 from gatekeeper.postfix.listen_address import ListenAddress
+from gatekeeper.postfix.service_address import for_postfix, not_seen_from_chroot
 
 _SESSION = "--client 192.0.2.1 --helo localhost --from a@example.com --to b@example.org"
-_LOOPBACK = {"inet": "127.0.0.1", "inet6": "[::1]"}
 
 
 _ON_TCP = (
@@ -39,6 +39,9 @@ def startup_message(
         lines.append(f"  smtpd_milters = {{ {service} }}")
     if any(address.family != "unix" for address in addresses.values()):
         lines.append(_ON_TCP)
+    lines += [
+        not_seen for address in addresses.values() if (not_seen := not_seen_from_chroot(address, queue_directory))
+    ]
     named = "".join(f"{option} {shlex.quote(str(file.absolute()))} " for option, file in files.items() if file)
     lines += ["and ask it about a session:", f"  {_command()} {named}explain {_SESSION}"]
     return "\n".join(lines)
@@ -47,24 +50,3 @@ def startup_message(
 def _command() -> str:
     """How we were called, so that it can be said again."""
     return f"{sys.executable} -m gatekeeper" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
-
-
-def for_postfix(listen: ListenAddress, queue_directory: Path | None) -> str:
-    """Return the address as it stands in main.cf, where there is no `inet6:` and nobody connects to `*`."""
-    if listen.family == "unix":
-        path = Path(listen.path)
-        if queue_directory is not None and (inside := below(path, queue_directory)) is not None:
-            path = inside
-        return f"unix:{path}"
-    if listen.host in ("", "0.0.0.0", "::"):  # noqa: S104 (it is what people write)
-        return f"inet:{_LOOPBACK[listen.family]}:{listen.port}"
-    host = f"[{listen.host}]" if ":" in listen.host else listen.host
-    return f"inet:{host}:{listen.port}"
-
-
-def below(path: Path, folder: Path) -> Path | None:
-    """Return `path` relative to `folder`, whichever links lead to either; None if it does not lie below it."""
-    try:
-        return (path.parent.resolve() / path.name).relative_to(folder.resolve())
-    except ValueError:
-        return None

@@ -97,6 +97,17 @@ def test_whoever_is_not_root_or_has_no_postfix_listens_on_loopback(
     assert "inet:127.0.0.1:10040 inet:127.0.0.1:8891\n" == said
 
 
+def test_the_lines_are_those_for_the_postfix_that_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAIL_CONFIG")
+    lab.postfix.sockets.mkdir()
+    listen = f'[policy]\nlisten = "unix:{lab.postfix.sockets}/p.sock"\n[milter]\nlisten = "unix:{lab.root}/m.sock"\n'
+    service = Service(write(lab, listen), "run", "--postfix", str(lab.postfix.config))
+    service.wait_for(r"check_policy_service \{ unix:gatekeeper/p\.sock, ")
+    service.wait_for(rf"smtpd_milters = \{{ unix:{lab.root}/m\.sock, ")
+    service.wait_for(rf" --postfix {lab.postfix.config} explain ")
+    assert 0 == service.end()
+
+
 def test_on_tcp_the_start_says_what_that_means(lab: Lab) -> None:
     tcp = 'listen = "inet:127.0.0.1:0"\n'
     service = Service(write(lab, f"[policy]\n{tcp}[milter]\n{tcp}"), "run")

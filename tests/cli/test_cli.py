@@ -2,6 +2,8 @@
 """The command line: what each command prints, and the exit status that it promises."""
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper import cli
-from gatekeeper.cli.common import CONFIGURATION, OK, USAGE
+from gatekeeper.cli.common import CONFIGURATION, FINDING, OK, USAGE
 from gatekeeper.core.message import Header
 from gatekeeper.diagnose.message_report import Mail
 from gatekeeper.milter.edits import Edits, Insert, Remove
+from gatekeeper.postfix import postconf
 from tests.support.needs import ROOT, require_program
 
 ZONE = """
@@ -180,8 +183,56 @@ def test_check_config_answers_programs_in_json(folder: Path, capsys: pytest.Capt
 def test_a_broken_key_is_found_by_check_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_key(folder)
     (folder / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    assert FINDING == cli.main(["check-config", "--config", "g.toml"])
+    out = capsys.readouterr().out
+    assert "key.pem: trouble: this is not a valid private key" in out
+    assert "; mail that it should sign waits (signing.without_key)\n" in out
+    assert "g.toml starts, but for the trouble above: 15 checks; 1 keys; " in out
+
+
+@pytest.mark.integration("openssl")
+def test_check_config_tells_what_keeps_it_from_starting_from_what_holds_mail(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_key(folder)
+    (folder / "key.pem").unlink()
+    for what_else, status, starts in (("", FINDING, True), ("\nmultiple_signatures = 5\n", CONFIGURATION, False)):
+        with (folder / "g.toml").open("a") as file:
+            file.write(what_else)
+        assert status == cli.main(["check-config", "--config", "g.toml", "--json"])
+        told = json.loads(capsys.readouterr().out)
+        assert (False, starts) == (told["ok"], told["starts"])
+        assert [True] == [one["trouble"] for one in told["problems"] if "private key" in one["what"]]
+
+
+def test_of_several_tables_that_are_missing_all_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "g.toml").write_text(
+        'store.url = "memory:"\n[policy]\nrestrictions = "access, greylist, check_client_access hash:t7"\n'
+        '[checks.access]\nclient = ["hash:t1", "cidr:t2"]\nsender = "hash:t3"\nrecipient = ["pcre:t4"]\n'
+        '[checks.greylist]\nallow_clients = ["hash:t5"]\nallow_recipients = ["hash:t6"]\n'
+    )
     assert CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
-    assert "key.pem: this is not a valid private key" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert [f"t{number}" for number in range(1, 8)] == sorted(re.findall(r"cannot read (t\d): No such file", out))
+
+
+def test_a_postfix_that_is_not_there_is_a_wrong_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert USAGE == cli.main(["--postfix", str(folder), "check-config", "--config", "g.toml"])
+    assert f"gatekeeper: there is no main.cf in {folder}\n" == capsys.readouterr().err
+
+
+@pytest.mark.skipif(postconf._postconf() is None, reason="there is no postconf")
+def test_the_postfix_to_go_by_can_be_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MAIL_CONFIG", raising=False)
+    for name in ("in", "out"):
+        (folder / name).mkdir()
+        (folder / name / "main.cf").write_text(f"compatibility_level = 3.6\nmynetworks = 192.0.2.{len(name)}/32\n")
+    for name in ("in", "out"):
+        cli.main(["check-config", "--postfix", name, "--config", "g.toml"])
+        assert f"only in Postfix: 192.0.2.{len(name)}/32" in capsys.readouterr().out
+    assert "MAIL_CONFIG" not in os.environ
 
 
 def test_replay_plays_the_recorded_sessions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.support.needs import ROOT, missing, require_program
 
+_UNSHARE = ("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private")
 _ROOT = """
 set -e
 mount -t tmpfs machine {room}
@@ -42,7 +43,8 @@ _PREPARED = """
 cd {project}
 ip link set lo up
 for name in systemctl journalctl journald; do
-    install -D -m 0755 {project}/tests/support/systemd_stand_in.py /usr/local/sbin/$name
+    (echo '#!/usr/bin/python3'; cat {project}/tests/support/systemd_stand_in.py) >/usr/local/sbin/$name
+    chmod 755 /usr/local/sbin/$name
 done
 install -m 0755 {steps}/apt-get /usr/local/sbin/apt-get
 install -m 0755 {steps}/pip /root/pip
@@ -96,7 +98,7 @@ def walk(folder: Path, steps: Sequence[str], *, timeout: float = 270) -> list[Do
     for number, step in enumerate(steps):
         (scripts / f"{number}.sh").write_text(step + "\n")
         lines.append(
-            f"source {scripts}/{number}.sh >{scripts}/{number}.out 2>&1 </dev/null; echo $? >{scripts}/{number}.rc; date +%s.%N >{scripts}/{number}.t"
+            f"source {scripts}/{number}.sh >{scripts}/{number}.out 2>&1 </dev/null; echo $? >{scripts}/{number}.rc"
         )
     (scripts / "walk").write_text("\n".join(lines))
     environment = {
@@ -105,8 +107,7 @@ def walk(folder: Path, steps: Sequence[str], *, timeout: float = 270) -> list[Do
         "LANG": "C.UTF-8",
     }
     done = subprocess.run(
-        ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private"]
-        + ["bash", "-c", _ROOT.format(**places)],
+        [*_UNSHARE, "bash", "-c", _ROOT.format(**places)],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

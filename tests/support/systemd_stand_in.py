@@ -1,10 +1,9 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What systemctl, journalctl and the journal do with one service, where no systemd runs: for the walk through the docs.
 
 The unit is read as systemd reads it: the file, then its drop-ins by name, an empty assignment undoing those before.
-ExecStart and ExecReload run as they stand, by no shell. Called as `systemctl`, `journalctl`, or `journald` for /dev/log.
-What a test relies on and is not here fails with a sentence.
+ExecStart and ExecReload run as they stand, by no shell. Called as `systemctl`, as `journalctl`, or as `journald` for
+/dev/log. What a test relies on and is not here fails with a sentence.
 """
 
 import os
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 STATE = Path("/run/stand-in")
@@ -163,7 +163,7 @@ def systemctl(words: list[str]) -> None:
 
 
 def journalctl(words: list[str]) -> None:
-    (unit,) = [word for before, word in zip(words, words[1:], strict=False) if before == "-u"]
+    (unit,) = [word for before, word in pairwise(words) if before == "-u"]
     print(journal(unit).read_text() if journal(unit).exists() else "", end="")
     said = (STATE / "syslog").read_text() if (STATE / "syslog").exists() else ""
     print(
@@ -184,6 +184,10 @@ def journald() -> None:
 
 if __name__ == "__main__":
     STATE.mkdir(exist_ok=True)
-    {"systemctl": systemctl, "journalctl": journalctl, "journald": lambda _: journald()}[Path(sys.argv[0]).name](
-        sys.argv[1:]
-    )
+    called = Path(sys.argv[0]).name
+    if called == "journald":
+        journald()
+    elif called == "journalctl":
+        journalctl(sys.argv[1:])
+    else:
+        systemctl(sys.argv[1:])
