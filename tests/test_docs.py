@@ -3,6 +3,7 @@
 
 import argparse
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gatekeeper.config.config_file import Config
 from gatekeeper.config.errors import section_of
 from tests.support.needs import ROOT
 from tests.support.postconf import no_postfix
+from tests.support.service import Service, need_milter
 
 SHIPPED = ROOT / "config" / "gatekeeper.toml"
 REFERENCE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -120,3 +122,45 @@ def test_a_link_leads_to_something(page: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     assert [] == [target for target in targets if target and not (ROOT / page.parent / target).exists()]
+
+
+def toml_blocks() -> list[object]:
+    """Every configuration that a page shows, fenced or indented, with its page and line."""
+    found: list[object] = []
+    for page in (ROOT / "README.md", ROOT / "postfix-snippets" / "README.md", *sorted(ROOT.glob("docs/*.md"))):
+        text = page.read_text(encoding="utf-8")
+        fenced = re.finditer(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        indented = re.finditer(r"^((?: {4}(?:\[\w[\w.]*\]|\w+ = .*)\n)+)", text, re.MULTILINE)
+        for match in (*fenced, *indented):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(pytest.param(page, line, match[1], id=f"{page.name}:{line}"))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line", "text"), toml_blocks())
+def test_a_configuration_that_a_page_shows_can_be_used(page: Path, line: int, text: str, tmp_path: Path) -> None:
+    if page.name == "fixtures.md":
+        tomllib.loads(text)  # of a recorded session
+        return
+    text = re.sub(r"^ {4}", "", text, flags=re.MULTILINE)
+    if text.startswith("key_table"):  # goes on with what the page has shown of this section
+        text = f"[signing]\n{text}"
+    (tmp_path / "gatekeeper.toml").write_text(text, encoding="utf-8")
+    assert [] == config_file.examine(tmp_path / "gatekeeper.toml", no_postfix)[1]
+
+
+@pytest.mark.integration("gatekeeper")
+def test_the_readme_shows_how_make_run_ends_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAIL_CONFIG", "/nonexistent")
+    need_milter()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^ {4}listening policy .*\n(?: {4}.*\n|\n(?= {4}))*", text, re.MULTILINE)
+    listen = 'listen = "inet:127.0.0.1:0"\n'
+    config = tmp_path / "gatekeeper.toml"
+    config.write_text(f'store.url = "memory:"\n[policy]\n{listen}[milter]\n{listen}')
+    service = Service(config, "run")
+    service.wait_for("^and ask it about a session")
+    assert 0 == service.end()
+    said = [re.sub(r"(127\.0\.0\.1:)\d+", r"\1PORT", line).strip() for line in service.lines]
+    lines = [re.sub(r"(127\.0\.0\.1:)\d+", r"\1PORT", line).strip() for line in "".join(shown).splitlines()]
+    assert [5, []] == [len(list(filter(None, lines))), [line for line in lines if line not in said]]

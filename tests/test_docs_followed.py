@@ -87,7 +87,6 @@ NOT_RUN = {
         "these install what is missing, and take long; test_setup.py and test_demo.py have what can be tried"
     ),
     r"pip install 'gatekeeper\[milter\]'": "there is no package index with gatekeeper yet",
-    r"gatekeeper opendkim -x /etc/opendkim\.conf": "run as a service, by docs/opendkim.md",
     r"\.venv/bin/python -m pytest .*": "a test of its own",
     r"pytest -p no:gatekeeper": "a test of its own: tests/replay",
     r"postconf (-xh name|-o|smtp_line_length_limit)": "Postfix's own, named in passing",

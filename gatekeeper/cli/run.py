@@ -65,10 +65,12 @@ def check_config(options: argparse.Namespace) -> int:
 
     path = config_path(options)
     plan: Plan | None = None
+    in_the_way: list[Problem] = []
     try:
         found: list[Problem] = []
         usable, found = config_file.examine(path) if path else (config_file.defaults(), found)
-        found = [*found, *usable.drift, *readable_secrets(usable), *asked_in_vain(usable), *obstacles(usable)]
+        in_the_way = list(obstacles(usable))
+        found = [*found, *usable.drift, *readable_secrets(usable), *asked_in_vain(usable), *in_the_way]
         plan = prepare(usable, thorough=True, lenient=True, found=found)
         problems = plan.warnings
     except ConfigError as error:
@@ -81,6 +83,6 @@ def check_config(options: argparse.Namespace) -> int:
         for problem in problems:
             print(problem)
         if plan is not None:
-            how = "starts, but for the trouble above" if trouble else "is fine"
+            how = "starts; see above what does not work" if trouble or in_the_way else "is fine"
             print(f"{path or 'the default configuration'} {how}: {summary(plan)}")
     return CONFIGURATION if plan is None else FINDING if trouble else OK

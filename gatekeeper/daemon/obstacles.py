@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What on this machine stands in the way of a configuration, for check-config. Nothing is made or left open.
 
-Three kinds. What would keep `run`, started now by whoever asks, from starting is a mistake. What it would start with
-but Postfix could not reach is trouble. So is an address that another program holds: it may be the one that gatekeeper
-is about to replace. A store that cannot be used is a warning: decisions go on without it, and it may be back by then.
-Whether a user may use a file is judged by owner, groups and mode, as for a process of his; access control lists are not
-looked at.
+Three kinds. What would keep `run`, started now by whoever asks, from starting is a mistake. Trouble is an address that
+another program holds, which may be the one that gatekeeper is about to replace, and a socket in Postfix's queue
+directory that Postfix cannot reach. Elsewhere that is a warning, as somebody else may connect there; so is a store that
+cannot be used: decisions go on without it, and it may be back by then. Whether a user may use a file is judged by
+owner, groups and mode, as for a process of his; access control lists are not looked at.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import os
 import pwd
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from grp import getgrgid, getgrnam
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from gatekeeper.core.safe_path import UnsafePath, is_sticky, place
 from gatekeeper.daemon.listening_sockets import AddressTaken, try_listener
 from gatekeeper.daemon.orphans import is_service
 from gatekeeper.postfix.listen_address import ListenAddress
-from gatekeeper.postfix.service_address import not_seen_from_chroot
+from gatekeeper.postfix.service_address import lies_in_queue, not_seen_from_chroot
 from gatekeeper.stores.store import StoreError
 from gatekeeper.stores.store_url import describe, redis_store, sqlite_path
 
@@ -84,7 +85,7 @@ def obstacles(config: Config) -> Iterator[Problem]:
     yield from _of_shared_store(config)
     if importlib.util.find_spec("milter") is None:
         what = "pymilter is not installed, so there is no milter; pip install 'gatekeeper[milter]' adds it"
-        yield _trouble(config, ("milter",), what)
+        yield _warning(config, ("milter",), what)
 
 
 def of_addresses(config: Config, kinds: Collection[str] = ("policy", "milter")) -> Iterator[Problem]:
@@ -121,6 +122,10 @@ def _trouble(config: Config, at: KeyPath, what: str) -> Problem:
     return Problem(found.file, found.line, found.what, warning=True, trouble=True)
 
 
+def _warning(config: Config, at: KeyPath, what: str) -> Problem:
+    return config.problem(at, what, warning=True)
+
+
 def _is_made_at_start(config: Config, listen: ListenAddress) -> bool:
     """Return whether the folder of a socket is missing, and one that we make ourselves."""
     folder = Path(listen.path).parent
@@ -140,6 +145,7 @@ def _between_postfix_and(
 ) -> Iterator[Problem]:
     """Yield why the Postfix on this machine could not connect to a unix socket, whose folder is there."""
     relay, path = config.postfix, Path(listen.path)
+    tell = partial(_trouble if lies_in_queue(listen, relay.queue_directory) else _warning, config)
     try:
         user = _User.named(relay.mail_owner)
         its_group = getgrgid(pwd.getpwnam(relay.mail_owner).pw_gid).gr_name
@@ -149,17 +155,17 @@ def _between_postfix_and(
     whose = f"Postfix runs as {user.name}, who"
     if bar is not None:
         mend = f"chgrp {its_group} {bar} && chmod g+x {bar}" if bar == path.parent else "choose another folder"
-        yield _trouble(config, at, f"{whose} may not enter {bar}, and so not connect to {path}: {mend}")
+        yield tell(at, f"{whose} may not enter {bar}, and so not connect to {path}: {mend}")
     owner, group = _worker(config).uid, section.socket_group
     if not user.may(_WRITE, section.socket_mode, owner, getgrnam(group).gr_gid if group else os.getegid()):
         named = f"the group {group}" if group else "no socket_group"
         what = f"{whose} may not connect to {path} with mode {section.socket_mode:04o} and {named}"
         mend = f'set {kind}.socket_group = "{its_group}" and {kind}.socket_mode = "0660"'
-        yield _trouble(config, at, f"{what}: {mend}")
+        yield tell(at, f"{what}: {mend}")
     if section.peers and user.uid not in section.peers.uids:
-        yield _trouble(config, (kind, "peers"), f"{whose} is not among {kind}.peers: add {user.name!r}")
+        yield tell((kind, "peers"), f"{whose} is not among {kind}.peers: add {user.name!r}")
     if what := not_seen_from_chroot(listen, relay.queue_directory, _PROGRAMS[kind]):
-        yield _trouble(config, at, what)
+        yield tell(at, what)
 
 
 def _worker(config: Config) -> _User:

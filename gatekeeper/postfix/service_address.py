@@ -23,15 +23,19 @@ def for_postfix(listen: ListenAddress, queue_directory: Path | None) -> str:
     return f"inet:{host}:{listen.port}"
 
 
+def lies_in_queue(listen: ListenAddress, queue_directory: Path | None) -> bool:
+    """Return whether a socket lies below Postfix's queue directory."""
+    return bool(listen.path) and queue_directory is not None and _below(Path(listen.path), queue_directory) is not None
+
+
 def not_seen_from_chroot(
     listen: ListenAddress, queue_directory: Path | None, programs: Sequence[str] = ("smtpd", "cleanup")
 ) -> str:
     """Return a sentence if one of Postfix's `programs` runs in a chroot that a socket lies outside of, or nothing."""
-    path = Path(listen.path)
-    if not listen.path or queue_directory is None or _below(path, queue_directory) is not None:
+    if not listen.path or queue_directory is None or lies_in_queue(listen, queue_directory):
         return ""
     services = ", ".join(chrooted_services(programs))
-    what = f"{services} of master.cf run in a chroot in {queue_directory} and do not see {path}"
+    what = f"{services} of master.cf run in a chroot in {queue_directory} and do not see {listen.path}"
     return f"{what}: put the socket below {queue_directory}, as postfix-snippets/ does" if services else ""
 
 

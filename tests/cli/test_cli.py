@@ -187,7 +187,7 @@ def test_a_broken_key_is_found_by_check_config(folder: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "key.pem: trouble: this is not a valid private key" in out
     assert "; mail that it should sign waits (signing.without_key)\n" in out
-    assert "g.toml starts, but for the trouble above: 15 checks; 1 keys; " in out
+    assert "g.toml starts; see above what does not work: 15 checks; 1 keys; " in out
 
 
 @pytest.mark.integration("openssl")

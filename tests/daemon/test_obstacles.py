@@ -236,5 +236,5 @@ def test_a_socket_outside_of_the_chroot_is_told(queue: Path, chroot: str) -> Non
     with postconf.instance(instance(queue.parent, chroot)):
         problems = found(queue.parent, text, postconf.ask_postfix)
     told = [problem for problem in problems if "run in a chroot" in problem.what]
-    assert ["trouble"] * (chroot == "y") == kinds(told)
+    assert ["warning"] * (chroot == "y") == kinds(told)  # somebody else may connect there
     assert all(f"smtp/inet of master.cf run in a chroot in {queue} and do not see" in one.what for one in told)

@@ -5,7 +5,9 @@ import grp
 import io
 import os
 import pwd
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -285,6 +287,42 @@ def test_without_a_socket_it_does_not_start(folder: Path) -> None:
     assert "there is no Socket" in done.stderr
 
 
+def test_the_check_says_that_it_does_not_start_without_a_socket(folder: Path) -> None:
+    path = str(written(folder, "Mode v\n"))
+    done = run("opendkim", "-n", "-x", path)
+    assert (78, True) == (done.returncode, "there is no Socket, and without one it does not start" in done.stderr)
+    assert (0, "") == ((named := run("opendkim", "-n", "-x", path, "-p", f"local:{folder}/s")).returncode, named.stderr)
+
+
+@pytest.mark.parametrize(
+    ("socket", "said"),
+    [
+        ("local:{f}/none/s", "its folder is missing; make it: install -d -g "),
+        ("inet:8891@192.0.2.1", "this machine does not have it"),
+        ("local:{f}/mail.private", "a file that is not a socket is in the way"),
+    ],
+)
+def test_the_check_finds_a_socket_that_cannot_be_opened(folder: Path, socket: str, said: str) -> None:
+    path = written(folder, f"Mode v\n\nSocket {socket}\n")
+    done = run("opendkim", "-n", "-x", str(path))
+    assert (78, f"{path}:3: Socket: ") == (done.returncode, done.stderr[: len(f"{path}:3: Socket: ")])
+    assert said in done.stderr
+
+
+def test_the_check_does_not_mind_the_opendkim_that_is_to_be_replaced(folder: Path) -> None:
+    path = written(folder, "Mode v\nSocket local:{f}/s\n")
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(f"{folder}/s")
+        theirs.listen()
+        assert 0 == run("opendkim", "-n", "-x", str(path)).returncode
+
+
+def test_a_pid_file_that_could_not_be_written_is_a_warning(folder: Path) -> None:
+    path = written(folder, "Mode v\nSocket local:{f}/s\nPidFile {f}/none/opendkim.pid\n")
+    done = run("opendkim", "-n", "-x", str(path))
+    assert (0, True) == (done.returncode, "warning: the folder of PidFile is missing" in done.stderr)
+
+
 @pytest.mark.parametrize("arguments", [["-Z"], ["-x"], ["-F", "x"], ["stray"], ["-p", ""]])
 def test_a_wrong_command_line_ends_with_64(arguments: list[str]) -> None:
     assert 64 == run("opendkim", *arguments).returncode
@@ -450,6 +488,44 @@ def test_the_report_names_the_lines_of_tables_that_mean_something_else_here(fold
     done = run("import-opendkim", str(written(folder, ONE + "InternalHosts refile:{f}/TrustedHosts\n")))
     assert f"{folder}/TrustedHosts:3: OPENS: *.example.com is every host below" in done.stderr
     assert "  host-pattern: OpenDKIM takes a line" in done.stderr
+
+
+DIFFERENT = {
+    "host-pattern": "InternalHosts refile:{f}/TrustedHosts\n",
+    "host-bits": "PeerList 192.168.0.1/24\n",
+    "replies": "On-NoSignature reject\n",
+    "quarantine": "On-BadSignature quarantine\n",
+    "weak": "SignatureAlgorithm rsa-sha1\n",
+}
+"""What of a file meets a difference."""
+
+
+def told(folder: Path, text: str, *arguments: str) -> tuple[list[str], list[str]]:
+    """The differences that the report explains, and those that it only names."""
+    done = run("import-opendkim", str(written(folder, text)), *arguments)
+    rest = done.stderr.partition("on purpose")[2] or done.stderr
+    named = re.findall(r"^Different with some mail.*: (.*)$", done.stderr, re.MULTILINE)
+    return re.findall(r"^  ([a-z-]+): ", rest, re.MULTILINE), [word for line in named for word in line.split(", ")]
+
+
+@pytest.mark.parametrize("topic", DIFFERENT)
+def test_only_the_difference_that_a_file_meets_is_explained(folder: Path, topic: str) -> None:
+    ours = {"sticky-folder"} if str(folder).startswith("/tmp") else set()
+    assert {topic} == {*told(folder, ONE + DIFFERENT[topic])[0]} - ours
+    assert set() == {*told(folder, ONE)[0]} - ours
+
+
+def test_a_difference_by_mail_is_named_to_whom_it_concerns(folder: Path) -> None:
+    signing, verifying = (set(told(folder, ONE + f"Mode {mode}\n")[1]) for mode in "sv")
+    assert {"several-from", "long-lines", "long-header"} <= signing
+    assert {"detail", "malformed", "long-header"} <= verifying
+    assert not signing & {"detail", "malformed"}
+    assert not verifying & {"several-from", "long-lines"}
+    assert "long-header" not in told(folder, ONE + "MaximumHeaders 1000\n")[1]
+
+
+def test_every_difference_is_explained_if_all_are_asked_for(folder: Path) -> None:
+    assert [deviation.topic for deviation in DEVIATIONS] == told(folder, ONE, "--all")[0]
 
 
 # The documents

@@ -444,3 +444,62 @@ def test_debians_file_of_options_is_read(tmp_path: Path) -> None:
     (tmp_path / "default").write_text('# no\nPOSTGREY_OPTS="--inet=10023 --delay=600"  # yes\n#POSTGREY_TEXT="x"\n')
     assert Options(delay=600) == read_options(tmp_path / "default")
     assert Options() == read_options(tmp_path / "nothing")
+
+
+def bring(folder: Path, *arguments: str) -> int:
+    config = folder / "gatekeeper.toml"
+    if not config.exists():
+        config.write_text(f'store.url = "sqlite:{folder}/state.db"\n')
+        (folder / "default").write_text(f'POSTGREY_OPTS="--whitelist-clients={folder}/clients --dbdir={folder}/none"\n')
+        (folder / "clients").write_text("example.net\n192.0.2\n")
+    return cli.main(["--config", str(config), "import-postgrey", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{f}/typo"], "there is no folder {f}/typo"),
+        (["--options", "{f}/default"], "there is no folder {f}/none"),  # the one that --dbdir names
+        (["{f}/clients", "--options", "{f}/default"], "there is no folder {f}/clients"),
+        (["{f}", "--options", "{f}/typo"], "{f}/typo: No such file or directory"),
+        (["{f}", "--options", "{f}/default", "--tables", "{f}/typo"], "there is no folder {f}/typo"),
+    ],
+)
+def test_what_is_named_and_is_not_there_is_a_wrong_command_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 2 == bring(tmp_path, *(word.replace("{f}", str(tmp_path)) for word in arguments))
+    assert said.replace("{f}", str(tmp_path)) in capsys.readouterr().err
+    assert not (tmp_path / "state.db").exists()
+    assert [] == list(tmp_path.glob("postgrey*"))
+
+
+def test_a_folder_without_postgreys_databases_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 1 == bring(tmp_path, str(tmp_path), "--options", f"{tmp_path}/default")
+    told = capsys.readouterr()
+    assert f"there is no database of postgrey's in {tmp_path}" in told.err
+    assert 'allow_clients = ["hash:postgrey_clients", "cidr:postgrey_clients.cidr"]' in told.out
+
+
+def test_tables_in_another_folder_are_named_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tables").mkdir()
+    monkeypatch.chdir(tmp_path)
+    bring(tmp_path, str(tmp_path), "--options", f"{tmp_path}/default", "--tables", "tables")
+    out = capsys.readouterr().out
+    assert (
+        f'allow_clients = ["hash:{tmp_path}/tables/postgrey_clients", "cidr:{tmp_path}/tables/postgrey_clients.c' in out
+    )
+    with (tmp_path / "gatekeeper.toml").open("a") as config:
+        config.write(out.partition("as with postgrey:\n")[2])
+    assert 0 == cli.main(["--config", f"{tmp_path}/gatekeeper.toml", "check-config"])
+
+
+def test_a_list_that_the_options_name_and_is_not_there_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bring(tmp_path, str(tmp_path), "--options", f"{tmp_path}/default")
+    (tmp_path / "clients").unlink()
+    bring(tmp_path, str(tmp_path), "--options", f"{tmp_path}/default")
+    assert f"{tmp_path}/clients is not there, which postgrey's options name" in capsys.readouterr().out
