@@ -263,7 +263,7 @@ SAYS = {
     ),
     "docs/opendkim.md: journalctl -u opendkim": r"opendkim\[\d+\]: .*reasons=sign\.ok",
     "docs/signing.md: gatekeeper sign mail.eml >/dev/null": "^sign.ok",
-    "docs/signing.md: gatekeeper sign --client 192.0.2.7 --from joe@example.com mail.eml >/dev/null": "^sign.not_ours",
+    "docs/signing.md: gatekeeper sign --client 192.0.2.7 --from joe@example.com mail.eml >/dev/null": "^sign.external",
 }
 """Where a page says in words what is seen."""
 

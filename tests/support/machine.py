@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.support.needs import ROOT, missing, require_program
 
 _UNSHARE = ("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private")
@@ -82,7 +84,7 @@ def walk(folder: Path, steps: Sequence[str], *, timeout: float = 270) -> list[Do
     """
     require_program("unshare", "mount")
     if os.geteuid() != 0:
-        missing("only root can have a machine of his own")
+        pytest.skip("only root can have a machine of his own")
     if (version := _version("/usr/bin/python3")) != _version(sys.executable):
         missing(f"the machine's own Python is {version}, and these tests run with another")
     scripts = folder / "steps"
@@ -116,7 +118,7 @@ def walk(folder: Path, steps: Sequence[str], *, timeout: float = 270) -> list[Do
         check=False,
     )
     if not (scripts / "0.rc").exists():
-        missing(f"no machine of our own can be made here: {done.stderr}")
+        pytest.skip(f"this system lets nobody make a machine of his own: {done.stderr}")
     return [_done(scripts / f"{number}") for number in range(len(steps))]
 
 
