@@ -90,7 +90,7 @@ def obstacles(config: Config) -> Iterator[Problem]:
 
 def of_addresses(config: Config, kinds: Collection[str] = ("policy", "milter")) -> Iterator[Problem]:
     """Yield what is in the way of the listening sockets."""
-    seen: set[tuple[str, int, str]] = set()
+    seen: dict[tuple[str, int, str], str] = {}
     sections: dict[str, PolicySection | MilterSection] = {"policy": config.policy, "milter": config.milter}
     for kind in kinds:
         section = sections[kind]
@@ -99,21 +99,22 @@ def of_addresses(config: Config, kinds: Collection[str] = ("policy", "milter")) 
         for index, listen in enumerate(section.listen):
             at: KeyPath = (kind, "listen", index)
             address = (listen.host, listen.port, listen.path)
-            if address in seen and (listen.port or listen.path):
-                yield config.problem(at, f"{listen} is named twice; each address has one service")
+            if (listen.port or listen.path) and (other := seen.get(address, kind)) != kind:
+                yield config.problem(at, f"{listen} is that of the {other} service too; each needs its own")
                 continue
-            seen.add(address)
+            seen[address] = kind
             if _is_made_at_start(config, listen):
                 continue
+            group = section.socket_group if _is_group(section.socket_group) else ""
             try:
-                try_listener(listen, section.socket_group)
+                try_listener(listen, group)
             except AddressTaken as taken:
                 if not _is_ours(taken.process):
                     yield _trouble(config, at, f"{taken}; gatekeeper cannot start before")
             except OSError as error:
                 yield config.problem(at, f"{kind}.listen: {error}")
                 continue
-            if listen.path:
+            if listen.path and group == section.socket_group:
                 yield from _between_postfix_and(listen, config, kind, section, at)
 
 
@@ -130,6 +131,14 @@ def _is_made_at_start(config: Config, listen: ListenAddress) -> bool:
     """Return whether the folder of a socket is missing, and one that we make ourselves."""
     folder = Path(listen.path).parent
     return config.sockets is not None and folder == config.sockets.folder and not folder.exists()
+
+
+def _is_group(name: str) -> bool:
+    """Return whether there is such a group; that there is none, another problem tells."""
+    try:
+        return bool(name and getgrnam(name))
+    except KeyError:
+        return False
 
 
 def _is_ours(process: int) -> bool:

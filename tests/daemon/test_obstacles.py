@@ -77,11 +77,15 @@ def test_the_folder_is_to_be_given_to_the_group_of_the_socket(tmp_path: Path) ->
 def test_an_address_for_two_services_is_a_mistake(tmp_path: Path) -> None:
     text = f'[policy]\nlisten = "unix:{tmp_path}/s"\n[milter]\nlisten = "unix:{tmp_path}/s"\n'
     (problem,) = found(tmp_path, text)
-    assert (4, True) == (problem.line, problem.what.endswith("is named twice; each address has one service"))
+    assert (4, True) == (problem.line, problem.what.endswith("is that of the policy service too; each needs its own"))
 
 
 def test_several_free_ports_are_no_mistake(tmp_path: Path) -> None:
     assert [] == found(tmp_path, listening('["inet:127.0.0.1:0", "inet:127.0.0.1:0"]'))
+
+
+def test_an_address_that_one_service_names_twice_is_one(tmp_path: Path) -> None:
+    assert [] == found(tmp_path, listening(f'["unix:{tmp_path}/s", "unix:{tmp_path}/s"]'))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may do all of this")
