@@ -196,7 +196,8 @@ def _of_state(config: Config) -> Iterator[Problem]:
         if there != path.parent or not there.is_dir():
             what = f"store.url: the folder {path.parent} cannot be made: "
             if why := _why_nothing_is_made(there):
-                yield config.problem(at, what + why)
+                # Only root makes it at the start; of others the workers do, and go on without.
+                yield config.problem(at, what + why, warning=os.geteuid() != 0)
             elif not _root_makes(there) and not user.may_use(_WRITE | _SEARCH, there.stat()):
                 yield config.problem(at, f"{what}{user.name} may not write in {there}; {_FORGETS}", warning=True)
         elif path.is_dir():

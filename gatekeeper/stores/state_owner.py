@@ -6,6 +6,7 @@ The workers write the state file, so it and its folder belong to their user, who
 the owner before it opens the store, and only for that: what else it reads and writes is root's to read and write.
 """
 
+import errno
 import os
 import pwd
 from collections.abc import Iterator
@@ -31,7 +32,10 @@ def make_state_folder(url: str, owner: Owner) -> list[Path]:
     path = sqlite_path(url)
     if path is not None:
         with suppress(UnsafePath):
-            return safe_files.make_folders(path.parent, FOLDER_MODE, owner)
+            made = safe_files.make_folders(path.parent, FOLDER_MODE, owner)
+            if not path.parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
+            return made
     return []
 
 

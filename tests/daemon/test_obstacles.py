@@ -6,15 +6,20 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from gatekeeper.config import config_file
 from gatekeeper.core.problem import Problem
+from gatekeeper.daemon.listening_sockets import open_listener
 from gatekeeper.daemon.obstacles import obstacles
 from gatekeeper.postfix import postconf
+from gatekeeper.stores.state_owner import make_state_folder
 from tests.support.needs import missing
 from tests.support.postconf import no_postfix
 
@@ -47,6 +52,24 @@ def kinds(problems: Sequence[Problem]) -> list[str]:
     return ["trouble" if one.trouble else "warning" if one.warning else "mistake" for one in problems]
 
 
+def refused(folder: Path) -> Iterator[str]:
+    """What the start says of the same addresses."""
+    for listen in config_file.load(folder / "gatekeeper.toml", no_postfix).policy.listen:
+        try:
+            open_listener(listen).close()
+        except OSError as error:
+            yield f"policy.listen: {error}"
+
+
+def connects(path: Path) -> bool:
+    """Whether a process of Postfix's user can connect."""
+    code = (
+        "import os, pwd, socket, sys; user = pwd.getpwnam('nobody'); os.initgroups('nobody', user.pw_gid);"
+        "os.setgid(user.pw_gid); os.setuid(user.pw_uid); socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    )
+    return subprocess.run([sys.executable, "-I", "-c", code, path], capture_output=True, check=False).returncode == 0
+
+
 # What keeps it from starting
 
 
@@ -67,6 +90,7 @@ def test_an_address_that_cannot_be_opened_is_a_mistake_at_its_line(tmp_path: Pat
     (problem,) = found(tmp_path, listening(address.replace("{f}", str(tmp_path))))
     assert said.replace("{f}", str(tmp_path)) in problem.what
     assert ("mistake", 2) == (kinds([problem])[0], problem.line)
+    assert [problem.what] == list(refused(tmp_path))
 
 
 def test_the_folder_is_to_be_given_to_the_group_of_the_socket(tmp_path: Path) -> None:
@@ -159,6 +183,10 @@ def test_a_socket_that_postfix_may_not_use_is_trouble(queue: Path, more: str, sa
     problems = found(queue.parent, text, by(queue))
     assert ["trouble"] * bool(said) == kinds(problems)
     assert all(said in problem.what for problem in problems)
+    section = config_file.load(queue.parent / "gatekeeper.toml", by(queue)).policy
+    owner = pwd.getpwnam("daemon").pw_uid
+    with open_listener(section.listen[0], section.socket_mode, section.socket_group, owner):
+        assert (not said or "peers" in said) == connects(queue / "gatekeeper" / "p.sock")  # ask the system itself
 
 
 @ROOT_ONLY
@@ -200,8 +228,13 @@ def test_a_store_that_cannot_be_is_told(tmp_path: Path, url: str, kind: str, sai
     (tmp_path / "folder").mkdir()
     text = listening('"inet:127.0.0.1:0"') + f'[store]\nurl = "{url.replace("{f}", str(tmp_path))}"\n'
     problems = found(tmp_path, text)
+    if os.geteuid() != 0:
+        kind = "warning"  # nothing is made at the start
     assert ([kind], [True]) == (kinds(problems), [said in problem.what for problem in problems])
     assert [problem.line for problem in problems] == [7]
+    if os.geteuid() == 0 and url.startswith("sqlite:"):
+        with pytest.raises(OSError) if kind == "mistake" else nullcontext():  # noqa: PT011 (whatever the system says)
+            make_state_folder(url.replace("{f}", str(tmp_path)), (NOBODY.pw_uid, NOBODY.pw_gid))
 
 
 @ROOT_ONLY
