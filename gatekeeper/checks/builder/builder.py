@@ -215,10 +215,10 @@ class CheckBuilder:
                 except (ValueError, _AlreadyReported):
                     pass  # noted where it stands
 
-    def _parse(self, words: list[str], place: SourceLine | None, list: str = "") -> Check:
+    def _parse(self, words: list[str], place: SourceLine | None, list: str = "", *, first: bool = False) -> Check:
         """Return the check for `words`. Raises ValueError with what is wrong, _AlreadyReported if that is noted.
 
-        Without a place (inside a table) no tables can be named.
+        Without a place (inside a table) no tables can be named; an action might stand there if it is the `first` word.
         """
         if not words:
             raise ValueError("the restriction is empty")
@@ -266,7 +266,7 @@ class CheckBuilder:
         if written in self._classes:
             expect_arguments(0, written, arguments)
             return self._class(written, list)
-        raise ValueError(explain_unknown(written, self._classes, in_table=place is None))
+        raise ValueError(explain_unknown(written, self._classes, in_table=place is None, first=first))
 
     def _class(self, name: str, list: str) -> RestrictionClass:
         """Return the class as it runs in one list.
@@ -354,7 +354,8 @@ class CheckBuilder:
     def _nested(self, text: str) -> tuple[Check, ...]:
         """Return the checks for the restrictions that a table entry names. Raises ValueError with what is wrong."""
         try:
-            return tuple(self._parse([*restriction.words], None) for restriction in parse_restrictions(text))
+            found = enumerate(parse_restrictions(text))
+            return tuple(self._parse([*one.words], None, first=not number) for number, one in found)
         except _AlreadyReported:
             raise ValueError(f"{text!r} names a restriction class that has mistakes") from None
 

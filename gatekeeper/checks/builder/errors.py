@@ -14,6 +14,16 @@ _PARAMETER = re.compile(r"\$(?:\w+|\{\w+\}|\(\w+\))", re.ASCII)
 """What main.cf replaces with the value of another parameter."""
 
 
+_MEANT = {
+    **dict.fromkeys(("ok", "accept", "accepted", "allow", "allowed", "pass", "whitelist", "relay"), ("OK", "permit")),
+    **dict.fromkeys(("deny", "denied", "block", "blocked", "blacklist", "drop", "refuse"), ("REJECT", "reject")),
+    **dict.fromkeys(("tempfail", "4xx", "greylisted"), ("DEFER", "defer")),
+    **dict.fromkeys(("none", "ignore", "skip", "continue", "next"), ("DUNNO", "")),
+    "quarantine": ("HOLD", ""),
+}
+"""What other programs say, and what is said in its place: as an action, and as a restriction."""
+
+
 def refuse_parameters(words: Sequence[str]) -> None:
     """Raise ValueError if one of `words` names a parameter of main.cf, whose value is not known here."""
     for word in words:
@@ -35,10 +45,11 @@ def known_words() -> tuple[str, ...]:
     return (*PLAIN_WORDS, *LIST_WORDS, *TABLE_WORDS, *MAP_WORDS, *ours)
 
 
-def explain_unknown(word: str, classes: Iterable[str] = (), *, in_table: bool = False) -> str:
-    """Return why a word is not supported, with the nearest one that is.
+def explain_unknown(word: str, classes: Iterable[str] = (), *, in_table: bool = False, first: bool = False) -> str:
+    """Return why a word is not supported, with the one that was probably meant and would be taken in its place.
 
-    `in_table` says that it stands on the right-hand side of an access table.
+    `in_table` says that it stands on the right-hand side of an access table; there an action may come `first`, and no
+    table can be named.
     """
     name = word.lower()
     if name in UNSUPPORTED:
@@ -49,12 +60,17 @@ def explain_unknown(word: str, classes: Iterable[str] = (), *, in_table: bool = 
         return f"{word!r} is not a restriction; write only what comes after the = in main.cf"
     if in_table and _ENHANCED.fullmatch(word):
         return f"{word!r} needs a word before it: REJECT {word} text, DEFER {word} text, or a code, 550 {word} text"
-    known = [*known_words(), *classes]
+    may_act = in_table and first
+    known = {known.lower(): known for known in (*known_words(), *classes) if not (in_table and known in TABLE_WORDS)}
     what, allowed = f"unknown restriction {word!r}", "allowed: Postfix's restrictions and ours, docs/restrictions.md"
-    if in_table:
+    if may_act:
         what, allowed = f"unknown action {word!r}", ALLOWED
-        known += map(str.lower, ACTIONS)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:
-        return f"{what}; {allowed}"
-    return f"{what}; did you mean {near[0].upper() if near[0].upper() in ACTIONS else near[0]!r}?"
+        known |= {action.lower(): action for action in ACTIONS}
+    elif in_table:
+        what += " after another in a table"
+    meant = _MEANT.get(name, ("", ""))[0 if may_act else 1]
+    if not meant:
+        # A class is told apart by case, so the nearest may be the word itself in another case.
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        meant = known[near[0]] if near else ""
+    return f"{what}; did you mean {meant!r}?" if meant and meant != word else f"{what}; {allowed}"
