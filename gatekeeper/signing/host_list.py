@@ -280,7 +280,7 @@ class _Reader:
     def _refuse(self, entry: DataSetEntry, what: str) -> None:
         """Leave out a line by which all the world would be trusted: a mistake, if anybody is trusted by the list."""
         if self._opened:
-            what = f"{what}: they would all be {self._opened}"
+            what = f"{what}: everybody would be {self._opened}"
         self.problems.append(self._data.problem(entry, f"{what}; remove it", warning=not self._opened))
 
 

@@ -138,7 +138,7 @@ WORLD = [
 def test_a_pattern_that_opendkim_takes_as_negated_for_everybody_is_refused(tmp_path: Path, pattern: str) -> None:
     found, said = of_refile(tmp_path, f"127.0.0.1\nlocalhost\n{pattern}\n")
     why = "OpenDKIM takes it as negated, so that no host is in the list"
-    would = "they would all be internal, and their mail from our domains is signed"
+    would = "everybody would be internal, and their mail from our domains is signed"
     assert [f"hosts:3: {pattern} matches any name and any address, and {why}: {would}; remove it"] == said
     assert ["", "", "", ""] == [found.find(one) for one in WORLD]
     assert ["127.0.0.1", "localhost"] == [found.find(client("127.0.0.1")), found.find(client(name="localhost"))]
@@ -147,7 +147,7 @@ def test_a_pattern_that_opendkim_takes_as_negated_for_everybody_is_refused(tmp_p
 @pytest.mark.parametrize("pattern", ["[0-9a-z]*", "[^!]*", "[0-9.]*"])
 def test_a_pattern_that_matches_everybody_for_opendkim_too_is_refused(tmp_path: Path, pattern: str) -> None:
     found, (said,) = of_refile(tmp_path, f"{pattern}\n")
-    assert said.startswith(f"hosts:1: {pattern} matches any name and any address: they would all be internal")
+    assert said.startswith(f"hosts:1: {pattern} matches any name and any address: everybody would be internal")
     assert ["", "", "", ""] == [found.find(one) for one in WORLD]
 
 
