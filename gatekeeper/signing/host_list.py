@@ -250,8 +250,10 @@ class _Reader:
         """Refuse a pattern that matches all the world, or takes all the world out; say what others open."""
         alone = HostList()
         alone._patterns.append((pattern, entry.key))
-        finders = (alone._find_name, *(2 * (lambda text: alone._find_address(ip_address(text)),)))
-        found = [[text for text in hosts if find(text)] for hosts, find in zip(_SAMPLES, finders, strict=True)]
+        found = [
+            [name for name in _NAMES if alone._find_name(name)],
+            *([text for text in hosts if alone._find_address(ip_address(text))] for hosts in (_IPV4, _IPV6)),
+        ]
         names, *addresses = (len(some) == len(hosts) for some, hosts in zip(found, _SAMPLES, strict=True))
         if names and any(addresses):
             self._refuse(entry, f"{entry.key} matches any name and any address")
