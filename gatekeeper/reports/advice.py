@@ -58,7 +58,11 @@ def _too_little(summary: Summary) -> Iterator[str]:
 def _harm(summary: Summary) -> Iterator[str]:
     everybody = summary.together
     if everybody.failing > TOLERATED:
-        yield f"{everybody.failing:.1%} of your mail fails; see below what to fix, and aim for {TOLERATED:.0%}"
+        worst = max(summary.by_reporter, key=lambda name: summary.by_reporter[name].wanted)
+        yield (
+            f"{everybody.failing:.1%} of your mail fails (most of that is reported by {worst}); see above what to fix, "
+            f"and aim for {TOLERATED:.0%}"
+        )
     else:
         seen = {
             name: one

@@ -215,6 +215,11 @@ def test_a_reporter_who_saw_all_pass_does_not_outvote_one_who_saw_our_mail_fail(
         assert "5.7% of your mail fails as receiver.example reports, whatever others do" in found.reasons
 
 
+def test_who_reports_most_failures_is_named_because_it_may_be_a_forger() -> None:
+    (reason,) = advice(*daily(PASSED), *daily(FAILING, who="evil.example")).reasons
+    assert "5.7% of your mail fails (most of that is reported by evil.example)" in reason
+
+
 def test_a_reporter_does_not_sign_our_mail_for_others() -> None:
     unsigned = daily(row("192.0.2.1", 1000, spf="pass"))
     assert not advice(*unsigned, *daily(EVIL, who="evil.example")).safe
