@@ -30,7 +30,15 @@ def start(coroutine: Coroutine[Any, Any, Any]) -> Started:
     except StopIteration as end:
         return Started(coroutine, ended=True, value=end.value)
     except Exception as error:  # noqa: BLE001 (kept for the caller, as asyncio.gather does)
-        return Started(coroutine, ended=True, error=error)
+        return Started(coroutine, ended=True, error=_without_our_frame(error))
+
+
+def _without_our_frame(error: Exception) -> Exception:
+    """Take the frame that caught `error` out of its traceback.
+
+    It, or the one that called it, holds the results: the error would hold itself until the garbage is collected.
+    """
+    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
 async def finish(started: Started) -> Any:
@@ -50,7 +58,7 @@ async def gather_in_task(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T
             try:
                 results.append(await _rest(item.coroutine, item.waiting))
             except Exception as error:  # noqa: BLE001 (returned, as asyncio.gather does)
-                results.append(error)
+                results.append(_without_our_frame(error))
     finally:
         for item in started[len(results) :]:  # we are cancelled
             item.coroutine.close()

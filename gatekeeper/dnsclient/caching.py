@@ -61,8 +61,7 @@ class CachingResolver:
                 raise DNSFailure("the resolver was closed")
             outcome = task.result()
         if isinstance(outcome, DNSError):
-            # A new one for each caller: a raised exception holds the frames that it went through.
-            raise outcome.__class__(*outcome.args)
+            raise outcome.unraised()  # a new one for each caller
         return outcome
 
     def known(self, name: str, type: str) -> Answer | DNSError | None:
@@ -103,7 +102,7 @@ class CachingResolver:
         try:
             outcome: Answer | DNSError = await self._inner.query(*key)
         except DNSError as error:
-            outcome = error.with_traceback(None)
+            outcome = error.unraised()
         self._store(key, outcome)
         return outcome
 

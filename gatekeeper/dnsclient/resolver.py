@@ -11,7 +11,7 @@ Most queries about mail have been asked before. A resolver with a cache may answ
 
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import dns.rdata
 import dns.rdtypes.ANY.CNAME
@@ -29,7 +29,18 @@ T = TypeVar("T")
 
 
 class DNSError(Exception):
-    """DNS did not answer: temporary, and never to be mistaken for "there is no such record"."""
+    """DNS did not answer: temporary, and never to be mistaken for "there is no such record".
+
+    Where it stands for an answer, or is kept, it is one that was never raised.
+    """
+
+    def unraised(self) -> Self:
+        """Return an error of the same class and text, and nothing else.
+
+        One that was raised holds the frames that it went through, with all that is in them, and in `__context__` what
+        it was raised for, with its own: kilobytes.
+        """
+        return self.__class__(str(self))
 
 
 class DNSTimeout(DNSError):
@@ -94,11 +105,11 @@ class RememberingResolver(Resolver, Protocol):
 
 
 async def query_or_error(resolver: Resolver, name: str, type: str) -> Answer | DNSError:
-    """Return the answer, or the error that was raised instead."""
+    """Return the answer, or the error that was raised instead; nobody knows how long it will be kept."""
     try:
         return await resolver.query(name, type)
     except DNSError as error:
-        return error
+        return error.unraised()
 
 
 def known_answer(resolver: Resolver, name: str, type: str) -> Answer | DNSError | None:
@@ -132,7 +143,7 @@ class RememberedOnly:
         """Answer as Resolver.query does. Raises WouldWait."""
         found = self.known(name, type)
         if isinstance(found, DNSError):
-            raise found.__class__(*found.args)
+            raise found.unraised()
         return found
 
     async def close(self) -> None:

@@ -47,7 +47,10 @@ class RequestResolver:
         # Without a clock where nothing waits: a table answers at once, however long its reader was asleep.
         question = start(self._inner.query(name, type))
         if question.error is not None:
-            raise question.error
+            try:
+                raise question.error
+            finally:
+                del question  # the error holds this frame, which must not hold the error
         if question.ended:
             answer: Answer = question.value
             return answer

@@ -24,7 +24,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from gatekeeper.core.verdict import printable
@@ -63,7 +63,7 @@ class CircuitBreaker:
         self._clock = clock
         self._name = printable(name)
         self._gone = ""
-        self._damage: StoreDamaged | None = None
+        self._is_still_damaged: Callable[[], bool] | None = None
         self._probe_at = 0.0
         self._not_before = 0.0  # as long as the store is flapping, no probe before
         self._back_at = -math.inf
@@ -198,10 +198,10 @@ class CircuitBreaker:
             self._relapses = self._relapses + 1 if now - self._back_at < STEADY else 0
             self._not_before = now + min(PAUSE * 2.0 ** min(self._relapses, 30), MAX_PAUSE)
             self._log_gone(error)
-        elif isinstance(error, StoreDamaged) and self._damage is None:
+        elif isinstance(error, StoreDamaged) and self._is_still_damaged is None:
             logger.warning("%s is damaged: %s", self._name, _reason(error))
         self._gone = _reason(error)
-        self._damage = error if isinstance(error, StoreDamaged) else None
+        self._is_still_damaged = error.is_unchanged if isinstance(error, StoreDamaged) else None
         self._probe_at = max(now + PAUSE, self._not_before)
 
     def _log_gone(self, error: Exception) -> None:
@@ -215,7 +215,7 @@ class CircuitBreaker:
     def _probe_if_due(self) -> None:
         if self._clock() < self._probe_at or not (self._probe is None or self._probe.done()):
             return
-        if self._damage is not None and self._damage.is_unchanged():
+        if self._is_still_damaged is not None and self._is_still_damaged():
             self._probe_at = self._clock() + PAUSE
             return
         self._probe = asyncio.create_task(self._probe_once())
@@ -225,7 +225,7 @@ class CircuitBreaker:
         if error is not None:
             self._fail(error)
             return
-        self._gone, self._damage, self._back_at = "", None, self._clock()
+        self._gone, self._is_still_damaged, self._back_at = "", None, self._clock()
         if self._relapses:
             self._steadiness = asyncio.get_running_loop().call_later(STEADY, self._has_stayed)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 import pytest
 
 from gatekeeper.core.gather import gather_in_task
+from tests.support.raised_errors import left_behind
 
 
 class Script:
@@ -49,6 +50,14 @@ async def test_what_fails_stops_no_other(wait: bool) -> None:
     script = Script()
     first, second = await gather_in_task([script.fails(wait), script.at_once("b")])
     assert (KeyError, "b") == (type(first), second)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_what_failed_leaves_nothing_behind(wait: bool) -> None:
+    script = Script()
+    with left_behind() as left:
+        assert 2 == len(await gather_in_task([script.fails(wait), script.at_once("b")]))
+    assert [] == left
 
 
 async def test_an_error_that_comes_while_it_waits_is_heard_where_it_waits() -> None:

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import cast
@@ -23,8 +24,19 @@ from hypothesis import strategies as st
 from gatekeeper.dnsclient.caching import ERROR_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL, CachingResolver
 from gatekeeper.dnsclient.datagram import read
 from gatekeeper.dnsclient.live import LiveResolver, parse_nameserver
-from gatekeeper.dnsclient.resolver import MX, Answer, DNSError, DNSFailure, DNSTimeout, Record, Resolver, TableResolver
+from gatekeeper.dnsclient.resolver import (
+    MX,
+    Answer,
+    DNSError,
+    DNSFailure,
+    DNSTimeout,
+    Record,
+    Resolver,
+    TableResolver,
+    query_or_error,
+)
 from gatekeeper.dnsclient.zone import Fault, Zone
+from tests.support.raised_errors import size_of
 
 BIG = " ".join(f'"{number:0250}"' for number in range(240))
 WORLD = Zone.parse(
@@ -487,6 +499,33 @@ async def test_trouble_reaches_all_who_asked_each_with_an_exception_of_its_own()
     errors = await asyncio.gather(*(resolver.query("a", "A") for _ in range(3)), return_exceptions=True)
     assert ["SERVFAIL"] * 3 == [str(error) for error in errors if isinstance(error, DNSFailure)]
     assert 3 == len({id(error) for error in errors})
+
+
+@pytest.mark.parametrize("type", ["A", "TXT", "MX"])
+async def test_a_failure_is_remembered_by_its_class_and_words_alone(type: str) -> None:
+    async with dns_server(silent) as mute, dns_server(rcode("SERVFAIL")) as failing, dns_server(broken) as mad:
+        for server in (mute, failing, mad, "127.0.0.1:1"):
+            resolver = CachingResolver(LiveResolver([server], timeout=0.1))
+            found = await query_or_error(resolver, "example.com", type)
+            kept = resolver.known("example.com", type)
+            assert isinstance(kept, DNSError)
+            assert (found.__class__, str(found)) == (kept.__class__, str(kept))
+            assert 1024 > size_of(kept)
+            assert 1024 > size_of(found)  # an evaluation may keep it, too
+
+
+async def test_thousands_of_names_that_fail_take_no_more_room_than_the_table_of_bounds_says() -> None:
+    resolver = CachingResolver(LiveResolver(["127.0.0.1:1"]), size=2000)
+    await query_or_error(resolver, "warm.example.com", "TXT")
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            await query_or_error(resolver, f"{number}.example.com", "TXT")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 2000 * 1024 > kept
 
 
 @pytest.mark.parametrize("others", [0, 1])

@@ -10,10 +10,11 @@ import pytest
 
 from gatekeeper.dnsclient.caching import CachingResolver
 from gatekeeper.dnsclient.live import LiveResolver
-from gatekeeper.dnsclient.resolver import Answer, DNSError, DNSFailure, DNSTimeout, TableResolver
+from gatekeeper.dnsclient.resolver import Answer, DNSError, DNSFailure, DNSTimeout, TableResolver, query_or_error
 from gatekeeper.dnsclient.time_limit import SECONDS, SECONDS_WITH_LISTS, RequestResolver
 from gatekeeper.dnsclient.zone import Zone
 from tests.lab.dns import DnsServer
+from tests.support.raised_errors import left_behind
 
 ZONE = Zone.parse("example.com A 192.0.2.1\nslow.example A 192.0.2.2\nslow.example MX 10 mx.example.com")
 
@@ -55,6 +56,13 @@ async def test_what_was_cut_off_goes_on_and_is_remembered_and_what_is_remembered
     assert ("192.0.2.1",) == (await resolver.query("a", "A")).records
     assert resolver.known("a", "A") is not None
     assert ["a"] == inner.asked
+
+
+async def test_a_question_that_fails_at_once_leaves_nothing_behind() -> None:
+    resolver = RequestResolver(TableResolver(Zone.parse("a A !SERVFAIL")))
+    with left_behind() as left:
+        assert isinstance(await query_or_error(resolver, "a", "A"), DNSFailure)
+    assert [] == left
 
 
 async def test_when_an_answer_is_slow_what_will_be_needed_is_begun_once(monkeypatch: pytest.MonkeyPatch) -> None:
