@@ -320,6 +320,7 @@ class Callbacks:
             return running.result(timeout)
         finally:
             running.cancel()  # of no effect if it is done
+            del running  # an error holds this frame, which must not hold the error
 
     def _settle(self, session: MilterSession) -> None:
         """Begin, on the event loop, to write down what the session has judged."""

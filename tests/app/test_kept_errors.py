@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What fails for hours, a name server or the store, leaves nothing of its failures behind but their words."""
 
+import asyncio
+import sqlite3
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from gatekeeper.dnsclient.zone import Zone
 from gatekeeper.pipeline.facts import Facts
 from gatekeeper.stores.circuit_breaker import CircuitBreaker
 from gatekeeper.stores.sqlite.store import SqliteStore
+from gatekeeper.stores.store import StoreError
 from tests.support.postconf import no_postfix
 from tests.support.raised_errors import left_behind
 
@@ -73,6 +77,22 @@ async def test_nothing_that_was_raised_is_kept(dns: type[Resolver], tmp_path: Pa
     await store.close()
     assert 7 == len(checks)
     assert store.gone
+    assert [] == left
+
+
+async def test_a_store_that_others_keep_locked_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "state.db", timeout=0.02)
+    await store.set("k", b"", 60.0)
+    other = sqlite3.connect(tmp_path / "state.db")
+    other.execute("BEGIN IMMEDIATE")
+    with left_behind() as left:
+        for _ in range(3):
+            with suppress(StoreError):
+                await store.set("k", b"", 60.0)
+                raise AssertionError("it was not locked")
+        await asyncio.sleep(0)  # the event loop itself holds the future that woke us up
+    other.close()
+    await store.close()
     assert [] == left
 
 

@@ -169,7 +169,10 @@ async def _gather(calls: Iterable[Awaitable[T]]) -> list[T]:
     answers = await asyncio.gather(*calls, return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer, answers  # an error holds this frame, which must not hold the error
     return cast("list[T]", answers)
 
 

@@ -194,7 +194,10 @@ class SqliteStore:
         self._writes.append(_Write(work, done, loop.time() + self._timeout))
         if len(self._writes) == 1:
             loop.call_soon(self._commit)
-        result: T = await done
+        try:
+            result: T = await done
+        finally:
+            del done  # an error holds this frame, which must not hold the error
         return result
 
     def _commit(self) -> None:
