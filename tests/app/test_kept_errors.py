@@ -47,6 +47,9 @@ _dmarc.example.com TXT !SERVFAIL
 s._domainkey.example.com TXT !TIMEOUT
 1.2.0.192.zen.example A !SERVFAIL
 mail.example.com  A   !SERVFAIL
+mail.example.com  TXT "v=spf1 a:a.example.com include:b.example.com -all"
+a.example.com     A   192.0.2.7
+b.example.com     TXT "v=spf1 a:c.example.com -all"
 """
 )
 
