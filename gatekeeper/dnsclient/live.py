@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Resolver that sends real DNS queries, through dnspython's asynchronous resolver, under asyncio and uvloop.
+"""Resolver that sends real DNS queries, under asyncio and uvloop.
 
 It is a stub resolver: the nameservers are recursive and follow CNAMEs. Names are absolute, so no search domain is ever
-added. The first nameserver is queried by the fast path (datagram.py), at a third of the time the next one or the same
-once more, and the first answer counts, also a late one. Where it is not a common one, all are queried through
-dnspython, by UDP with EDNS and, where the answer is truncated, by TCP. Whatever goes wrong becomes a DNSError. That
-nobody listens is known at once.
+added. The first nameserver is asked by UDP with EDNS, at a third of the time the next one or the same once more, and
+the first answer counts, also a late one. Where an answer is truncated, or perhaps forged (exchange.py), its server is
+asked again by TCP. One whose answer is of no use (SERVFAIL, REFUSED, malformed) is not asked this question again, and
+the next one is asked at once. Whatever goes wrong becomes a DNSError. That nobody listens is known at once.
 
 A name server that is dead must not cost each question a third of its time. But that a question stays unanswered does
 not show it: a stranger chooses the name, and may see to it that no answer comes in time. So a server that let one pass
 is asked for the name servers of the root, which every resolver has at hand; while it does not answer that either, the
 others are asked before it.
+
+Why not a library: c-ares asks all questions from one port, its packages in Debian tell neither the AD flag nor how long
+there is nothing, and reading answers here takes no longer (benchmarks/README.md); dnspython takes eight times the CPU.
 
 Known limit: /etc/resolv.conf is read once.
 """
@@ -18,28 +21,20 @@ Known limit: /etc/resolv.conf is read once.
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
-
-import dns.asyncbackend
-import dns.asyncresolver
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.nameserver
-import dns.rdata
-import dns.resolver
+from pathlib import Path
 
 from gatekeeper.core.verdict import printable
-from gatekeeper.dnsclient.datagram import Exchange, ServerAddress, read
-from gatekeeper.dnsclient.names import to_name
-from gatekeeper.dnsclient.resolver import Answer, DNSFailure, DNSTimeout, to_records
+from gatekeeper.dnsclient.exchange import Exchange, Heard, ServerAddress, why_not
+from gatekeeper.dnsclient.names import to_name, to_wire
+from gatekeeper.dnsclient.resolver import Answer, DNSFailure, DNSTimeout
+from gatekeeper.dnsclient.wire import Truncated, Unusable, read
 
 logger = logging.getLogger(__name__)
 
-_EDNS_SIZE = 1232
-"""Bytes that pass every network unfragmented (DNS flag day 2020)."""
+_RESOLV_CONF = Path("/etc/resolv.conf")
 _TRIES = 3
 """Datagrams for one question, at least: a lost one leaves time for two more."""
 _PROBE_TIMEOUT = 1.0
@@ -78,58 +73,108 @@ class LiveResolver:
     """
 
     def __init__(self, nameservers: Sequence[str] = (), timeout: float = 5.0) -> None:
-        self._resolver = _resolver_for([parse_nameserver(text) for text in nameservers])
-        self._timeout = self._resolver.lifetime = timeout
-        self._resolver.timeout = timeout / _TRIES
-        self._in_order = list(zip(_server_addresses(self._resolver), self._resolver.nameservers, strict=True))
-        self._servers = [address for address, _ in self._in_order]  # those first that are not known to be silent
+        self._in_order = [parse_nameserver(text) for text in nameservers] or _read_resolv_conf()
+        self._servers = self._in_order  # those first that are not known to be silent
+        self._timeout = timeout
         self._silent: set[ServerAddress] = set()
         self._probes: dict[ServerAddress, asyncio.Task[None]] = {}
-        self._resolver.use_edns(0, 0, _EDNS_SIZE)
-        self._resolver.set_flags(dns.flags.RD | dns.flags.AD)  # AD: ask for validation (RFC 6840 section 5.7)
-        self._backend = dns.asyncbackend.get_backend("asyncio")
+        self._changing_case: set[ServerAddress] = set()
 
     async def query(self, name: str, type: str) -> Answer:
         name = name.lower().removesuffix(".")
-        qname = to_name(name)
+        qname = to_wire(name)
         if qname is None:
             return Answer(name, type, exists=False)
         end = asyncio.get_running_loop().time() + self._timeout
         try:
-            with Exchange(qname, type, _EDNS_SIZE) as exchange:
-                data = await self._exchange(exchange, end)
-                answer = read(data, len(exchange.question), name, type)
-            if answer is not None:
-                return answer
-            # dnspython's own limit does not count its pauses between tries
-            async with asyncio.timeout_at(end):
-                return await self._ask(name, type, qname)
-        except (dns.exception.Timeout, TimeoutError):
-            raise DNSTimeout(f"{type} {printable(name)}: no answer in time") from None
-        except Exception as error:  # noqa: BLE001 (see below)
-            # dnspython lets more than its own exceptions escape (for hostile packets OSError, EOFError, ValueError).
-            raise DNSFailure(f"{type} {printable(name)}: {_reason(error)}") from None
+            with Exchange(name, type, qname, end) as exchange:
+                answer = await self._ask_in_turn(exchange)
+                is_late = exchange.is_open
+        except OSError as error:
+            raise DNSFailure(f"{type} {printable(name)}: {error.strerror}") from None
+        if answer is not None:
+            return answer
+        if is_late:
+            raise DNSTimeout(f"{type} {printable(name)}: no answer in time")
+        raise DNSFailure(f"{type} {printable(name)}: {', '.join(dict.fromkeys(exchange.refused.values()))}")
 
-    async def _exchange(self, exchange: Exchange, end: float) -> bytes:
-        """Return the datagram that answers. Raises TimeoutError, and OSError where no server can be asked."""
-        clock = asyncio.get_running_loop().time
+    async def _ask_in_turn(self, exchange: Exchange) -> Answer | None:
+        """Return the first answer, if there is one in time. Raises OSError if we have no socket left."""
         tries = max(_TRIES, len(self._servers))
         for server in itertools.islice(itertools.cycle(self._servers), tries):
             if server in exchange.refused:
                 continue
-            exchange.send(server)
-            data = await exchange.answer(min(self._timeout / tries, end - clock()))
-            if data is not None:
-                return data
+            exchange.send(server, mixed=server not in self._changing_case)
+            answer = await self._listen(exchange, self._timeout / tries, server)
+            if answer is not None:
+                return answer
             if server not in exchange.refused:
                 self._suspect(server)
-        while exchange.is_open and (left := end - clock()) > 0:
-            data = await exchange.answer(left)
-            if data is not None:
-                return data
-        if exchange.is_open:
-            raise TimeoutError
-        raise ConnectionRefusedError
+        return await self._listen(exchange, self._timeout)
+
+    async def _listen(self, exchange: Exchange, seconds: float, asked: ServerAddress | None = None) -> Answer | None:
+        """Return the first answer; None after `seconds`, once it is too late, or once `asked` has refused."""
+        clock = asyncio.get_running_loop().time
+        until = min(clock() + seconds, exchange.end)
+        while exchange.is_open and asked not in exchange.refused and (left := until - clock()) > 0:
+            heard = await exchange.hear(left)
+            if heard is None:
+                continue
+            try:
+                answer = await self._read(exchange, heard)
+            except Unusable as why:
+                exchange.refuse(heard.server, str(why))
+            else:
+                if answer is not None:
+                    return answer
+        return None
+
+    async def _read(self, exchange: Exchange, heard: Heard) -> Answer | None:
+        """Return the answer in what was heard; None if it is asked for once more. Raises Unusable."""
+        if heard.is_certain:
+            try:
+                return read(heard.data, heard.question, exchange.name, exchange.type)
+            except Truncated:
+                again: Heard | None = await self._ask_by_stream(exchange, heard.server)
+        else:
+            again = await self._ask_for_certain(exchange, heard.server)
+        return again and read(again.data, again.question, exchange.name, exchange.type)
+
+    async def _ask_for_certain(self, exchange: Exchange, server: ServerAddress) -> Heard | None:
+        """Ask `server`, whose answer had letters of another case than the question, where nobody can forge an answer.
+
+        If it does not keep them there either, or cannot be asked there, it is asked in lower case from now on. Returns
+        None if what it answers to that is still to come. Raises Unusable.
+        """
+        if server in self._changing_case:
+            raise Unusable("answer to another question")
+        again: Heard | None = None
+        with suppress(Unusable):
+            again = await self._ask_by_stream(exchange, server)
+        if again is not None and again.is_certain:
+            logger.warning("an answer in the name of name server %s was forged, and is not believed", server[0])
+            return again
+        self._changing_case.add(server)
+        logger.info("name server %s changes upper and lower case: its answers are easier to forge", server[0])
+        if again is None:
+            exchange.send(server, mixed=False)
+        return again
+
+    async def _ask_by_stream(self, exchange: Exchange, server: ServerAddress) -> Heard:
+        """Return the answer of `server` over TCP. Raises Unusable, also if it does not come in time.
+
+        That is sooner where others could be asked.
+        """
+        others = any(other != server and other not in exchange.refused for other in self._servers)
+        seconds = self._timeout / max(_TRIES, len(self._servers))
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(now + seconds, exchange.end) if others else exchange.end):
+                return await exchange.ask_by_stream(server, mixed=server not in self._changing_case)
+        except TimeoutError:
+            raise Unusable("no answer in time over TCP") from None
+        except OSError as error:
+            raise Unusable(f"over TCP: {why_not(error)}") from None
 
     def _suspect(self, server: ServerAddress) -> None:
         """Find out whether `server`, which let a question pass, is silent altogether; for one of several."""
@@ -154,29 +199,14 @@ class LiveResolver:
             self._sort()
 
     async def _is_silent(self, server: ServerAddress) -> bool:
-        with Exchange(dns.name.root, "NS", _EDNS_SIZE) as exchange:
+        end = asyncio.get_running_loop().time() + _PROBE_TIMEOUT
+        with Exchange("", "NS", b"\0", end) as exchange:
             exchange.send(server)
-            return await exchange.answer(_PROBE_TIMEOUT) is None and server not in exchange.refused
+            return await exchange.hear(_PROBE_TIMEOUT) is None and server not in exchange.refused
 
     def _sort(self) -> None:
         """Put the servers that are silent behind the others."""
-        order = sorted(self._in_order, key=lambda item: item[0] in self._silent)
-        self._servers = [address for address, _ in order]
-        self._resolver.nameservers = [nameserver for _, nameserver in order]
-
-    async def _ask(self, name: str, type: str, qname: dns.name.Name) -> Answer:
-        try:
-            found = await self._resolver.resolve(
-                qname, type, raise_on_no_answer=False, search=False, backend=self._backend
-            )
-        except dns.resolver.NXDOMAIN as nxdomain:
-            return Answer(name, type, exists=False, ttl=_negative_ttl(nxdomain, qname))
-        if found.response.flags & dns.flags.TC:
-            # Over TCP: dnspython would treat it as an answer without records.
-            raise dns.message.Truncated
-        result = found.chaining_result
-        secure = bool(found.response.flags & dns.flags.AD)
-        return Answer(name, type, to_records(result.answer or ()), ttl=float(result.minimum_ttl), secure=secure)
+        self._servers = sorted(self._in_order, key=self._silent.__contains__)
 
     async def close(self) -> None:
         """Ask silent servers no more; sockets live only as long as a query."""
@@ -186,54 +216,28 @@ class LiveResolver:
         await asyncio.gather(*probes, return_exceptions=True)
 
 
-def _resolver_for(nameservers: list[tuple[str, int]]) -> dns.asyncresolver.Resolver:
-    if not nameservers:
-        try:
-            return dns.asyncresolver.Resolver()
-        except dns.resolver.NoResolverConfiguration:
-            nameservers = [("127.0.0.1", 53)]  # resolv.conf(5): without a file, the name server on this machine
-    resolver = dns.asyncresolver.Resolver(configure=False)
-    resolver.nameservers = [dns.nameserver.Do53Nameserver(host, port) for host, port in nameservers]
-    return resolver
+def _read_resolv_conf() -> list[ServerAddress]:
+    """Return the name servers of resolv.conf(5); without any, the one on this machine."""
+    try:
+        lines = _RESOLV_CONF.read_text("utf-8", "replace").split("\n")
+    except OSError:
+        lines = []
+    found = [words[1] for line in lines if (words := line.split())[:1] == ["nameserver"] and len(words) > 1]
+    return [(address, 53) for address in found if _is_address(address)] or [("127.0.0.1", 53)]
 
 
-def _server_addresses(resolver: dns.asyncresolver.Resolver) -> Iterator[tuple[str, int]]:
-    """Yield the addresses and ports of the name servers, in the order in which they are queried."""
-    for server in resolver.nameservers:
-        if isinstance(server, dns.nameserver.AddressAndPortNameserver):
-            yield server.address, server.port
-        else:
-            yield str(server), resolver.nameserver_ports.get(str(server), resolver.port)
-
-
-def _negative_ttl(nxdomain: dns.resolver.NXDOMAIN, qname: dns.name.Name) -> float:
-    """Return how long NXDOMAIN may be cached: the SOA's minimum (RFC 2308 section 5), or a short default."""
-    response = nxdomain.response(qname)  # type: ignore[no-untyped-call]  # dnspython's annotations stop short
-    assert isinstance(response, dns.message.QueryMessage)
-    return float(response.resolve_chaining().minimum_ttl)
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong, without names and addresses from the answer."""
-    if isinstance(error, dns.resolver.NoNameservers):
-        tries = error.kwargs.get("errors") or ()
-        why = dict.fromkeys(e if isinstance(e, str) else type(e).__name__ for *_, e, _ in tries)
-        return printable(", ".join(why) or "no name server to ask")
-    if isinstance(error, ConnectionRefusedError):
-        return "no name server listens"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # too many open files
-    return type(error).__name__
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def preload() -> None:
-    """Import now what dnspython would import only when an answer needs it.
+    """Import now what a name would import only when it is asked for.
 
-    A worker that has dropped its privileges may no longer be able to read code, and a stranger's answer would decide
-    what is read. Types that are still unknown after this are handled as opaque data.
+    A worker that has dropped its privileges may no longer be able to read code, and a stranger's mail would decide what
+    is read.
     """
-    import dns.update  # an answer may pretend to be one
-
-    dns.rdata.load_all_types()  # type: ignore[no-untyped-call]  # dnspython's annotations stop short of it
-    dns.asyncbackend.get_backend("asyncio")
     to_name("b\u00fccher.\U0001f600.example")  # both generations of IDNA, with their tables

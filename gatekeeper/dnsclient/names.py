@@ -15,6 +15,8 @@ import dns.name
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")
 """The characters that UTS 46 treats as a dot."""
 _A_LABEL = re.compile(r"(?<![a-z0-9_-])xn--[a-z0-9-]+", re.IGNORECASE | re.ASCII)
+_PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789-_."
+"""The bytes that host names consist of, and the dot between labels."""
 
 
 def to_name(text: str) -> dns.name.Name | None:
@@ -23,22 +25,48 @@ def to_name(text: str) -> dns.name.Name | None:
     That is the case for an empty label (so also the empty text, and the root), a label over 63 bytes, or a name over
     255.
     """
+    labels = _to_labels(text)
+    return None if labels is None else dns.name.Name([*labels, b""])
+
+
+def to_wire(text: str) -> bytes | None:
+    """Return what `to_name` does as it stands in a message: each label behind its length, up to the root's."""
+    labels = _to_labels(text)
+    return None if labels is None else b"".join([bytes((len(label),)) + label.lower() for label in labels]) + b"\0"
+
+
+def wire_to_text(wire: bytes) -> str:
+    """Return what `to_text` does of the name whose labels, in lower case, are `wire`, without the root.
+
+    If it is not plain, in dnspython's way.
+    """
+    text, at, labels = bytearray(wire), 0, 0
+    while at < len(text):
+        length = text[at]
+        text[at] = ord(".")
+        at += length + 1
+        labels += 1
+    if text.count(b".") != labels or text.translate(None, _PLAIN):
+        return to_text(dns.name.from_wire(wire + b"\0", 0)[0])
+    return text[1:].decode("ascii")
+
+
+def to_text(name: dns.name.Name) -> str:
+    """Return `name` in presentation form, printable ASCII in lower case, without the final dot; "" for the root."""
+    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
+
+
+def _to_labels(text: str) -> list[bytes] | None:
     text = text.removesuffix(".")
     try:
         if text.isascii():
             labels = text.lower().encode("ascii").split(b".")
         else:
             labels = [_to_label(label) for label in _DOTS.split(text)]
-        if b"" in labels:
-            return None
-        return dns.name.Name([*labels, b""])
-    except (dns.exception.DNSException, UnicodeError):
+    except UnicodeError:
         return None
-
-
-def to_text(name: dns.name.Name) -> str:
-    """Return `name` in presentation form, printable ASCII in lower case, without the final dot; "" for the root."""
-    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
+    sizes = [len(label) for label in labels]
+    return labels if min(sizes) > 0 and max(sizes) < 64 and sum(sizes) + len(sizes) < 255 else None
 
 
 def with_u_labels(text: str) -> str:

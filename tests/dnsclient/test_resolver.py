@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import dns.flags
@@ -22,7 +23,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper.dnsclient.caching import ERROR_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL, CachingResolver
-from gatekeeper.dnsclient.datagram import read
 from gatekeeper.dnsclient.live import LiveResolver, parse_nameserver
 from gatekeeper.dnsclient.resolver import (
     MX,
@@ -36,6 +36,7 @@ from gatekeeper.dnsclient.resolver import (
     query_or_error,
 )
 from gatekeeper.dnsclient.zone import Fault, Zone
+from tests.lab.dns import DnsServer
 from tests.support.raised_errors import size_of
 
 BIG = " ".join(f'"{number:0250}"' for number in range(240))
@@ -277,49 +278,6 @@ async def test_every_beginning_of_an_answer_is_answered_or_a_dns_error() -> None
         assert 2 == len((await LiveResolver([address]).query("example.com", "MX")).records)
 
 
-NAMES = st.lists(st.sampled_from(["a", "bl", "2", "example", "x" * 63]), min_size=1, max_size=3).map(".".join)
-TTLS = st.integers(0, 2**31 - 1)
-
-
-@given(
-    name=NAMES,
-    zone=NAMES,
-    code=st.sampled_from([dns.rcode.NXDOMAIN, dns.rcode.NOERROR]),
-    ttl=TTLS,
-    minimum=TTLS,
-    edns=st.booleans(),
-    secure=st.booleans(),
-    soa=st.booleans(),
-)
-def test_that_there_is_nothing_is_read_as_dnspython_reads_it(
-    name: str, zone: str, code: dns.rcode.Rcode, ttl: int, minimum: int, edns: bool, secure: bool, soa: bool
-) -> None:
-    query = dns.message.make_query(name, "A", use_edns=0 if edns else -1, payload=1232)
-    response = dns.message.make_response(query, recursion_available=True)
-    response.set_rcode(code)
-    if secure:
-        response.flags |= dns.flags.AD
-    if soa:
-        owner = name.partition(".")[2] if zone in name else zone  # above the name, or anywhere
-        response.authority.append(
-            dns.rrset.from_text(f"{owner}.", ttl, "IN", "SOA", f"ns.{zone}. who.{zone}. 1 2 3 4 {minimum}")
-        )
-    expected = dns.message.from_wire(wire := response.to_wire())
-    assert isinstance(expected, dns.message.QueryMessage)
-    exists = code == dns.rcode.NOERROR
-    answer = Answer(name, "A", (), exists, float(expected.resolve_chaining().minimum_ttl), secure and exists)
-    assert answer == read(wire, len(query.question[0].name.to_wire() or b"") + 4, name, "A")
-
-
-@given(junk=st.binary(max_size=80), flags=st.integers(0, 65535), counts=st.tuples(*[st.integers(0, 2)] * 3))
-def test_any_datagram_that_repeats_the_question_is_read_or_is_not_a_usual_one(
-    junk: bytes, flags: int, counts: tuple[int, int, int]
-) -> None:
-    question = b"\1a\7example\0\0\1\0\1"
-    answer = read(struct.pack("!6H", 7, flags, 1, *counts) + question + junk, len(question), "a.example", "A")
-    assert answer is None or (flags & dns.flags.QR and not flags & dns.flags.TC)
-
-
 async def test_a_usual_answer_takes_one_datagram_and_a_name_server_that_is_down_no_time() -> None:
     asked = []
 
@@ -336,19 +294,158 @@ async def test_a_usual_answer_takes_one_datagram_and_a_name_server_that_is_down_
         assert ("192.0.2.1",) == answer.records
 
 
-@pytest.mark.parametrize("late", [b"", b"\0"], ids=["another question's", "another number's"])
-async def test_an_answer_to_something_else_is_not_taken(late: bytes) -> None:
-    def strange(query: dns.message.Message, tcp: bool) -> bytes:
-        wire = bytearray(from_zone(query, tcp) or b"")
-        if late:
-            wire[0] ^= 1
-        else:
-            wire[13] ^= 1  # a letter of the name
+def with_another_letter(wire: bytearray) -> None:
+    wire[13] ^= 1
+
+
+def with_another_id(wire: bytearray) -> None:
+    wire[0] ^= 1
+
+
+def with_two_questions(wire: bytearray) -> None:
+    wire[5] = 2
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("change", [with_another_letter, with_another_id, with_two_questions])
+async def test_an_answer_to_something_else_is_not_taken(change: Callable[[bytearray], None], tcp: bool) -> None:
+    def strange(query: dns.message.Message, by_tcp: bool) -> bytes:
+        if tcp and not by_tcp:
+            return always_truncated(query, by_tcp)
+        wire = bytearray(from_zone(query, by_tcp) or b"")
+        change(wire)
         return bytes(wire)
 
     async with dns_server(strange) as address:
         with pytest.raises(DNSError):
             await LiveResolver([address], timeout=0.3).query("example.com", "A")
+
+
+def changed_case(wire: bytes | None) -> bytes:
+    """The answer with the letters of its question in lower case, as of a server that does not keep them."""
+    assert wire is not None
+    return wire[:12] + wire[12:29].lower() + wire[29:]
+
+
+async def test_each_question_has_a_port_an_id_and_letters_of_its_own() -> None:
+    asked = []
+
+    def counted(query: dns.message.Message, tcp: bool) -> bytes | None:
+        asked.append((query.id, str(query.question[0].name)))
+        return from_zone(query, tcp)
+
+    async with dns_server(counted) as address:
+        for _ in range(20):
+            await LiveResolver([address]).query("Example.COM", "A")
+    assert 15 < len({query_id for query_id, _ in asked})
+    assert 15 < len({name for _, name in asked})
+    assert {"example.com."} == {name.lower() for _, name in asked}
+
+
+async def test_a_server_that_does_not_keep_the_letters_is_believed_over_tcp_and_asked_in_lower_case() -> None:
+    asked = []
+
+    def careless(query: dns.message.Message, tcp: bool) -> bytes:
+        asked.append((tcp, str(query.question[0].name)))
+        return changed_case(from_zone(query, tcp))
+
+    async with dns_server(careless) as address:
+        resolver = LiveResolver([address])
+        for _ in range(3):
+            assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
+    assert [False, True, False, False] == [tcp for tcp, _ in asked]
+    assert ["example.com."] * 2 == [name for _, name in asked[2:]]
+
+
+async def test_a_server_that_neither_keeps_the_letters_nor_knows_tcp_is_believed() -> None:
+    class Careless(_Datagrams):
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            self._transport.sendto(changed_case(from_zone(dns.message.from_wire(data), False)), addr)
+
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: Careless(silent), local_addr=("127.0.0.1", 0)
+    )
+    host, port = transport.get_extra_info("sockname")
+    try:
+        for _ in range(2):
+            answer = await LiveResolver([f"{host}:{port}"]).query("example.com", "A")
+            assert ("192.0.2.1",) == answer.records
+    finally:
+        transport.close()
+
+
+async def test_an_answer_that_was_forged_but_for_the_letters_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has guessed the port and the ID."""
+
+    def forged(query: dns.message.Message, tcp: bool) -> bytes:
+        if tcp:
+            return from_zone(query, tcp) or b""
+        response = dns.message.make_response(query)
+        response.answer.append(dns.rrset.from_text(query.question[0].name, 600, "IN", "A", "192.0.2.66"))
+        return changed_case(response.to_wire())
+
+    async with dns_server(forged) as address:
+        resolver = LiveResolver([address])
+        for _ in range(2):
+            assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
+    assert 2 == len([line for line in caplog.messages if "was forged, and is not believed" in line])
+
+
+async def test_a_server_that_hangs_on_tcp_leaves_time_for_the_next_one() -> None:
+    def truncated_then_silent(query: dns.message.Message, tcp: bool) -> bytes | None:
+        return None if tcp else always_truncated(query, tcp)
+
+    async with dns_server(truncated_then_silent) as hanging, dns_server() as answering:
+        resolver = LiveResolver([hanging, answering], timeout=1.5)
+        assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
+
+
+@pytest.mark.parametrize("word", ["SERVFAIL", "REFUSED", "NOTIMP"])
+async def test_a_server_that_refuses_is_asked_once_and_the_next_one_at_once(word: str) -> None:
+    asked = 0
+
+    def refuses(query: dns.message.Message, tcp: bool) -> bytes:
+        nonlocal asked
+        asked += 1
+        return rcode(word)(query, tcp) or b""
+
+    async with dns_server(refuses) as refusing, dns_server() as answering:
+        resolver = LiveResolver([refusing, answering], timeout=60)
+        async with asyncio.timeout(15):
+            assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
+            with pytest.raises(DNSFailure, match=f"A example.com: {word}$"):
+                await LiveResolver([refusing], timeout=60).query("example.com", "A")
+    assert 2 == asked
+
+
+async def test_while_one_server_takes_its_time_the_refusal_of_another_is_not_the_end() -> None:
+    refuses = DnsServer(Zone.parse("example.com A !SERVFAIL"), delays={"example.com": 1.3})
+    with refuses, DnsServer(WORLD, delays={"example.com": 0.8}) as answers:
+        answer = await LiveResolver([refuses.address, answers.address], timeout=3).query("example.com", "A")
+    assert ("192.0.2.1",) == answer.records
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nameserver 192.0.2.53\nnameserver 2001:db8::53\n", [("192.0.2.53", 53), ("2001:db8::53", 53)]),
+        (
+            "# nameserver 192.0.2.1\n;x\nsearch example\nnameserver\nnameserver\t192.0.2.53  # ours\n",
+            [("192.0.2.53", 53)],
+        ),
+        ("nameserver ns.example.com\nnameserver fe80::1%eth0\noptions edns0", [("fe80::1%eth0", 53)]),
+        ("", [("127.0.0.1", 53)]),
+        ("nameserver 300.0.0.1\n\xff\0", [("127.0.0.1", 53)]),
+        (None, [("127.0.0.1", 53)]),
+    ],
+)
+def test_without_name_servers_those_of_the_system_are_asked(
+    text: str | None, expected: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatekeeper.dnsclient.live._RESOLV_CONF", tmp_path / "resolv.conf")
+    if text is not None:
+        (tmp_path / "resolv.conf").write_text(text, "latin-1")
+    assert expected == LiveResolver()._servers
 
 
 @settings(max_examples=40, deadline=None)

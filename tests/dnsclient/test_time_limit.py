@@ -179,7 +179,7 @@ async def test_a_server_that_was_dead_is_asked_again(monkeypatch: pytest.MonkeyP
 
 
 async def test_questions_take_no_more_than_their_share_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gatekeeper.dnsclient.datagram._most_sockets", lambda: 3)
+    monkeypatch.setattr("gatekeeper.dnsclient.exchange._most_sockets", lambda: 3)
     with silent() as (address, _):
         resolver = LiveResolver([address], timeout=0.9)
         began = seconds_now()
@@ -198,6 +198,6 @@ async def test_without_a_descriptor_left_a_question_fails_at_once(monkeypatch: p
         raise OSError(24, "Too many open files")
 
     resolver = LiveResolver(["127.0.0.1:1"], timeout=60)
-    monkeypatch.setattr("gatekeeper.dnsclient.datagram.socket.socket", no_more)
+    monkeypatch.setattr("gatekeeper.dnsclient.exchange.socket.socket", no_more)
     with pytest.raises(DNSError, match="Too many open files"):
         await resolver.query("example.com", "A")
