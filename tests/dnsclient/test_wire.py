@@ -61,6 +61,9 @@ def asked(type: str) -> bytes:
     return wire.question(to_wire("a.example") or b"", type)
 
 
+as_today = pytest.mark.skipif(
+    not hasattr(dns.message, "NEGATIVE_TTL_WITHOUT_SOA"), reason="this dnspython remembers for ever what has no SOA"
+)
 SEEDS = st.integers(0, 2**64)
 """A message is made of one number: drawing each of its parts takes hypothesis a hundred times as long as reading it."""
 
@@ -119,6 +122,7 @@ START = 12 + len(asked("A"))
 """Where the answer begins."""
 
 
+@as_today
 @settings(max_examples=300)
 @given(SEEDS)
 def test_a_message_is_read_as_dnspython_reads_it(seed: int) -> None:
@@ -137,6 +141,7 @@ def test_no_beginning_of_a_message_is_read(seed: int) -> None:
 EDITS = st.lists(st.tuples(st.integers(2, 300), st.integers(0, 3), st.integers(0, 255)), min_size=1, max_size=4)
 
 
+@as_today
 @settings(max_examples=300)
 @given(SEEDS, EDITS)
 def test_a_message_that_was_changed_is_read_as_dnspython_reads_it_or_not_at_all(
