@@ -16,7 +16,6 @@ import errno
 import os
 import resource
 import socket
-from collections import deque
 from functools import cache
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Self
@@ -59,7 +58,7 @@ class Exchange:
         self._question = wire.question(qname, type)
         self._loop = asyncio.get_running_loop()
         self._sockets: dict[socket.socket, tuple[ServerAddress, bytes]] = {}  # with the query that was sent
-        self._heard: deque[Heard] = deque()
+        self._heard: list[Heard] = []
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -93,7 +92,7 @@ class Exchange:
                 await self._waiter
             finally:
                 timer.cancel()
-        return self._heard.popleft() if self._heard else None
+        return self._heard.pop(0) if self._heard else None
 
     def refuse(self, server: ServerAddress, why: str) -> None:
         """Expect no answer from `server` any more, for the reason `why`."""

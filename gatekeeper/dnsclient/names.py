@@ -15,6 +15,7 @@ import dns.name
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")
 """The characters that UTS 46 treats as a dot."""
 _A_LABEL = re.compile(r"(?<![a-z0-9_-])xn--[a-z0-9-]+", re.IGNORECASE | re.ASCII)
+_LENGTHS = [bytes((length,)) for length in range(64)]
 _PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789-_."
 """The bytes that host names consist of, and the dot between labels."""
 
@@ -32,7 +33,7 @@ def to_name(text: str) -> dns.name.Name | None:
 def to_wire(text: str) -> bytes | None:
     """Return what `to_name` does as it stands in a message: each label behind its length, up to the root's."""
     labels = _to_labels(text)
-    return None if labels is None else b"".join([bytes((len(label),)) + label.lower() for label in labels]) + b"\0"
+    return None if labels is None else b"".join([_LENGTHS[len(label)] + label for label in labels]).lower() + b"\0"
 
 
 def wire_to_text(wire: bytes) -> str:

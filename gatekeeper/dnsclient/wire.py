@@ -16,7 +16,6 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import dns.rcode
 
@@ -58,14 +57,10 @@ class Truncated(Unusable):
     """A message is not whole; over TCP it would be."""
 
 
-class _Entry(NamedTuple):
-    """A record: its name in wire form and lower case without the root, and where its data begins and ends."""
-
-    name: bytes
-    type: int
-    ttl: int
-    begin: int
-    end: int
+_Place = tuple[int, int, int]
+"""A record in a message: its TTL, and where its data begins and ends."""
+_Sets = dict[tuple[bytes, int], list[_Place]]
+"""The records of one section by name, in wire form and lower case without the root, and type; of class IN alone."""
 
 
 def question(name: bytes, type: str) -> bytes:
@@ -109,14 +104,14 @@ def _read(data: bytes, question: bytes, name: str, type: str) -> Answer:
         return Answer(name, type, (), exists, float(min(ttl, _negative_ttl(data, authority, owner))), secure)
     if not exists:
         raise Unusable("contradictory answer")
-    return Answer(name, type, _records(data, found), True, float(min(ttl, _shortest_ttl(found))), secure)
+    return Answer(name, type, _records(data, found, _TYPES[type]), True, float(min(ttl, _shortest_ttl(found))), secure)
 
 
-def _sections(data: bytes, at: int, qname: bytes, counts: Sequence[int]) -> list[list[_Entry]]:
+def _sections(data: bytes, at: int, qname: bytes, counts: Sequence[int]) -> list[_Sets]:
     """Return the records of answer, authority and additional section, which begin at offset `at` and fill the rest."""
-    sections: list[list[_Entry]] = []
+    sections: list[_Sets] = []
     for count in counts:
-        section = []
+        sets: _Sets = {}
         for _ in range(count):
             if data[at : at + 2] == _POINTER_TO_QUESTION:
                 name = qname
@@ -131,65 +126,63 @@ def _sections(data: bytes, at: int, qname: bytes, counts: Sequence[int]) -> list
                     raise Unusable("malformed answer")
             elif class_ != _IN:
                 continue
-            section.append(_Entry(name, type, ttl, begin, at))
-        sections.append(section)
+            if (name, type) in sets:
+                sets[name, type].append((ttl, begin, at))
+            else:
+                sets[name, type] = [(ttl, begin, at)]
+        sections.append(sets)
     if at != len(data):
         raise Unusable("malformed answer")
     return sections
 
 
-def _extended_code(additional: list[_Entry]) -> int:
+def _extended_code(additional: _Sets) -> int:
     """Return the upper bits of the response code, in their place (RFC 6891 section 6.1.3)."""
-    options = [entry.ttl for entry in additional if entry.type == _OPT]
+    options = additional.get((b"", _OPT), ())
     if len(options) > 1:
         raise Unusable("malformed answer")
-    return options[0] >> 24 << 4 if options else 0
+    return options[0][0] >> 24 << 4 if options else 0
 
 
-def _follow(data: bytes, answers: list[_Entry], name: bytes, type: int) -> tuple[bytes, list[_Entry], int]:
+def _follow(data: bytes, answers: _Sets, name: bytes, type: int) -> tuple[bytes, list[_Place], int]:
     """Return the name that the CNAMEs of `name` lead to, its records of `type`, and the shortest TTL on the way."""
-    ttl, before = _MAX_TTL, {name}
+    ttl, before = _MAX_TTL, list[bytes]()
     for _ in range(_MAX_CHAIN):
-        found = [entry for entry in answers if entry.type == type and entry.name == name]
+        found = answers.get((name, type))
         if found or type == _CNAME:
-            return name, found, ttl
-        aliases = [entry for entry in answers if entry.type == _CNAME and entry.name == name]
-        if not aliases:
-            return name, found, ttl
+            return name, found or [], ttl
+        aliases = answers.get((name, _CNAME))
+        if aliases is None:
+            return name, [], ttl
         ttl = min(ttl, _shortest_ttl(aliases))
-        name = [_whole_name(data, entry.begin, entry.end) for entry in aliases][-1]
+        before.append(name)
+        name = [_whole_name(data, begin, end) for _, begin, end in aliases][-1]
         if name in before:
             break
-        before.add(name)
     raise Unusable("CNAMEs form a loop")
 
 
-def _shortest_ttl(entries: list[_Entry]) -> int:
-    return min([entry.ttl if entry.ttl <= _MAX_TTL else 0 for entry in entries])
+def _shortest_ttl(places: list[_Place]) -> int:
+    return min([ttl if ttl <= _MAX_TTL else 0 for ttl, _, _ in places])
 
 
-def _negative_ttl(data: bytes, authority: list[_Entry], name: bytes) -> int:
+def _negative_ttl(data: bytes, authority: _Sets, name: bytes) -> int:
     """Return for how many seconds it holds that there is nothing at `name` (RFC 2308 section 5)."""
-    soas = [entry for entry in authority if entry.type == _SOA]
-    while soas:
-        found = [entry for entry in soas if entry.name == name]
-        if found:
-            _, minimum = [_soa(data, entry.begin, entry.end) for entry in found][-1]
-            return min(_shortest_ttl(found), minimum)
+    while (found := authority.get((name, _SOA))) is None:
         if not name:
-            break
+            return _TTL_WITHOUT_SOA
         name = name[name[0] + 1 :]
-    return _TTL_WITHOUT_SOA
+    minimum = [_soa(data, begin, end)[1] for _, begin, end in found][-1]
+    return min(_shortest_ttl(found), minimum)
 
 
-def _records(data: bytes, found: list[_Entry]) -> tuple[Record, ...]:
+def _records(data: bytes, found: list[_Place], type: int) -> tuple[Record, ...]:
     """Return the records in `found`, which are of one type, each once."""
-    type = found[0].type
     read_data = _READERS[type]
     if len(found) == 1:
-        return (read_data(data, found[0].begin, found[0].end),)
+        return (read_data(data, *found[0][1:]),)
     records: dict[object, Record] = {}
-    for _, _, _, begin, end in found:
+    for _, begin, end in found:
         record = read_data(data, begin, end)
         records.setdefault(data[begin:end] if type == _TXT else record, record)  # strings may be cut elsewhere
     return tuple(records.values())[-1 if type in _SINGLE else 0 :]
