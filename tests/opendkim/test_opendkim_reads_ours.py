@@ -162,6 +162,11 @@ def tags(value: str) -> tuple[str, ...]:
     return tuple(f"{name}={found.get(name, '')}" for name in ("a", "c", "d", "s", "i", "bh", "h"))
 
 
+def values(tag: str, signatures: list[tuple[str, ...]] | str) -> list[str]:
+    """What each of the signatures has for a tag."""
+    return [one.removeprefix(f"{tag}=") for signature in signatures for one in signature if one.startswith(f"{tag}=")]
+
+
 def message(sender: str, header: str = "") -> bytes:
     return f"From: {sender}\r\nTo: ann@example.net\r\nSubject: Hello\r\n{header}\r\nHello\r\n".encode()
 
@@ -264,8 +269,7 @@ def test_every_spelling_of_a_domain_signs_in_a_labels_which_is_a_deviation_that_
 ) -> None:
     relay = Relay(tmp_path, signing, keys)
     assert [] == relay.opendkim(message(sender))
-    (found,) = relay.gatekeeper(message(sender))
-    assert f"d={A_LABELS}" in found
+    assert [A_LABELS] == values("d", relay.gatekeeper(message(sender)))
 
 
 @pytest.mark.parametrize("domain", ["Example.COM", "example.com."])
@@ -273,18 +277,13 @@ def test_d_is_in_lower_case_without_a_final_dot_which_is_a_deviation_that_is_wan
     tmp_path: Path, domain: str
 ) -> None:
     relay = Relay(tmp_path, "* k\n", f"k {domain}:mail:KEY\n")
-    told = [
-        [tag for tag in signature if tag.startswith("d=")] for signature in relay.opendkim(message("joe@example.com"))
-    ]
-    assert [[f"d={domain}"]] == told
-    (found,) = relay.gatekeeper(message("joe@example.com"))
-    assert "d=example.com" in found
+    assert [domain] == values("d", relay.opendkim(message("joe@example.com")))
+    assert ["example.com"] == values("d", relay.gatekeeper(message("joe@example.com")))
 
 
 def test_a_signer_in_umlauts_is_named_in_a_labels(tmp_path: Path) -> None:
     relay = Relay(tmp_path, f"* k:news@{UMLAUTS}\n", f"k {UMLAUTS}:mail:KEY\n")
-    (found,) = relay.gatekeeper(message("joe@example.com"))
-    assert f"i=news@{A_LABELS}" in found
+    assert [f"news@{A_LABELS}"] == values("i", relay.gatekeeper(message("joe@example.com")))
 
 
 @pytest.mark.parametrize("value", ["a@example.com, b@example.org", "<a@example.com> b@example.org", "a b@example.com"])
