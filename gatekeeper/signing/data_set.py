@@ -146,6 +146,11 @@ def pattern(text: str, *, ignore_case: bool = True) -> re.Pattern[str]:
         raise ValueError(f"the pattern {text} is not a valid regular expression") from None
 
 
+def without_final_dot(text: str) -> str:
+    """Return the pattern `text` of a domain without a dot behind its last label: no domain in mail has one."""
+    return text.removesuffix(".") if re.search(r"[^\W_]\.\Z", text) else text
+
+
 def matches(compiled: re.Pattern[str], text: str) -> bool:
     """Return whether a pattern matches, as it is written with umlauts too: `text` has its domain as A-labels."""
     if compiled.search(text):

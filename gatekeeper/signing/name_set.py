@@ -31,7 +31,7 @@ class NameSet:
                 names._names.setdefault(_normal(entry.key), entry.key)
                 continue
             try:
-                names._patterns.append((data_set.pattern(entry.key.removesuffix(".")), entry.key))
+                names._patterns.append((data_set.pattern(data_set.without_final_dot(entry.key)), entry.key))
             except ValueError as error:
                 problems.append(data.problem(entry, str(error)))
         return names, problems

@@ -80,7 +80,7 @@ class _RefileIndex:
             whole = f"{user}@{'*' if parent else ''}{domain}"
             by_domain.setdefault(domain, []).append((number, "" if user == "*" else whole))
         else:
-            self.other.append((number, data_set.pattern(pattern.removesuffix("."))))
+            self.other.append((number, data_set.pattern(data_set.without_final_dot(pattern))))
 
     def match(self, user: str, domain: str) -> list[int]:
         address = f"{user}@{domain}"

@@ -321,12 +321,18 @@ def test_the_index_of_a_refile_finds_what_trying_each_pattern_in_order_finds(
     expected = []
     for number, line in enumerate(lines):
         try:
-            if data_set.pattern(line).search(f"{user}@{domain}"):
+            if data_set.pattern(data_set.without_final_dot(line)).search(f"{user}@{domain}"):
                 expected.append(number)
             ordered.add(number, line)
         except ValueError:
             pass
     assert expected == ordered.match(user, domain)
+
+
+@pytest.mark.parametrize("pattern", ["@|.", "*.", "(a|b).", "a+.", "[a].", "."])
+def test_a_dot_that_is_not_behind_a_label_is_part_of_the_pattern(world: World, pattern: str) -> None:
+    table = world.signing_table(f"{pattern} k\n", "refile:")
+    assert [] == patterns(table, "a", "a")
 
 
 @given(st.text(max_size=20))
