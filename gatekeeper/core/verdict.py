@@ -85,14 +85,18 @@ def reject(reason: str, code: str, enhanced: str, text: str) -> Verdict:
     return Verdict(Outcome.REJECT, reason, code, enhanced, text)
 
 
-def defer_if_permit(reason: str, enhanced: str, text: str, code: str = "450") -> Verdict:
-    """Return a soft failure: the mail is deferred unless something rejects it for good."""
-    return Verdict(Outcome.DEFER_IF_PERMIT, reason, code, enhanced, text)
+def defer_if_permit(reason: str, enhanced: str, text: str) -> Verdict:
+    """Return a soft failure: the mail is deferred unless something rejects it for good.
+
+    Its code is 450, whatever we would like: DEFER_IF_PERMIT carries none, and the client hears Postfix's own
+    (`access_map_defer_code`).
+    """
+    return Verdict(Outcome.DEFER_IF_PERMIT, reason, "450", enhanced, text)
 
 
-def defer_if_reject(reason: str, enhanced: str, text: str, code: str = "450") -> Verdict:
-    """Return a soft failure that matters only if something rejects: the rejection becomes temporary."""
-    return Verdict(Outcome.DEFER_IF_REJECT, reason, code, enhanced, text)
+def defer_if_reject(reason: str, enhanced: str, text: str) -> Verdict:
+    """Return a soft failure that matters only if something rejects: the rejection becomes temporary, a 450."""
+    return Verdict(Outcome.DEFER_IF_REJECT, reason, "450", enhanced, text)
 
 
 class Note(NamedTuple):

@@ -50,7 +50,7 @@ async def test_anything_else_passes_and_is_written_down(domain: str, reason: str
 
 async def test_dns_trouble_defers_where_that_is_wanted() -> None:
     verdict = await world(temperror="defer").verdict(rcpt(sender="u@trouble.example"))
-    assert (Outcome.DEFER_IF_PERMIT, "451", "4.7.24") == (verdict.outcome, verdict.code, verdict.enhanced)
+    assert (Outcome.DEFER_IF_PERMIT, "450", "4.7.24") == (verdict.outcome, verdict.code, verdict.enhanced)
 
 
 async def test_the_null_sender_is_judged_by_its_helo_name() -> None:

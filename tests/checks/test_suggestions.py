@@ -88,3 +88,8 @@ def test_a_network_that_is_proposed_is_one(address: object, length: int) -> None
         parse_network(f"{address}/{length}")
     except ValueError as error:
         parse_network(proposed(str(error)))
+
+
+def test_a_substitution_in_a_list_is_sent_to_a_file_and_not_to_postconf() -> None:
+    said = complaint("check_sender_access pcre:{{/(.*)/_REDIRECT_$1@a.example}}")
+    assert "$1 cannot stand in a list; put the rule into a file, TYPE:FILE" == said

@@ -68,5 +68,5 @@ class SpfCheck(ConfiguredCheck):
             case SpfResult.PERMERROR if permanent:
                 return reject(code, "550", "5.7.24", f"SPF of {domain} cannot be evaluated: its record is wrong")
             case SpfResult.TEMPERROR if self.temperror == "defer":
-                return defer_if_permit(code, "4.7.24", f"SPF of {domain} could not be looked up", code="451")
+                return defer_if_permit(code, "4.7.24", f"SPF of {domain} could not be looked up")
         return passes

@@ -29,6 +29,8 @@ def refuse_parameters(words: Sequence[str]) -> None:
     for word in words:
         if match := _PARAMETER.search(word):
             name = match[0].strip("${}()")
+            if name.isdigit():
+                raise ValueError(f"{match[0]} cannot stand in a list; put the rule into a file, TYPE:FILE")
             raise ValueError(f"{match[0]} is not known here; write what `postconf -xh {name}` says in its place")
 
 
