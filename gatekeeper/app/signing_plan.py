@@ -110,7 +110,9 @@ def signing_policy(
         then = _MEANWHILE[options.without_key]
         if keys.replacing:
             then = f"the key from before signs on; if there was none, {then}"
-        problems = [_softened(problem, then) if problem in soft else problem for problem in problems]
+        problems = [
+            _softened(problem, then, not keys.replacing) if problem in soft else problem for problem in problems
+        ]
     problems = [placed(config, problem) for problem in problems]
     return policy, [*_contradictions(config), *_openings(config, policy), *problems]
 
@@ -122,8 +124,8 @@ _MEANWHILE = {
 }
 
 
-def _softened(problem: Problem, then: str) -> Problem:
-    return replace(problem, what=f"{problem.what}; {then} (signing.without_key)", warning=True, trouble=True)
+def _softened(problem: Problem, then: str, trouble: bool) -> Problem:
+    return replace(problem, what=f"{problem.what}; {then} (signing.without_key)", warning=True, trouble=trouble)
 
 
 def read_keys(config: Config, *, old: KeyTable | None = None, prove: bool = False) -> ReadKeys:

@@ -81,7 +81,7 @@ def check_config(options: argparse.Namespace) -> int:
         print_json({"ok": plan is not None and not trouble, "starts": plan is not None, "problems": told})
     else:
         for problem in problems:
-            print(problem)
+            print(problem.labelled("trouble: ") if problem.trouble else problem)
         if plan is not None:
             how = "starts; see above what does not work" if trouble or in_the_way else "is fine"
             print(f"{path or 'the default configuration'} {how}: {summary(plan)}")

@@ -34,9 +34,12 @@ class Problem:
         object.__setattr__(self, "what", redaction.hide_passwords(redaction.hide_known_keys(self.what)))
 
     def __str__(self) -> str:
+        return self.labelled("OPENS: " if self.opens else "warning: " if self.warning else "")
+
+    def labelled(self, label: str) -> str:
+        """Return it as a line for people, with `label` before what is wrong."""
         place = f"{self.file}:{self.line}" if self.line else self.file
-        kind = "OPENS: " if self.opens else "trouble: " if self.trouble else "warning: " if self.warning else ""
-        return f"{place}: {kind}{self.what}"
+        return f"{place}: {label}{self.what}"
 
     def opening(self) -> "Problem":
         """Return the same as a warning about what it opens."""
