@@ -8,6 +8,7 @@ whoever signs, or whoever verifies. What the import itself would refuse is met b
 
 import os
 import pwd
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from gatekeeper.signing import data_set
 from gatekeeper.signing.data_set import DataSet
 from gatekeeper.signing.key_table import is_path
 
+_ADDRESS_PATTERN = re.compile(r"!?[0-9.*]*\*[0-9.*]*")
 _LONGEST_INLINE_KEY = 1024
 """Characters of a key in a KeyTable that OpenDKIM reads."""
 
@@ -92,6 +94,22 @@ def _has_negated_pattern(reading: _Reading) -> bool:
     return any(
         hosts.kind == "refile" and entry.key.startswith("*") for hosts in reading.hosts for entry in hosts.entries
     )
+
+
+def _has_brackets(reading: _Reading) -> bool:
+    return any(hosts.kind == "refile" and "[" in entry.key for hosts in reading.hosts for entry in hosts.entries)
+
+
+def _has_address_pattern(reading: _Reading) -> bool:
+    return any(
+        hosts.kind == "refile" and _ADDRESS_PATTERN.fullmatch(entry.key)
+        for hosts in reading.hosts
+        for entry in hosts.entries
+    )
+
+
+def _has_odd_domain(reading: _Reading) -> bool:
+    return any(fields[0] != fields[0].lower() or not fields[0].isascii() for fields in reading.key_fields)
 
 
 def _has_odd_network(reading: _Reading) -> bool:
@@ -181,7 +199,11 @@ def _status(path: Path) -> os.stat_result:
 
 _WRITTEN: dict[Topic, Callable[[_Reading], bool]] = {
     Topic.HOST_PATTERN: _has_negated_pattern,
+    Topic.HOST_ANYBODY: lambda _: False,  # refused
+    Topic.HOST_ADDRESSES: _has_address_pattern,
     Topic.HOST_BITS: _has_odd_network,
+    Topic.HOST_BRACKETS: _has_brackets,
+    Topic.SIGNING_DOMAIN: _has_odd_domain,
     Topic.STAR_AT_DOMAIN: _has_star_at,
     Topic.KEY_SPACES: _has_spaces,
     Topic.INLINE_KEY: _has_long_inline_key,
@@ -198,6 +220,8 @@ _WRITTEN: dict[Topic, Callable[[_Reading], bool]] = {
 """How it is seen that something written meets a difference; of others the options decide."""
 
 _BY_MAIL: dict[Topic, tuple[str, tuple[str, ...]]] = {
+    Topic.DOMAIN_SPELLING: ("s", ()),
+    Topic.LAST_LINE: ("sv", ()),
     Topic.SEVERAL_FROM: ("s", ()),
     Topic.AMBIGUOUS_FROM: ("s", ()),
     Topic.SIGNED_BEFORE: ("s", ()),
