@@ -63,15 +63,16 @@ def _sentence(path: KeyPath, detail: ErrorDetails, model: type[BaseModel]) -> st
 
 
 def _unknown(path: KeyPath, model: type[BaseModel]) -> str:
-    """Return a sentence about an unknown key: the nearest key here, else where it belongs, else all keys allowed."""
+    """Return a sentence about an unknown key: where it belongs, else the nearest key here, else all keys allowed."""
     *above, key = path
     here = f"[{key_name(tuple(above))}]" if above else "the top level"
     known = _options(model, tuple(above))
     if str(key).removeprefix("smtpd_") == "relay_restrictions":
         return f"{key!r} stays in main.cf: who may relay is Postfix's decision"
-    if near := difflib.get_close_matches(str(key), known, n=1, cutoff=0.6):
-        return f"unknown key {key!r} in {here}; did you mean {near[0]!r}?"
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
     everywhere = {name: section for section, name in _all_options(model)}
+    if near and key not in everywhere:  # what is right elsewhere is in the wrong place, not misspelt
+        return f"unknown key {key!r} in {here}; did you mean {near[0]!r}?"
     if key in everywhere:
         section = everywhere[str(key)]
         return f"unknown key {key!r} in {here}; it belongs in {f'[{section}]' if section else 'the top level'}"

@@ -350,3 +350,14 @@ def test_what_main_cf_says_of_keys_and_is_not_so_here_is_told(name: str, value: 
     assert () == defaults(lambda _: MAIN_CF | keys | {"virtual_alias_domains": ""}).warnings
     [warning] = defaults(lambda _: MAIN_CF | keys | {"virtual_alias_domains": "", name: value}).warnings
     assert (True, True) == (what in warning.what, warning.warning)
+
+
+@pytest.mark.parametrize("option", ["list_timeout", "workers", "peers", "socket_mode", "user_messages", "delay"])
+@pytest.mark.parametrize("section", ["store", "dns", "log"])
+def test_an_option_in_the_wrong_section_is_not_taken_for_a_misspelt_neighbour(
+    tmp_path: Path, section: str, option: str
+) -> None:
+    if (section, option) == ("dns", "list_timeout"):
+        return  # there it belongs
+    [said, *_] = complaints(tmp_path, f"[{section}]\n{option} = 1\n")
+    assert f"2: unknown key {option!r} in [{section}]; it belongs in [" in said
