@@ -73,12 +73,15 @@ class LiveResolver:
     """
 
     def __init__(self, nameservers: Sequence[str] = (), timeout: float = 5.0) -> None:
-        self._in_order = [parse_nameserver(text) for text in nameservers] or _read_resolv_conf()
-        self._servers = self._in_order  # those first that are not known to be silent
+        self._servers = [parse_nameserver(text) for text in nameservers] or _read_resolv_conf()
+        self._tries = max(_TRIES, len(self._servers))
         self._timeout = timeout
+        self._patience = timeout / self._tries
         self._silent: set[ServerAddress] = set()
         self._probes: dict[ServerAddress, asyncio.Task[None]] = {}
+        self._doubtful: set[ServerAddress] = set()  # whose last answer seems to have been forged
         self._changing_case: set[ServerAddress] = set()
+        self._set_turns()
 
     async def query(self, name: str, type: str) -> Answer:
         name = name.lower().removesuffix(".")
@@ -100,12 +103,11 @@ class LiveResolver:
 
     async def _ask_in_turn(self, exchange: Exchange) -> Answer | None:
         """Return the first answer, if there is one in time. Raises OSError if we have no socket left."""
-        tries = max(_TRIES, len(self._servers))
-        for server in itertools.islice(itertools.cycle(self._servers), tries):
+        for server in self._turns:
             if server in exchange.refused:
                 continue
             exchange.send(server, mixed=server not in self._changing_case)
-            answer = await self._listen(exchange, self._timeout / tries, server)
+            answer = await self._listen(exchange, self._patience, server)
             if answer is not None:
                 return answer
             if server not in exchange.refused:
@@ -132,6 +134,7 @@ class LiveResolver:
     async def _read(self, exchange: Exchange, heard: Heard) -> Answer | None:
         """Return the answer in what was heard; None if it is asked for once more. Raises Unusable."""
         if heard.is_certain:
+            self._doubtful.discard(heard.server)
             try:
                 return read(heard.data, heard.question, exchange.name, exchange.type)
             except Truncated:
@@ -141,35 +144,38 @@ class LiveResolver:
         return again and read(again.data, again.question, exchange.name, exchange.type)
 
     async def _ask_for_certain(self, exchange: Exchange, server: ServerAddress) -> Heard | None:
-        """Ask `server`, whose answer had letters of another case than the question, where nobody can forge an answer.
+        """Ask `server`, in whose name came an answer with letters of another case, where nobody can forge one.
 
-        If it does not keep them there either, or cannot be asked there, it is asked in lower case from now on. Returns
-        None if what it answers to that is still to come. Raises Unusable.
+        If it does not keep the letters there either, or cannot be asked there, it is asked in lower case from now on.
+        So it is if two answers in a row seem forged: nobody guesses that well, but something on the way may change
+        datagrams. Returns None if the answer is still to come. Raises Unusable.
         """
         if server in self._changing_case:
             raise Unusable("answer to another question")
         again: Heard | None = None
         with suppress(Unusable):
-            again = await self._ask_by_stream(exchange, server)
-        if again is not None and again.is_certain:
+            again = await self._ask_by_stream(exchange, server, in_a_hurry=True)
+        if again is not None and again.is_certain and server not in self._doubtful:
+            self._doubtful.add(server)
             logger.warning("an answer in the name of name server %s was forged, and is not believed", server[0])
-            return again
-        self._changing_case.add(server)
-        logger.info("name server %s changes upper and lower case: its answers are easier to forge", server[0])
+        elif server not in self._changing_case:
+            self._changing_case.add(server)
+            logger.warning("name server %s changes upper and lower case: its answers are easier to forge", server[0])
         if again is None:
             exchange.send(server, mixed=False)
         return again
 
-    async def _ask_by_stream(self, exchange: Exchange, server: ServerAddress) -> Heard:
+    async def _ask_by_stream(self, exchange: Exchange, server: ServerAddress, *, in_a_hurry: bool = False) -> Heard:
         """Return the answer of `server` over TCP. Raises Unusable, also if it does not come in time.
 
-        That is sooner where others could be asked.
+        In a hurry, or where others could be asked, it has no more time than for a datagram.
         """
-        others = any(other != server and other not in exchange.refused for other in self._servers)
-        seconds = self._timeout / max(_TRIES, len(self._servers))
-        now = asyncio.get_running_loop().time()
+        if in_a_hurry or any(other != server and other not in exchange.refused for other in self._servers):
+            end = min(asyncio.get_running_loop().time() + self._patience, exchange.end)
+        else:
+            end = exchange.end
         try:
-            async with asyncio.timeout_at(min(now + seconds, exchange.end) if others else exchange.end):
+            async with asyncio.timeout_at(end):
                 return await exchange.ask_by_stream(server, mixed=server not in self._changing_case)
         except TimeoutError:
             raise Unusable("no answer in time over TCP") from None
@@ -189,14 +195,14 @@ class LiveResolver:
                 if server not in self._silent:
                     logger.warning("name server %s does not answer; the others are asked first", server[0])
                     self._silent.add(server)
-                    self._sort()
+                    self._set_turns()
                 await asyncio.sleep(_PROBE_INTERVAL)
         except OSError as error:  # no socket left: the next question that it lets pass begins anew
             logger.warning("name server %s cannot be tested: %s", server[0], error.strerror)
         if server in self._silent:
             logger.warning("name server %s is asked again in its turn", server[0])
             self._silent.discard(server)
-            self._sort()
+            self._set_turns()
 
     async def _is_silent(self, server: ServerAddress) -> bool:
         end = asyncio.get_running_loop().time() + _PROBE_TIMEOUT
@@ -204,9 +210,10 @@ class LiveResolver:
             exchange.send(server)
             return await exchange.hear(_PROBE_TIMEOUT) is None and server not in exchange.refused
 
-    def _sort(self) -> None:
-        """Put the servers that are silent behind the others."""
-        self._servers = sorted(self._in_order, key=self._silent.__contains__)
+    def _set_turns(self) -> None:
+        """Determine who is asked first, second and so on: the servers that are silent come behind the others."""
+        servers = sorted(self._servers, key=self._silent.__contains__)
+        self._turns = tuple(itertools.islice(itertools.cycle(servers), self._tries))
 
     async def close(self) -> None:
         """Ask silent servers no more; sockets live only as long as a query."""

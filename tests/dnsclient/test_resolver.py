@@ -96,7 +96,8 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def dns_server(respond: Respond = from_zone) -> AsyncIterator[str]:
-    """A DNS server on loopback, UDP and TCP on one free port; gives `HOST:PORT`."""
+    """A DNS server on loopback, UDP and TCP on one free port; gives `HOST:PORT`. Over TCP, too, None is silence."""
+    over = asyncio.Event()
 
     async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         (size,) = struct.unpack("!H", await reader.readexactly(2))
@@ -104,6 +105,8 @@ async def dns_server(respond: Respond = from_zone) -> AsyncIterator[str]:
         if response is not None:
             writer.write(struct.pack("!H", len(response)) + response)
             await writer.drain()
+        else:
+            await over.wait()
         writer.close()
 
     server = await asyncio.start_server(stream, "127.0.0.1", 0)
@@ -113,6 +116,7 @@ async def dns_server(respond: Respond = from_zone) -> AsyncIterator[str]:
     try:
         yield f"127.0.0.1:{port}"
     finally:
+        over.set()
         transport.close()
         server.close()
 
@@ -367,28 +371,57 @@ async def test_a_server_that_neither_keeps_the_letters_nor_knows_tcp_is_believed
     )
     host, port = transport.get_extra_info("sockname")
     try:
-        for _ in range(2):
-            answer = await LiveResolver([f"{host}:{port}"]).query("example.com", "A")
-            assert ("192.0.2.1",) == answer.records
+        async with asyncio.timeout(15):
+            answer = await LiveResolver([f"{host}:{port}"], timeout=90).query("example.com", "A")
+        assert ("192.0.2.1",) == answer.records
     finally:
         transport.close()
 
 
+async def test_a_server_that_neither_keeps_the_letters_nor_answers_over_tcp_is_believed_in_time() -> None:
+    def careless(query: dns.message.Message, tcp: bool) -> bytes | None:
+        return None if tcp else changed_case(from_zone(query, tcp))
+
+    async with dns_server(careless) as address:
+        answer = await LiveResolver([address], timeout=2).query("example.com", "A")
+        assert ("192.0.2.1",) == answer.records
+
+
+def with_forged_datagrams(query: dns.message.Message, tcp: bool) -> bytes:
+    """As if somebody had guessed port and ID, but not the letters."""
+    if tcp:
+        return from_zone(query, tcp) or b""
+    response = dns.message.make_response(query)
+    response.answer.append(dns.rrset.from_text(query.question[0].name, 600, "IN", "A", "192.0.2.66"))
+    return changed_case(response.to_wire())
+
+
 async def test_an_answer_that_was_forged_but_for_the_letters_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever has guessed the port and the ID."""
+    datagrams = iter([with_forged_datagrams, from_zone, with_forged_datagrams])
 
-    def forged(query: dns.message.Message, tcp: bool) -> bytes:
-        if tcp:
-            return from_zone(query, tcp) or b""
-        response = dns.message.make_response(query)
-        response.answer.append(dns.rrset.from_text(query.question[0].name, 600, "IN", "A", "192.0.2.66"))
-        return changed_case(response.to_wire())
+    def sometimes_forged(query: dns.message.Message, tcp: bool) -> bytes | None:
+        return from_zone(query, tcp) if tcp else next(datagrams)(query, tcp)
 
-    async with dns_server(forged) as address:
+    async with dns_server(sometimes_forged) as address:
         resolver = LiveResolver([address])
-        for _ in range(2):
+        for _ in range(3):
             assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
-    assert 2 == len([line for line in caplog.messages if "was forged, and is not believed" in line])
+    assert ["was forged, and is not believed"] * 2 == [line[-31:] for line in caplog.messages]
+
+
+async def test_something_on_the_way_that_changes_all_datagrams_is_no_forger() -> None:
+    asked = []
+
+    def on_the_way(query: dns.message.Message, tcp: bool) -> bytes:
+        asked.append(tcp)
+        answer = from_zone(query, tcp) or b""
+        return answer if tcp else changed_case(answer)
+
+    async with dns_server(on_the_way) as address:
+        resolver = LiveResolver([address])
+        for _ in range(4):
+            assert ("192.0.2.1",) == (await resolver.query("example.com", "A")).records
+    assert [False, True, False, True, False, False] == asked
 
 
 async def test_a_server_that_hangs_on_tcp_leaves_time_for_the_next_one() -> None:
