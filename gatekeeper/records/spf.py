@@ -59,7 +59,7 @@ class SpfExamination:
     def reject(self, what: str) -> None:
         """Add the reason for a permerror."""
         self.permerror = True
-        self.error(f"{what}: receivers answer permerror")
+        self.error(f"{what} Receivers answer permerror" if what[-1:] == "?" else f"{what}: receivers answer permerror")
 
 
 async def examine(resolver: Resolver, domain: str, text: str | None = None) -> SpfExamination:
