@@ -213,7 +213,7 @@ def test_of_several_tables_that_are_missing_all_are_named(folder: Path, capsys: 
     )
     assert CONFIGURATION == cli.main(["check-config", "--config", "g.toml"])
     out = capsys.readouterr().out
-    assert [f"t{number}" for number in range(1, 8)] == sorted(re.findall(r"cannot read (t\d): No such file", out))
+    assert [f"t{number}" for number in range(1, 8)] == sorted(re.findall(r"cannot read \S+/(t\d): No such file", out))
 
 
 def test_a_postfix_that_is_not_there_is_a_wrong_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
