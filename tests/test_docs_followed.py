@@ -273,7 +273,7 @@ STATUS = {
 """Of the commands that end with another status than 0, that status, as the page says."""
 SAYS = {
     "docs/install.md: gatekeeper check-config": r"gatekeeper\.toml is fine: 15 checks",
-    "docs/install.md: journalctl -u gatekeeper": r"sender=<joe@example\.com> recipient=<root@example\.com>",
+    "docs/install.md: journalctl -u gatekeeper": r"from=<joe@example\.com> to=<root@example\.com>",
     'docs/opendkim.md: echo "opendkim $options"': r"^opendkim (-p local:\S+)?$",
     "docs/opendkim.md: gatekeeper opendkim -x /etc/opendkim.conf -b s -v -t - <message.eml": "sign.ok",
     "docs/opendkim.md: runuser -u opendkim -- opendkim -x /etc/opendkim.conf -b s -vv -t - <message.eml": (

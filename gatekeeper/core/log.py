@@ -17,13 +17,13 @@ import logging.handlers
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 from gatekeeper.core import log_output, redaction
-from gatekeeper.core.request import Address, Client, Request
+from gatekeeper.core.request import UNKNOWN, Address, Client, Request
 from gatekeeper.core.verdict import Decision, Note, Verdict
 
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
@@ -36,9 +36,12 @@ WAITED = "waited"
 reads (diagnose/greylisting_cost.py)."""
 WHY = "why"
 """Why a message that looks like ours was not signed: a pair of its own, which diagnose/unsigned_mail.py reads."""
+_REQUEST_NAMES = {"from": "sender", "to": "recipient"}
 _MAX_VALUE = 320
 """Bytes of a stranger's value that are logged: enough for any valid address (RFC 5321 section 4.5.3.1)."""
 
+Pair = tuple[str, str]
+"""A name and a value of a line; one without a value is left out."""
 Words = Callable[[Verdict, Request], str]
 """Says a verdict on a request in the words in which a front door answers it."""
 
@@ -208,12 +211,18 @@ def _trace_id(address: Address, port: int | None) -> str:
 
 
 def write_decision(
-    logger: logging.Logger, decision: Decision, side: str, words: Words, level: int = logging.INFO
+    logger: logging.Logger,
+    decision: Decision,
+    side: str,
+    words: Words,
+    level: int = logging.INFO,
+    *,
+    known: Iterable[Pair] = (),
 ) -> None:
-    """Log the line of one decision, as `logger` would."""
+    """Log the line of one decision, as `logger` would. `known` is what was found out about the mail."""
     if not logger.isEnabledFor(level):
         return
-    line = decision_line(decision, side, words)
+    line = decision_line(decision, side, words, known)
     match logging.root.handlers:
         case [_Handler() as handler]:
             handler.write(level, line)
@@ -221,9 +230,15 @@ def write_decision(
             logger.log(level, "%s", line)
 
 
-def decision_line(decision: Decision, side: str, words: Words) -> str:
+def decision_line(decision: Decision, side: str, words: Words, known: Iterable[Pair] = ()) -> str:
     """Return the log line of one decision. `side` is the front door that asked, policy or milter."""
-    return " ".join([f"{name}={escape(value)}" for name, value in _pairs(decision, side, words) if value])
+    pairs = (*_pairs(decision, side, words), *known)
+    return " ".join([f"{name}={escape(value)}" for name, value in pairs if value])
+
+
+def took_ms(seconds: float) -> Pair:
+    """Return the pair that says how long a decision took, DNS and store included, in milliseconds."""
+    return "took", f"{seconds * 1000:.1f}"
 
 
 def escape(value: str) -> str:
@@ -247,11 +262,14 @@ def unescape(text: str) -> str:
 
 
 def read_decision(line: str) -> dict[str, str] | None:
-    """Return the pairs of the decision line in `line`, whatever precedes it; None for any other line."""
+    """Return the pairs of the decision line in `line`, whatever precedes it; None for any other line.
+
+    Sender and recipient have the names that a Request gives them. Lines of before have them too.
+    """
     at = line.find(" side=")
     if at < 0 or not line.isascii():
         return None
-    return {name: unescape(value) for name, value in _PAIR.findall(line, at)}
+    return {_REQUEST_NAMES.get(name, name): unescape(value) for name, value in _PAIR.findall(line, at)}
 
 
 def _pairs(decision: Decision, side: str, words: Words) -> list[tuple[str, str]]:
@@ -273,11 +291,15 @@ def _pairs(decision: Decision, side: str, words: Words) -> list[tuple[str, str]]
         (WHY, _why(decision) if "sign." in reasons and "sign.ok" not in reasons else ""),
         ("client", str(client.address or "unknown")),
         ("name", client.name),
+        ("reverse_name", "" if client.reverse_name in (client.name, UNKNOWN) else client.reverse_name),
         ("helo", request.helo or ""),
         # The null sender is distinguished from a sender that is not known yet.
-        ("sender", "" if request.sender is None else f"<{request.sender}>"),
-        ("recipient", "" if request.recipient is None else f"<{request.recipient}>"),
+        ("from", "" if request.sender is None else f"<{request.sender}>"),
+        ("to", "" if request.recipient is None else f"<{request.recipient}>"),
         ("sasl_user", request.sasl_user),
+        ("recipients", str(request.recipient_count) if request.recipient_count else ""),
+        ("size", str(request.size) if request.size else ""),
+        ("tls", request.encryption_protocol),
     ]
 
 

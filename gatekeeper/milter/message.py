@@ -15,14 +15,15 @@ thread. Most messages need no event loop: what is ours, and what the DNS need no
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
 from gatekeeper.app.app import App
 from gatekeeper.auth.dkim import DkimVerifier
 from gatekeeper.auth.results import authentication_results, is_empty_result
-from gatekeeper.core.log import write_decision
+from gatekeeper.core.log import Pair, took_ms, write_decision
 from gatekeeper.core.message import Header
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Decision, Mode, Note, Outcome, Step, Verdict, printable
@@ -33,7 +34,7 @@ from gatekeeper.pipeline.pipeline import END_OF_DATA
 from gatekeeper.signing.origin import Origin, Owner
 from gatekeeper.signing.policy import SigningChoice
 from gatekeeper.signing.resigning import Resigning
-from gatekeeper.signing.signer import Signer
+from gatekeeper.signing.signer import Signer, SigningIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class MilterMessage:
         self.recipients: list[str] = []  # only where DontSignMailTo asks for them
         self.headers: list[Header] = []
         self.to_settle: tuple[Context, Decision] | None = None  # to be written down once Postfix has its answer
+        self._began = 0.0  # to be judged or signed, on the clock of time.perf_counter
         self._needs_event_loop = False  # because something has been asked of the DNS
         # Known at the end of the header, each None until then and where it does not apply:
         self._foregone: Edits | None = None  # what comes of the message, whatever its body is
@@ -156,6 +158,7 @@ class MilterMessage:
 
         Returns None, and has done nothing, if `end_on_event_loop` has to be awaited.
         """
+        self._began = time.perf_counter()
         if self._verifier is None and self._foregone is None:
             return self._unless_observing(self._sign())
         if self._needs_event_loop or self._app.keeps_proofs:
@@ -186,6 +189,7 @@ class MilterMessage:
         if choice is None:
             return Edits(removals=removals)
         insertions: tuple[Insert, ...] = ()
+        done: Sequence[SigningIdentity] = ()
         if self._signer is not None:
             done = self._resigning.valid_identities() if self._resigning is not None else []
             insertions = tuple(insertion(field) for field in self._signer.signatures(without=done))
@@ -200,7 +204,13 @@ class MilterMessage:
         judged = choice.reply or PASS
         step = _step(choice, judged, applied=not self._observing)
         decision = Decision(request, PASS if self._observing else judged, (step,), judged)
-        log_decision(decision, logging.WARNING if choice.missed else logging.INFO)
+        # What was made is told: a field that was not added, or is only observed, is no signature.
+        made = [
+            one for one in choice.identities if choice.reason in ("sign.ok", "sign.previous_key") and one not in done
+        ]
+        signed = ",".join(f"{one.domain}:{one.selector}" for one in made)
+        level = logging.WARNING if choice.missed else logging.INFO
+        log_decision(decision, level, (("signed", signed), took_ms(time.perf_counter() - self._began)))
         return edits_of(decision, removals, insertions)
 
     async def _judge(self) -> Edits:
@@ -214,7 +224,7 @@ class MilterMessage:
         if self._choice is not None and self._choice.reason != "sign.not_origin":
             step = _step(self._choice, PASS, applied=not self._observing)
             explained = replace(decision, steps=(*decision.steps, step))
-        log_decision(explained)
+        log_decision(explained, known=(*facts.told(), took_ms(time.perf_counter() - self._began)))
         if context.has_side_effects(decision):
             self.to_settle = context, decision
         insertions = (*(() if silent else (insertion(results),)), *self._software_header())
@@ -259,9 +269,9 @@ def _would_sign(choice: SigningChoice) -> Note:
     return Note("signing", f"only observed; enforced, it would have been signed with {keys}")
 
 
-def log_decision(decision: Decision, level: int = logging.INFO) -> None:
+def log_decision(decision: Decision, level: int = logging.INFO, known: Iterable[Pair] = ()) -> None:
     """Write the line of a decision, and at level debug one for each note of its steps."""
-    write_decision(logger, decision, "milter", answer, level)
+    write_decision(logger, decision, "milter", answer, level, known=known)
     if logger.isEnabledFor(logging.DEBUG):
         for step in decision.steps:
             for note in step.notes:

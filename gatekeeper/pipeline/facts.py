@@ -143,6 +143,15 @@ class Facts:
         if self._needs(Method.ARC):
             self._begin("arc", self._check_arc)
 
+    def told(self) -> Iterator[tuple[str, str]]:
+        """Yield what is known by now, as the log tells it; asks nothing. Several signatures stand behind each other."""
+        for name, words in _WORDS:
+            found = self._known.get(name)
+            if found is None and (task := self._tasks.get(name)) and task.done() and not task.cancelled():
+                found = None if task.exception() else task.result()
+            if found is not None:
+                yield name, words(found)
+
     def patience(self, seconds: float) -> None:
         """Wait from now on for at most `seconds`, for everything together."""
         self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
@@ -279,3 +288,36 @@ class Facts:
             return
         for ask in asking:
             await ask(resolver)
+
+
+def _iprev_words(found: IprevFinding) -> str:
+    return str(found.result)
+
+
+def _spf_words(found: SpfFinding) -> str:
+    return f"{found.result}:{found.domain}" if found.domain else str(found.result)
+
+
+def _dkim_words(found: Sequence[DkimFinding]) -> str:
+    return ",".join(f"{one.result}:{one.domain}:{one.selector}" if one.domain else str(one.result) for one in found)
+
+
+def _dmarc_words(found: DmarcFinding) -> str:
+    if not found.domain:
+        return str(found.result)
+    return f"{found.result}:{found.domain}" + (f":{found.policy}" if found.result is DmarcResult.FAIL else "")
+
+
+def _arc_words(found: ArcFinding) -> str:
+    return f"{found.result}:{len(found.hops)}" if found.hops else str(found.result)
+
+
+_WORDS: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("iprev", _iprev_words),
+    ("spf", _spf_words),
+    ("helo_spf", _spf_words),
+    ("dkim", _dkim_words),
+    ("dmarc", _dmarc_words),
+    ("arc", _arc_words),
+)
+"""How the log tells each fact: the result, and behind colons whose it is."""

@@ -15,12 +15,13 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, cast
 
 from gatekeeper.core.gather import finish as finish_coroutine
 from gatekeeper.core.gather import gather_in_task, start
-from gatekeeper.core.log import write_decision
+from gatekeeper.core.log import took_ms, write_decision
 from gatekeeper.core.peers import EVERYBODY, Door, Peers
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Decision
@@ -229,7 +230,7 @@ class PolicyServer:
             logger.warning("a policy request that is not understood is answered DUNNO: %s", odd)
             connection.send(DUNNO)
             return
-        answer, task = DUNNO, connection.task
+        answer, task, began = DUNNO, connection.task, time.perf_counter()
         self._deadline.begin(task)
         try:
             decision, context = await self._decide(request, task)
@@ -249,9 +250,10 @@ class PolicyServer:
             self._deadline.end(task)
             connection.send(answer)
         try:
+            took = time.perf_counter() - began
             if context.has_side_effects(decision):
                 self._settle_soon(decision, context)
-            write_decision(logger, decision, "policy", action)
+            write_decision(logger, decision, "policy", action, known=(*context.facts.told(), took_ms(took)))
         except Exception:
             logger.exception("after the answer: instance %r", request.instance)
 

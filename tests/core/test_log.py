@@ -35,8 +35,8 @@ def test_a_decision_is_one_line_of_pairs() -> None:
     request = Request(stage=Stage.RCPT, client=CLIENT, helo="localhost", sender="", recipient="b@example.org")
     assert (
         'side=policy trace=DEZ4WAGE stage=RCPT action="504 5.5.2 <localhost>: need a fully qualified name" '
-        "reasons=helo.non_fqdn client=192.0.2.1 name=mail.example.com helo=localhost sender=<> "
-        "recipient=<b@example.org>"
+        "reasons=helo.non_fqdn client=192.0.2.1 name=mail.example.com helo=localhost from=<> "
+        "to=<b@example.org>"
     ) == log.decision_line(decided(request, REFUSED), "policy", action)
 
 
@@ -91,7 +91,7 @@ def test_no_strangers_value_can_forge_a_line_or_a_pair(
 
 
 NAMES = {"side", "trace", "queue_id", "stage", "context", "action", "reasons"}
-NAMES |= {"client", "name", "helo", "sender", "recipient", "sasl_user"}
+NAMES |= {"client", "name", "helo", "from", "to", "sasl_user"}
 
 
 @given(st.binary(max_size=300))

@@ -95,7 +95,7 @@ class Reader:
         return self._text.decode().splitlines()
 
 
-WHOLE = re.compile(r"[\d-]{10} [\d:.]{12} gatekeeper\[\d+\]: INFO side=policy .* recipient=<bob@example.org>")
+WHOLE = re.compile(r"[\d-]{10} [\d:.]{12} gatekeeper\[\d+\]: INFO side=policy .* to=<bob@example.org> .*took=[\d.]+")
 
 
 def are_whole(lines: list[str]) -> bool:

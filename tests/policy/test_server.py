@@ -68,13 +68,16 @@ class World:
 
     async def decide(self, request: Request) -> tuple[Decision, Context]:
         self.asked.append(request.instance)
+        resolver = TableResolver(Zone.parse(""))
         context = Context.of(
             site=Site(hostname="mx.example", authserv_id="mx.example"),
-            resolver=TableResolver(Zone.parse("")),
+            resolver=resolver,
             store=MemoryStore(),
             clock=lambda: 0.0,
             keys=Keys(b"x" * 32),
-            facts=Facts.__new__(Facts),  # nobody asks
+            facts=Facts(
+                resolver, client=request.client, helo=request.helo, sender=request.sender, receiver="mx.example"
+            ),
         )
         checks = tuple(Tells(opinion) for opinion in (self.opinion, self.next_opinion) if opinion is not None)
         return await Pipeline({RECIPIENT: checks}).decide(request, context), context
