@@ -126,9 +126,12 @@ class _Syslog(_Handler):
         self.output = self._datagrams
 
     def write(self, level: int, line: str) -> None:
-        self._write(level, redaction.hide_known_keys(line))
+        self._send(level, redaction.hide_known_keys(line))
 
     def _write(self, level: int, text: str) -> None:
+        self._send(level, f"{_WORDS[_severity(level)]}{text}")
+
+    def _send(self, level: int, text: str) -> None:
         datagram = self._datagram(level, text).encode("utf-8", "backslashreplace")
         if not self._datagrams.send(datagram):
             self._otherwise.write(level, text)
@@ -140,6 +143,10 @@ class _Syslog(_Handler):
 
     def _datagram(self, level: int, text: str) -> str:
         return f"<{self._facility | _severity(level)}>{self._name}[{os.getpid()}]: {text}"
+
+
+_WORDS = {7: "debug: ", 6: "", 4: "warning: ", 3: "error: "}
+"""What stands before the text in syslog, which keeps no severity in its files: Postfix's words. A decision has none."""
 
 
 def _severity(level: int) -> int:

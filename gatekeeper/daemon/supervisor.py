@@ -26,9 +26,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -438,6 +439,7 @@ class Supervisor:
             self.up = True
             sockets = self.endpoints.sockets
             addresses = {kind: bound(listen, sockets[kind, listen]) for kind, listen in reversed(sockets)}
+            logger.info("started: %s", _running(self.plan, sockets))
             try:
                 self.on_up(addresses, self.plan.config)
             except OSError as error:  # who wanted to know has gone
@@ -535,10 +537,12 @@ class Supervisor:
         self.plan, self.process_user = plan, process_user
         self.refused.made()
         _log(plan)
-        logger.info("reloaded%s", f": {', '.join(changed)} changed" if changed else "")
+        what = f"{', '.join(changed)} changed; " if changed else ""
+        logger.info("reloaded: %s%s", what, _running(plan, self.endpoints.sockets))
         self._start(plan, balance)
 
     def _stop(self) -> None:
+        logger.info("stopping: what has begun is finished first")
         self.stop_deadline = time.monotonic() + _STOP_LIMIT
         self.restarts.put_off()
         self._tell_to_stop()
@@ -567,6 +571,12 @@ def _refuse_new_mistakes(plan: Plan, in_force: Plan) -> None:
     known = {(problem.file, problem.what) for problem in in_force.rejected}
     if new := [problem for problem in plan.rejected if (problem.file, problem.what) not in known]:
         raise ConfigError(new)
+
+
+def _running(plan: Plan, endpoints: Iterable[Endpoint]) -> str:
+    """Say what runs: version, mode, and where it listens."""
+    where = ", ".join(f"{kind} {listen}" for kind, listen in endpoints)
+    return f"gatekeeper {version('gatekeeper')}, mode {plan.config.mode}, {where}"
 
 
 def _log(plan: Plan) -> None:

@@ -56,10 +56,10 @@ class Running:
 
     def reload(self) -> None:
         """Have it taken, and wait until the workers of today serve."""
-        count = self._count("INFO reloaded$")
+        count = self._count("INFO reloaded: gatekeeper")
         old = {*self.service.children()}
         self.service.process.send_signal(signal.SIGHUP)
-        self.service.wait_for("INFO reloaded$", count + 1)
+        self.service.wait_for("INFO reloaded: gatekeeper", count + 1)
         until(lambda: len({*self.service.children()} - old) == self.workers, "new workers")
         until(lambda: self.answers_policy(), "the policy daemon answers")
 
