@@ -78,6 +78,7 @@ NO_COMMANDS = {
     r"\S+ +(A|PTR|MX|TXT) +\S.*": "lines of a zone",
     r"tests/smtp_fixtures/": "a tree of files",
     r"DNS list .*": "lines of the log",
+    r"\S+:\d+: (OPENS|trouble|warning): .*": "what check-config says",
     r"(listening|Put into Postfix's) .*": "what `make run` prints, compared by test_docs.py",
     r"gatekeeper \[--config FILE\] .*": "the form of every command",
 }
@@ -247,6 +248,10 @@ MEANWHILE: dict[str, tuple[str, str]] = {
     ),
     "docs/install.md: postfix reload": ("cp -p /root/main.cf /root/master.cf /etc/postfix/", ""),
     "README.md: gatekeeper --config mine.toml check-config": (MINE, ""),
+    "docs/cli.md: gatekeeper backtest /var/log/mail.log* --config new.toml": (
+        "cp /etc/gatekeeper/gatekeeper.toml new.toml",
+        "",
+    ),
     "docs/greylisting.md: gatekeeper import-postgrey": (POSTGREY, ""),
     "docs/keys.md: gatekeeper dkim genkey -d example.com -s mail -D /etc/opendkim/keys": (
         "install -d -m 0750 /etc/opendkim/keys",
@@ -263,6 +268,7 @@ MEANWHILE: dict[str, tuple[str, str]] = {
 
 STATUS = {
     "README.md: gatekeeper --config mine.toml check-config": 78,
+    "docs/cli.md: gatekeeper why 4B1F2A0": 1,  # it is the queue id of some mail of the reader's
     "docs/keys.md: gatekeeper dkim testkey": 75,  # there is no DNS here, nor below
     "docs/keys.md: gatekeeper dkim rotate example.com": 75,
     "docs/keys.md: gatekeeper dkim rotate": 75,

@@ -69,7 +69,7 @@ def test_a_log_played_through_the_configuration_that_made_it_shows_no_difference
 ) -> None:
     for number, (client, helo, sender) in enumerate(
         (
-            ("192.0.2.10", "mail.good.example", "alice@good.example"),
+            ("192.0.2.14", "mail.good.example", "alice@good.example"),
             ("192.0.2.11", "localhost", "alice@good.example"),
             ("192.0.2.12", "mail.good.example", "alice@nowhere.example"),
             ("192.0.2.13", "mail.good.example", ""),

@@ -344,7 +344,7 @@ class Gated(Zone):
     gate: threading.Event
 
     def lookup(self, name: str | dns.name.Name, rdtype: str | dns.rdatatype.RdataType) -> ZoneAnswer:
-        if str(name).startswith("slow.example"):
+        if str(name).lower().startswith("slow.example"):
             self.gate.wait(60)
         return super().lookup(name, rdtype)
 

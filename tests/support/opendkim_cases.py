@@ -178,7 +178,7 @@ TABLES = "KeyTable file:{f}/KeyTable\nSigningTable refile:{f}/SigningTable\n"
 ONE = "Domain example.com\nSelector mail\nKeyFile {f}/mail.private\n"
 KEYS = "k example.com:mail:{f}/mail.private\nm example.com:two:{f}/two.private\no example.org:org:{f}/two.private\n"
 STAR = {"KeyTable": KEYS, "SigningTable": "*@example.com k\n"}
-JOE = ("inside", "upper case", "not to be signed", "odd body", "empty")
+JOE = ("inside", "upper case", "not to be signed", "odd body", "empty", "odd name", "backslash", "group")
 HOSTS = "127.0.0.1\n::1\nlocalhost\n192.0.2.0/24\n"
 
 
