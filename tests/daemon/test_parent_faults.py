@@ -136,7 +136,7 @@ def test_a_folder_that_was_removed_with_its_socket_costs_neither_the_other_socke
         assert answers(second)
         shutil.rmtree(first.parent)
         service.process.send_signal(signal.SIGHUP)
-        service.wait_for(f"not reloaded: .*unix:{first}: No such file or directory")
+        service.wait_for(f"not reloaded: .*unix:{first}: its folder is missing")
         [worker] = service.children()
         os.kill(worker, signal.SIGKILL)
         until(lambda: {worker} != {*service.children()} and answers(second), "the dead worker is replaced")
