@@ -182,6 +182,12 @@ def test_both_say_the_same_of_every_case_of_the_public_suite() -> None:
     assert [] == differing, len(differing)
 
 
+def _kind(address: str) -> str:
+    return "A" if ip_address(address).version == 4 else "AAAA"
+
+
+ADDRESSES = ("192.0.2.1", "192.0.2.77", "198.51.100.9", "2001:db8::1", "2001:db8:0:ffff::2", "::ffff:192.0.2.1")
+RECORDS = ("one.example", "two.one.example", "Three.Example", "four.example")
 HOSTS = """
 example.com A 192.0.2.1
 example.com MX 10 six.example
@@ -211,9 +217,10 @@ other.example TXT "v=spf10 -all"
 *.w.example TXT "v=spf1 a exists:%{ir}.%{v}.w.example -all"
 """
 """What is the same in all worlds: names with and without addresses, of either kind, and what DNS does to people."""
+CLIENTS = [f"Mail.{name}" for name in ("example.com", *RECORDS, "a.example")]
+"""Names of every client."""
+HOSTS += "".join(f"{name} {_kind(one)} {one}\n" for name in CLIENTS for one in ADDRESSES[:-1])
 NAMES = sorted({line.split()[0] for line in HOSTS.split("\n") if line and not line.startswith("*")})
-RECORDS = ("one.example", "two.one.example", "Three.Example", "four.example")
-ADDRESSES = ("192.0.2.1", "192.0.2.77", "198.51.100.9", "2001:db8::1", "2001:db8:0:ffff::2", "::ffff:192.0.2.1")
 SENDERS = (
     ("user@example.com", "mail.example.net"),
     ("strong-bad+tag@Example.com", "Mail-1.four.example"),
@@ -238,7 +245,7 @@ def macros(letters: str) -> list[str]:
 
 
 by_name = st.sampled_from(
-    joined(QUALIFIERS, ["a", "Mx", "PTR"])
+    joined(QUALIFIERS, ["a", "Mx", "PTR", "ptr"] * 80)
     + joined(QUALIFIERS, ["a", "A", "mx", "MX"], ["", *joined([":"], PLAIN_NAMES)], DUAL)
     + joined(QUALIFIERS, ["ptr", "Ptr", "exists", "EXISTS"] * 4 + ["include", "Include"] * 8, [":"], PLAIN_NAMES)
 )
@@ -251,7 +258,7 @@ by_network = st.sampled_from(
 )
 macro_names = st.builds(
     "{}{}{}".format,
-    st.sampled_from(macros("slodiphv")),
+    st.sampled_from(macros("slodiphppv")),
     st.sampled_from(["", "", ".x", "Y-1", "-%{ir}", ".%{v}", ".%{p}", "%{L}"]),
     st.sampled_from([".w.example", ".w.example.", ".%{d}", ".gone.example"]),
 )
@@ -267,8 +274,8 @@ modifiers = (
 )
 MISTAKES = """
     a/33 mx//129 ip4:192.0.2.1/33 ip4:192.0.2 ip4:2001:db8::1 ip6:192.0.2.1 ip6:::1/129 ip4 all:a.example include exists
-    a: redirect= exp= ptr/24 include:a.example/24 moo a:192.0.2.1 a:example a:a.example, exists:%{x}.example - + =a x=%{t}
-    include:%{c}.example redirect=%{r}.x a:%a.example a/024 a:a.example/ *all all. v=spf1
+    a: redirect= exp= ptr/24 include:a.example/24 moo a:192.0.2.1 a:example a:a.example, exists:%{x}.example - + =a
+    x=%{t} include:%{c}.example redirect=%{r}.x a:%a.example a/024 a:a.example/ *all all. v=spf1
 """
 mistakes = st.sampled_from(MISTAKES.split())
 terms = st.one_of(by_name, by_name, by_network, by_macro, modifiers)
@@ -279,10 +286,10 @@ records = st.builds(
     st.lists(terms, max_size=6),
     st.sampled_from([" ", " ", "  "]),
     few.flatmap(lambda number: mistakes.map(lambda word: [word]) if number == 19 else st.just([])),
-    st.sampled_from(["-all", "-all", "~all", "?all", "exp=why.example -all", ""]),
+    st.sampled_from(["-all", "exp=why.example -all", "exp=why.example -all", "~all", "?all", ""]),
 )
 texts = st.lists(
-    st.sampled_from(["no", "See ", "https://a.example/?s=", " "] * 20 + ["é", "%{z}", "%"] + macros("slodiphvcr")),
+    st.sampled_from(["no", "See ", "https://a.example/?s=", " "] * 20 + ["é", "%{z}", "%"] + macros("slodiphppvcr")),
     max_size=6,
 ).map("".join)
 
@@ -297,10 +304,9 @@ def worlds(draw: st.DrawFn) -> tuple[str, World]:
     lines = [HOSTS, f"why.example TXT {txt(draw(texts))}"]
     lines += [f"{name} TXT {quoted(draw(records))}" for name in ("example.com", *RECORDS)]
     pointer = ip_address(client.removeprefix("::ffff:")).reverse_pointer
-    known_as = st.lists(st.sampled_from(NAMES), max_size=3, unique=True).map(
-        lambda all: [f"PTR {name}" for name in all]
-    )
-    lines += [f"{pointer} {line}" for line in draw(known_as | known_as | st.just(["PTR !SERVFAIL"]))]
+    known_as = st.lists(st.sampled_from([*NAMES, *CLIENTS * 4]), max_size=4, unique=True)
+    pointers = known_as.map(lambda names: [f"PTR {name}" for name in names])
+    lines += [f"{pointer} {line}" for line in draw(pointers | pointers | pointers | st.just(["PTR !SERVFAIL"]))]
     sender, helo = draw(st.sampled_from(SENDERS))
     text = "\n".join(lines)
     return text, World(Zone.parse(text), client, sender, helo)
