@@ -339,6 +339,7 @@ six3.example AAAA 2001:db8::1
 1.2.0.192.in-addr.arpa PTR gone2.example
 1.2.0.192.in-addr.arpa PTR gone3.example
 why.example TXT "100%%"
+open.example TXT "%{{s"
 *.w.example TXT "v=spf1 a ?all"
 com.example.r.example A 127.0.0.2
 mail.1.example.net.h.example A 127.0.0.2
@@ -362,6 +363,7 @@ TEN = "a:here.example " * 10
         ("6", "default=%{z} -all", "permerror", "fail"),
         ("6", "op=%{z} -all", "permerror", "fail"),
         ("7.1", "-all exp=why.example", "fail 100%", "fail"),
+        ("7.1", "-all exp=open.example", "fail", "fail %{s"),
         ("7.1", "a:%%%a.example -all", "permerror", "fail"),
         ("7.1", "x-note=%{ -all", "permerror", "fail"),
         ("7.1", "exists:%{dx}.example -all", "permerror", "fail"),
