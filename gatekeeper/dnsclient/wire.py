@@ -181,11 +181,11 @@ def _records(data: bytes, found: list[_Place], type: int) -> tuple[Record, ...]:
     read_data = _READERS[type]
     if len(found) == 1:
         return (read_data(data, *found[0][1:]),)
-    records: dict[object, Record] = {}
-    for _, begin, end in found:
-        record = read_data(data, begin, end)
-        records.setdefault(data[begin:end] if type == _TXT else record, record)  # strings may be cut elsewhere
-    return tuple(records.values())[-1 if type in _SINGLE else 0 :]
+    read = [(data[begin:end], read_data(data, begin, end)) for _, begin, end in found]
+    if type in _SINGLE:
+        return (read[-1][1],)
+    # strings may be cut elsewhere
+    return tuple({(raw if type == _TXT else record): record for raw, record in read}.values())
 
 
 def _name(data: bytes, at: int, end: int) -> tuple[bytes, int]:

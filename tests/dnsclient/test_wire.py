@@ -276,6 +276,15 @@ def test_records_are_the_same_by_their_bytes_and_names_whatever_their_case() -> 
     assert (MX(1, "x"), MX(1, "y")) == read(response(*hosts, type="MX"), asked("MX"), "a.example", "MX").records
 
 
+@pytest.mark.parametrize("order", ["xy", "xyx", "xxy", "yxyx", "yXx"])
+@pytest.mark.parametrize("type", ["CNAME", "SOA"])
+def test_of_several_records_where_one_may_be_the_last_counts_even_if_it_came_before(type: str, order: str) -> None:
+    number, rest = (5, b"") if type == "CNAME" else (6, bytes(21))
+    data = response(*[record(IT, number, b"\1" + one.encode() + b"\0" + rest) for one in order], type=type)
+    assert (order[-1],) == read(data, asked(type), "a.example", type).records
+    assert by_dnspython(data, type) == by_us(data, type)
+
+
 def test_a_question_in_mixed_case_is_answered_in_lower_case() -> None:
     question = wire.question(b"\1A\7eXample\0", "MX")
     data = struct.pack("!6H", 7, 0x8000, 1, 1, 0, 0) + question + record(b"\1a\7EXAMPLE\0", 15, b"\0\1\2MX" + IT)
