@@ -127,9 +127,7 @@ def add(config: Config, entry: AccessEntry, default_folder: Path) -> AddedEntry:
         for suffix in (".db", ".lmdb")
         if path.with_name(path.name + suffix).exists()
     ]
-    return AddedEntry(
-        tuple(lines), bool(configured) and bool(_position(config)) and config.checks.access.mode is Mode.ENFORCE
-    )
+    return AddedEntry(tuple(lines), configured and not _why_without_effect(config))
 
 
 def _table(config: Config, entry: AccessEntry, folder: Path) -> tuple[str, Path, bool]:
@@ -191,6 +189,15 @@ def _position(config: Config) -> tuple[str, list[str], list[str]] | None:
     return None
 
 
+def _why_without_effect(config: Config) -> str:
+    """Return why no entry has an effect now, in words; empty if entries have one."""
+    if _position(config) is None:
+        return "no list of [policy] contains access"
+    observing = {"mode": config.mode, "checks.access.mode": config.checks.access.mode}
+    why = [f'{option} is "{value}"' for option, value in observing.items() if value != Mode.ENFORCE]
+    return " and ".join(why)
+
+
 _MAIL = {
     "client": "from the client",
     "helo": "from clients that say HELO",
@@ -204,13 +211,8 @@ def _describe_effect(config: Config, entry: AccessEntry) -> Iterator[str]:
     mail = f"Mail {_MAIL[entry.kind]} {entry.key}" + (" and its subdomains" if wide else "")
     if entry.kind == "client" and entry.network is None:
         mail += " (its confirmed name) and its subdomains"
-    position = _position(config)
-    if position is None or config.checks.access.mode is not Mode.ENFORCE:
-        why = (
-            "no list of [policy] contains access"
-            if position is None
-            else f'checks.access.mode is "{config.checks.access.mode}"'
-        )
+    position, why = _position(config), _why_without_effect(config)
+    if position is None or why:
         yield f"It has no effect now: {why}."
         return
     name, before, after = position

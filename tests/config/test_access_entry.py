@@ -19,6 +19,7 @@ from gatekeeper.config.access_entry import ENTRY_KINDS, EntryKind, EntryRefused,
 from gatekeeper.core import file_lock
 from gatekeeper.pipeline.check import Check
 from tests.support.needs import ROOT
+from tests.support.postconf import no_postfix
 
 pytestmark = pytest.mark.integration("gatekeeper")
 
@@ -85,6 +86,24 @@ def test_without_a_table_one_is_made_and_the_line_to_add_is_said(folder: Path) -
     status, said = run(folder, "deny", "list@ours.example", "--as", "recipient")
     assert (1, "list@ours.example\tREJECT\n") == (status, (folder / "access_recipient").read_text())
     assert f'Add: recipient = ["hash:{folder}/access_recipient"]' in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("hostname", 'mode = "observe"\nhostname', 'mode is "observe"'),
+        ("[checks.access]", '[checks.access]\nmode = "observe"', 'checks.access.mode is "observe"'),
+        ("[checks.access]", '[checks.access]\nmode = "off"', 'checks.access.mode is "off"'),
+        ("[store]", '[policy]\nrestrictions = ["spf"]\n[store]', "no list of [policy] contains access"),
+    ],
+)
+def test_what_keeps_an_entry_from_having_an_effect_is_said_by_its_own_name(
+    folder: Path, old: str, new: str, why: str
+) -> None:
+    (folder / "gatekeeper.toml").write_text(CONFIG.replace(old, new, 1))
+    config = config_file.load(folder / "gatekeeper.toml", no_postfix)
+    added = add(config, deny("bad.example"), folder)
+    assert (f"It has no effect now: {why}.", False) == (added.lines[1], added.in_effect)
 
 
 def test_owner_and_mode_stay(folder: Path) -> None:
