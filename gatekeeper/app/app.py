@@ -80,10 +80,14 @@ class App:
         )
 
     def hurried_facts(self, request: Request) -> Facts:
-        """Return the facts for the policy daemon, whose client waits: they and all checks share one time for DNS."""
+        """Return the facts for the policy daemon, whose client waits: they and all checks share one time for DNS.
+
+        Where an answer is slow, SPF is begun ahead if a check of this stage may ask for it: what is off asks nothing.
+        """
         resolver = RequestResolver(self.resolver)
         facts = self.facts(request, resolver)
-        resolver.when_slow = facts.start_spf
+        if self.pipeline(request).asks_spf_at(request.stage):
+            resolver.when_slow = facts.start_spf
         return facts
 
     def verifier(self, headers: Sequence[Header]) -> DkimVerifier:

@@ -36,3 +36,11 @@ class Announcing(Check, Protocol):
     def announce(self, request: Request, context: Context) -> ReadAhead | None:
         """Return what `check` will read, as far as that is known without waiting; None for nothing."""
         ...
+
+
+def asks_spf(asking: object) -> bool:
+    """Return whether a check, or what it is made of, may ask for SPF of the sender: it says so as `asks_spf`.
+
+    Where the DNS is slow, SPF is begun ahead of the check, and for no other (App.hurried_facts).
+    """
+    return bool(getattr(asking, "asks_spf", False))

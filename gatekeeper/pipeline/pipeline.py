@@ -25,7 +25,7 @@ from typing import NamedTuple, Self
 
 from gatekeeper.core.request import Request, Stage
 from gatekeeper.core.verdict import PASS, Decision, Mode, Outcome, Step, Verdict
-from gatekeeper.pipeline.check import Announcing, Check
+from gatekeeper.pipeline.check import Announcing, Check, asks_spf
 from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.read_ahead import ReadAheadStore
 from gatekeeper.stores.store import Keys, ReadAhead
@@ -163,6 +163,7 @@ class Pipeline:
     lists: Mapping[str, tuple[Check, ...]]
     observe: bool = False
     _entries: Mapping[Stage, tuple[tuple[str, tuple[_Entry, ...]], ...]] = field(init=False, repr=False, compare=False)
+    _asking_spf: frozenset[Stage] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         on = {
@@ -176,10 +177,22 @@ class Pipeline:
         object.__setattr__(
             self, "_entries", {stage: tuple((name, on[name]) for name in names) for stage, names in _LISTS_AT.items()}
         )
+        asking = {
+            name
+            for name, checks in self.lists.items()
+            if any(check.mode is not Mode.OFF and asks_spf(check) for check in checks)
+        }
+        object.__setattr__(
+            self, "_asking_spf", frozenset(stage for stage, names in _LISTS_AT.items() if asking.intersection(names))
+        )
 
     def checks_at(self, stage: Stage) -> bool:
         """Return whether any check stands in the lists of a stage."""
         return any(entries for _, entries in self._entries[stage])
+
+    def asks_spf_at(self, stage: Stage) -> bool:
+        """Return whether a check in the lists of a stage may ask for SPF of the sender."""
+        return stage in self._asking_spf
 
     async def decide(self, request: Request, context: Context) -> Decision:
         """Ask the lists of `request.stage` and combine their verdicts. Raises nothing but CutOff, if it is cancelled.

@@ -25,6 +25,7 @@ class SpfCheck(ConfiguredCheck):
 
     name: ClassVar[str] = "spf"
     needs: ClassVar[tuple[str, ...]] = ("sender",)
+    asks_spf: ClassVar[bool] = True
 
     mode: Mode = Field(
         default=Mode.OFF, description="enforce: fail is refused; observe: it is only logged; off: SPF is not checked"

@@ -17,6 +17,7 @@ from gatekeeper.core.problem import Problem
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import Mode, Outcome, Verdict
 from gatekeeper.dnslists.monitor import ListUse
+from gatekeeper.pipeline.check import asks_spf
 from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import StoreError
 
@@ -49,6 +50,11 @@ class PostfixCheck:
         """The function that gives the restriction's verdict, under the name that the pipeline expects."""
         return self.judge
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether the restriction may ask for SPF of the sender."""
+        return asks_spf(self.judge)
+
 
 class ConfiguredCheck(BaseModel):
     """A check of our own.
@@ -60,6 +66,7 @@ class ConfiguredCheck(BaseModel):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    asks_spf: ClassVar[bool] = False
 
     mode: Mode = Field(
         default=Mode.ENFORCE,

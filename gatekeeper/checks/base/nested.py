@@ -6,11 +6,11 @@ or an action is kept and the next restriction runs, a permit ends the calling li
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import PASS, Mode, Outcome, Verdict, reject
-from gatekeeper.pipeline.check import Announcing, Check
+from gatekeeper.pipeline.check import Announcing, Check, asks_spf
 from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import ReadAhead
 
@@ -39,6 +39,11 @@ def may_permit(checks: Iterable[Check]) -> bool:
         elif check.name == "permit":
             return True
     return False
+
+
+def may_ask_spf(checks: Iterable[Check]) -> bool:
+    """Return whether one of these restrictions, as `run_checks` runs them, may ask for SPF of the sender."""
+    return any(check.mode is Mode.ENFORCE and asks_spf(check) for check in checks)
 
 
 async def run_checks(checks: Sequence[Check], request: Request, context: Context) -> Verdict:
@@ -78,6 +83,11 @@ class RestrictionClass:
     checks: tuple[Check, ...]
     mode: Mode = Mode.ENFORCE
     needs: tuple[str, ...] = ()
+    asks_spf: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Kept, because classes name classes: each is looked into once.
+        object.__setattr__(self, "asks_spf", may_ask_spf(self.checks))
 
     async def check(self, request: Request, context: Context) -> Verdict:
         return await run_checks(self.checks, request, context)
@@ -104,6 +114,10 @@ class WarnIfReject:
     @property
     def needs(self) -> tuple[str, ...]:
         return self.inner.needs
+
+    @property
+    def asks_spf(self) -> bool:
+        return asks_spf(self.inner)
 
     def announce(self, request: Request, context: Context) -> ReadAhead | None:
         return self.inner.announce(request, context) if isinstance(self.inner, Announcing) else None

@@ -57,6 +57,7 @@ class Greylist(ConfiguredCheck):
 
     name: ClassVar[str] = "greylist"
     needs: ClassVar[tuple[str, ...]] = ("sender", "recipient")
+    asks_spf: ClassVar[bool] = True
 
     delay: Duration = Field(default=300.0, description="how long the first mail of a triplet has to wait")
     retry_window: Duration = Field(default=172800.0, description="how long a client may take to try again")

@@ -183,6 +183,11 @@ class LookUp:
     table: Table
     may_allow: bool = True
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether an entry may ask for SPF of the sender."""
+        return self.table.asks_spf
+
     async def __call__(self, request: Request, context: Context) -> Verdict:
         action, subject = self.find(self.table, request, context.site)
         if action is None:
@@ -220,6 +225,11 @@ class Access:
     mode: Mode = Mode.ENFORCE
     name: str = "access"
     needs: tuple[str, ...] = ()
+
+    @property
+    def asks_spf(self) -> bool:
+        """Whether one of the look-ups may ask for SPF of the sender."""
+        return any(look_up.asks_spf for _, look_up in self.lookups)
 
     async def check(self, request: Request, context: Context) -> Verdict:
         """Return the first verdict that is more than PASS, else the last PASS with a reason."""

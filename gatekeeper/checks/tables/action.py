@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gatekeeper.checks.base.nested import SERVER_ERROR, may_permit, run_checks
-from gatekeeper.checks.tables.sender_proof import CONDITIONS, is_proven
+from gatekeeper.checks.base.nested import SERVER_ERROR, may_ask_spf, may_permit, run_checks
+from gatekeeper.checks.tables.sender_proof import ASKING_SPF, CONDITIONS, is_proven
 from gatekeeper.core.request import Request
 from gatekeeper.core.verdict import MAX_ACTION, PASS, Outcome, Verdict, printable
 from gatekeeper.pipeline.check import Check
@@ -69,6 +69,11 @@ class TableAction:
     def allows(self) -> bool:
         """Whether the action is OK, which ends the list in favour of the client."""
         return self.verdict.outcome is Outcome.PERMIT
+
+    @property
+    def asks_spf(self) -> bool:
+        """Whether SPF of the sender may be asked for."""
+        return self.condition in ASKING_SPF or may_ask_spf(self.checks)
 
 
 RestrictionBuilder = Callable[[str], tuple[Check, ...]]

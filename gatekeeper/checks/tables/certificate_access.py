@@ -42,6 +42,11 @@ class CertificateAccess:
     table: Table
     attributes: tuple[str, ...]
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether an entry may ask for SPF of the sender."""
+        return self.table.asks_spf
+
     async def __call__(self, request: Request, context: Context) -> Verdict:
         for attribute in self.attributes:
             fingerprint: str = getattr(request, attribute)

@@ -117,6 +117,11 @@ class IndexedTable:
         """The lines of entries that say OK without a condition."""
         return self.actions.allows
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether an entry may ask for SPF of the sender."""
+        return self.actions.asks_spf
+
     def search(self, keys: Iterable[str]) -> TableAction | None:
         """Return the entry for the first key that has one."""
         find = self.entries.find

@@ -29,6 +29,11 @@ class StaticTable:
     action: TableAction
     allows: Sequence[SourceLine] = field(default=())
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether the action may ask for SPF of the sender."""
+        return self.action.asks_spf
+
     def search(self, keys: Iterable[str]) -> TableAction | None:
         """Return the action, unless there is nothing to look up."""
         return self.action if next(iter(keys), "") else None

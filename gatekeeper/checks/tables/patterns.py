@@ -61,6 +61,11 @@ class RuleTable:
     rules: list[PatternRule] = field(default_factory=list)
     allows: list[SourceLine] = field(default_factory=list)
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether a rule may ask for SPF of the sender."""
+        return any(rule.action is not None and rule.action.asks_spf for rule in self.rules)
+
     def search(self, keys: Iterable[str]) -> TableAction | None:
         """Return the action of the first rule that matches the first of `keys`."""
         key = next(iter(keys), "")
@@ -91,7 +96,17 @@ class NetworkTable:
     """A cidr: table without conditions."""
 
     networks: Networks
-    allows: list[SourceLine] = field(default_factory=list)
+    actions: Actions
+
+    @property
+    def allows(self) -> list[SourceLine]:
+        """The lines of entries that say OK without a condition."""
+        return self.actions.allows
+
+    @property
+    def asks_spf(self) -> bool:
+        """Whether an entry may ask for SPF of the sender."""
+        return self.actions.asks_spf
 
     def search(self, keys: Iterable[str]) -> TableAction | None:
         """Return the entry for the first key, if that is an address."""
@@ -126,7 +141,7 @@ def parse_cidr(data: bytes, actions: Actions) -> NetworkTable | RuleTable:
     """Parse a cidr: table."""
     if _CONDITION.search(data):
         return _parse_rules(data, actions, _parse_network_rule)
-    table = NetworkTable(Networks(data.count(b"\n") + 1, actions), allows=actions.allows)
+    table = NetworkTable(Networks(data.count(b"\n") + 1, actions), actions)
     for line, content in text_lines(data):
         pattern, rest = _cut(content)
         if not rest:

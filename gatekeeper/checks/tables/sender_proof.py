@@ -28,6 +28,7 @@ from gatekeeper.pipeline.context import Context
 from gatekeeper.stores.store import Keys, StoreError
 
 CONDITIONS = ("spf", "dkim", "dmarc")
+ASKING_SPF = ("spf", "dmarc")
 LIFETIME = 36 * 86400.0
 """Seconds for which the last proof is remembered: as long as greylisting knows a client."""
 
@@ -35,7 +36,7 @@ LIFETIME = 36 * 86400.0
 async def is_proven(condition: str, request: Request, context: Context) -> bool:
     """Return whether the sender of `request` is proven as `condition` requires, and note why."""
     what = f"if={condition}"
-    if condition in ("spf", "dmarc"):
+    if condition in ASKING_SPF:
         spf = await context.facts.spf()
         proven = spf.authenticates and spf.identity == "mailfrom"  # a HELO name says nothing of the null sender
         if proven:

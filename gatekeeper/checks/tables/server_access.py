@@ -70,6 +70,11 @@ class ServerAccess:
     type: str
     table: Table
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether an entry may ask for SPF of the sender."""
+        return self.table.asks_spf
+
     async def __call__(self, request: Request, context: Context) -> Verdict:
         name, subject = self.name_of(request)
         action = await self._find(name.rpartition("@")[2], context) if name else None

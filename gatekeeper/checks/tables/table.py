@@ -40,6 +40,11 @@ class Table(Protocol):
         """The lines of entries that say OK or `permit` without a condition, at most MAX_PROBLEMS of them."""
         ...
 
+    @property
+    def asks_spf(self) -> bool:
+        """Whether an entry may ask for SPF of the sender."""
+        ...
+
     def search(self, keys: Iterable[str]) -> TableAction | None:
         """Return the entry for the first of `keys` that has one.
 
@@ -121,6 +126,8 @@ class Actions:
         self.keys = SeenKeys()
         self.conditions: set[str] = set()
         """The conditions on allow entries."""
+        self.asks_spf = False
+        """Whether an entry may ask for SPF of the sender."""
         self._restrictions = restrictions
         self._known: dict[str, TableAction | str] = {}
         self._with_checks: dict[str, TableAction] = {}
@@ -138,6 +145,7 @@ class Actions:
             self._reject(line, action, f"this entry {what}")
             self.broken += 1
             return broken
+        self.asks_spf = self.asks_spf or action.asks_spf
         if action.condition:
             self.conditions.add(action.condition)
         elif (action.allows or may_permit(action.checks)) and len(self.allows) < MAX_PROBLEMS:
