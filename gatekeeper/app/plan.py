@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatekeeper.app.signing_plan import ReadKeys, data_set, placed, sign_options, signing_policy
+from gatekeeper.app.signing_plan import ReadKeys, placed, sign_options, signing_policy
 from gatekeeper.auth.dmarc_record import DmarcPolicy
 from gatekeeper.auth.results import Method
 from gatekeeper.checks.authentication.dmarc import DmarcCheck
@@ -178,8 +178,7 @@ def _pipeline(config: Config, builder: CheckBuilder, lists: RestrictionLists, at
 def _message_checks(config: Config, conditions: tuple[str, ...]) -> tuple[tuple[Check, ...], list[Problem]]:
     """Return the milter's checks, of the methods that are asked, and what is wrong with their options."""
     verify = config.verify
-    spec = data_set(config, verify.trusted_forwarders)
-    forwarders, problems = HostList.read(spec, "verify.trusted_forwarders", base=config.folder)
+    forwarders, problems = HostList.read(verify.trusted_forwarders, "verify.trusted_forwarders", base=config.folder)
     dmarc = DmarcCheck(
         obey=verify.dmarc,
         quarantine=verify.quarantine,

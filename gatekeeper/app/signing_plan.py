@@ -161,7 +161,7 @@ class _Reader:
 
     def read(self, read: _Read, option: str, *args: Any) -> Any:
         """Read the table in `option` by `read`, and collect its problems."""
-        spec = data_set(self._config, getattr(self._config.signing, option) or ())
+        spec = getattr(self._config.signing, option) or ()
         made, problems = read(spec, *args, where=f"signing.{option}", base=self._config.folder)
         self.problems += problems
         return made
@@ -196,7 +196,7 @@ class _Reader:
         d= is the entry of Domain, or with `*` the domain in From; a subdomain is named by its i=.
         """
         config, options = self._config, self._config.signing
-        data, problems = opendkim_data_set.read(data_set(config, options.domains), "signing.domains", config.folder)
+        data, problems = opendkim_data_set.read(options.domains, "signing.domains", config.folder)
         self.problems += problems
         if data.kind == "refile":
             self.problems.append(
@@ -229,14 +229,7 @@ def _path(config: Config, option: str) -> _Spec:
     """Return a table whose lone word cannot be a list: lists of keys have `=` in them."""
     table = getattr(config.signing, option) or ()
     lone = isinstance(table, str) and not table.startswith("/") and not set(table) & set(":=,")
-    return f"file:{table}" if lone else data_set(config, table)
-
-
-def data_set(config: Config, table: _Spec) -> _Spec:
-    """Return the data set in OpenDKIM's words, where a relative path without a prefix would be a comma list."""
-    if isinstance(table, str) and not table.startswith("/") and (config.folder / table).is_file():
-        return f"file:{table}"
-    return table
+    return f"file:{table}" if lone else table
 
 
 def placed(config: Config, problem: Problem, ours: str = "signing") -> Problem:

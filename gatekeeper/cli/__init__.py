@@ -42,7 +42,7 @@ FAMILIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    Neither Ctrl-C nor a closed pipe on stdout leaves a traceback.
+    Neither Ctrl-C, a closed pipe on stdout nor a file that we may not look at leaves a traceback.
     """
     try:
         options = _parse(arguments)
@@ -56,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever reads our output has had enough of it. Without this, Python complains again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except PermissionError as error:  # from wherever a path was looked at: a user in a folder that is not his, mostly
+        what = f"cannot look at {error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"gatekeeper: {what}", file=sys.stderr)
+        return TEMPORARY
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

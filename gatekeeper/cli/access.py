@@ -50,6 +50,7 @@ def _add(options: argparse.Namespace, parse_entry: "Callable[[], AccessEntry]") 
     """
     from gatekeeper.config import access_entry, config_file
     from gatekeeper.core.safe_path import real_path
+    from gatekeeper.core.working_folder import absolute
 
     try:
         entry = parse_entry()
@@ -58,7 +59,7 @@ def _add(options: argparse.Namespace, parse_entry: "Callable[[], AccessEntry]") 
         return USAGE
     path = config_path(options)
     loaded = config_file.load(path) if path else config_file.defaults()
-    file = (path or config_file.DEFAULT_PATH).absolute()
+    file = absolute(path or config_file.DEFAULT_PATH)
     try:
         added = access_entry.add(loaded, entry, real_path(file).parent)
     except access_entry.EntryRefused as refused:

@@ -291,9 +291,10 @@ def _selected_keys(options: argparse.Namespace) -> "tuple[Config, list[_Key]]":
         usage_error("-k needs -d and -s: a key file does not say under which name its record is published")
     if options.key:
         from gatekeeper.app.signing_plan import key_owners
+        from gatekeeper.core.working_folder import absolute
         from gatekeeper.signing.keys import read_key
 
-        private, problems = read_key(options.key.absolute(), owners=key_owners(config), require_safe=False)
+        private, problems = read_key(absolute(options.key), owners=key_owners(config), require_safe=False)
         for problem in problems:
             print(problem, file=sys.stderr)
         if private is None:

@@ -138,7 +138,7 @@ def _table(config: Config, entry: AccessEntry, folder: Path) -> tuple[str, Path,
     for type in types:
         for found, file in names:
             if found == type:
-                return type, real_path((config.folder / file).absolute()), True
+                return type, real_path(config.folder / file), True
     return ("cidr" if wide else "hash"), folder / f"access_{entry.kind}{'_cidr' if wide else ''}", False
 
 

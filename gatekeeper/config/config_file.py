@@ -37,6 +37,7 @@ from gatekeeper.config.values import ClientPatterns, Delimiter, Domains, Hostnam
 from gatekeeper.core.problem import ConfigError, Problem
 from gatekeeper.core.text_files import read_text
 from gatekeeper.core.toml_reader import TOMLLimitError, parse_toml
+from gatekeeper.core.working_folder import absolute, working_folder
 from gatekeeper.pipeline.site import Site
 from gatekeeper.postfix import postconf
 from gatekeeper.postfix.client_list import ClientList, ClientPattern, parse_pattern
@@ -77,7 +78,7 @@ class Config(Section):
     log: LogSection = LogSection()
 
     _file: Path | None = PrivateAttr(None)
-    _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _base: Path = PrivateAttr(default_factory=working_folder)
     _locations: KeyLocations = PrivateAttr(KeyLocations(""))
     _tree: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _ask: postconf.Ask = PrivateAttr(default_factory=lambda: postconf.ask_postfix)
@@ -250,7 +251,7 @@ def from_tree(
     all_problems = sorted({*found, *problems})
     if any(not problem.warning for problem in all_problems):
         raise ConfigError(all_problems)
-    config._base, config._import_warnings = base.absolute(), tuple(all_problems)
+    config._base, config._import_warnings = absolute(base), tuple(all_problems)
     return config
 
 
@@ -300,7 +301,7 @@ def _build(
             # If there is nothing left to remove, a default is wrong; that must not loop for ever.
             usable = rest if rest != usable else {}
     config._file, config._locations, config._sockets = path, locations, sockets
-    config._base = (path.parent if path else Path()).absolute()
+    config._base = absolute(path.parent if path else Path())
     config._tree, config._ask, config._relay = tree, ask, relay
     config._drift = tuple(
         locations.problem(file, (option,), what, warning=True) for option, what in _drift(config, tree, relay)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from gatekeeper.core.working_folder import absolute
 from gatekeeper.daemon.worker import WorkerKind
 from gatekeeper.postfix.listen_address import ListenAddress
 from gatekeeper.postfix.service_address import for_postfix, not_seen_from_chroot
@@ -42,7 +43,7 @@ def startup_message(
     lines += [
         not_seen for address in addresses.values() if (not_seen := not_seen_from_chroot(address, queue_directory))
     ]
-    named = "".join(f"{option} {shlex.quote(str(file.absolute()))} " for option, file in files.items() if file)
+    named = "".join(f"{option} {shlex.quote(str(absolute(file)))} " for option, file in files.items() if file)
     lines += ["and ask it about a session:", f"  {_command()} {named}explain {_SESSION}"]
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from gatekeeper.config import config_file
 from gatekeeper.config.config_file import Config
 from gatekeeper.config.locations import KeyLocations, KeyPath
 from gatekeeper.core.problem import Problem
+from gatekeeper.core.working_folder import working_folder
 from gatekeeper.opendkim import conf
 from gatekeeper.opendkim.conf import ConfSetting
 from gatekeeper.opendkim.options import Fate, OptionKind
@@ -169,7 +170,7 @@ class _Mapper:
     def base(self) -> Path:
         """The directory that relative paths start from."""
         setting = self.settings.get("basedirectory")
-        return Path.cwd() / setting.value if setting else Path.cwd()
+        return working_folder() / setting.value if setting else working_folder()
 
     def path(self, value: str) -> Path:
         """Return a path, relative to BaseDirectory."""

@@ -7,8 +7,8 @@ with all remaining colons. Keys are compared literally; in a refile the first pa
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
+from gatekeeper.core.working_folder import working_folder
 from gatekeeper.signing import data_set
 from gatekeeper.signing.data_set import DataSet, DataSetEntry
 
@@ -22,7 +22,7 @@ class BadQuery(Exception):
 
 def open_set(description: str) -> DataSet:
     """Read the data set that `description` names. Raises BadQuery."""
-    data, problems = data_set.read(description.strip(), "the data set", Path.cwd())
+    data, problems = data_set.read(description.strip(), "the data set", working_folder())
     for problem in problems:
         if not problem.warning:
             raise BadQuery(str(problem))

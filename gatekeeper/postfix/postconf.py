@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gatekeeper.core import watched_files
+from gatekeeper.core.working_folder import absolute
 from gatekeeper.postfix.client_list import COMMENT, THE_END, ClientPattern, end_of_list, parse_postfix_pattern
 from gatekeeper.postfix.restriction_list import split_words
 
@@ -79,7 +80,7 @@ def instance(folder: Path | None) -> Iterator[None]:
     if _postconf() is None:
         raise NoInstance(f"there is no postconf to ask about {folder}")
     before = os.environ.get("MAIL_CONFIG")
-    os.environ["MAIL_CONFIG"] = str(folder.absolute())
+    os.environ["MAIL_CONFIG"] = str(absolute(folder))
     try:
         yield
     finally:

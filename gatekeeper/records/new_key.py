@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatekeeper.core.working_folder import working_folder
 from gatekeeper.records.key_record import KeyRecord, RecordOptions
 from gatekeeper.signing import key_generation
 from gatekeeper.signing.keys import PrivateKey, read_key
@@ -28,7 +29,7 @@ class NewKey:
         """Yield what to add to KeyTable and SigningTable."""
         domain, selector = self.record.domain, self.record.selector
         name = f"{selector}._domainkey.{domain}"
-        yield f"KeyTable:     {name} {domain}:{selector}:{self.path.absolute()}"
+        yield f"KeyTable:     {name} {domain}:{selector}:{working_folder() / self.path}"
         yield f"SigningTable: *@{domain} {name}        (refile:)"
 
 
@@ -58,5 +59,5 @@ def write(
     record = KeyRecord.of(selector, domain, PrivateKey(data, str(path)), record_options)
     key_generation.write_key(path, data, owner=key_generation.owner_in(folder, owners), replace=replace)
     key_generation.write_key(text_path, record.zone(absolute=absolute).encode(), mode=0o644, replace=replace)
-    _, problems = read_key(path.absolute(), owners=owners or None)
+    _, problems = read_key(working_folder() / path, owners=owners or None)
     return NewKey(record, path, text_path, tuple(map(str, problems)))

@@ -24,6 +24,7 @@ from gatekeeper.config.locations import KeyLocations
 from gatekeeper.core import file_lock, toml_writer
 from gatekeeper.core.safe_path import real_path
 from gatekeeper.core.text_files import without_bom
+from gatekeeper.core.working_folder import absolute
 from gatekeeper.rotation.state import KeyReference, RotationRefused, RotationState
 from gatekeeper.signing import key_generation
 from gatekeeper.signing.key_table import is_path
@@ -120,9 +121,9 @@ class KeyConfiguration:
         """
         named = Path(reference.path) if reference.path else self.file or self._config.folder / "gatekeeper.toml"
         try:
-            return real_path(named.absolute()).parent
+            return real_path(absolute(named)).parent
         except FileNotFoundError:
-            return named.absolute().parent
+            return absolute(named).parent
 
     def check(self, state: RotationState) -> None:
         """Raise RotationRefused if there will be no line to change when the time comes to switch."""
@@ -144,7 +145,7 @@ class KeyConfiguration:
             raise RotationRefused(
                 f"{self._place('key_table')}: this list is not edited; write {line} for its key there"
             )
-        path = self.file.absolute()
+        path = absolute(self.file)
         with file_lock.changing(path) as table:
             text, lines = switched(_text(table), state, self._config.folder)
             if not lines:
@@ -160,7 +161,7 @@ class KeyConfiguration:
         wanted = {"selector": state.new.selector, "key_file": state.new.path}
         written = " and ".join(toml_writer.line(name, value) for name, value in wanted.items())
         path = Path(place.file)
-        with file_lock.changing(path.absolute()) as file:
+        with file_lock.changing(absolute(path)) as file:
             try:
                 text = with_options(_text(file), wanted)
             except tomllib.TOMLDecodeError:
