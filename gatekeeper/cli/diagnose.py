@@ -91,10 +91,11 @@ def verify(options: argparse.Namespace) -> int:
             resolver.note = note
 
         findings = await message_report.verify(app, request, mail, set_note)
+        edits = await message_report.play(app, request, mail)
         if options.json:
-            print_json(message_report.as_json(findings))
+            print_json(message_report.as_json(findings) | message_report.judgement_as_json(edits))
         else:
-            print_lines(message_report.sentences(findings, message_report.not_judged(app, request, mail)))
+            print_lines(message_report.sentences(findings, edits, message_report.not_judged(app, request, mail)))
         return OK
 
     return run_with_app(options, work)

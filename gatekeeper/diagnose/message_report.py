@@ -232,16 +232,22 @@ def not_judged(app: App, request: Request, mail: Mail) -> str:
     return 'mode = "observe"' if config.mode == "observe" else ""
 
 
-def sentences(findings: MessageFindings, why_not: str = "") -> Iterator[str]:
+def sentences(findings: MessageFindings, edits: Edits, why_not: str = "") -> Iterator[str]:
     """Yield the findings for people, line by line, and the header field that states them.
 
-    `why_not` is why the milter would not add it.
+    `edits` are what the milter would do to the message, `why_not` is why it would not judge it.
     """
     yield from _finding_lines(findings)
     yield ""
-    yield (
-        f"The milter would not tell this ({why_not}). If it did, it would add:" if why_not else "The milter would add:"
-    )
+    answer = [*_answer_sentences(edits)]
+    yield from answer
+    if answer:
+        yield from _reason_sentences(edits)
+    if why_not:
+        yield f"The milter would not tell this ({why_not}). If it did, it would add:"
+    else:
+        is_taken = edits.reply is None and not edits.discard
+        yield "The milter would add:" if is_taken else "If it let the message pass, it would add:"
     yield from field_lines(findings.field)
 
 
@@ -284,6 +290,15 @@ def _line(method: str, result: StrEnum, *details: str) -> str:
     return f"{method:6} {result:9} {text}".rstrip()
 
 
+def judgement_as_json(edits: Edits) -> dict[str, Any]:
+    """Return for programs what the milter would answer, and the reasons that it would log."""
+    return {
+        "reasons": list(logged_reasons(edits)),
+        "reply": edits.reply.reply if edits.reply else "",
+        "quarantine": edits.quarantine,
+    }
+
+
 def as_json(findings: MessageFindings) -> dict[str, Any]:
     """Return the findings for programs."""
     return {
@@ -318,35 +333,41 @@ def _unfolded(value: str) -> str:
 
 def report_as_json(report: SigningReport) -> dict[str, Any]:
     """Return for programs what the milter does with the message."""
-    reply = report.edits.reply
     return {
         "findings": as_json(report.findings) if report.findings else None,
-        "reasons": list(logged_reasons(report.edits)),
+        **judgement_as_json(report.edits),
         "signing": report.signing.reason,
         "notes": [{"what": note.what, "found": note.found} for note in report.signing.notes],
         "adds": [f"{insertion.name}:{insertion.value}" for insertion in report.edits.insertions],
         "removes": [f"{removal.name} {removal.index}" for removal in report.edits.removals],
-        "reply": reply.reply if reply else "",
-        "quarantine": report.edits.quarantine,
     }
 
 
 def edit_sentences(edits: Edits) -> Iterator[str]:
     """Yield for people, line by line, what the milter would do to the message, and the reasons that it would log."""
     yield from _edit_sentences(edits)
+    yield from _reason_sentences(edits)
+
+
+def _reason_sentences(edits: Edits) -> Iterator[str]:
     if reasons := logged_reasons(edits):
         yield f"The milter would log: reasons={','.join(reasons)}"
 
 
-def _edit_sentences(edits: Edits) -> Iterator[str]:
+def _answer_sentences(edits: Edits) -> Iterator[str]:
+    """Say what the milter would answer, if it is more than that the message goes on."""
     if edits.reply is not None:
         yield f"The milter would refuse the message: {edits.reply.reply}"
-        return
-    if edits.discard:
+    elif edits.discard:
         yield "The milter would accept the message and discard it"
-        return
-    if edits.quarantine:
+    elif edits.quarantine:
         yield f"The milter would hold the message: {printable(edits.quarantine)}"
+
+
+def _edit_sentences(edits: Edits) -> Iterator[str]:
+    yield from _answer_sentences(edits)
+    if edits.reply is not None or edits.discard:
+        return
     for removal in reversed(edits.removals):
         yield f"The milter would remove the forged field {removal.name} number {removal.index}"
     for insertion in edits.insertions:

@@ -126,6 +126,36 @@ def test_verify_shows_what_the_dns_said_to_each_method(capsys: pytest.CaptureFix
     assert records["spf"][0]["what"].startswith("TXT ")
 
 
+@pytest.mark.parametrize(
+    ("options", "answer", "adds"),
+    [
+        ('dmarc = "reject"', "refuse the message: 550 5.7.1", "If it let the message pass, it would add:"),
+        ('dmarc = "quarantine"', "hold the message: ", "The milter would add:"),
+        ('dmarc = "observe"', "", "The milter would add:"),
+        ('dmarc = "reject"\noverrides = { "example.com" = "none" }', "", "The milter would add:"),
+    ],
+)
+def test_verify_tells_the_answer_as_explain_does(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: str, answer: str, adds: str
+) -> None:
+    with (folder / "g.toml").open("a") as file:
+        file.write(f'[verify]\nmalformed_from = "accept"\n{options}\n')
+    forged = ["--client", "192.0.2.66", "--helo", "x.example", "--from", "a@example.com"]
+
+    def said(*arguments: str) -> str:
+        assert OK == cli.main(["--config", "g.toml", *arguments, *forged, "--dns", "dns.zone"])
+        return capsys.readouterr().out
+
+    verified = said("verify", "m.eml").splitlines()
+    told = [line for line in verified if "The milter would " in line and "add:" not in line]
+    explaining = said("explain", "--message", "m.eml").splitlines()
+    assert (bool(answer), True) == (bool(told), set(told) <= {*explaining})
+    assert answer in "".join(told)
+    assert adds in verified
+    as_json = json.loads(said("verify", "m.eml", "--json"))
+    assert ("refuse" in answer, "hold" in answer) == (bool(as_json["reply"]), bool(as_json["quarantine"]))
+
+
 def test_verify_takes_the_sender_from_return_path(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "m.eml").write_bytes(b"Return-Path: <a@example.com>\n" + MESSAGE)
     arguments = ["verify", "m.eml", "--json", "--client", "192.0.2.9", "--config", "g.toml", "--dns", "dns.zone"]
