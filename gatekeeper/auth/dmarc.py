@@ -26,7 +26,16 @@ from gatekeeper.auth.spf import SpfFinding, SpfResult
 from gatekeeper.core.message import Header
 from gatekeeper.dnsclient.resolver import DNSError, RememberedOnly, Resolver
 
-__all__ = ["DmarcFinding", "DmarcPolicy", "DmarcResult", "check_dmarc", "discover"]
+__all__ = [
+    "DmarcFinding",
+    "DmarcPolicy",
+    "DmarcResult",
+    "TreeWalk",
+    "TreeWalks",
+    "check_dmarc",
+    "discover",
+    "published_policy",
+]
 
 _MAX_LABELS = 8
 """After its first query, the walk up from a longer name goes on with 7 labels: it takes 8 queries at most."""
@@ -79,7 +88,7 @@ class DmarcFinding:
 
 
 @dataclass(slots=True)
-class _Walk:
+class TreeWalk:
     """One tree walk: the records on the way up, and whether a DNS error ended it."""
 
     start: str
@@ -123,7 +132,7 @@ async def check_dmarc(
     """
     author = author_of(headers)
     judged = {} if judged is None else judged
-    walks = _Walks(resolver)
+    walks = TreeWalks(resolver)
 
     async def judge(domain: str) -> None:
         judged[domain] = await _judge(walks, domain, spf, dkim)
@@ -159,7 +168,7 @@ def _strictness(found: DmarcFinding) -> tuple[int, int]:
     return found.policy.strictness, found.published.strictness
 
 
-async def _judge(walks: "_Walks", domain: str, spf: SpfFinding, dkim: Sequence[DkimFinding]) -> DmarcFinding:
+async def _judge(walks: "TreeWalks", domain: str, spf: SpfFinding, dkim: Sequence[DkimFinding]) -> DmarcFinding:
     """Return the finding for a message whose author is in `domain`."""
     passed, proven = (_passed(spf), _passed(*dkim)), (_proven(spf), _proven(*dkim))
     if passing := await walks.pass_without_walking(domain, *passed):
@@ -179,7 +188,7 @@ async def _judge(walks: "_Walks", domain: str, spf: SpfFinding, dkim: Sequence[D
     spf_aligned = await walks.any_aligned(walk, passed[0], record.strict_spf)
     dkim_aligned = await walks.any_aligned(walk, passed[1], record.strict_dkim)
     if spf_aligned or dkim_aligned:
-        published = _published_policy(domain, record_domain, record)
+        published = published_policy(domain, record_domain, record)
         proof = await walks.any_aligned(walk, proven[0], record.strict_spf) or (
             await walks.any_aligned(walk, proven[1], record.strict_dkim)
         )
@@ -189,7 +198,7 @@ async def _judge(walks: "_Walks", domain: str, spf: SpfFinding, dkim: Sequence[D
         exists = record.nonexistent is None or (await walks.resolver.query(domain, "A")).exists
     except DNSError:
         return replace(finding, result=DmarcResult.TEMPERROR, reason=f"{domain} could not be looked up")
-    published = _published_policy(domain, record_domain, record, exists=exists)
+    published = published_policy(domain, record_domain, record, exists=exists)
     finding = replace(finding, published=published)
     if None in (spf_aligned, dkim_aligned) or _undecided(walk, record, spf, dkim):
         reason = "because of DNS errors it is not known whether SPF or DKIM passed for this domain"
@@ -235,7 +244,7 @@ def _pass(finding: DmarcFinding, spf_aligned: bool, dkim_aligned: bool) -> Dmarc
     )
 
 
-def _published_policy(domain: str, record_domain: str, record: DmarcRecord, *, exists: bool = True) -> DmarcPolicy:
+def published_policy(domain: str, record_domain: str, record: DmarcRecord, *, exists: bool = True) -> DmarcPolicy:
     """Return the policy that the record states for `domain`, which may or may not exist in the DNS."""
     assert record.policy is not None
     if domain == record_domain:
@@ -245,7 +254,7 @@ def _published_policy(domain: str, record_domain: str, record: DmarcRecord, *, e
     return record.subdomains or record.policy
 
 
-def _undecided(walk: _Walk, record: DmarcRecord, spf: SpfFinding, dkim: Sequence[DkimFinding]) -> bool:
+def _undecided(walk: TreeWalk, record: DmarcRecord, spf: SpfFinding, dkim: Sequence[DkimFinding]) -> bool:
     """Return whether a check that ended in `temperror` might have passed with an aligned domain."""
 
     def might_align(domain: str, strict: bool) -> bool:
@@ -256,16 +265,16 @@ def _undecided(walk: _Walk, record: DmarcRecord, spf: SpfFinding, dkim: Sequence
     )
 
 
-class _Walks:
-    """Tree walks that look up each record only once."""
+class TreeWalks:
+    """Tree walks that look up each record only once; `known` are records that need no look-up, by their domain."""
 
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(self, resolver: Resolver, known: Mapping[str, DmarcRecord | None] = {}) -> None:
         self.resolver = resolver
-        self._records: dict[str, DmarcRecord | None] = {}
+        self._records = dict(known)
 
-    async def walk(self, start: str) -> _Walk:
+    async def walk(self, start: str) -> TreeWalk:
         """Walk from `start` to the top, or to a record that ends it (section 4.10)."""
-        walk = _Walk(start)
+        walk = TreeWalk(start)
         labels = start.count(".") + 1
         sizes = [labels, *range(min(labels, _MAX_LABELS) - 1, 0, -1)]
         try:
@@ -305,7 +314,7 @@ class _Walks:
         )
         return _pass(finding, author in spf, author in dkim)
 
-    async def any_aligned(self, author: _Walk, domains: Sequence[str], strict: bool) -> bool | None:
+    async def any_aligned(self, author: TreeWalk, domains: Sequence[str], strict: bool) -> bool | None:
         """Return whether one of `domains` is aligned with that of the author; None if DNS errors leave that unknown.
 
         `strict` is strict alignment: only the author's very domain is aligned.

@@ -93,12 +93,13 @@ def dmarc_record(options: argparse.Namespace) -> int:
                 testing=options.testing,
             )
             texts = [dmarc.write(wanted_record)]
+        are_published = texts is None
         try:
             texts = await dmarc.look_up(resolver, domain) if texts is None else texts
         except DNSError as error:
             print(f"gatekeeper: _dmarc.{domain} cannot be looked up right now: {error}", file=sys.stderr)
             return TEMPORARY
-        remarks = await dmarc.examine(resolver, domain, texts)
+        remarks = await dmarc.examine(resolver, domain, texts, are_published=are_published)
         if options.json:
             records = [{"error": remark.error, "what": remark.what} for remark in remarks]
             print_json({"domain": domain, "records": texts, "remarks": records})

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from gatekeeper.auth.dmarc import TreeWalks, published_policy
 from gatekeeper.auth.dmarc_record import DmarcPolicy, find_record
-from gatekeeper.auth.domains import is_within, normal_domain
+from gatekeeper.auth.domains import normal_domain
 from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.resolver import MX, DNSError, Resolver
 from gatekeeper.records.remark import Remark
@@ -76,9 +77,13 @@ async def look_up(resolver: Resolver, domain: str) -> list[str]:
     return [record.decode("utf-8", "replace") for record in answer.records if isinstance(record, bytes)]
 
 
-async def examine(resolver: Resolver, domain: str, texts: Sequence[str]) -> list[Remark]:
-    """Return remarks on the records `texts` of `domain`, as if they were published."""
+async def examine(
+    resolver: Resolver, domain: str, texts: Sequence[str], *, are_published: bool = False
+) -> list[Remark]:
+    """Return remarks on the records `texts` of `domain`, which are published or judged as if they were."""
     ours = [text for text in texts if re.match(r"\s*v\s*=\s*DMARC1?\b", text, re.IGNORECASE)]
+    if not ours and are_published:
+        return [await _inherited(resolver, domain)]
     if not ours:
         return [Remark(True, f"there is no DMARC record at _dmarc.{domain}")]
     read = [text for text in ours if find_record([text.encode("utf-8", "surrogateescape")])]
@@ -92,9 +97,31 @@ async def examine(resolver: Resolver, domain: str, texts: Sequence[str]) -> list
         if text != judged
     ]
     remarks += lint(judged)
+    walks = TreeWalks(resolver, {domain: find_record([judged.encode("utf-8", "surrogateescape")])})
     for address, host in destinations(judged):
-        remarks += await _check_destination(resolver, domain, address, host)
+        remarks += await _check_destination(walks, domain, address, host)
     return remarks
+
+
+async def _inherited(resolver: Resolver, domain: str) -> Remark:
+    """Return what receivers apply to a domain that has no record of its own (RFC 9989 section 4.10.1)."""
+    missing = f"there is no DMARC record at _dmarc.{domain}"
+    walk = await TreeWalks(resolver).walk(domain)
+    found = walk.applicable()
+    if walk.failed:
+        return Remark(True, f"{missing}, and the DNS does not answer right now for a domain above it")
+    if found is None:
+        return Remark(True, missing)
+    above, record = found
+    if record.policy is None:
+        return Remark(True, f"{missing}, and that of {above}, which applies, has no valid policy")
+    try:
+        exists = record.nonexistent is None or (await resolver.query(domain, "A")).exists
+    except DNSError:
+        return Remark(True, f"{missing}; that of {above} applies, but the DNS of {domain} does not answer right now")
+    policy = published_policy(domain, above, record, exists=exists)
+    what = f"that of {above} applies, with the policy {policy}; gatekeeper dmarc record {above} checks it"
+    return Remark(False, f"{missing}; {what}")
 
 
 def lint(text: str) -> Iterator[Remark]:
@@ -186,18 +213,24 @@ def destinations(text: str) -> Iterator[tuple[str, str]]:
                     yield f"{match[1]}@{match[2]}", normal_domain(match[2])
 
 
-async def _check_destination(resolver: Resolver, domain: str, address: str, host: str) -> list[Remark]:
+async def _check_destination(walks: TreeWalks, domain: str, address: str, host: str) -> list[Remark]:
     """Check that reports can be sent to `address`, which is at `host`.
 
-    `host` must accept mail, and if it is outside `domain` it must agree to receive the reports (RFC 9990).
+    `host` must accept mail, and unless it has the same organizational domain as `domain` it must agree to receive the
+    reports (RFC 9990 section 4).
     """
-    shown = printable(address, 100)
+    resolver, shown = walks.resolver, printable(address, 100)
     try:
         mail = (await resolver.query(host, "MX")).records or (await resolver.query(host, "A")).records
         mail = mail or (await resolver.query(host, "AAAA")).records
         if all(isinstance(one, MX) and not one.host for one in mail):  # none at all, or a null MX (RFC 7505)
             return [Remark(True, f"{shown}: {host} does not accept mail")]
-        if is_within(host, domain) or is_within(domain, host):
+        ours, theirs = await walks.walk(domain), await walks.walk(host)
+        if ours.failed or theirs.failed:
+            return [
+                Remark(False, f"{shown}: whether {host} has to agree is not known: the DNS does not answer right now")
+            ]
+        if ours.organizational == theirs.organizational:
             return []
         name = f"{domain}._report._dmarc.{host}"
         agreed = (await resolver.query(name, "TXT")).records

@@ -62,6 +62,80 @@ async def test_a_dmarc_record_is_judged_as_receivers_will(record: str, error: bo
     assert words or not remarks
 
 
+ABOVE = """
+_dmarc.example.com TXT "v=DMARC1; p=reject; sp=quarantine"
+_dmarc.np.example TXT "v=DMARC1; p=none; np=reject"
+here.np.example A 192.0.2.1
+_dmarc.broken.example TXT "v=DMARC1; p=nonsense"
+_dmarc.late.example TXT !TIMEOUT
+_dmarc.own.example TXT "v=DMARC1; p=reject"
+_dmarc.two.own.example TXT "v=DMARC1; p=none"
+_dmarc.two.own.example TXT "v=DMARC1; p=reject"
+_dmarc.bank TXT "v=DMARC1; p=quarantine; np=reject; psd=y"
+_dmarc.other.example.com TXT "something else"
+"""
+
+
+@pytest.mark.parametrize(
+    ("domain", "error", "words"),
+    [
+        ("mail.example.com", False, "that of example.com applies, with the policy quarantine"),
+        ("a.b.c.example.com", False, "that of example.com applies, with the policy quarantine"),
+        ("other.example.com", False, "that of example.com applies, with the policy quarantine"),
+        ("here.np.example", False, "that of np.example applies, with the policy none"),
+        ("gone.np.example", False, "that of np.example applies, with the policy reject"),
+        ("new.bank", False, "that of bank applies, with the policy reject"),
+        ("a.broken.example", True, "has no valid policy"),
+        ("a.late.example", True, "does not answer right now"),
+        ("two.own.example", True, "there are 2 DMARC records"),
+        ("nothing.example", True, "there is no DMARC record at _dmarc.nothing.example"),
+    ],
+)
+async def test_a_domain_without_a_record_is_told_whose_applies(domain: str, error: bool, words: str) -> None:
+    resolver = TableResolver(Zone.parse(ABOVE))
+    texts = await dmarc.look_up(resolver, domain)
+    remark, *_ = await dmarc.examine(resolver, domain, texts, are_published=True)
+    assert (error, True) == (remark.error, words in remark.what)
+    judged, *_ = await dmarc.examine(resolver, domain, ["p=none"])
+    assert (True, False) == (judged.error, "applies" in judged.what)
+
+
+HOSTS = (
+    *("example.com", "reports.example.com", "deep.reports.example.com", "apart.example.com", "one.bank", "two.bank"),
+    *("a.late.example", "example.org", "sub.example.org"),
+)
+ORGANIZATION = """
+_dmarc.example.com TXT "v=DMARC1; p=none"
+_dmarc.apart.example.com TXT "v=DMARC1; p=none; psd=n"
+_dmarc.bank TXT "v=DMARC1; p=none; psd=y"
+_dmarc.late.example TXT !TIMEOUT
+""" + "\n".join(f"{host} MX 10 mail.example.net" for host in HOSTS)
+
+
+@pytest.mark.parametrize(
+    ("domain", "host", "words"),
+    [
+        ("news.example.com", "reports.example.com", ""),  # siblings
+        ("news.example.com", "deep.reports.example.com", ""),
+        ("news.example.com", "example.com", ""),
+        ("example.com", "reports.example.com", ""),
+        ("a.one.bank", "one.bank", ""),
+        ("one.bank", "two.bank", "two.bank does not agree"),  # two organizations below one public suffix
+        ("news.example.com", "apart.example.com", "does not agree"),
+        ("apart.example.com", "example.com", "does not agree"),
+        ("example.org", "sub.example.org", ""),  # by the record that is being judged
+        ("sub.example.org", "example.org", "does not agree"),  # without one above, it is an organization of its own
+        ("example.com", "a.late.example", "is not known"),
+    ],
+)
+async def test_reports_within_one_organization_need_no_consent(domain: str, host: str, words: str) -> None:
+    record = "v=DMARC1; p=reject; psd=n" if domain.startswith("apart") else "v=DMARC1; p=reject"
+    resolver = TableResolver(Zone.parse(ORGANIZATION))
+    remarks = await dmarc.examine(resolver, domain, [f"{record}; rua=mailto:d@{host}"])
+    assert bool(words) == bool(remarks)
+    assert words in "".join(remark.what for remark in remarks)
+
+
 async def test_two_dmarc_records_are_none() -> None:
     remarks = await dmarc.examine(TableResolver(Zone.parse(DNS)), "example.com", ["v=DMARC1; p=none"] * 2)
     assert [True] == [remark.error for remark in remarks]
