@@ -266,7 +266,8 @@ class _Walk(Evaluation):
         """Add a remark on a modifier that receivers ignore."""
         shown = printable(term.text, 80)
         if term.name in MECHANISMS:
-            meant = printable(f"{term.name}:{term.domain}" if term.domain else term.name, 80)
+            bare = not term.domain and term.name in ("a", "all", "mx", "ptr")
+            meant = term.name if bare else printable(f"{term.name}:{term.domain}", 80)
             self.found.error(f"{domain}: {shown} is ignored: write {meant}, not {term.name}=")
         elif close := get_close_matches(term.name, (*MODIFIERS, *MECHANISMS), 1):
             self.found.error(f"{domain}: {shown} is unknown and ignored; did you mean {close[0]}?")
