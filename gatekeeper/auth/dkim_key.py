@@ -70,7 +70,12 @@ def key_records(records: Iterable[object]) -> list[bytes]:
     What may be a key comes before what is surely none: a key must not be lost behind the texts of other services.
     """
     texts = [record for record in records if isinstance(record, bytes)]
-    return sorted(texts, key=lambda text: _MAY_BE_KEY.match(text) is None)[:_MAX_TRIED]
+    return sorted(texts, key=lambda text: not may_be_key(text))[:_MAX_TRIED]
+
+
+def may_be_key(record: bytes) -> bool:
+    """Return whether a TXT record is meant as a key, be it a wrong one; any other is surely none."""
+    return _MAY_BE_KEY.match(record) is not None
 
 
 _MAX_CACHED = 4096

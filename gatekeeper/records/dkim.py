@@ -9,8 +9,9 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gatekeeper.auth.dkim_key import PublicKey, parse_key
+from gatekeeper.auth.dkim_key import PublicKey, key_records, may_be_key, parse_key
 from gatekeeper.auth.tags import parse_list, parse_tags
+from gatekeeper.core.verdict import printable
 from gatekeeper.dnsclient.resolver import Answer, DNSError, Resolver
 from gatekeeper.records.key_record import key_record_name
 from gatekeeper.records.remark import Remark
@@ -43,7 +44,8 @@ class PublishedKey:
     @property
     def key(self) -> PublicKey | None:
         """The published key, if it can be used."""
-        found = parse_key(self.records[0]) if len(self.records) == 1 else None
+        meant = _meant_as_keys(self.records)
+        found = parse_key(meant[0]) if len(meant) == 1 else None
         return found if isinstance(found, PublicKey) else None
 
     @property
@@ -67,13 +69,27 @@ async def examine(resolver: Resolver, domain: str, selector: str, private: Priva
 
 
 def judge(records: Sequence[bytes], private: PrivateKey | None) -> Iterator[Remark]:
-    """Yield remarks on the TXT records at a key's name. `private` is the key that should be there."""
-    if not records:
+    """Yield remarks on the TXT records at a key's name. `private` is the key that should be there.
+
+    What is surely no key is skipped, as verification does (auth/dkim_key.py); of several keys receivers take any.
+    """
+    meant = _meant_as_keys(records)
+    if not meant:
         yield Remark(True, "there is no record")
-    elif len(records) > 1:
-        yield Remark(True, f"there are {len(records)} TXT records: receivers take any of them; leave one")
+    elif len(meant) > 1:
+        yield Remark(True, f"there are {len(meant)} TXT records with a key: receivers take any of them; leave one")
     else:
-        yield from _judge_record(records[0], private)
+        yield from _judge_record(meant[0], private)
+    for other in records:
+        if other not in meant:
+            what = "there is another TXT record, which is no key; some receivers may take it for one, so take it out"
+            yield Remark(False, f"{what}: {printable(other.decode('utf-8', 'replace'), 60)}")
+
+
+def _meant_as_keys(records: Sequence[bytes]) -> list[bytes]:
+    """Return the records that are meant as keys; where none is, the one that receivers try first."""
+    tried = key_records(records)
+    return [record for record in records if may_be_key(record)] or tried[:1]
 
 
 def _judge_record(record: bytes, private: PrivateKey | None) -> Iterator[Remark]:

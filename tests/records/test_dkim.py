@@ -24,6 +24,7 @@ from gatekeeper.signing.keys import PrivateKey
 from tests.lab.dns import DnsServer
 from tests.support.needs import require_program
 from tests.support.signing_world import ed25519, ed25519_pem, rsa, rsa_pem, write_key
+from tests.support.zones import txt
 
 
 def gatekeeper(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -182,6 +183,10 @@ OTHER = "v=DKIM1; k=rsa; p=" + PrivateKey(rsa_pem(1024), "another").public()
     [
         ([], "there is no record"),
         ([TEXT, TEXT], "2 TXT records"),
+        ([TEXT, OTHER, "v=spf1 -all"], "2 TXT records"),
+        (["v=DKIM1; p=", TEXT], "2 TXT records"),
+        (["v=spf1 -all", OTHER], "not that of the private key"),
+        (["v=spf1 -all", "hello"], "not a DKIM key"),
         ([OTHER], "not that of the private key"),
         ([ed25519().record()], "the record has an ed25519 key"),
         (["v=DKIM1; p="], "revoked"),
@@ -205,6 +210,23 @@ def test_a_key_published_wrong_is_named_with_its_cause(records: list[str], said:
     remarks = list(judge([record.encode() for record in records], rsa()))
     assert said in " | ".join(remark.what for remark in remarks)
     assert said or not remarks
+
+
+OF_OTHERS = ("v=spf1 -all", "google-site-verification=abc", "hello", "v=DMARC1; p=none", "")
+
+
+@pytest.mark.parametrize("others", [*((other,) for other in OF_OTHERS), OF_OTHERS])
+@pytest.mark.parametrize("first", [True, False])
+async def test_records_that_are_no_keys_are_warned_of_and_skipped_as_by_verification(
+    others: tuple[str, ...], first: bool
+) -> None:
+    records = [TEXT, *others] if first else [*others, TEXT]
+    zone = Zone.parse("\n".join(f"s._domainkey.example.com. TXT {txt(record)}" for record in records))
+    found = await examine(TableResolver(zone), "example.com", "s", rsa())
+    assert (True, len(others)) == (found.good, len(found.remarks))
+    assert all(remark.what.startswith("there is another TXT record, which is no key") for remark in found.remarks)
+    assert found.key is not None
+    assert found.key.kind == "rsa"
 
 
 async def test_a_record_under_a_wrong_name_is_found() -> None:
