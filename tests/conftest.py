@@ -15,6 +15,7 @@ from tests.support import needs, service  # noqa: E402 - its assertions are to b
 # No deadline, because a machine that others share is slow at times. In CI the examples are the same each time, so that
 # what passed for one change does not fail for the next by chance; everybody else's runs look for new ones.
 settings.register_profile("gatekeeper", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("few", settings.get_profile("gatekeeper"), max_examples=20)
 settings.register_profile("thorough", settings.get_profile("gatekeeper"), max_examples=20_000)
 settings.load_profile("gatekeeper")
 

@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -573,9 +573,9 @@ def _refuse_new_mistakes(plan: Plan, in_force: Plan) -> None:
         raise ConfigError(new)
 
 
-def _running(plan: Plan, endpoints: Iterable[Endpoint]) -> str:
+def _running(plan: Plan, sockets: Mapping[Endpoint, socket.socket]) -> str:
     """Say what runs: version, mode, and where it listens."""
-    where = ", ".join(f"{kind} {listen}" for kind, listen in endpoints)
+    where = ", ".join(f"{kind} {bound(listen, sock)}" for (kind, listen), sock in sockets.items())
     return f"gatekeeper {version('gatekeeper')}, mode {plan.config.mode}, {where}"
 
 
