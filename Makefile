@@ -24,11 +24,11 @@ test:  ## the tests (ARGS="-k greylist")
 	@.ci/bootstrap milter postfix tests
 	@$(PY) -m pytest $(PARALLEL) $(ARGS)
 
-check:  ## lint, and the tests that start no service: under a minute
+check:  ## lint, and the quick tests that start no service: about a minute
 	@.ci/bootstrap
 	@# Side by side, because the tests wait now and then; what lint says comes last. More workers would only import more.
 	@said=$$(mktemp); $(MAKE) --no-print-directory lint >$$said 2>&1 & lint=$$!; \
-	$(PY) -m pytest -n 2 --dist worksteal -m "not integration" $(ARGS); status=$$?; \
+	$(PY) -m pytest -n 2 --dist worksteal -m "not integration and not slow" $(ARGS); status=$$?; \
 	wait $$lint || status=1; cat $$said; rm $$said; exit $$status
 
 coverage:  ## the tests, and the branches that none of them takes

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from gatekeeper.app.app import App, open_app
 from gatekeeper.app.plan import Plan
 from gatekeeper.core.request import UNKNOWN, Client, Request, Stage, domain_of, parse_address
-from gatekeeper.core.verdict import Decision, printable
+from gatekeeper.core.verdict import Verdict, printable
 from gatekeeper.dnsclient.resolver import Answer, DNSFailure, Resolver
 from gatekeeper.evidence.refusals import reason_of
 from gatekeeper.evidence.tops import Tops
@@ -125,7 +125,9 @@ class Backtest:
         self.no_helo += asked.request.helo is None
         decision, context = await self._app.decide(asked.request)
         await context.settle(decision)
-        would, rule = _would(decision)
+        # What only observes is passed over, unless nothing does anything else.
+        observing = self._app.plan.config.mode == "observe"
+        would, rule = _would(decision.judged if observing else decision.verdict)
         if asked.was is Was.KEPT:
             self.kept += 1
         elif would is Was.UNKNOWN:
@@ -159,13 +161,12 @@ class Backtest:
         return sum(change.count for (was, _, _), change in self.changes.items() if was is Was.ACCEPTED)
 
 
-def _would(decision: Decision) -> tuple[Was, str]:
-    judged = decision.judged
-    if not judged.refuses:
+def _would(verdict: Verdict) -> tuple[Was, str]:
+    if not verdict.refuses:
         return Was.ACCEPTED, ""
-    if judged.reason.endswith(("temporary", "temperror")):
-        return Was.UNKNOWN, judged.reason
-    return (Was.DEFERRED if judged.code.startswith("4") else Was.REFUSED), judged.reason
+    if verdict.reason.endswith(("temporary", "temperror")):
+        return Was.UNKNOWN, verdict.reason
+    return (Was.DEFERRED if verdict.code.startswith("4") else Was.REFUSED), verdict.reason
 
 
 def in_order(stories: Iterable[Story]) -> Iterator[Asked]:

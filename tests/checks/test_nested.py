@@ -95,6 +95,7 @@ def test_a_class_that_asks_itself_is_refused(classes: dict[str, str], circle: st
     assert any(what.endswith(f"contains itself: {circle}") for what in problems(**classes))
 
 
+@pytest.mark.slow
 def test_classes_have_a_depth_and_repeated_prefixes_take_no_time() -> None:
     chain = {f"c{number}": f"c{number + 1}" for number in range(3000)} | {"c3000": "reject"}
     assert any("nested more than 50 deep" in what for what in problems(**chain))

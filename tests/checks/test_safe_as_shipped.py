@@ -182,6 +182,7 @@ async def tally() -> Tally:
     return _played()[0]
 
 
+@pytest.mark.slow
 async def test_no_correct_sender_is_refused_or_gives_up(tally: Tally) -> None:
     assert [] == tally.refused
 

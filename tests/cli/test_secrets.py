@@ -58,6 +58,7 @@ def said(*arguments: str) -> str:
     return out.getvalue() + log.getvalue()
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     urls(), st.sampled_from(["[store]\nurl = {}", "[store]\ntimeout = {}", "hostname = {}", "mode = {}", "[x]\n{} = 1"])
@@ -74,6 +75,7 @@ def test_check_config_tells_no_password(tmp_path_factory: pytest.TempPathFactory
         assert not [piece for piece in PIECES if piece in heard and "redis" in url.lower()], heard
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(urls())
 def test_commands_about_state_tell_no_password(url: str) -> None:

@@ -72,6 +72,7 @@ def state_folder(hostile: HostileFolder) -> None:
     make_state_folder(f"sqlite:{hostile.folder}/state/state.db", (NOBODY, NOBODY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("work", [listen, listen_again, pid_file, key, allow, change, state_folder])
 def test_nobody_can_turn_root_against_root(work: Work, attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:

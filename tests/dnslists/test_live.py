@@ -101,6 +101,7 @@ def nameserver(request: pytest.FixtureRequest, server: DnsServer) -> str:
     return address
 
 
+@pytest.mark.slow
 async def test_each_illness_is_told_from_the_others(nameserver: str) -> None:
     sites = {zone: parse_list(zone) for zone in EXPECTED}
     watched = ListMonitor(

@@ -30,6 +30,9 @@ GREYLISTED = "450 4.2.0 <b@y.example>: Recipient address rejected: Greylisted"
 LISTED = "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.example"
 
 
+GREYLIST = '[checks.greylist]\nlearning = "0s"\nclients = "all"\ndelay = "5m"\n'
+
+
 class World:
     """A folder with a log, a zone and configurations; `test` plays the log through one of these."""
 
@@ -98,7 +101,22 @@ def test_refused_mail_that_would_pass_is_told_unless_it_was_refused_by_what_stay
     )
 
 
-GREYLIST = '[checks.greylist]\nlearning = "0s"\nclients = "all"\ndelay = "5m"\n'
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_observe_mode_for_everything_is_passed_over(
+    world: World, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    world.log.mail(0, sender="a@nowhere.example")
+    world.test("reject_unknown_sender_domain")
+    config = world.folder / "g.toml"
+    config.write_text(f'mode = "{mode}"\n{config.read_text()}')
+    words = ["backtest", str(world.folder / "mail.log"), "--config", str(config)]
+    assert FINDING == cli.main([*words, "--dns", str(world.folder / "dns.zone")])
+    assert "  sender.unknown_domain: 1\n" in capsys.readouterr().out
+
+
+def test_a_check_that_only_observes_refuses_nothing(world: World) -> None:
+    world.log.mail(0)
+    assert [] == world.changes("greylist", sections=f'{GREYLIST}mode = "observe"\n')
 
 
 def test_greylisting_runs_through_the_log_in_its_own_time(world: World) -> None:

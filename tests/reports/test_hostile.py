@@ -112,6 +112,7 @@ print("status", status, "peak", peak // 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_batch_of_bombs_costs_little_memory_and_a_good_report_among_them_is_read(tmp_path: Path) -> None:
     files = []
     for name, make in (BOMBS | {"good.xml": lambda: xml(PASSED)}).items():
@@ -129,6 +130,7 @@ def test_a_batch_of_bombs_costs_little_memory_and_a_good_report_among_them_is_re
     assert int(peak) < 300, "megabytes; the largest file and what it may unpack to are 96 together"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bomb", "words"),
     [

@@ -155,6 +155,7 @@ def test_a_document_that_is_no_good_says_why(document: bytes, words: str) -> Non
     assert words in said
 
 
+@pytest.mark.slow
 def test_rows_have_a_limit() -> None:
     small = "<record><row><source_ip>1.1.1.1</source_ip><count>1</count></row></record>"
     assert ["it has more than 200000 rows"] == unread(xml(small * (MAX_ROWS + 1)))

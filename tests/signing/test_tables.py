@@ -294,6 +294,7 @@ def test_relative_paths_start_at_the_base_with_or_without_a_prefix(world: World)
         assert 1 == len(SigningTable.read(spec, keys, base=world.folder)[0])
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_domains_are_found_by_name_however_they_are_written(world: World) -> None:
     keys = world.key_table("".join(f"k{n} d{n}.com:s:{world.key}\n" for n in range(100_000)))
     assert "d99999.com" == found(keys, "k99999").domain
