@@ -97,10 +97,10 @@ def test_a_start_waits_for_orphans_that_have_not_noticed_yet(config: Path) -> No
     first = Service(config, "policy", prelude=f"exec({SLOW!r})")
     first.wait_for("explain")
     first.process.kill()
+    first.process.wait()  # one that has not died yet is no orphan's parent, but a service that runs
     second = Service(config, "policy")
     second.wait_for("explain")
     assert 0 == second.end()
-    first.process.wait()
     until(lambda: not orphans(config), "the orphans are gone")
 
 
