@@ -11,7 +11,6 @@ from gatekeeper.core.log import read_decision
 from gatekeeper.maillog.events import Found, Kind
 
 _QUEUE_ID = re.compile(r"([0-9A-F]{6,20}|[0-9B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{10,30}):? ")
-_OURS = {"client", "name", "helo", "sender", "recipient", "sasl_user"}
 
 
 def understand(program: str, text: str) -> Found | None:

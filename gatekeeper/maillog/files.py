@@ -138,12 +138,11 @@ def open_log(path: Path) -> LogFile:
         raise LogError(f"{path} cannot be read: {_why(error)}") from None
 
 
-def open_journal(since: str = "") -> LogFile:
-    """Run journalctl(1) and return what it prints, from `since` on. Raises LogError where there is no journal."""
-    command = [*journal.COMMAND, *([f"--since={since}"] if since else [])]
+def open_journal() -> LogFile:
+    """Run journalctl(1) and return what it prints. Raises LogError where there is no journal."""
     try:
-        process = subprocess.Popen(  # noqa: S603 (a fixed program; --since is one argument)
-            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        process = subprocess.Popen(  # noqa: S603 (a fixed program with fixed arguments)
+            journal.COMMAND, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
     except OSError as error:
         raise LogError(f"journalctl cannot be run: {_why(error)}; name a log file instead") from None

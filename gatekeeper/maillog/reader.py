@@ -115,23 +115,18 @@ def _syslog(log: LogFile, tally: Tally) -> Iterator[Line]:
     line: Line | None = None
     for text in _short(log, tally):
         tally.lines += 1
-        if "epeated " in text and (times := _times(text)) is not None:
-            if (found := parse(text)) and (inner := _REPEATED.match(found.text)):
-                line = found._replace(text=inner[2])
-            if line is not None and times:
-                yield from repeat(line, times)
-                continue
-        if (found := parse(text)) is None:
+        found, times = parse(text), 1
+        if "repeated " in text:
+            # Only where syslogd itself says it: a stranger's HELO may hold the same words.
+            if found is not None and (said := _REPEATED.match(found.text)):
+                found, times = found._replace(text=said[2]), int(said[1])
+            elif found is None and line is not None and (said := _LAST_REPEATED.match(text)):
+                found, times = line, int(said[1])
+        if found is None:
             tally.unreadable += bool(text)
         else:
             line = found
-            yield line
-
-
-def _times(text: str) -> int | None:
-    """Return how often syslogd says that it would have written a line; None if it says nothing of the kind."""
-    found = _LAST_REPEATED.match(text) or re.search(r": message repeated (\d{1,5}) times: \[", text)
-    return int(found[1]) if found else None
+            yield from repeat(line, times)
 
 
 def _once(each: list[Iterator[Line]], tally: Tally) -> Iterator[Line]:

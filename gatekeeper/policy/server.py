@@ -17,6 +17,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import chain
 from typing import Any, Protocol, cast
 
 from gatekeeper.core.gather import finish as finish_coroutine
@@ -253,7 +254,7 @@ class PolicyServer:
             took = time.perf_counter() - began
             if context.has_side_effects(decision):
                 self._settle_soon(decision, context)
-            write_decision(logger, decision, "policy", action, known=(*context.facts.told(), took_ms(took)))
+            write_decision(logger, decision, "policy", action, known=chain(context.facts.told(), (took_ms(took),)))
         except Exception:
             logger.exception("after the answer: instance %r", request.instance)
 

@@ -17,7 +17,7 @@ HEADS = (
     "2026-03-01T03:04:05.123456+00:00 mx gatekeeper[7]: ",
     "2026-03-01 03:04:05.123 gatekeeper[7]: INFO ",
 )
-CLIENT = "client=192.0.2.1 name=h.example helo=h.example sender=<a@x.example> recipient=<b@y.example>"
+CLIENT = "client=192.0.2.1 name=h.example helo=h.example from=<a@x.example> to=<b@y.example>"
 BANNED = (
     f'side=policy trace=AB stage=RCPT action="550 5.7.1 no" reasons=dnsbl.listed {CLIENT}',
     f'side=milter trace=AB queue_id=4B1F2A0 stage=END-OF-MESSAGE action="550 5.7.1 no" reasons=dmarc.reject {CLIENT}',
@@ -67,7 +67,7 @@ def test_fail2ban_finds_who_was_refused_for_good_and_nobody_else(tmp_path: Path,
     ],
 )
 def test_no_stranger_can_have_somebody_else_banned(tmp_path: Path, evil: str) -> None:
-    said = f"helo={escape(evil)} sender={escape(f'<{evil}>')}"
+    said = f"helo={escape(evil)} from={escape(f'<{evil}>')}"
     spared = f"side=policy stage=RCPT action=DUNNO reasons=a client=192.0.2.1 {said}"
     refused = f"side=policy stage=RCPT action={escape(f'550 5.7.1 <{evil}>: no')} client=192.0.2.1 helo={escape(evil)}"
     assert ["192.0.2.1"] == fail2ban(tmp_path, [HEADS[0] + spared, HEADS[0] + refused])

@@ -145,6 +145,16 @@ def test_repeated_lines_that_syslog_only_counts_come_as_often_as_it_says(tmp_pat
     assert ["NOQUEUE: x"] * 3 + ["y"] * 3 == read(wrote(tmp_path, log.encode()))[0]
 
 
+@pytest.mark.parametrize("words", ["message repeated 99999 times: [ x]", "last message repeated 99999 times"])
+def test_no_stranger_can_have_a_line_repeated(tmp_path: Path, words: str) -> None:
+    log = (
+        "Mar  1 03:04:05 mx postfix/smtpd[1]: NOQUEUE: y\n"
+        f"Mar  1 03:04:05 mx postfix/smtpd[1]: NOQUEUE: reject: helo=<a: {words}\n"
+        f"Mar  1 03:04:05 mx postfix/smtpd[1]: NOQUEUE: reject: helo=<a: {words}>\n"
+    )
+    assert 3 == len(read(wrote(tmp_path, log.encode()))[0])
+
+
 def test_a_line_that_goes_back_by_more_than_an_hour_is_counted(tmp_path: Path) -> None:
     log = "Mar  1 03:04:05 mx a[1]: x\nMar  1 02:04:06 mx a[1]: x\nMar  1 02:04:04 mx a[1]: x\n"
     assert 1 == read(wrote(tmp_path, log.encode()))[1].backwards
